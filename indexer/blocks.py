@@ -1,0 +1,87 @@
+"""Block keys: token ids (with what else vLLM hashes) to chained 64-bit keys.
+
+A block key names the content of a block *and* of all blocks before it, as vLLM's own block hash does, but
+under a seed of this process: keys can't be crafted by a client, are never shown, and never leave the process.
+vLLM's hashes stay opaque (`engine hash`). A key is `xxh3_64(token ids ‖ extras, seed=parent key)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+Tokens: TypeAlias = NDArray[np.uint32]
+"""Token ids, shape (n,), C-contiguous."""
+
+Keys: TypeAlias = NDArray[np.uint64]
+"""Block keys, shape (n // block_size,): one for each full block, in order."""
+
+Extras: TypeAlias = Sequence[object]
+"""What vLLM hashes into a block beside its token ids: LoRA name, (multimodal id, offset), cache salt."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class KeySpace:
+    """All keys of one process: equal content gives equal keys within it, and only within it."""
+
+    def __init__(self, seed: int) -> None:
+        """`seed`: a random 64-bit number, kept secret."""
+        self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
+
+    def root(self, block_size: int) -> int:
+        """The parent of every first block: chains of different block sizes never meet."""
+        return xxhash.xxh3_64_intdigest(block_size.to_bytes(4, "little"), self._seed)
+
+    def chain(
+        self,
+        tokens: Tokens,
+        block_size: int,
+        parent: int | None = None,
+        lora: str | None = None,
+        salt: str | None = None,
+    ) -> Keys:
+        """Keys of the full blocks of `tokens`, resumed from the key `parent` (None: from the start).
+
+        `lora` is part of every block; `salt` of a chain's first block only, so it is ignored when resuming.
+        """
+        if lora is None and (salt is None or parent is not None):
+            return self._plain(tokens, block_size, self.root(block_size) if parent is None else parent)
+        count = len(tokens) // block_size
+        each = [lora] if lora is not None else []
+        extras: list[Extras] = [each] * count
+        if parent is None and salt is not None and count:
+            extras[0] = [*each, salt]
+        return self.chain_extras(tokens, block_size, parent, extras)
+
+    def chain_extras(
+        self, tokens: Tokens, block_size: int, parent: int | None, extras: Sequence[Extras | None]
+    ) -> Keys:
+        """As `chain`, with the extras of each block given (None or empty: none)."""
+        digest = xxhash.xxh3_64_intdigest
+        view = memoryview(tokens)
+        key = self.root(block_size) if parent is None else parent
+        keys = []
+        for index in range(len(tokens) // block_size):
+            block: bytes | memoryview = view[index * block_size : (index + 1) * block_size]
+            if extra := extras[index]:
+                block = block.tobytes() + _encode(list(extra))
+            key = digest(block, key)
+            keys.append(key)
+        return np.array(keys, dtype=np.uint64)
+
+    @staticmethod
+    def _plain(tokens: Tokens, block_size: int, key: int) -> Keys:
+        digest = xxhash.xxh3_64_intdigest
+        view = memoryview(tokens)
+        keys = []
+        add = keys.append
+        for start in range(0, len(tokens) // block_size * block_size, block_size):
+            key = digest(view[start : start + block_size], key)
+            add(key)
+        return np.array(keys, dtype=np.uint64)

@@ -1,0 +1,60 @@
+"""What a pod's KV-cache feed says, as values: decoded, but not yet believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from indexer.blocks import Extras, Tokens
+
+Tier: TypeAlias = Literal["gpu", "cpu", "disk"]
+TIERS: tuple[Tier, ...] = ("gpu", "cpu", "disk")
+
+
+@dataclass(slots=True, frozen=True)
+class BlockStored:
+    """Blocks that a pod now holds; block i has `tokens[i * block_size : (i + 1) * block_size]`.
+
+    `hashes` and `parent` are engine hashes, reduced to their low 64 bits; `parent` None: block 0 starts the prompt.
+    `extras`: one entry a block, or None where the pod's version does not report them.
+    """
+
+    hashes: list[int]
+    parent: int | None
+    tokens: Tokens
+    block_size: int
+    tier: Tier = "gpu"
+    lora_id: int | None = None
+    lora_name: str | None = None
+    extras: list[Extras | None] | None = None
+    group: int | None = None
+    kind: str | None = None
+    window: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class BlockRemoved:
+    """One physical copy of each of these blocks is gone; other copies may still be held."""
+
+    hashes: list[int]
+    tier: Tier = "gpu"
+    group: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class AllBlocksCleared:
+    """The pod holds nothing any more."""
+
+
+Event: TypeAlias = BlockStored | BlockRemoved | AllBlocksCleared
+
+
+@dataclass(slots=True, frozen=True)
+class Batch:
+    """The events of one scheduler step. `ts`: the pod's wall clock, seconds. `bad`: why events in it were undecodable."""
+
+    ts: float
+    events: list[Event]
+    rank: int | None = None
+    bad: tuple[str, ...] = field(default=())
+    unknown: tuple[str, ...] = field(default=())

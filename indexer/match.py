@@ -1,0 +1,117 @@
+"""How many leading blocks of a prompt each pod holds: the answer, and the walk that finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.blocks import Keys
+from indexer.holders import HolderSets
+from indexer.pages import PAGE, Pages
+
+Pod: TypeAlias = Hashable
+"""Whoever publishes one feed: the index does not look inside."""
+
+_FIRST = 6 * PAGE  # keys looked up one by one, before numpy's fixed costs are worth it
+_GROWTH = 20  # each further stretch is this much longer than all before: a short prefix costs little
+
+
+class Hit(NamedTuple):
+    """Leading blocks that a pod holds without a gap; each counted once, in the best plane that holds it."""
+
+    blocks: int
+    gpu: int
+    predicted: int = 0
+    cpu: int = 0
+    disk: int = 0
+
+
+MISS = Hit(0, 0)
+
+
+@dataclass(slots=True)
+class Match:
+    """The hits of all pods that hold at least block 0, as of one moment.
+
+    `rows` and `frontier` say what the answer hangs on, so that `PrefixIndex.unchanged` can tell whether it still holds.
+    """
+
+    hits: Mapping[Pod, Hit]
+    blocks: int
+    version: int
+    epoch: int
+    frontier: int
+    rows: NDArray[np.uint32]
+    _pages: NDArray[np.uint32] | None = field(default=None, repr=False)
+
+    def pages(self) -> NDArray[np.uint32]:
+        """The pages that the answer hangs on."""
+        if self._pages is None:
+            pages = self.rows // PAGE
+            self._pages = pages[np.flatnonzero(np.diff(pages, prepend=np.uint32(0)))]
+        return self._pages
+
+
+class Walk:
+    """One walk along a chain of keys: ANDs the holder sets and notes where pods drop out."""
+
+    def __init__(self, pages: Pages, sets: HolderSets, active: int) -> None:
+        self._pages = pages
+        self._sets = sets
+        self.left = active  # pods that held every block so far
+        self.drops: list[tuple[int, int]] = []  # (blocks held, pods that hold just these)
+        self.runs: list[tuple[int, int]] = []  # (first block, holder set) wherever the set changes
+        self.rows: list[NDArray[np.uint32]] = []
+        self.frontier = 0  # the key that ended the walk, if it has no row
+
+    def go(self, keys: Keys) -> int:
+        """Walk to the first block that nobody is left to hold; returns how many blocks were looked at."""
+        done = self._one_by_one(keys[:_FIRST])
+        while self.left and done < len(keys):
+            stretch = keys[done : done * _GROWTH]
+            self._stretch(stretch, done)
+            done += len(stretch)
+        return done
+
+    def _step(self, block: int, number: int) -> None:
+        """The holder set changes to `number` at `block`."""
+        left = self.left & self._sets.pods(number)
+        if left != self.left:
+            self.drops.append((block, self.left & ~left))
+            self.left = left
+        self.runs.append((block, number))
+
+    def _one_by_one(self, keys: Keys) -> int:
+        find, stored, sets = self._pages.find, self._pages.keys, self._pages.sets
+        row, last, rows = 0, -1, []
+        for block, key in enumerate(keys.tolist()):
+            row = row + 1 if stored[row + 1] == key else find(key)
+            rows.append(row)
+            number = sets[row]
+            if number != last:
+                self._step(block, number)
+                last = number
+                if not self.left:
+                    break
+        if not row and rows:
+            self.frontier = int(keys[len(rows) - 1])
+        self.rows.append(np.array(rows, np.uint32))
+        return len(rows)
+
+    def _stretch(self, keys: Keys, start: int) -> None:
+        rows = self._pages.find_chain(keys)
+        numbers = self._pages.set_array[rows]
+        borders = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
+        end = 0
+        for end, number in zip([0, *borders.tolist()], [numbers[0], *numbers[borders]], strict=True):
+            self._step(start + end, int(number))
+            if not self.left:
+                rows = rows[: end + 1]
+                if not rows[end]:
+                    self.frontier = int(keys[end])
+                break
+        self.rows.append(rows)

@@ -1,0 +1,143 @@
+"""Where blocks live: rows in pages of eight, found by their key.
+
+A row is one distinct block. Eight rows are a page, whose keys are one cache line; a block of depth d sits in a row with
+`row % 8 == d % 8`, and children sit behind their parents as long as there is room. So a chain is a list of whole pages:
+a long look-up probes only every eighth key and compares the rest in place (`find_chain`).
+
+Keys are found by separate chaining (`heads`, `next`), which needs no tombstones and never rehashes: all memory is laid
+out at birth (untouched pages cost nothing), so there is no growth and no stall.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE = 8
+_LAST = PAGE - 1
+_SCALAR_MAX = 48  # below this many keys, a Python loop beats numpy's fixed costs
+
+
+class Pages:
+    """A bounded table of rows. Row 0 is no row. The caller counts who holds a row; a page with no held row is freed."""
+
+    def __init__(self, blocks_max: int) -> None:
+        """`blocks_max`: rows in all, rounded up to whole pages; the unused rows of begun pages count too."""
+        self.pages_max = max(1, -(-blocks_max // PAGE))
+        rows = (self.pages_max + 1) * PAGE
+        bits = max(3, (rows - 1).bit_length())
+        self._mask = (1 << bits) - 1
+        self.key_array: NDArray[np.uint64] = np.zeros(
+            rows + 1, np.uint64
+        )  # one more: row + 1 is always readable
+        self.set_array: NDArray[np.uint32] = np.zeros(rows, np.uint32)
+        self._next_array: NDArray[np.uint32] = np.zeros(rows, np.uint32)
+        self._head_array: NDArray[np.uint32] = np.zeros(1 << bits, np.uint32)
+        self.stamp_array: NDArray[np.uint64] = np.zeros(self.pages_max + 1, np.uint64)
+        self._live_array: NDArray[np.uint8] = np.zeros(self.pages_max + 1, np.uint8)
+        self.keys = memoryview(self.key_array)
+        self.sets = memoryview(self.set_array)
+        self.stamps = memoryview(self.stamp_array)
+        self.live = memoryview(self._live_array)
+        self._next = memoryview(self._next_array)
+        self._heads = memoryview(self._head_array)
+        self._unused = 1
+        self._free: list[int] = []
+
+    @property
+    def used(self) -> int:
+        """Pages in use."""
+        return self._unused - 1 - len(self._free)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that was ever used; the rest of the arrays is address space only."""
+        row = 8 + 4 + 4
+        return self._unused * (PAGE * row + 9) + self._head_array.nbytes
+
+    def find(self, key: int) -> int:
+        """The row of `key`, 0 if there is none."""
+        keys, following = self.keys, self._next
+        row: int = self._heads[key & self._mask]
+        while row and keys[row] != key:
+            row = following[row]
+        return row
+
+    def place(self, key: int, parent: int) -> int:
+        """A row for `key`, which has none yet, behind the row `parent` (0: the first of a chain); 0 if all are used."""
+        keys = self.keys
+        row = parent + 1
+        if not parent or parent & _LAST == _LAST:
+            row = self._page() * PAGE
+        elif keys[row]:  # a sibling sits there: a page of its own, at the same depth
+            row = self._page() * PAGE
+            if row:
+                row += (parent & _LAST) + 1
+        if row:
+            bucket = key & self._mask
+            keys[row] = key
+            self._next[row] = self._heads[bucket]
+            self._heads[bucket] = row
+        return row
+
+    def free(self, page: int) -> None:
+        """Forget all keys of a page of which no row is held."""
+        keys = self.keys
+        for row in range(page * PAGE, page * PAGE + PAGE):
+            if keys[row]:
+                self._unlink(row)
+                keys[row] = 0
+        self._free.append(page)
+
+    def find_all(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        """The rows of many keys at once, shape (n,), 0 where there is none."""
+        rows = self._head_array[keys & np.uint64(self._mask)]
+        wrong = np.flatnonzero((self.key_array[rows] != keys) & (rows != 0))
+        while wrong.size:
+            further = self._next_array[rows[wrong]]
+            rows[wrong] = further
+            wrong = wrong[(self.key_array[further] != keys[wrong]) & (further != 0)]
+        return rows
+
+    def find_chain(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        """As `find_all`, for consecutive keys of one chain from depth 0 mod 8: eight rows a probe where a page is whole.
+
+        Past the first key without a row, rows may be given as 0 though they exist: a prefix ends there.
+        """
+        whole = len(keys) // PAGE
+        rows = np.zeros(len(keys), np.uint32)
+        if whole:
+            pages = self.find_all(keys[_LAST : whole * PAGE : PAGE]) // PAGE
+            grid = pages[:, None] * np.uint32(PAGE) + np.arange(PAGE, dtype=np.uint32)
+            grid[self.key_array[grid] != keys[: whole * PAGE].reshape(whole, PAGE)] = 0
+            rows[: whole * PAGE] = grid.ravel()
+        missing = np.flatnonzero(rows == 0)
+        if len(missing) > _SCALAR_MAX and self.find(int(keys[missing[0]])):
+            rows[missing] = self.find_all(keys[missing])
+            return rows
+        for index in missing.tolist():
+            row = self.find(int(keys[index]))
+            if not row:
+                break
+            rows[index] = row
+        return rows
+
+    def _page(self) -> int:
+        if self._free:
+            return self._free.pop()
+        if self._unused > self.pages_max:
+            return 0
+        page = self._unused
+        self._unused += 1
+        return page
+
+    def _unlink(self, row: int) -> None:
+        following = self._next
+        bucket = self.keys[row] & self._mask
+        at: int = self._heads[bucket]
+        if at == row:
+            self._heads[bucket] = following[row]
+            return
+        while following[at] != row:
+            at = following[at]
+        following[at] = following[row]

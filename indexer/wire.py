@@ -1,0 +1,180 @@
+"""Bytes of vLLM's KV-event feed to `Batch`: every shape published from 0.9 to 0.32; raises `WireError`, nothing else.
+
+A payload is msgpack `[ts, [event, …], data_parallel_rank?]`. An event is positional, `["BlockStored", …]` (up to
+0.23), or a map, `{"type": "BlockStored", …}` (since 0.24), either of them perhaps inside a `bin`. Trailing fields
+and keys that we do not know are ignored; fields that a version lacks have their default. One event that can't be
+decoded spoils that event only: its reason is in `Batch.bad`.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import msgspec
+import numpy as np
+
+from indexer.errors import WireError
+from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event, Tier
+
+_HASH_MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+_TIER_OF_MEDIUM: dict[str | None, Tier] = {
+    None: "gpu", "GPU": "gpu", "CPU": "cpu", "FS": "disk", "OBJ": "disk", "STORAGE": "disk", "DISK": "disk",
+}  # fmt: skip
+
+_Hash = int | bytes
+
+
+class _Stored(msgspec.Struct, array_like=True, tag="BlockStored"):
+    block_hashes: list[_Hash]
+    parent_block_hash: _Hash | None
+    token_ids: list[int]
+    block_size: int
+    lora_id: int | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: list[list[object] | None] | None = None
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+    kv_cache_spec_sliding_window: int | None = None
+
+
+class _Removed(msgspec.Struct, array_like=True, tag="BlockRemoved"):
+    block_hashes: list[_Hash]
+    medium: str | None = None
+    group_idx: int | None = None
+
+
+class _Cleared(msgspec.Struct, array_like=True, tag="AllBlocksCleared"):
+    pass
+
+
+class _StoredMap(_Stored, array_like=False, tag="BlockStored", tag_field="type"):
+    pass
+
+
+class _RemovedMap(_Removed, array_like=False, tag="BlockRemoved", tag_field="type"):
+    pass
+
+
+class _ClearedMap(_Cleared, array_like=False, tag="AllBlocksCleared", tag_field="type"):
+    pass
+
+
+class _Envelope(msgspec.Struct, array_like=True):
+    ts: float
+    events: list[msgspec.Raw]
+    data_parallel_rank: int | None = None
+
+
+_decode_envelope = msgspec.msgpack.Decoder(_Envelope).decode
+_decode_array = msgspec.msgpack.Decoder(_Stored | _Removed | _Cleared).decode
+_decode_map = msgspec.msgpack.Decoder(_StoredMap | _RemovedMap | _ClearedMap).decode
+_decode_any = msgspec.msgpack.Decoder().decode
+_decode_bin = msgspec.msgpack.Decoder(bytes).decode
+
+_KNOWN = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
+
+
+def decode(payload: bytes | memoryview) -> Batch:
+    """One payload to one Batch; `WireError` if the payload as a whole is not a batch of events."""
+    try:
+        envelope = _decode_envelope(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise WireError(f"not a batch of events: {error}") from error
+    events: list[Event] = []
+    bad: list[str] = []
+    unknown: list[str] = []
+    for raw in envelope.events:
+        try:
+            events.append(_event(raw))
+        except _UnknownEvent as error:
+            unknown.append(str(error))
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            bad.append(str(error))
+    return Batch(envelope.ts, events, envelope.data_parallel_rank, tuple(bad), tuple(unknown))
+
+
+class _UnknownEvent(Exception):
+    """A well-formed event of a type that we do not know: counted, never wrong."""
+
+
+def _event(raw: msgspec.Raw | bytes) -> Event:
+    first = memoryview(raw)[0]
+    if 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
+        decoder = _decode_array
+    elif 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
+        decoder = _decode_map
+    elif first in (0xC4, 0xC5, 0xC6):
+        return _event_in_bin(_decode_bin(raw))
+    else:
+        raise ValueError(f"an event starts with byte 0x{first:02x}")
+    try:
+        return _value(decoder(raw))
+    except msgspec.ValidationError as error:
+        _raise_unknown(raw)
+        raise ValueError(str(error)) from error
+
+
+def _event_in_bin(inner: bytes) -> Event:
+    if not inner or inner[0] in (0xC4, 0xC5, 0xC6):
+        raise ValueError("an event in a bin holds no event")
+    return _event(inner)
+
+
+def _raise_unknown(raw: msgspec.Raw | bytes) -> None:
+    plain = _decode_any(raw)
+    tag = plain.get("type") if isinstance(plain, dict) else plain[0] if plain else None
+    if isinstance(tag, str) and tag not in _KNOWN:
+        raise _UnknownEvent(tag[:64])
+
+
+def _value(event: _Stored | _Removed | _Cleared) -> Event:
+    if isinstance(event, _Stored):
+        return _stored(event)
+    if isinstance(event, _Removed):
+        return BlockRemoved(_hashes(event.block_hashes), _tier(event.medium), event.group_idx)
+    return AllBlocksCleared()
+
+
+def _stored(event: _Stored) -> BlockStored:
+    hashes = _hashes(event.block_hashes)
+    size, kind = event.block_size, event.kv_cache_spec_kind
+    if size <= 0:
+        raise ValueError(f"block_size {size}")
+    # Sliding-window groups list only the blocks that are kept; a CPU tier may store without tokens.
+    whole = kind in (None, "full_attention") and bool(event.token_ids)
+    if whole and len(event.token_ids) != len(hashes) * size:
+        raise ValueError(f"{len(event.token_ids)} tokens for {len(hashes)} blocks of {size}")
+    extras = event.extra_keys
+    if extras is not None and len(extras) != len(hashes) and whole:
+        raise ValueError(f"{len(extras)} extra_keys for {len(hashes)} blocks")
+    return BlockStored(
+        hashes=hashes,
+        parent=None if event.parent_block_hash is None else _hash(event.parent_block_hash),
+        tokens=np.frombuffer(array("I", event.token_ids), dtype=np.uint32),
+        block_size=size,
+        tier=_tier(event.medium),
+        lora_id=event.lora_id,
+        lora_name=event.lora_name,
+        extras=list(extras) if extras is not None else None,
+        group=event.group_idx,
+        kind=kind,
+        window=event.kv_cache_spec_sliding_window,
+    )
+
+
+def _hash(value: _Hash) -> int:
+    """The low 64 bits: vLLM's own int form is that, so both forms of one digest are equal here."""
+    if isinstance(value, bytes):
+        return int.from_bytes(value[-8:], "big")
+    return value & _HASH_MASK
+
+
+def _hashes(values: list[_Hash]) -> list[int]:
+    return [v & _HASH_MASK if v.__class__ is int else _hash(v) for v in values]
+
+
+def _tier(medium: str | None) -> Tier:
+    tier = _TIER_OF_MEDIUM.get(medium)
+    return tier if tier is not None else _TIER_OF_MEDIUM.get(medium.upper() if medium else None, "disk")

@@ -1,0 +1,82 @@
+"""Errors that a client or an operator may see, each with its HTTP status and OpenAI error type.
+
+Whose fault it is decides the class: the client's (4xx), the pods' (502, 503, 504) or ours (500).
+"""
+
+from __future__ import annotations
+
+import orjson
+
+
+class RouterError(Exception):
+    """The root: `status` is the HTTP status, `type` and `code` go into the OpenAI error body."""
+
+    status = 500
+    type = "internal_error"
+    code: str | int | None = None
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def body(self) -> bytes:
+        """The OpenAI error body, as JSON bytes."""
+        code = self.code if self.code is not None else self.status
+        return orjson.dumps({"error": {"message": self.message, "type": self.type, "code": code}})
+
+
+class BadRequest(RouterError):
+    """400: the request can't be understood; no pod would understand it either."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnknownModel(RouterError):
+    """404: no pod serves this model; the message names the known ones."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class BodyTooLarge(RouterError):
+    """413: the body is over `gateway.body_max`."""
+
+    status = 413
+    type = "invalid_request_error"
+
+
+class Saturated(RouterError):
+    """429: a bound on work in flight is reached."""
+
+    status = 429
+    type = "rate_limit_error"
+    retry_after_s = 1
+
+
+class NoFitPod(RouterError):
+    """503: there is no pod that may take this request now."""
+
+    status = 503
+    type = "service_unavailable"
+    retry_after_s = 1
+
+
+class PodUnreachable(RouterError):
+    """502: every pod that was tried failed before the first byte of its response."""
+
+    status = 502
+    type = "bad_gateway"
+
+
+class PodTimeout(RouterError):
+    """504: the pod accepted the request and did not answer in time."""
+
+    status = 504
+    type = "gateway_timeout"
+
+
+class ConfigError(RouterError):
+    """The configuration can't be used; the message is one plain line that says why."""
