@@ -64,22 +64,21 @@ class KeySpace:
     ) -> Keys:
         """As `chain`, with the extras of each block given (None or empty: none)."""
         digest = xxhash.xxh3_64_intdigest
-        view = memoryview(tokens)
+        view = tokens.data
         key = self.root(block_size) if parent is None else parent
-        keys = []
+        keys: list[int] = []
         for index in range(len(tokens) // block_size):
-            block: bytes | memoryview = view[index * block_size : (index + 1) * block_size]
-            if extra := extras[index]:
-                block = block.tobytes() + _encode(list(extra))
-            key = digest(block, key)
+            block = view[index * block_size : (index + 1) * block_size]
+            extra = extras[index]
+            key = digest(block.tobytes() + _encode(list(extra)) if extra else block, key)
             keys.append(key)
         return np.array(keys, dtype=np.uint64)
 
     @staticmethod
     def _plain(tokens: Tokens, block_size: int, key: int) -> Keys:
         digest = xxhash.xxh3_64_intdigest
-        view = memoryview(tokens)
-        keys = []
+        view = tokens.data
+        keys: list[int] = []
         add = keys.append
         for start in range(0, len(tokens) // block_size * block_size, block_size):
             key = digest(view[start : start + block_size], key)

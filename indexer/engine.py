@@ -84,10 +84,10 @@ class EngineMap:
         self._row_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
         self._next_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
         self._head_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
-        self._hashes = memoryview(self._hash_array)
-        self._rows = memoryview(self._row_array)
-        self._next = memoryview(self._next_array)
-        self._heads = memoryview(self._head_array)
+        self._hashes = self._hash_array.data
+        self._rows = self._row_array.data
+        self._next = self._next_array.data
+        self._heads = self._head_array.data
 
     def _grow(self) -> None:
         """Double, when every entry is in use: entries keep their numbers, only the chains are made anew."""

@@ -60,9 +60,7 @@ class _Pod:
 class PrefixIndex:
     """See the module. `pods_max` counts feeds (ranks); twice as many bits exist, so that dropped ones can be swept late."""
 
-    def __init__(
-        self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000
-    ) -> None:
+    def __init__(self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000) -> None:
         self._space = space
         self._pages = Pages(blocks_max)
         self._width = 2 * pods_max
@@ -77,7 +75,7 @@ class PrefixIndex:
         self._version = 0
         self._epoch = 0
 
-    # --- reading -----------------------------------------------------------------------------------------------
+    # --- reading ---
 
     def match(self, keys: Keys) -> Match:
         """The leading blocks of `keys` (one chain, from the prompt's start) that each pod holds, exactly."""
@@ -121,7 +119,7 @@ class PrefixIndex:
         maps = (m for pod in self._pods.values() for m in pod.tiers.values())
         return self._pages.nbytes + sum(m.nbytes for m in maps)
 
-    # --- writing -----------------------------------------------------------------------------------------------
+    # --- writing ---
 
     def apply(self, pod: Pod, event: Event, lora: str | None = None) -> Applied:
         """Believe one event of `pod`'s feed. `lora`: the adapter's name, where the event gives only its number."""
@@ -205,9 +203,7 @@ class PrefixIndex:
         del self._pod_of_bit[known.bit]
         for tier, rows in known.tiers.items():
             self._swept.append((known.bit, _PLANES.index(tier), rows.rows()))
-        self._swept.append(
-            (known.bit, _PREDICTED, np.fromiter(known.predicted, np.uint32, len(known.predicted)))
-        )
+        self._swept.append((known.bit, _PREDICTED, np.fromiter(known.predicted, np.uint32, len(known.predicted))))
         self._swept.append((known.bit, -1, np.zeros(0, np.uint32)))  # then the bit may be used again
 
     def sweep(self, rows_max: int = 1000) -> bool:
@@ -226,7 +222,7 @@ class PrefixIndex:
             rows_max -= len(rows)
         return bool(self._swept)
 
-    # --- one block ---------------------------------------------------------------------------------------------
+    # --- one block ---
 
     def _row(self, key: int, parent: int) -> int:
         """The row of `key`, made behind `parent` if there is none; 0 if there is no room."""
@@ -272,7 +268,7 @@ class PrefixIndex:
         self._unhold(row, 1 << (_PREDICTED * self._width + known.bit))
         return True
 
-    # --- events ------------------------------------------------------------------------------------------------
+    # --- events ---
 
     def _store(self, known: _Pod, event: BlockStored, lora: str | None) -> Applied:
         count = len(event.hashes)
@@ -398,7 +394,7 @@ class PrefixIndex:
             self._epoch += 1
         return known
 
-    # --- hits --------------------------------------------------------------------------------------------------
+    # --- hits ---
 
     def _hits(self, walk: Walk) -> dict[Pod, Hit]:
         hits: dict[Pod, Hit] = {}

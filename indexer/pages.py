@@ -27,20 +27,18 @@ class Pages:
         rows = (self.pages_max + 1) * PAGE
         bits = max(3, (rows - 1).bit_length())
         self._mask = (1 << bits) - 1
-        self.key_array: NDArray[np.uint64] = np.zeros(
-            rows + 1, np.uint64
-        )  # one more: row + 1 is always readable
+        self.key_array: NDArray[np.uint64] = np.zeros(rows + 1, np.uint64)  # one more: row + 1 is always readable
         self.set_array: NDArray[np.uint32] = np.zeros(rows, np.uint32)
         self._next_array: NDArray[np.uint32] = np.zeros(rows, np.uint32)
         self._head_array: NDArray[np.uint32] = np.zeros(1 << bits, np.uint32)
         self.stamp_array: NDArray[np.uint64] = np.zeros(self.pages_max + 1, np.uint64)
         self._live_array: NDArray[np.uint8] = np.zeros(self.pages_max + 1, np.uint8)
-        self.keys = memoryview(self.key_array)
-        self.sets = memoryview(self.set_array)
-        self.stamps = memoryview(self.stamp_array)
-        self.live = memoryview(self._live_array)
-        self._next = memoryview(self._next_array)
-        self._heads = memoryview(self._head_array)
+        self.keys = self.key_array.data
+        self.sets = self.set_array.data
+        self.stamps = self.stamp_array.data
+        self.live = self._live_array.data
+        self._next = self._next_array.data
+        self._heads = self._head_array.data
         self._unused = 1
         self._free: list[int] = []
 

@@ -1,0 +1,173 @@
+"""The sequence of one feed, as scenarios: each a conversation between a publisher and a stream."""
+
+from __future__ import annotations
+
+import random
+
+from indexer.stream import Ready, Stream
+
+
+def _stream(upto: int = 0, held_max: int = 100) -> Stream[int]:
+    """A stream that has applied the batches before `upto`, each with its number as clock."""
+    stream: Stream[int] = Stream(held_max)
+    for number in range(upto):
+        assert stream.live(number, float(number), number) == Ready("in_order", apply=[number])
+    return stream
+
+
+def test_in_order() -> None:
+    """Batches in order are applied one by one."""
+    assert _stream(5).expected == 5
+
+
+def test_duplicate() -> None:
+    """A batch that was seen, with the clock that it had, changes nothing."""
+    stream = _stream(5)
+    assert stream.live(4, 4.0, 4) == Ready("duplicate")
+    assert stream.live(2, 2.0, 2) == Ready("duplicate")
+
+
+def test_gap_is_closed_by_replay() -> None:
+    """A gap asks from the last applied batch; live batches wait and are applied after what was missing."""
+    stream = _stream(3)
+    assert stream.live(5, 5.0, 5) == Ready("gap", replay_from=2)
+    assert stream.live(6, 6.0, 6).verdict == "held"
+    assert stream.replayed(2, 2.0, 2).verdict == "duplicate"
+    assert stream.replayed(3, 3.0, 3).apply == [3]
+    assert stream.replayed(4, 4.0, 4).apply == [4, 5, 6]
+    assert stream.replay_ended(True) == Ready("closed")
+    assert not stream.truncated and stream.expected == 7
+
+
+def test_gap_that_replay_cannot_close() -> None:
+    """What is lost makes us forget, and go on with what is held."""
+    stream = _stream(3)
+    stream.live(5, 5.0, 5)
+    stream.replayed(2, 2.0, 2)
+    assert stream.replay_ended(True) == Ready("lost", forget=True, apply=[5])
+    assert stream.truncated and stream.expected == 6
+
+
+def test_gap_without_replay() -> None:
+    """A replay that fails is a gap that stays open."""
+    stream = _stream(3)
+    stream.live(4, 4.0, 4)
+    assert stream.replay_ended(False) == Ready("lost", forget=True, apply=[4])
+
+
+def test_reordered_batch_fills_the_gap() -> None:
+    """A batch that comes late but is missing is kept."""
+    stream = _stream(3)
+    stream.live(4, 4.0, 4)
+    assert stream.live(3, 3.0, 3).verdict == "held"
+    stream.replayed(2, 2.0, 2)
+    assert stream.replay_ended(True) == Ready("closed", apply=[3, 4])
+
+
+def test_restart_from_zero() -> None:
+    """A number that was seen with a later clock is another publisher's."""
+    stream = _stream(5)
+    assert stream.live(0, 9.0, 100) == Ready("restart", forget=True, apply=[100])
+    assert stream.live(1, 10.0, 101) == Ready("in_order", apply=[101])
+
+
+def test_restart_whose_first_batches_were_missed() -> None:
+    """A restarted publisher's history is asked from its beginning."""
+    stream = _stream(5)
+    assert stream.live(2, 9.0, 102) == Ready("restart", forget=True, replay_from=0)
+    assert stream.replayed(0, 7.0, 100).apply == [100]
+    assert stream.replayed(1, 8.0, 101).apply == [101, 102]
+
+
+def test_restart_hidden_by_higher_numbers() -> None:
+    """A new publisher that is already further than we were is told by the clock of the batch that we knew."""
+    stream = _stream(3)
+    assert stream.live(9, 29.0, 109) == Ready("gap", replay_from=2)
+    assert stream.replayed(2, 22.0, 102) == Ready("restart", forget=True, replay_from=0)
+    for number in range(9):
+        stream.replayed(number, 20.0 + number, 100 + number)
+    stream.live(10, 30.0, 110)
+    assert stream.replay_ended(True) == Ready("closed") and stream.expected == 11
+
+
+def test_reconnect_to_a_pod_that_restarted_and_is_silent() -> None:
+    """An empty history cannot be that of the publisher we knew: its blocks are forgotten."""
+    stream = _stream(3)
+    assert stream.connected() == Ready("late", replay_from=2)
+    assert stream.replay_ended(True) == Ready("restart", forget=True, replay_from=0)
+    assert stream.replay_ended(True) == Ready("closed")
+
+
+def test_reconnect_to_the_same_publisher() -> None:
+    """Nothing is forgotten when the last applied batch comes back as it was."""
+    stream = _stream(3)
+    stream.connected()
+    stream.replayed(2, 2.0, 2)
+    assert stream.replay_ended(True) == Ready("closed")
+
+
+def test_late_join_with_truncated_history() -> None:
+    """The oldest history is gone: what is left is applied, and the stream knows that it lacks something."""
+    stream = _stream()
+    assert stream.live(60, 60.0, 60) == Ready("late", replay_from=0)
+    for number in range(40, 60):
+        stream.replayed(number, float(number), number)
+    ready = stream.replay_ended(True)
+    assert ready.apply == list(range(40, 61)) and stream.truncated
+
+
+def test_missing_names_the_first_hole_that_can_be_asked_for() -> None:
+    """A replay that lost something in the middle is asked again from there."""
+    stream = _stream()
+    stream.connected()
+    for number in (0, 1, 2, 5, 6):
+        stream.replayed(number, float(number), number)
+    assert stream.missing() == 3
+
+
+def test_held_is_bounded() -> None:
+    """What does not fit is lost as if it had never come."""
+    stream = _stream(1, held_max=3)
+    for number in range(2, 10):
+        stream.live(number, float(number), number)
+    ready = stream.replay_ended(False)
+    assert ready.apply == [7, 8, 9] and ready.forget
+
+
+def _publish(clock: float, stream: Stream[int], history: list[float], believed: list[int], lost: bool) -> None:
+    """One more batch, perhaps lost; every replay that is asked for is answered in full."""
+    history.append(clock)
+    number = len(history) - 1
+    if lost:
+        return
+    ready = stream.live(number, history[number], number)
+    while True:
+        if ready.forget:
+            believed.clear()
+        believed += ready.apply
+        if ready.replay_from is None:
+            if not stream.replaying:
+                return
+            ready = stream.replay_ended(True)
+            continue
+        start = ready.replay_from
+        for n in range(start, len(history)):
+            ready = stream.replayed(n, history[n], n)
+            if ready.forget or ready.replay_from is not None:
+                break
+            believed += ready.apply
+        else:
+            ready = stream.replay_ended(True)
+
+
+def test_any_loss_is_repaired_by_a_whole_history() -> None:
+    """Under random losses and restarts, after a batch that arrives, all of the current publisher's history is believed."""
+    for seed in range(60):
+        rng = random.Random(seed)
+        stream, history, believed = Stream[int](1000), [], []  # type: ignore[var-annotated]
+        for step in range(120):
+            if rng.random() < 0.03:
+                history = []
+            _publish(float(step), stream, history, believed, lost=rng.random() < 0.2)
+        _publish(120.0, stream, history, believed, lost=False)
+        assert believed == list(range(len(history))), f"seed {seed}"
