@@ -76,7 +76,8 @@ class EngineMap:
     def rows(self) -> NDArray[np.uint32]:
         """All rows named (some twice, if two hashes name one), shape (n,)."""
         rows = self._row_array[: self._unused]
-        return rows[rows != 0].copy()
+        named: NDArray[np.uint32] = rows[rows != 0]
+        return named
 
     def _lay_out(self, entries: int) -> None:
         self._mask = entries - 1

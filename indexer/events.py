@@ -51,7 +51,10 @@ Event: TypeAlias = BlockStored | BlockRemoved | AllBlocksCleared
 
 @dataclass(slots=True, frozen=True)
 class Batch:
-    """The events of one scheduler step. `ts`: the pod's wall clock, seconds. `bad`: why events in it were undecodable."""
+    """The events of one scheduler step; `ts`: the pod's wall clock, seconds.
+
+    `bad`: why events in it could not be decoded; `unknown`: the types of well-formed events that we do not know.
+    """
 
     ts: float
     events: list[Event]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,13 @@ class Holding(NamedTuple):
     orphans: int
 
 
+class Prediction(NamedTuple):
+    """Rows that were entered as predicted for a pod at one decision."""
+
+    pod: Pod
+    rows: list[int]
+
+
 @dataclass(slots=True)
 class _Pod:
     bit: int
@@ -58,7 +66,7 @@ class _Pod:
 
 
 class PrefixIndex:
-    """See the module. `pods_max` counts feeds (ranks); twice as many bits exist, so that dropped ones can be swept late."""
+    """See the module. `pods_max` counts feeds (ranks); twice as many bits exist: dropped ones are swept late."""
 
     def __init__(self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000) -> None:
         self._space = space
@@ -71,7 +79,8 @@ class PrefixIndex:
         self._active = 0
         self._bits = list(range(self._width - 1, -1, -1))
         self._swept: deque[tuple[int, int, NDArray[np.uint32]]] = deque()  # bit, plane, rows to clear
-        self._expiring: deque[tuple[float, Pod, list[int]]] = deque()
+        self._expiring: list[tuple[float, int, Prediction]] = []  # a heap
+        self._predictions = 0
         self._version = 0
         self._epoch = 0
 
@@ -132,55 +141,42 @@ class PrefixIndex:
         assert isinstance(event, AllBlocksCleared)
         return self.clear(pod)
 
-    def predict(self, pod: Pod, keys: Keys, start: int, now: float, ttl_s: float) -> int:
-        """`pod` is about to hold `keys[start:]` (it holds those before): believed for `ttl_s`. Returns the blocks entered."""
+    def predict(self, pod: Pod, keys: Keys, start: int, expires: float) -> Prediction:
+        """`pod` is about to hold `keys[start:]` (it holds those before): believed until `expires`, or confirmed."""
         self._version += 1
         known = self._known(pod)
-        expires = now + ttl_s
+        mask = 1 << (_PREDICTED * self._width + known.bit)
         row = self._pages.find(int(keys[start - 1])) if start else 0
         rows: list[int] = []
         for key in keys[start:].tolist():
             row = self._row(key, row)
             if not row:
                 break
-            self._hold(row, 1 << (_PREDICTED * self._width + known.bit))
-            known.predicted[row] = expires
+            self._hold(row, mask)
+            known.predicted[row] = max(expires, known.predicted.get(row, 0.0))
             rows.append(row)
-        if rows:
-            self._expiring.append((expires, pod, rows))
-        return len(rows)
+        return self._expiring_at(expires, Prediction(pod, rows))
 
-    def settle(self, pod: Pod, keys: Keys, start: int, now: float, within_s: float) -> None:
-        """What was predicted for `pod` in `keys[start:]` and is not confirmed `within_s` from now, expires then."""
-        known = self._pods.get(pod)
+    def settle(self, prediction: Prediction, expires: float) -> None:
+        """What is still unconfirmed of a prediction is believed until `expires` only."""
+        known = self._pods.get(prediction.pod)
         if known is None or not known.predicted:
             return
-        expires = now + within_s
-        rows = []
-        for key in keys[start:].tolist():
-            row = self._pages.find(key)
-            if known.predicted.get(row, 0.0) > expires:
-                known.predicted[row] = expires
-                rows.append(row)
-        if rows:
-            self._expiring.appendleft((expires, pod, rows))
+        rows = [row for row in prediction.rows if known.predicted.get(row, 0.0) > expires]
+        for row in rows:
+            known.predicted[row] = expires
+        self._expiring_at(expires, Prediction(prediction.pod, rows))
 
     def expire(self, now: float, blocks_max: int = 4096) -> int:
         """Forget predicted blocks whose time is over, about `blocks_max` a call. Returns how many."""
         self._version += 1
-        gone, looked, kept = 0, 0, []
-        while self._expiring and looked < blocks_max:
-            expires, pod, rows = self._expiring.popleft()
-            if expires > now:
-                kept.append((expires, pod, rows))
-                looked += 1
-                if looked > _EXPIRING_LOOK:
-                    break
-                continue
-            looked += len(rows)
-            known = self._pods.get(pod)
-            gone += sum(self._unpredict(known, row, now) for row in rows) if known else 0
-        self._expiring.extendleft(reversed(kept))
+        gone = looked = 0
+        while self._expiring and self._expiring[0][0] <= now and looked < blocks_max:
+            _, _, prediction = heappop(self._expiring)
+            looked += len(prediction.rows)
+            known = self._pods.get(prediction.pod)
+            if known is not None:
+                gone += sum(self._unpredict(known, row, now) for row in prediction.rows)
         return gone
 
     def clear(self, pod: Pod) -> Applied:
@@ -260,6 +256,12 @@ class PrefixIndex:
             pages.live[page] -= 1
             if not pages.live[page]:
                 pages.free(page)
+
+    def _expiring_at(self, expires: float, prediction: Prediction) -> Prediction:
+        if prediction.rows:
+            self._predictions += 1
+            heappush(self._expiring, (expires, self._predictions, prediction))
+        return prediction
 
     def _unpredict(self, known: _Pod, row: int, now: float) -> bool:
         if known.predicted.get(row, now + 1) > now:
@@ -421,9 +423,6 @@ class PrefixIndex:
                     break
         gpu, predicted, cpu, disk = counts
         return Hit(blocks, gpu, predicted, cpu, disk)
-
-
-_EXPIRING_LOOK = 64  # unexpired entries looked behind per call: the queue is only nearly in order of time
 
 
 def _indexed(known: _Pod, group: int | None, kind: str | None) -> bool:

@@ -89,7 +89,7 @@ class Pages:
 
     def find_all(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:
         """The rows of many keys at once, shape (n,), 0 where there is none."""
-        rows = self._head_array[keys & np.uint64(self._mask)]
+        rows: NDArray[np.uint32] = self._head_array[keys & np.uint64(self._mask)]
         wrong = np.flatnonzero((self.key_array[rows] != keys) & (rows != 0))
         while wrong.size:
             further = self._next_array[rows[wrong]]
@@ -98,7 +98,7 @@ class Pages:
         return rows
 
     def find_chain(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        """As `find_all`, for consecutive keys of one chain from depth 0 mod 8: eight rows a probe where a page is whole.
+        """As `find_all`, for consecutive keys of one chain from depth 0 mod 8: a probe for every whole page.
 
         Past the first key without a row, rows may be given as 0 though they exist: a prefix ends there.
         """

@@ -88,7 +88,7 @@ class Stream(Generic[T]):
             if self._proven or number != self.expected - 1:
                 return Ready("duplicate")
             if clock != self._applied_clock:
-                return self._restart(number, clock, batch)
+                return self._begin_anew(clock)
             self._proven = True
             return Ready("duplicate")
         if number > self.expected or not self._proven:
@@ -100,7 +100,7 @@ class Stream(Generic[T]):
     def replay_ended(self, complete: bool) -> Ready[T]:
         """The replay is over; `complete`: its end marker came. Close the gap, or give up what was between."""
         if complete and not self._proven:  # the last batch applied is not in its history: another publisher
-            return self._begin_anew()
+            return self._begin_anew(self._applied_clock)
         self.replaying = False
         lost = not self._proven
         apply = self._contiguous() if self._proven else []
@@ -132,8 +132,7 @@ class Stream(Generic[T]):
         return Ready(verdict, replay_from=max(0, self.expected - 1))
 
     def _restart(self, number: int, clock: float, batch: T) -> Ready[T]:
-        self._held.clear()
-        ready = self._begin_anew()
+        ready = self._begin_anew(clock)
         if number == 0:
             self.expected, self._applied_clock, self.replaying = 1, clock, False
             ready.apply, ready.replay_from = [batch], None
@@ -141,7 +140,9 @@ class Stream(Generic[T]):
             self._hold(number, clock, batch)
         return ready
 
-    def _begin_anew(self) -> Ready[T]:
+    def _begin_anew(self, since: float) -> Ready[T]:
+        """Another publisher: of what is held, only batches later than `since` can be its."""
+        self._held = {number: held for number, held in self._held.items() if held[0] > since}
         self.expected, self.truncated, self._proven, self.replaying = 0, False, True, True
         return Ready("restart", forget=True, replay_from=0)
 

@@ -1,0 +1,160 @@
+"""One pod's feed, as far as it is believed: frames in, the index kept true, and how much of it is sure.
+
+A feed is `exact` while every batch came in order, `degraded` while something is known to be unknown, `blind` as long as
+nothing was heard at all. In doubt the pod's blocks are forgotten: empty is honest, stale lies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal, TypeAlias
+
+from indexer import wire
+from indexer.errors import WireError
+from indexer.events import AllBlocksCleared, Batch, BlockStored
+from indexer.index import PrefixIndex
+from indexer.match import Pod
+from indexer.stream import Ready, Stream
+
+State: TypeAlias = Literal["exact", "degraded", "blind"]
+
+REPLAYING = "a replay is under way"
+TRUNCATED = "history before the feed was joined is not known"
+UNDECODABLE = "events could not be decoded"
+ORPHANS = "blocks came whose parents are not known"
+BLOCK_SIZE = "the block size is not the configured one"
+
+
+class Feed:
+    """Joins one stream with the index. Every method returns from where a replay is to be asked now, or None."""
+
+    def __init__(self, index: PrefixIndex, pod: Pod, held_max: int, block_size: int | None = None) -> None:
+        self.pod = pod
+        self.counts: Counter[str] = Counter()
+        self.adapters: list[str] = []  # names of LoRA adapters in order of loading: their numbers count from 1
+        self.block_size = block_size  # of the newest stored block, once one came
+        self.last_number = -1
+        self.last_clock = 0.0
+        self.last_heard: float | None = None
+        self._configured = block_size
+        self._index = index
+        self._stream: Stream[Batch] = Stream(held_max)
+        self._reasons: dict[str, None] = {}
+        self._heard = False
+
+    @property
+    def state(self) -> State:
+        if not self._heard:
+            return "blind"
+        return "degraded" if self.reasons else "exact"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the state is not `exact`, in words."""
+        if not self._heard:
+            return ["nothing was heard of its feed"]
+        reasons = list(self._reasons)
+        if self._stream.replaying:
+            reasons.append(REPLAYING)
+        if self._stream.truncated:
+            reasons.append(TRUNCATED)
+        return reasons
+
+    def connected(self, now: float) -> int | None:
+        """The sockets were connected (again)."""
+        return self._act(self._stream.connected(), now)
+
+    def frame(self, number: int, payload: bytes, now: float) -> int | None:
+        """A batch came from the publisher."""
+        self._heard = True
+        self.last_heard, self.last_number = now, number
+        batch = self._decoded(payload)
+        if batch is None:
+            return None if self._stream.replaying else self._act(self._stream.connected(), now)
+        self.last_clock = batch.ts
+        ready = self._stream.live(number, batch.ts, batch)
+        self.counts[ready.verdict] += 1
+        return self._act(ready, now)
+
+    def replayed(self, number: int, payload: bytes, now: float) -> int | None:
+        """A batch came from the replay socket."""
+        batch = self._decoded(payload)
+        if batch is None:
+            return None
+        self._heard = True
+        return self._act(self._stream.replayed(number, batch.ts, batch), now)
+
+    def replay_ended(self, complete: bool, now: float) -> int | None:
+        """`complete`: the end marker came, so all that the pod still has was sent."""
+        if complete:
+            self._heard = True
+        self.counts["replay complete" if complete else "replay failed"] += 1
+        return self._act(self._stream.replay_ended(complete), now)
+
+    def missing(self) -> int | None:
+        """The first batch that a replay should have brought, and did not."""
+        return self._stream.missing()
+
+    def forget(self) -> None:
+        """Believe nothing of this pod any more."""
+        self._index.clear(self.pod)
+        self._reasons.clear()
+
+    def _decoded(self, payload: bytes) -> Batch | None:
+        try:
+            return wire.decode(payload)
+        except WireError:
+            self.counts["decode errors"] += 1
+            self._reasons[UNDECODABLE] = None
+            return None
+
+    def _act(self, ready: Ready[Batch], now: float) -> int | None:
+        if ready.verdict == "restart":
+            self.counts["restart"] += 1
+            self._reasons.clear()
+        if ready.forget:
+            self.forget()
+            self.counts["forgotten"] += 1
+        for batch in ready.apply:
+            self._apply(batch)
+        return ready.replay_from
+
+    def _apply(self, batch: Batch) -> None:
+        counts = self.counts
+        if batch.bad:
+            counts["decode errors"] += len(batch.bad)
+            self._reasons[UNDECODABLE] = None
+        counts["unknown events"] += len(batch.unknown)
+        for event in batch.events:
+            if isinstance(event, BlockStored):
+                self._learn(event)
+                lora = self._adapter(event)
+                applied = self._index.apply(self.pod, event, lora)
+                counts["stored"] += applied.stored
+                counts["refused"] += applied.refused
+                counts["ignored"] += applied.ignored
+                if applied.orphans:
+                    counts["orphans"] += applied.orphans
+                    self._reasons[ORPHANS] = None
+            elif isinstance(event, AllBlocksCleared):
+                self._index.apply(self.pod, event)
+                self._stream.cleared()
+                self._reasons.clear()
+                counts["cleared"] += 1
+            else:
+                applied = self._index.apply(self.pod, event)
+                counts["removed"] += applied.removed
+                counts["unknown removals"] += applied.unknown
+
+    def _learn(self, event: BlockStored) -> None:
+        if event.block_size == self.block_size or not len(event.tokens):
+            return
+        self.block_size = event.block_size
+        if self._configured is not None and self._configured != event.block_size:
+            self._reasons[BLOCK_SIZE] = None
+
+    def _adapter(self, event: BlockStored) -> str | None:
+        number = event.lora_id
+        if number is None or not 0 < number <= len(self.adapters):
+            return None
+        return self.adapters[number - 1]

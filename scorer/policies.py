@@ -1,0 +1,64 @@
+"""The named policies: each prices the candidates of one request; the lowest price is picked.
+
+`predicted-ttft`: seconds until the first token if sent there, counting what this request costs the fleet:
+`backlog + (1 + beta) * cost(uncached) + requests * request_s`. `weighted`: a blend of matched share and load, as other
+routers have it. `round-robin` and `least-load` know nothing of caches, and are there to be compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from scorer.candidates import Candidate
+
+PolicyName: TypeAlias = Literal["predicted-ttft", "weighted", "round-robin", "least-load"]
+
+
+@dataclass(slots=True, frozen=True)
+class Settings:
+    """`beta`: how much of the fleet's work counts beside this request's own wait (0-1 at low load, 4-8 at the knee).
+
+    `request_s`: seconds that each request in flight is taken to delay another's first token by its decode steps.
+    """
+
+    policy: PolicyName = "predicted-ttft"
+    beta: float = 1.0
+    request_s: float = 0.002
+
+
+Policy: TypeAlias = Callable[[Sequence[Candidate], Settings, int, float], list[float]]
+"""(candidates, settings, turn: how many picks were made before, now) -> prices."""
+
+
+def predicted_ttft(candidates: Sequence[Candidate], settings: Settings, turn: int, now: float) -> list[float]:
+    factor, request_s = 1.0 + settings.beta, settings.request_s
+    prices = []
+    for candidate in candidates:
+        load = candidate.load
+        cost_s = (candidate.tokens - candidate.worth) * load.rate.token_s
+        prices.append(load.backlog_s(now) + factor * cost_s + load.requests * request_s)
+    return prices
+
+
+def weighted(candidates: Sequence[Candidate], settings: Settings, turn: int, now: float) -> list[float]:
+    busiest = max(c.load.requests for c in candidates) or 1
+    return [1.0 - (3 * c.worth / max(1, c.tokens) + 2 * (1 - c.load.requests / busiest)) / 5 for c in candidates]
+
+
+def round_robin(candidates: Sequence[Candidate], settings: Settings, turn: int, now: float) -> list[float]:
+    count = len(candidates)
+    return [float((place - turn) % count) for place in range(count)]
+
+
+def least_load(candidates: Sequence[Candidate], settings: Settings, turn: int, now: float) -> list[float]:
+    return [c.load.requests + c.load.prefill_tokens * c.load.rate.token_s for c in candidates]
+
+
+POLICIES: dict[PolicyName, Policy] = {
+    "predicted-ttft": predicted_ttft,
+    "weighted": weighted,
+    "round-robin": round_robin,
+    "least-load": least_load,
+}
