@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup bench clean
+.PHONY: demo test lint setup chart-test clean
 
 setup: $(VENV)/.ready
 
@@ -23,6 +23,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The chart's tests with a real Helm engine; `make test` runs the lighter ones.
+chart-test: setup
+	$(BIN)/python -m pip install --quiet --ignore-requires-python --no-deps --target .helm helm-sdkpy==0.1.32 cffi pycparser
+	$(BIN)/python -m pytest tests/test_chart.py
 
 clean:
 	rm -rf $(VENV)

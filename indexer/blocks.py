@@ -22,7 +22,8 @@ Keys: TypeAlias = NDArray[np.uint64]
 """Block keys, shape (n // block_size,): one for each full block, in order."""
 
 Extras: TypeAlias = Sequence[object]
-"""What vLLM hashes into a block beside its token ids: LoRA name, (multimodal id, offset), cache salt."""
+"""What vLLM hashes into a block beside its token ids, as we order it: LoRA name or None, then anything else: cache salt
+(block 0 only), (multimodal id, offset) … So a name and a salt that are spelt alike stay apart."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -53,10 +54,10 @@ class KeySpace:
         if lora is None and (salt is None or parent is not None):
             return self._plain(tokens, block_size, self.root(block_size) if parent is None else parent)
         count = len(tokens) // block_size
-        each = [lora] if lora is not None else []
-        extras: list[Extras] = [each] * count
+        each: Extras = [lora]
+        extras = [each] * count
         if parent is None and salt is not None and count:
-            extras[0] = [*each, salt]
+            extras[0] = [lora, salt]
         return self.chain_extras(tokens, block_size, parent, extras)
 
     def chain_extras(

@@ -36,6 +36,7 @@ class Feed:
         self.last_number = -1
         self.last_clock = 0.0
         self.last_heard: float | None = None
+        self.lag_s = 0.0  # of the newest frame, by the wall clocks of pod and router; the edge measures it
         self._configured = block_size
         self._index = index
         self._stream: Stream[Batch] = Stream(held_max)

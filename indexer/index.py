@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.blocks import Keys, KeySpace
+from indexer.blocks import Extras, Keys, KeySpace
 from indexer.engine import EngineMap
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.holders import HolderSets
@@ -298,13 +298,12 @@ class PrefixIndex:
 
     def _keys(self, event: BlockStored, parent: int, lora: str | None) -> Keys:
         size, key = event.block_size, self._pages.keys[parent] if parent else None
-        if event.extras is not None:
-            if any(event.extras):
-                return self._space.chain_extras(event.tokens, size, key, event.extras)
-        elif event.lora_name is not None or event.lora_id is not None:
-            name: object = event.lora_name or lora or ("lora_id", event.lora_id)
-            return self._space.chain_extras(event.tokens, size, key, [[name]] * len(event.hashes))
-        return self._space.chain(event.tokens, size, key)
+        name: object = event.lora_name or lora
+        if name is None and event.lora_id:
+            name = ("lora_id", event.lora_id)
+        if name is None and not (event.extras and any(event.extras)):
+            return self._space.chain(event.tokens, size, key)
+        return self._space.chain_extras(event.tokens, size, key, _extras(event, name))
 
     def _store_rows(self, known: _Pod, hashes: EngineMap, event: BlockStored, keys: Keys, row: int) -> int:
         mask = 1 << (_PLANES.index(event.tier) * self._width + known.bit)
@@ -423,6 +422,15 @@ class PrefixIndex:
                     break
         gpu, predicted, cpu, disk = counts
         return Hit(blocks, gpu, predicted, cpu, disk)
+
+
+def _extras(event: BlockStored, lora: object) -> list[Extras | None]:
+    """vLLM lists the LoRA name, if there is one, before the rest; versions before 0.17 list nothing."""
+    extras = []
+    for listed in event.extras or [None] * len(event.hashes):
+        rest = listed or []
+        extras.append([lora, *(rest[1:] if lora is not None and rest[:1] == [lora] else rest)])
+    return [extra if len(extra) > 1 or extra[0] is not None else None for extra in extras]
 
 
 def _indexed(known: _Pod, group: int | None, kind: str | None) -> bool:

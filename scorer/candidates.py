@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from scorer.load import PodLoad
-
 
 class Candidate(NamedTuple):
-    """`matched`: leading tokens the pod will not compute; `worth`: the same, weighed by tier; both of `tokens`."""
+    """Figures of one pod for one request, as of the decision.
+
+    `matched`: leading tokens that the pod will not compute; `worth`: the same, weighed by tier; both of `tokens`.
+    """
 
     number: int  # the caller's own handle
     tokens: int
     matched: int
     worth: float
-    load: PodLoad
-
-    @property
-    def uncached(self) -> float:
-        """Tokens of prefill this request costs the pod, loads from slower tiers priced in."""
-        return self.tokens - self.worth
+    requests: int  # in flight through this router
+    prefill_tokens: int  # promised, not yet computed
+    backlog_s: float  # until a prefill that comes now could start
+    token_s: float  # of prefill, for each token
 
 
 class Scored(NamedTuple):

@@ -10,12 +10,12 @@ from scorer.policies import POLICIES, Settings
 _CLOSE = 1e-3  # prices this near (seconds, or shares) are a tie: the turn decides, not the order of the list
 
 
-def pick(candidates: Sequence[Candidate], settings: Settings, turn: int, now: float) -> Pick:
+def pick(candidates: Sequence[Candidate], settings: Settings, turn: int) -> Pick:
     """The best of at least one candidate. `turn` counts picks: it breaks ties evenly, without chance."""
-    prices = POLICIES[settings.policy](candidates, settings, turn, now)
+    prices = POLICIES[settings.policy](candidates, settings, turn)
     least = min(prices)
     tied = [place for place, price in enumerate(prices) if price <= least + _CLOSE]
-    best = tied[turn % len(tied)] if settings.policy != "round-robin" else prices.index(least)
+    best = tied[turn % len(tied)]
     scored = [
         Scored(candidate, price, (least + _CLOSE) / (price + _CLOSE))
         for candidate, price in zip(candidates, prices, strict=True)

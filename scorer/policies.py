@@ -28,32 +28,27 @@ class Settings:
     request_s: float = 0.002
 
 
-Policy: TypeAlias = Callable[[Sequence[Candidate], Settings, int, float], list[float]]
-"""(candidates, settings, turn: how many picks were made before, now) -> prices."""
+Policy: TypeAlias = Callable[[Sequence[Candidate], Settings, int], list[float]]
+"""(candidates, settings, turn: how many picks were made before) -> prices."""
 
 
-def predicted_ttft(candidates: Sequence[Candidate], settings: Settings, turn: int, now: float) -> list[float]:
+def predicted_ttft(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
     factor, request_s = 1.0 + settings.beta, settings.request_s
-    prices = []
-    for candidate in candidates:
-        load = candidate.load
-        cost_s = (candidate.tokens - candidate.worth) * load.rate.token_s
-        prices.append(load.backlog_s(now) + factor * cost_s + load.requests * request_s)
-    return prices
+    return [c.backlog_s + factor * (c.tokens - c.worth) * c.token_s + c.requests * request_s for c in candidates]
 
 
-def weighted(candidates: Sequence[Candidate], settings: Settings, turn: int, now: float) -> list[float]:
-    busiest = max(c.load.requests for c in candidates) or 1
-    return [1.0 - (3 * c.worth / max(1, c.tokens) + 2 * (1 - c.load.requests / busiest)) / 5 for c in candidates]
+def weighted(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
+    busiest = max(c.requests for c in candidates) or 1
+    return [1.0 - (3 * c.worth / max(1, c.tokens) + 2 * (1 - c.requests / busiest)) / 5 for c in candidates]
 
 
-def round_robin(candidates: Sequence[Candidate], settings: Settings, turn: int, now: float) -> list[float]:
+def round_robin(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
     count = len(candidates)
     return [float((place - turn) % count) for place in range(count)]
 
 
-def least_load(candidates: Sequence[Candidate], settings: Settings, turn: int, now: float) -> list[float]:
-    return [c.load.requests + c.load.prefill_tokens * c.load.rate.token_s for c in candidates]
+def least_load(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
+    return [c.requests + c.prefill_tokens * c.token_s for c in candidates]
 
 
 POLICIES: dict[PolicyName, Policy] = {

@@ -87,7 +87,7 @@ def test_restart_hidden_by_higher_numbers() -> None:
     for number in range(9):
         stream.replayed(number, 20.0 + number, 100 + number)
     stream.live(10, 30.0, 110)
-    assert stream.replay_ended(True) == Ready("closed") and stream.expected == 11
+    assert stream.replay_ended(True) == Ready("closed", apply=[110]) and stream.expected == 11
 
 
 def test_reconnect_to_a_pod_that_restarted_and_is_silent() -> None:

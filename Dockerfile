@@ -1,0 +1,35 @@
+# The base is an argument: any image with Python >= 3.11 in which `python` is on the path. For releases, give a digest.
+ARG BASE=python:3.12-slim-bookworm
+
+FROM ${BASE} AS build
+WORKDIR /src
+# All that may be installed, checked against its hash. Nothing is fetched after this layer.
+COPY requirements.lock ./
+RUN python -m pip download --no-cache-dir --quiet --no-deps --only-binary=:all: \
+      --require-hashes --requirement requirements.lock --dest /wheels
+COPY pyproject.toml README.md ./
+COPY indexer indexer
+COPY scorer scorer
+COPY router router
+COPY simulator simulator
+# Of those wheels only what the product itself needs comes into the image: no test tools, no pip.
+RUN python -m pip wheel --quiet --no-deps --no-index --find-links /wheels --wheel-dir /wheels . \
+ && python -m venv --without-pip /opt/warmroute \
+ && python -m pip --python /opt/warmroute/bin/python install --no-cache-dir --quiet --no-index \
+      --find-links /wheels --compile warmroute
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="warmroute" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /opt/warmroute /opt/warmroute
+ENV PATH=/opt/warmroute/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /
+USER 65532:65532
+EXPOSE 8080 9090
+# Port as the variable says; with another port in a file only, give the variable too.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('WARMROUTE_GATEWAY__PORT', '8080') + '/healthz', timeout=4)"]
+ENTRYPOINT ["warmroute"]
+CMD ["serve"]

@@ -1,0 +1,118 @@
+"""What the gateway tells of itself, as plain values for JSON: scores, decisions, pods, caches."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from indexer.match import Hit
+from router.core import Core, Decision
+from router.fleet import Pod, Rank
+from scorer.candidates import Scored
+
+
+def score_answer(decision: Decision, model: str | None, cache: str, timing_us: dict[str, int]) -> dict[str, Any]:
+    """The answer of /score: every candidate, the pick, and why."""
+    asked, best = decision.asked, decision.rank
+    size = best.block_size or 0
+    return {
+        "model": model,
+        "block_size": size or None,
+        "tokens": asked.tokens,
+        "blocks": asked.tokens // size if size else 0,
+        "pods": _candidates(decision),
+        "pick": best.id.pod,
+        "rank": best.id.rank,
+        "reason": decision.reason,
+        "cache": cache,
+        "timing_us": timing_us,
+    }
+
+
+def decision_answer(decision: Decision, now: float) -> dict[str, Any]:
+    """One of the last picks. Never the prompt."""
+    return {
+        "at": time.time() - (now - decision.at),
+        "model": decision.asked.model,
+        "tokens": decision.asked.tokens,
+        "pick": decision.rank.id.pod,
+        "rank": decision.rank.id.rank,
+        "matched_tokens": decision.matched_tokens,
+        "reason": decision.reason,
+        "pods": _candidates(decision),
+    }
+
+
+def pod_answer(pod: Pod, core: Core, now: float) -> dict[str, Any]:
+    """All that is known of a pod."""
+    return {
+        "pod": pod.name,
+        "address": pod.address,
+        "fit": pod.fit(now),
+        "healthy": pod.healthy,
+        "draining": pod.draining,
+        "failures": pod.failures,
+        "models": [m["id"] for m in pod.models or ()],
+        "version": pod.version,
+        "engine": pod.engine,
+        "ranks": [_rank(rank, core, now) for rank in pod.ranks],
+    }
+
+
+def tiers_of(hit: Hit) -> dict[str, int]:
+    """Matched blocks by tier, only those that there are; what is predicted counts as gpu."""
+    tiers = {"gpu": hit.gpu + hit.predicted, "cpu": hit.cpu, "disk": hit.disk}
+    return {tier: blocks for tier, blocks in tiers.items() if blocks}
+
+
+def _candidates(decision: Decision) -> list[dict[str, Any]]:
+    return [
+        _candidate(decision.ranks[scored.candidate.number], decision.hits[scored.candidate.number], scored)
+        for scored in decision.pick.scored
+    ]
+
+
+def _candidate(rank: Rank, hit: Hit, scored: Scored) -> dict[str, Any]:
+    candidate = scored.candidate
+    return {
+        "pod": rank.id.pod,
+        "rank": rank.id.rank,
+        "score": round(scored.score, 4),
+        "price": round(scored.price, 6),
+        "matched_blocks": hit.blocks,
+        "matched_tokens": candidate.matched,
+        "matched_by_tier": tiers_of(hit),
+        "predicted_blocks": hit.predicted,
+        "state": rank.state,
+        "load": {
+            "requests": candidate.requests,
+            "prefill_tokens": candidate.prefill_tokens,
+            "backlog_s": round(candidate.backlog_s, 6),
+        },
+    }
+
+
+def _rank(rank: Rank, core: Core, now: float) -> dict[str, Any]:
+    holding, feed, load = core.index.holding(rank.id), rank.feed, rank.load
+    return {
+        "rank": rank.id.rank,
+        "state": rank.state,
+        "reasons": feed.reasons if feed is not None else ["the pod has no event feed"],
+        "block_size": rank.block_size,
+        "blocks": holding._asdict(),
+        "events": None
+        if feed is None
+        else {
+            "sequence": feed.last_number,
+            "heard_s_ago": None if feed.last_heard is None else round(now - feed.last_heard, 3),
+            "lag_s": round(feed.lag_s, 6),
+            "counts": dict(feed.counts),
+        },
+        "load": {
+            "requests": load.requests,
+            "prefill_tokens": load.prefill_tokens,
+            "backlog_s": round(load.backlog_s(now), 6),
+            "prefill_tokens_per_s": round(load.rate.tokens_per_s, 1),
+            "prefill_samples": load.rate.samples,
+        },
+    }

@@ -1,0 +1,93 @@
+"""The data plane: pure ASGI for what is proxied, in front of FastAPI for the rest.
+
+An ASGI dispatcher before FastAPI costs nothing; FastAPI's own routing would cost more than the whole proxy.
+"""
+
+from __future__ import annotations
+
+import time
+
+from router.attempts import Routing
+from router.bodies import ClientGone, read_body
+from router.core import Asked
+from router.errors import BadRequest, RouterError, Saturated
+from router.prompt import Prompt, parse
+from router.proxy import Receive, Scope, Send, send_error
+from router.service import Service
+
+_OURS = frozenset(("/v1/models",))  # of /v1/*, what we answer ourselves
+_PASSED = frozenset(("/tokenize", "/detokenize", "/pooling", "/classify", "/rerank", "/inference/v1/generate"))
+_REQUEST_ID = b"x-request-id"
+_REQUEST_ID_CHARS_MAX = 200
+_TOKENS_BY_BYTES = 4  # bytes of a body for each prompt token, where nothing better is known
+
+
+class Gateway:
+    """The ASGI application."""
+
+    def __init__(self, service: Service, rest: object) -> None:
+        """`rest`: the FastAPI application, for everything that is not proxied."""
+        self._service = service
+        self._rest = rest
+        self._body_max = service.config.gateway.body_max
+        self._requests_max = service.config.gateway.requests_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_proxied(scope["path"]):
+            await self.proxied(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)  # type: ignore[operator]
+
+    async def proxied(self, scope: Scope, receive: Receive, send: Send, body: bytes | None = None) -> None:
+        """Route and forward one request; `body`: already read."""
+        service = self._service
+        request_id = _request_id(scope) or service.request_id()
+        model: str | None = None
+        if service.in_flight >= self._requests_max:
+            return await self._refuse(send, Saturated("Too many requests are in flight."), request_id, model)
+        service.in_flight += 1
+        try:
+            if body is None:
+                body = await read_body(scope, receive, self._body_max)
+            began = time.monotonic()
+            prompt = parse(scope["path"], body) if scope["method"] == "POST" else _NO_PROMPT
+            model = prompt.model
+            asked = await self._understand(prompt, body)
+            streaming = prompt.stream
+            routing = Routing(service.core, service.metrics, service.upstreams, asked, request_id, streaming, began)
+            await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
+        except ClientGone:
+            return None
+        except RouterError as error:
+            await self._refuse(send, error, request_id, model)
+        finally:
+            service.in_flight -= 1
+        return None
+
+    async def _understand(self, prompt: Prompt, body: bytes) -> Asked:
+        encoding = self._service.encoding
+        asked = encoding.now(prompt) or await encoding.later(prompt)
+        self._service.metrics.understood(asked)
+        if not asked.tokens:
+            asked.tokens = len(body) // _TOKENS_BY_BYTES
+        return asked
+
+    async def _refuse(self, send: Send, error: RouterError, request_id: bytes, model: str | None) -> None:
+        self._service.metrics.count(model, "", error.status)
+        await send_error(send, error, [(_REQUEST_ID, request_id)])
+
+
+_NO_PROMPT = Prompt("none", None, {}, reason="there is no prompt in this request")
+
+
+def _is_proxied(path: str) -> bool:
+    return (path.startswith("/v1/") and path not in _OURS) or path in _PASSED
+
+
+def _request_id(scope: Scope) -> bytes | None:
+    for name, value in scope["headers"]:
+        if name == _REQUEST_ID:
+            if not 0 < len(value) <= _REQUEST_ID_CHARS_MAX:
+                raise BadRequest("x-request-id is empty or too long")
+            return bytes(value)
+    return None

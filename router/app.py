@@ -1,0 +1,143 @@
+"""The application: FastAPI for what we answer ourselves, behind the dispatcher that proxies the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+
+from router.answers import score_answer
+from router.api import Gateway
+from router.bodies import read_body
+from router.errors import BadRequest, RouterError
+from router.ops import operators
+from router.prompt import Prompt, parse, parse_query
+from router.service import Service
+
+_VERSION = "0.1.0"
+
+
+def create_app(service: Service) -> Gateway:
+    """The data plane (with the operators' plane, unless that has a port of its own), and the service's life."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = _fastapi(lifespan)
+    gateway = Gateway(service, app)
+    app.include_router(_data_plane(service, gateway))
+    if service.config.gateway.ops_port is None:
+        app.include_router(operators(service))
+    return gateway
+
+
+def create_ops_app(service: Service) -> FastAPI:
+    """The operators' plane alone, for its own port; the service's life belongs to the data plane."""
+    app = _fastapi(None)
+    app.include_router(operators(service))
+    app.include_router(_health(service))
+    return app
+
+
+def _fastapi(lifespan: Any) -> FastAPI:
+    app = FastAPI(title="warmroute", version=_VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    @app.exception_handler(RouterError)
+    async def ours(request: Request, error: RouterError) -> Response:
+        headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+        return Response(error.body(), error.status, headers, "application/json")
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return Response(BadRequest(f"{place}: {first['msg']}").body(), 400, media_type="application/json")
+
+    @app.exception_handler(404)
+    async def nowhere(request: Request, error: Exception) -> Response:
+        unknown = RouterError(f"There is no {request.url.path[:200]} here.")
+        unknown.status, unknown.type, unknown.code = 404, "invalid_request_error", "not_found"
+        return Response(unknown.body(), 404, media_type="application/json")
+
+    return app
+
+
+def _health(service: Service) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process is up."""
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    async def readyz() -> Response:
+        """200 when requests can be served; else 503 with the reasons."""
+        reasons = service.unready()
+        body = {"status": "ready" if not reasons else "not ready", "reasons": reasons}
+        return _json(body, 503 if reasons else 200)
+
+    return router
+
+
+def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
+    router = APIRouter()
+    router.include_router(_health(service))
+    body_max = service.config.gateway.body_max
+
+    @router.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The union of the pods' models."""
+        return {"object": "list", "data": service.core.fleet.union_of_models()}
+
+    @router.post("/score")
+    async def score(request: Request) -> Response:
+        """Who would serve this prompt, and why. Sends nothing to any pod and changes no load."""
+        body = await read_body(request.scope, request.receive, body_max)
+        prompt = parse("/score", body)
+        if "text_1" in prompt.fields or "queries" in prompt.fields:  # vLLM's own /score, for cross-encoders
+            return _Forwarded(gateway, body)
+        return await _score(service, prompt)
+
+    @router.get("/score")
+    async def score_of_prompt(request: Request) -> Response:
+        """The same for `?model=…&prompt=…`."""
+        return await _score(service, parse_query(request.query_params))
+
+    return router
+
+
+class _Forwarded(Response):
+    """A response that the proxy gives."""
+
+    def __init__(self, gateway: Gateway, body: bytes) -> None:
+        super().__init__()
+        self._gateway = gateway
+        self._body = body
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._gateway.proxied(scope, receive, send, self._body)
+
+
+async def _score(service: Service, prompt: Prompt) -> Response:
+    asked = service.encoding.now(prompt) or await service.encoding.later(prompt)
+    pods = prompt.fields.get("pods")
+    if pods is not None:
+        if not isinstance(pods, list) or not all(isinstance(pod, str) for pod in pods):
+            raise BadRequest("pods is not a list of names")
+        asked.pods = frozenset(pods)
+    now = time.monotonic()
+    decision = service.core.decide(asked, frozenset(), now)
+    timing_us = {**asked.timing_us, "score": round((time.monotonic() - now) * 1e6)}
+    return _json(score_answer(decision, prompt.model, asked.lookup, timing_us))
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")

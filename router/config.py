@@ -1,0 +1,363 @@
+"""The configuration: one frozen, validated model, and `load`, which reads it from its sources.
+
+Durations are stored in seconds (float), sizes in bytes (int). Keys may be written in snake_case or camelCase.
+What a field means, its bounds and its default stand with the field; docs/configuration.md is made from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+
+from router import sources
+from router.config_fleet import ASK_THE_PODS, Discovery, ModelConfig, StaticPod, twice
+from router.errors import ConfigError
+from router.forms import Bytes, Count, Port, Ratio, Seconds, Section
+
+S = TypeVar("S", bound="Section")
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+OPERATOR_KEY_CHARS_MAX = 4096
+
+
+class Gateway(Section):
+    """The gateway's own server: where it listens, what it takes at most, how it stops."""
+
+    host: str = Field(default="0.0.0.0", min_length=1, description="Address to listen on.")
+    port: Port = Field(default=8080, description="Port of the data plane. 0: any free one.")
+    ops_port: Port | None = Field(default=None, description="Port of the operators' endpoints. null: the data port.")
+    workers: Count = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes. More than one do not share load in flight: routing gets worse.",
+    )
+    body_max: Bytes = Field(default=64 * MIB, ge=KIB, le=GIB, description="Largest request body; above it: 413.")
+    header_max: Bytes = Field(default=64 * KIB, ge=KIB, le=MIB, description="Largest request head (line and headers).")
+    requests_max: Count = Field(default=4096, ge=1, le=1_000_000, description="Requests in flight; above it: 429.")
+    keep_alive_timeout: Seconds = Field(
+        default=75.0,
+        gt=0,
+        le=3600,
+        description="Idle client connections live so long: above the 60 s of load balancers.",
+    )
+    drain_delay: Seconds = Field(
+        default=0.0,
+        ge=0,
+        le=300,
+        description="On SIGTERM: be unready so long before new connections are refused.",
+    )
+    drain_timeout: Seconds = Field(
+        default=120.0, ge=0, le=3600, description="On SIGTERM: requests in flight may take so long to end."
+    )
+    operator_key: SecretStr | None = Field(default=None, description="Key of the operators' endpoints. null: open.")
+    operator_key_file: str | None = Field(default=None, min_length=1, description="File that holds the operator key.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ops_port and self.ops_port == self.port:
+            raise ValueError("ops_port is the same as port: leave it out to serve both on one port")
+        if self.operator_key is not None:
+            if self.operator_key_file is not None:
+                raise ValueError("operator_key and operator_key_file are both given: keep one")
+            _check_key(self.operator_key.get_secret_value())
+        return self
+
+
+class TierWeights(Section):
+    """What a matched block is worth, by the tier that holds it; 1 is a block that costs nothing to use."""
+
+    gpu: Ratio = Field(default=1.0, ge=0, le=1, description="In the pod's GPU memory.")
+    cpu: Ratio = Field(default=0.8, ge=0, le=1, description="Offloaded to the host's memory.")
+    disk: Ratio = Field(default=0.5, ge=0, le=1, description="Offloaded to files or an object store.")
+
+
+class Index(Section):
+    """The index: who holds which block."""
+
+    tier_weights: TierWeights = TierWeights()
+    blocks_max: Count = Field(default=8_000_000, ge=1024, le=1_000_000_000, description="Distinct blocks kept.")
+    engine_hashes_max: Count = Field(
+        default=16_000_000,
+        ge=1024,
+        le=1_000_000_000,
+        description="Engine hashes kept, over all pods: one for each block that a pod holds.",
+    )
+    predicted_ttl: Seconds = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="A routed prompt's blocks count as held so long without an event.",
+    )
+    predicted_grace: Seconds = Field(
+        default=1.0, ge=0, le=60, description="After a response, events may take so long to confirm its blocks."
+    )
+    blind_ttl: Seconds = Field(
+        default=300.0, ge=0, le=86400, description="As predicted_ttl, for a pod without events: nothing confirms."
+    )
+    orphans_max: Count = Field(
+        default=100_000, ge=0, le=100_000_000, description="Blocks kept whose parent is not known yet."
+    )
+
+
+class PrefixStore(Section):
+    """The prefix store: prompts' text to token ids, and the cached matches of pods (pod mappings)."""
+
+    enable_pod_mapping_cache: bool = Field(
+        default=True,
+        serialization_alias="enablePodMappingCache",
+        description="Cache pod mappings, if the switch at the top level is on too.",
+    )
+    pod_mapping_ttl: Seconds = Field(
+        default=30.0,
+        serialization_alias="podMappingTTL",
+        gt=0,
+        le=86400,
+        description="A mapping lives so long at most; an event that touches it ends it at once.",
+    )
+    max_pod_sets_per_block: Count = Field(
+        default=5,
+        serialization_alias="maxPodSetsPerBlock",
+        ge=1,
+        le=1000,
+        description="Mappings kept per block of text, one for each set of pods asked for.",
+    )
+    bytes_max: Bytes = Field(
+        default=256 * MIB,
+        ge=MIB,
+        le=1024 * GIB,
+        description="Memory of the store; the least recently used goes first.",
+    )
+
+
+class Tokens(Section):
+    """Tokenization, the dearest part of a cold decision."""
+
+    threads: Count = Field(default=2, ge=1, le=64, description="Threads that tokenize long texts.")
+    inline_chars_max: Count = Field(
+        default=8192,
+        ge=0,
+        le=MIB,
+        description="New text up to so many characters is tokenized at once, without a thread.",
+    )
+    deadline: Seconds = Field(
+        default=2.0, gt=0, le=60, description="After it a request is routed by load alone, and says so."
+    )
+
+
+class Scoring(Section):
+    """How a pod is picked."""
+
+    policy: Literal["predicted-ttft", "weighted", "round-robin", "least-load"] = Field(
+        default="predicted-ttft", description="Policy that picks the pod."
+    )
+    beta: Ratio = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description="Price of the fleet's work beside this request's wait; 4 to 8 near saturation.",
+    )
+    prefill_tokens_per_second: Ratio = Field(
+        default=8000.0,
+        gt=0,
+        le=10_000_000,
+        description="A pod's prefill speed before it is learned. Better too low than too high.",
+    )
+
+
+class UpstreamConfig(Section):
+    """Connections and requests to pods."""
+
+    connect_timeout: Seconds = Field(default=2.0, gt=0, le=60, description="To open a connection.")
+    first_byte_timeout: Seconds = Field(
+        default=600.0,
+        gt=0,
+        le=86400,
+        description="To the first byte: queue and prefill; the whole answer if not streamed.",
+    )
+    idle_timeout: Seconds = Field(default=120.0, gt=0, le=86400, description="Between two bytes of a response.")
+    total_timeout: Seconds = Field(default=3600.0, gt=0, le=86400, description="For one request, streams included.")
+    keep_alive_idle: Seconds = Field(
+        default=4.0,
+        ge=0,
+        le=3600,
+        description="Idle connections are kept so long: below the 5 s after which vLLM closes them.",
+    )
+    connections_max: Count = Field(default=1024, ge=1, le=65536, description="Connections to one pod.")
+    attempts_max: Count = Field(
+        default=3,
+        ge=1,
+        le=10,
+        description="Pods tried for one request, all before the first byte of a response.",
+    )
+    response_buffer_max: Bytes = Field(
+        default=256 * KIB,
+        ge=4 * KIB,
+        le=64 * MIB,
+        description="Bytes held for a slow client before the pod is held back.",
+    )
+
+
+class Events(Section):
+    """KV-event feeds of the pods."""
+
+    queue_max: Count = Field(
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+        description="Batches of one feed that wait to be applied; above it: a gap.",
+    )
+    receive_hwm: Count = Field(
+        default=100_000,
+        ge=0,
+        le=10_000_000,
+        description="ZMQ's receive high-water mark, as vLLM's own for sending. 0: none.",
+    )
+    replay_timeout: Seconds = Field(
+        default=5.0, gt=0, le=300, description="For a replay to end; vLLM looks for requests every 0.1 s."
+    )
+    replay_retries: Count = Field(
+        default=3, ge=0, le=100, description="Replays tried again before blocks are forgotten."
+    )
+    batch_bytes_max: Bytes = Field(
+        default=16 * MIB, ge=KIB, le=GIB, description="Largest batch that is decoded; a larger one is a gap."
+    )
+    slice_seconds: Seconds = Field(
+        default=0.001,
+        gt=0,
+        le=0.1,
+        description="Events are applied for so long at most before requests have their turn.",
+    )
+
+
+class Probe(Section):
+    """Probing of the pods."""
+
+    interval: Seconds = Field(default=2.0, gt=0, le=3600, description="Between two probes of a pod.")
+    timeout: Seconds = Field(default=2.0, gt=0, le=60, description="For one probe.")
+    failures_max: Count = Field(default=3, ge=1, le=100, description="Failures in a row after which a pod is unfit.")
+    metrics_interval: Seconds = Field(default=1.0, gt=0, le=3600, description="Between two scrapes of a pod's metrics.")
+
+
+class Decisions(Section):
+    """The last picks, for `/decisions` and the page."""
+
+    kept: Count = Field(default=200, ge=0, le=100_000, description="Decisions kept.")
+
+
+class Config(Section):
+    """All settings of the gateway."""
+
+    gateway: Gateway = Gateway()
+    discovery: Discovery = Discovery()
+    models: tuple[ModelConfig, ...] = Field(default=(), max_length=1000, description="The models and their tokenizers.")
+    index: Index = Index()
+    enable_pod_mapping_cache: bool = Field(
+        default=True,
+        serialization_alias="enablePodMappingCache",
+        description="Cache pod mappings. false here wins over `prefixStoreConfig`.",
+    )
+    cache_cleanup_interval: Seconds = Field(
+        default=60.0,
+        serialization_alias="cacheCleanupInterval",
+        gt=0,
+        le=86400,
+        description="Between two cleanups of expired mappings.",
+    )
+    prefix_store_config: PrefixStore = Field(default=PrefixStore(), serialization_alias="prefixStoreConfig")
+    tokens: Tokens = Tokens()
+    scoring: Scoring = Scoring()
+    upstream: UpstreamConfig = UpstreamConfig()
+    events: Events = Events()
+    probe: Probe = Probe()
+    decisions: Decisions = Decisions()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if name := twice(name for model in self.models for name in (model.name, *model.aliases)):
+            raise ValueError(f"models: the name or alias {name} is given twice")
+        return self
+
+    @property
+    def pod_mappings_enabled(self) -> bool:
+        """Whether pod mappings are cached: both switches are on."""
+        return self.enable_pod_mapping_cache and self.prefix_store_config.enable_pod_mapping_cache
+
+
+# --- reading
+
+
+def load(path: str | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Config:
+    """The configuration of flags > environment > file > defaults; ConfigError with one plain line.
+
+    `flags` has dotted keys (`gateway.port`); None is a flag that was not given. Files that the configuration
+    names must exist, relative to the working directory; the operator key is read from its file.
+    """
+    layers = [] if path is None else [sources.file_layer(Config, path)]
+    layers += sources.environment_layers(Config, environ)
+    layers += sources.flag_layers(Config, flags)
+    try:
+        config = Config.model_validate(sources.merged(layers))
+    except ValidationError as error:
+        raise ConfigError(_line(Config, error, layers)) from None
+    _check_files(config)
+    return _with_key(config)
+
+
+def parse_pod(text: str) -> StaticPod:
+    """A pod of `name=pod-0,address=http://…,events=tcp://…,replay=tcp://…[,data_parallel_size=2]`."""
+    return _parsed(StaticPod, text, "--pod")
+
+
+def parse_model(text: str) -> ModelConfig:
+    """A model of `name=…,tokenizer=…`; lists and mappings are JSON (`aliases=["a","b"]`)."""
+    return _parsed(ModelConfig, text, "--model")
+
+
+def _parsed(model: type[S], text: str, flag: str) -> S:
+    try:
+        return model.model_validate(sources.pairs(model, text, flag))
+    except ValidationError as error:
+        raise ConfigError(f"{flag}: {_line(model, error, [])}") from None
+
+
+def _line(model: type[Section], error: ValidationError, layers: Sequence[sources.Layer]) -> str:
+    return sources.one_line(model, error, layers, frozenset({"operator_key"}))
+
+
+def _check_files(config: Config) -> None:
+    for model in config.models:
+        where = f"models: {model.name}"
+        if model.tokenizer != ASK_THE_PODS and not Path(model.tokenizer, "tokenizer.json").is_file():
+            raise ConfigError(f"{where}: tokenizer: there is no {model.tokenizer}/tokenizer.json")
+        if model.chat_template is not None and not Path(model.chat_template).is_file():
+            raise ConfigError(f"{where}: chat_template: there is no file {model.chat_template}")
+
+
+def _with_key(config: Config) -> Config:
+    """The same with `operator_key` read from `operator_key_file`, where that is given."""
+    path = config.gateway.operator_key_file
+    if path is None:
+        return config
+    where = f"gateway.operator_key_file: {path}"
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            key = file.read(OPERATOR_KEY_CHARS_MAX + 2).strip()
+        _check_key(key)
+    except OSError as error:
+        raise ConfigError(f"{where}: can't be read: {error.strerror}") from error
+    except ValueError as error:  # UnicodeDecodeError is one
+        reason = "is not text" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise ConfigError(f"{where}: {reason}") from None
+    gateway = config.gateway.model_copy(update={"operator_key": SecretStr(key)})
+    return config.model_copy(update={"gateway": gateway})
+
+
+def _check_key(key: str) -> None:
+    """ValueError unless `key` can stand in an HTTP header."""
+    if not 1 <= len(key) <= OPERATOR_KEY_CHARS_MAX or not all("!" <= character <= "~" for character in key):
+        raise ValueError("the operator key should be 1 to 4096 printable ASCII characters without spaces")

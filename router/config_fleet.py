@@ -1,0 +1,136 @@
+"""The part of the configuration that describes the fleet: its pods and its models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from router.forms import PORT_MAX, Address, Count, Endpoint, ModelName, Name, Section, Version
+
+ASK_THE_PODS = "pod"
+"""A model's `tokenizer` when the pods' own /tokenize is asked."""
+
+
+class StaticPod(Section):
+    """One vLLM server, given by hand."""
+
+    name: Name = Field(description="Name of the pod in headers, metrics and answers; unique.")
+    address: Address = Field(description="Base URL of its HTTP server: `http://…`, `https://…` or `unix:/…`.")
+    events: Endpoint | None = Field(
+        default=None, description="Its KV-event feed (ZMQ PUB): `tcp://…` or `ipc://…`. null: routed blind."
+    )
+    replay: Endpoint | None = Field(
+        default=None,
+        description="Its replay socket (ZMQ ROUTER). null: a gap in the feed forgets the pod's blocks.",
+    )
+    data_parallel_size: Count = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Data-parallel ranks; feed and replay of rank r are at the given port + r.",
+    )
+    model: ModelName | None = Field(default=None, description="Model that it serves. null: the pod is asked.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.replay is not None and self.events is None:
+            raise ValueError("replay is given without events")
+        if self.data_parallel_size > 1 and any(port == 0 for _, port, _ in self.sockets()):
+            raise ValueError("an ipc:// endpoint has no port to count ranks from: data_parallel_size must be 1")
+        if any(end > PORT_MAX + 1 for _, _, end in self.sockets()):
+            raise ValueError(f"the ports of {self.data_parallel_size} ranks end above {PORT_MAX}")
+        if _overlap([self]) is not None:
+            raise ValueError("events and replay share a port or path")
+        return self
+
+    def sockets(self) -> Iterable[tuple[str, int, int]]:
+        """Host, first port and port after the last of each ZMQ endpoint; path, 0 and 1 of an ipc:// one."""
+        for endpoint in (self.events, self.replay):
+            if endpoint is not None:
+                parts = urlsplit(endpoint)
+                first = parts.port or 0
+                host = endpoint if parts.scheme == "ipc" else parts.hostname or ""
+                yield host, first, first + self.data_parallel_size
+
+
+class Discovery(Section):
+    """Where the pods come from."""
+
+    static: tuple[StaticPod, ...] = Field(default=(), max_length=10_000, description="Pods given by hand.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if again := twice(pod.name for pod in self.static):
+            raise ValueError(f"static: two pods are named {again}")
+        if again := twice(pod.address for pod in self.static):
+            raise ValueError(f"static: two pods have the address {again}")
+        if pods := _overlap(self.static):
+            raise ValueError(f"static: pods {pods[0]} and {pods[1]} share an events or replay endpoint")
+        return self
+
+
+class ModelConfig(Section):
+    """One model: how its prompts become the token ids that its pods see."""
+
+    name: ModelName = Field(description="Name that requests give, as the pods serve it.")
+    tokenizer: str = Field(
+        default=ASK_THE_PODS,
+        min_length=1,
+        description="Folder with tokenizer.json, or `pod`: ask the pods' /tokenize.",
+    )
+    aliases: tuple[ModelName, ...] = Field(default=(), max_length=1000, description="Other names for the same prompts.")
+    block_size: Count | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Tokens per block. null: learned from events; given: checked.",
+    )
+    chat_template: str | None = Field(
+        default=None, min_length=1, description="File of a chat template that replaces the tokenizer's own."
+    )
+    content_format: Literal["auto", "string", "openai"] = Field(
+        default="auto", description="As vLLM's --chat-template-content-format."
+    )
+    vllm_version: Version | None = Field(
+        default=None,
+        description='Version whose rendering is followed, in quotes: "0.28". null: the newest known.',
+    )
+    trust_request_chat_template: bool = Field(default=False, description="As vLLM's --trust-request-chat-template.")
+    exclude_tools_when_tool_choice_none: bool = Field(
+        default=False, description="As vLLM's --exclude-tools-when-tool-choice-none."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="As vLLM's --default-chat-template-kwargs."
+    )
+
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """`vllm_version` as (major, minor); None: the newest known."""
+        if self.vllm_version is None:
+            return None
+        major, minor = re.findall("[0-9]+", self.vllm_version)[:2]
+        return int(major), int(minor)
+
+
+def twice(names: Iterable[str]) -> str | None:
+    """The first name that was there before."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _overlap(pods: Iterable[StaticPod]) -> tuple[str, str] | None:
+    """The names of two pods (or one, twice) of which endpoints share a port or path."""
+    spans = sorted((*socket, pod.name) for pod in pods for socket in pod.sockets())
+    for (host, _, end, name), (next_host, start, _, next_name) in pairwise(spans):
+        if host == next_host and start < end:
+            return name, next_name
+    return None

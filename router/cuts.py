@@ -1,0 +1,103 @@
+"""Where a text may be cut so that the ids of its parts are the ids of the whole.
+
+Two kinds of places are safe. *Before a special token*: tokenizers cut there first and look at each side alone.
+*Inside text*, after a letter or digit and before a blank or one of some punctuation marks: in the pre-tokenizers of
+`KNOWN_PATTERNS` no word spans that place, none looks across it, and NFC does not compose across it.
+What is safe depends on bytes near the place only, so the places of a text are places of every longer text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""What the pre-tokenizer `ByteLevel` splits by, where `use_regex` is on."""
+
+_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+KNOWN_PATTERNS = {
+    GPT2_PATTERN: "gpt-2",
+    _CL100K.format(digits=r"\p{N}"): "qwen-2",
+    _CL100K.format(digits=r"\p{N}{1,3}"): "llama-3",
+}
+
+WINDOW_BYTES = 4096
+"""At most one cut per window. Smaller windows: less is tokenized again when a prompt grows, but more blocks."""
+
+# Characters that are letters or digits in every Unicode version in use, in UTF-8, with their widths. Combining marks
+# are left out: they are no letters.
+_LEFT = (
+    (rb"[0-9A-Za-z]", 1),
+    (rb"[\xd0\xd1][\x80-\xbf]", 2),  # Cyrillic, U+0400 to U+047F: all letters
+    (rb"[\xe5-\xe8][\x80-\xbf][\x80-\xbf]", 3),  # CJK ideographs, U+5000 to U+8FFF
+    (rb"\xe3\x81[\x81-\xbf]", 3),  # Hiragana, U+3041 to U+307F
+    (rb"\xe3\x82[\x80-\x96\xa1-\xbf]", 3),  # Hiragana to U+3096, Katakana from U+30A1
+    (rb"\xe3\x83[\x80-\xba\xbc]", 3),  # Katakana to U+30FA, the long-vowel mark
+    (rb"[\xeb\xec][\x80-\xbf][\x80-\xbf]", 3),  # Hangul syllables, U+B000 to U+CFFF
+)
+# Blanks and punctuation that begin a word of their own after a letter or digit, in every known pattern. Not the
+# apostrophe: patterns with contractions look at it from the left.
+_RIGHT = (
+    (rb'[ \n.,:;"(){}=\]]', 1),
+    (rb"\xe3\x80[\x81\x82]", 3),  # U+3001, U+3002
+    (rb"\xef\xbc[\x81\x8c\x9a\x9b\x9f]", 3),  # full-width ! , : ; ?
+)
+
+
+def _inside() -> bytes:
+    """The pattern of the places inside text; a match begins at the cut.
+
+    What follows the cut stands first, so that the search can skip to the few bytes that begin it.
+    """
+    rights = []
+    for right, width in _RIGHT:
+        behind = b"|".join(b"(?<=%s[\x00-\xff]{%d})" % (left, width) for left, _ in _LEFT)
+        rights.append(b"%s(?:%s)" % (right, behind))
+    return b"|".join(rights)
+
+
+class Cuts:
+    """The safe cuts of one tokenizer's texts."""
+
+    def __init__(self, special: Sequence[str], inside: bool, window_bytes: int = WINDOW_BYTES) -> None:
+        """`special`: added tokens that are safe to cut before. `inside`: the pre-tokenizer's pattern is a known one."""
+        words = [token.encode() for token in special]
+        places = _inside()
+        if any(re.search(places, word, re.DOTALL) for word in words):
+            inside = False  # such a place may lie inside an added token
+        parts = [re.escape(word) for word in sorted(words, key=len, reverse=True)]
+        if inside:
+            parts.append(places)
+        self.inside = inside
+        self.window_bytes = window_bytes
+        self._search = re.compile(b"|".join(parts), re.DOTALL).search if parts else None
+        self._longest = max([3, *map(len, words)])
+
+    def first(self, data: bytes, window: int) -> int:
+        """The first safe place in the given window of a UTF-8 text, 0 if there is none. Window 0 has none."""
+        if self._search is None or window == 0:
+            return 0
+        start = window * self.window_bytes
+        end = start + self.window_bytes
+        match = self._search(data, start, end + self._longest)
+        return match.start() if match is not None and match.start() < end else 0
+
+    def ends(self, data: bytes, start: int = 0) -> list[int]:
+        """Where the parts of `data[start:]` end, in order; the last is `len(data)`. `start` is 0 or a cut."""
+        windows = range(start // self.window_bytes + 1, len(data) // self.window_bytes + 1)
+        cuts = [cut for window in windows if (cut := self.first(data, window))]
+        return [*cuts, len(data)]
+
+
+class RawCuts(Cuts):
+    """Cuts of token ids (4 bytes each): anywhere, so at every window's start."""
+
+    def __init__(self) -> None:
+        super().__init__((), inside=False)
+
+    def first(self, data: bytes, window: int) -> int:
+        start = window * self.window_bytes
+        return start if start < len(data) else 0

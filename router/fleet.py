@@ -1,0 +1,153 @@
+"""What is known of the pods: who they are, what they serve, whether they are fit. Pure: others find the facts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from indexer.feed import Feed
+from router.errors import UnknownModel
+from scorer.load import PodLoad
+
+_NAMED_MAX = 10  # models named in an error message
+
+
+class RankId(NamedTuple):
+    """One publisher of events, one candidate: a data-parallel rank of a pod (0 where there is only one)."""
+
+    pod: str
+    rank: int
+
+
+@dataclass(slots=True, eq=False)
+class Rank:
+    """One candidate."""
+
+    id: RankId
+    pod: Pod
+    load: PodLoad
+    feed: Feed | None  # None: the pod publishes no events
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens a block: learned from events, else what the pod's metrics or the configuration say."""
+        learned = self.feed.block_size if self.feed is not None else None
+        return learned or self.pod.block_size
+
+    @property
+    def state(self) -> str:
+        return self.feed.state if self.feed is not None else "blind"
+
+
+@dataclass(slots=True, eq=False)
+class Pod:
+    """One vLLM server. `models` is its /v1/models list, None as long as it has not answered."""
+
+    name: str
+    address: str
+    ranks: list[Rank] = field(default_factory=list)
+    models: list[dict[str, Any]] | None = None
+    block_size: int | None = None
+    version: str | None = None
+    healthy: bool = False
+    failures: int = 0  # in a row
+    suspect_until: float = 0.0  # a request failed to reach it: others first
+    draining: bool = False
+    engine: dict[str, float] = field(default_factory=dict)  # scraped figures
+
+    def fit(self, now: float) -> bool:
+        return self.healthy and not self.draining and self.suspect_until <= now
+
+    @property
+    def requests(self) -> int:
+        return sum(rank.load.requests for rank in self.ranks)
+
+
+class Served(NamedTuple):
+    """A model name that requests may give: the base model, whose tokenizer it has, and its adapter if it is one."""
+
+    base: str
+    lora: str | None
+
+
+class Fleet:
+    """All pods, and who serves which model."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, Pod] = {}
+        self._serving: dict[str, list[Rank]] = {}
+        self._served: dict[str, Served] = {}
+
+    def join(self, pod: Pod) -> None:
+        self.pods[pod.name] = pod
+        self.changed()
+
+    def leave(self, name: str) -> None:
+        self.pods.pop(name, None)
+        self.changed()
+
+    def learned_models(self, pod: Pod, models: list[dict[str, Any]]) -> None:
+        """The pod answered /v1/models."""
+        if models == pod.models:
+            return
+        pod.models = models
+        adapters = [m["id"] for m in models if m.get("parent")]
+        for rank in pod.ranks:
+            if rank.feed is not None:
+                rank.feed.adapters = adapters
+        self.changed()
+
+    def changed(self) -> None:
+        """Who serves what has changed."""
+        self._serving.clear()
+        self._served.clear()
+        for pod in self.pods.values():
+            bases = [m["id"] for m in pod.models or () if not m.get("parent")]
+            for model in pod.models or ():
+                base = self._base(model, bases)
+                self._serving.setdefault(model["id"], []).extend(pod.ranks)
+                self._served.setdefault(model["id"], Served(base, model["id"] if model.get("parent") else None))
+
+    def serving(self, model: str | None) -> Sequence[Rank]:
+        """The candidates for a model (None: any), fit or not; raises `UnknownModel` naming the known ones."""
+        if model is None:
+            return [rank for pod in self.pods.values() for rank in pod.ranks]
+        ranks = self._serving.get(model)
+        if ranks is None:
+            raise UnknownModel(f"The model {model[:200]!r} is not served here. {self._known()}")
+        return ranks
+
+    def served(self, model: str) -> Served | None:
+        return self._served.get(model)
+
+    def is_known(self, model: str) -> bool:
+        return model in self._serving
+
+    @property
+    def ranks(self) -> Iterable[Rank]:
+        return (rank for pod in self.pods.values() for rank in pod.ranks)
+
+    def union_of_models(self) -> list[dict[str, Any]]:
+        """One entry a model, as the first pod that serves it describes it."""
+        union: dict[str, dict[str, Any]] = {}
+        for pod in self.pods.values():
+            for model in pod.models or ():
+                union.setdefault(model["id"], model)
+        return list(union.values())
+
+    def _known(self) -> str:
+        names = sorted(self._serving)
+        if not names:
+            return "No pod has told its models yet."
+        more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+        return f"Known models: {', '.join(names[:_NAMED_MAX])}{more}."
+
+    @staticmethod
+    def _base(model: dict[str, Any], bases: list[str]) -> str:
+        parent = model.get("parent")
+        if not parent:
+            return str(model["id"])
+        if parent in bases or not bases:
+            return str(parent)
+        return bases[0]  # vLLM names the parent by its path; a pod has one base model

@@ -1,0 +1,210 @@
+"""What Prometheus sees. The hot path adds to plain numbers; families are made of them when they are scraped.
+
+Labels are bounded: pods come from discovery, models are those that pods serve (others count as `unknown`).
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from indexer.prefixes import PrefixStats
+from router.core import Asked, Core
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_DECISION_SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 2.0)
+_ERROR_TOKENS = (0, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)
+STAGES = ("render", "tokenize", "keys", "lookup", "score")
+_STATES = ("exact", "degraded", "blind")
+_WINDOW_S = 60  # of the hit ratio
+
+
+class Histogram:
+    """Counts by bucket, and a sum."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def buckets(self) -> tuple[list[tuple[str, float]], float]:
+        """Cumulative counts by upper bound, and the sum, as Prometheus wants them."""
+        total, buckets = 0, []
+        for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        return buckets, self._sum
+
+
+class Window:
+    """Cached and asked-for prompt tokens of the last minute, by whole seconds: constant work, constant room."""
+
+    def __init__(self) -> None:
+        self._slots = [(-1, 0, 0)] * _WINDOW_S
+
+    def add(self, now: float, cached: int, tokens: int) -> None:
+        second = int(now)
+        at, had_cached, had_tokens = self._slots[second % _WINDOW_S]
+        if at != second:
+            had_cached = had_tokens = 0
+        self._slots[second % _WINDOW_S] = (second, had_cached + cached, had_tokens + tokens)
+
+    def ratio(self, now: float) -> float:
+        """Share of prompt tokens that were cached; 0 without any."""
+        since = int(now) - _WINDOW_S
+        live = [slot for slot in self._slots if slot[0] > since]
+        tokens = sum(slot[2] for slot in live)
+        return sum(slot[1] for slot in live) / tokens if tokens else 0.0
+
+
+class Metrics:
+    """All series of one process. A prometheus_client collector: `text()` is the scrape."""
+
+    def __init__(
+        self, core: Core, store: Callable[[], PrefixStats], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._core = core
+        self._store = store
+        self.prefix_lookups: Counter[str] = Counter({"hit": 0, "partial": 0, "miss": 0})
+        self._clock = clock
+        self.requests: Counter[tuple[str, str, int]] = Counter()
+        self.durations = Histogram(_SECONDS)
+        self.first_bytes = Histogram(_SECONDS)
+        self.stages = {stage: Histogram(_DECISION_SECONDS) for stage in STAGES}
+        self.lookups = Histogram(_DECISION_SECONDS)
+        self.errors = Histogram(_ERROR_TOKENS)
+        self.window = Window()
+        self.predicted_tokens = 0
+        self.actual_tokens = 0
+        self.retries: Counter[str] = Counter()
+        self.picks: Counter[str] = Counter()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry)
+
+    def count(self, model: str | None, pod: str, code: int) -> None:
+        """One answer went out. `pod` is "" where none was asked."""
+        label = model if model is not None and self._core.fleet.is_known(model) else "unknown"
+        self.requests[(label, pod, code)] += 1
+
+    def understood(self, asked: Asked) -> None:
+        """One prompt was looked up."""
+        if not asked.keys:
+            return
+        self.prefix_lookups[asked.lookup] += 1
+        timing, stages = asked.timing_us, self.stages
+        for stage in ("render", "tokenize", "keys", "lookup"):
+            stages[stage].observe(timing[stage] * 1e-6)
+        self.lookups.observe((timing["lookup"] + timing["keys"]) * 1e-6)
+
+    def collect(self) -> Iterator[Metric]:
+        """Families of all series, as of now."""
+        yield from self._of_requests()
+        yield from self._of_caches()
+        yield from self._of_pods()
+        yield from self._of_events()
+
+    def _of_requests(self) -> Iterator[Metric]:
+        labelled = (((model, pod, str(code)), n) for (model, pod, code), n in self.requests.items())
+        yield _counter("requests", "Answers sent.", ("model", "pod", "code"), labelled)
+        yield _histogram("request_duration_seconds", "From a request's body to its answer's end.", self.durations)
+        yield _histogram("time_to_first_byte_seconds", "From a request's body to its answer's head.", self.first_bytes)
+        stages = HistogramMetricFamily("warmroute_decision_seconds", "Stages of a decision.", labels=("stage",))
+        for stage, histogram in self.stages.items():
+            stages.add_metric((stage,), *histogram.buckets())
+        yield stages
+        yield _counter("retries", "Attempts given up before the first byte.", ("reason",), _by_one(self.retries))
+        yield _counter("picks", "Decisions.", ("reason",), _by_one(self.picks))
+
+    def _of_caches(self) -> Iterator[Metric]:
+        ratio, stats, index = self.window.ratio(self._clock()), self._store(), self._core.index
+        yield _gauge("cache_hit_ratio", "Share of prompt tokens that pods had cached, last minute.", ratio)
+        yield _gauge("cache_miss_ratio", "Share of prompt tokens that pods computed, last minute.", 1 - ratio)
+        yield _counter("predicted_cached_tokens", "Predicted at decisions.", (), [((), self.predicted_tokens)])
+        yield _counter("actual_cached_tokens", "As pods reported.", (), [((), self.actual_tokens)])
+        yield _histogram("prediction_error_tokens", "Predicted against reported cached tokens.", self.errors)
+        yield _histogram("cache_lookup_latency_seconds", "Prefix store and index, for one prompt.", self.lookups)
+        yield _counter("prefix_store_lookups", "Lookups of prompts.", ("result",), _by_one(self.prefix_lookups))
+        yield _gauge("prefix_store_entries", "Text blocks kept.", stats.blocks)
+        yield _gauge("prefix_store_bytes", "Bytes of text blocks and mappings.", stats.nbytes)
+        evictions = [(("text", reason), n) for reason, n in stats.evictions.items()]
+        yield _counter("cache_evictions", "Entries given up.", ("cache", "reason"), evictions)
+        yield _counter(
+            "pod_mapping_invalidations", "Mappings given up.", ("reason",), _by_one(Counter(stats.invalidations))
+        )
+        yield _gauge("global_index_size", "Blocks that the index has room taken for.", index.blocks)
+        yield _gauge("index_bytes", "Bytes of the index.", index.nbytes)
+
+    def _of_pods(self) -> Iterator[Metric]:
+        blocks = GaugeMetricFamily("warmroute_pod_blocks", "Blocks a pod is known to hold.", labels=("pod", "tier"))
+        states = GaugeMetricFamily("warmroute_pod_state", "1 for the state it is in.", labels=("pod", "state"))
+        requests = GaugeMetricFamily("warmroute_pod_inflight_requests", "Requests on the way.", labels=("pod",))
+        tokens = GaugeMetricFamily("warmroute_pod_inflight_prefill_tokens", "Prefill promised.", labels=("pod",))
+        for pod in self._core.fleet.pods.values():
+            held = [self._core.index.holding(rank.id) for rank in pod.ranks]
+            for tier in ("gpu", "cpu", "disk", "predicted"):
+                blocks.add_metric((pod.name, tier), sum(getattr(h, tier) for h in held))
+            worst = max((rank.state for rank in pod.ranks), key=_STATES.index)
+            for state in _STATES:
+                states.add_metric((pod.name, state), float(state == worst))
+            requests.add_metric((pod.name,), pod.requests)
+            tokens.add_metric((pod.name,), sum(rank.load.prefill_tokens for rank in pod.ranks))
+        yield from (blocks, states, requests, tokens)
+
+    def _of_events(self) -> Iterator[Metric]:
+        events, gaps, replays, orphans, errors = Counter(), Counter(), Counter(), Counter(), Counter()  # type: ignore[var-annotated]
+        lag = GaugeMetricFamily("warmroute_event_lag_seconds", "Age of the newest batch when it came.", labels=("pod",))
+        for pod in self._core.fleet.pods.values():
+            feeds = [rank.feed for rank in pod.ranks if rank.feed is not None]
+            for feed in feeds:
+                for kind in ("stored", "removed", "cleared", "ignored", "unknown events"):
+                    events[(pod.name, kind.split()[0])] += feed.counts[kind]
+                gaps[pod.name] += feed.counts["gap"]
+                replays[(pod.name, "complete")] += feed.counts["replay complete"]
+                replays[(pod.name, "failed")] += feed.counts["replay failed"]
+                orphans[pod.name] += feed.counts["orphans"]
+                errors[pod.name] += feed.counts["decode errors"]
+            if feeds:
+                lag.add_metric((pod.name,), max(feed.lag_s for feed in feeds))
+        yield lag
+        yield _counter("events", "Blocks, by what events said.", ("pod", "type"), events.items())
+        yield _counter("event_gaps", "Gaps in feeds.", ("pod",), _by_one(gaps))
+        yield _counter("event_replays", "Replays asked for.", ("pod", "result"), replays.items())
+        yield _counter("event_orphans", "Blocks that came without their parent.", ("pod",), _by_one(orphans))
+        yield _counter("event_decode_errors", "Frames and events not understood.", ("pod",), _by_one(errors))
+
+
+def _by_one(counter: Counter[str]) -> Iterable[tuple[tuple[str, ...], float]]:
+    return (((name,), float(count)) for name, count in counter.items())
+
+
+def _counter(
+    name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"warmroute_{name}", text, labels=labels)
+    for label_values, value in values:
+        family.add_metric(label_values, value)
+    return family
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"warmroute_{name}", text, value=value)
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:
+    buckets, total = histogram.buckets()
+    return HistogramMetricFamily(f"warmroute_{name}", text, buckets=buckets, sum_value=total)

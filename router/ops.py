@@ -1,0 +1,156 @@
+"""The operators' plane: metrics, pods, caches, decisions; behind the operator key if one is set."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from router.answers import decision_answer, pod_answer
+from router.errors import RouterError
+from router.fleet import Pod
+from router.service import Service
+
+_KEYS_MAX = 10_000
+_CLEANUP_SLICE = 200
+
+
+class Forbidden(RouterError):
+    """401: the operator key is missing or wrong."""
+
+    status = 401
+    type = "authentication_error"
+
+
+class NotFound(RouterError):
+    """404: there is no such pod or model."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class Invalidate(BaseModel):
+    """What to forget: mappings of block keys, a pod's blocks, or those of all pods of a model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    keys: list[int] | None = Field(default=None, max_length=_KEYS_MAX)
+    pod: str | None = None
+    model: str | None = None
+
+
+def operators(service: Service) -> APIRouter:
+    """The routes of the operators' plane."""
+    key = service.config.gateway.operator_key
+    secret = key.get_secret_value().encode() if key is not None else None
+
+    def allowed(request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if secret is not None and not secrets.compare_digest(given, secret):
+            raise Forbidden("The operator key is missing or wrong.")
+
+    router = APIRouter(dependencies=[Depends(allowed)], tags=["operators"])
+    _observe(router, service)
+    _change(router, service)
+    return router
+
+
+def _observe(router: APIRouter, service: Service) -> None:
+    core = service.core
+
+    @router.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus text."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/pods")
+    async def pods() -> dict[str, Any]:
+        """All that is known of each pod."""
+        now = time.monotonic()
+        return {"pods": [pod_answer(pod, core, now) for pod in core.fleet.pods.values()]}
+
+    @router.get("/decisions")
+    async def decisions(limit: Annotated[int, Query(ge=1, le=10_000)] = 50) -> dict[str, Any]:
+        """The last picks, newest first, with every candidate's figures."""
+        now = time.monotonic()
+        newest = [core.decisions[-place] for place in range(1, min(limit, len(core.decisions)) + 1)]
+        return {"decisions": [decision_answer(decision, now) for decision in newest]}
+
+    @router.get("/cache/status")
+    async def cache_status() -> dict[str, Any]:
+        """Sizes, hit ratios, evictions of index and prefix store."""
+        stats, index = service.encoding.stats(), core.index
+        pods = {rank.id.pod: {} for rank in core.fleet.ranks}  # type: ignore[var-annotated]
+        for rank in core.fleet.ranks:
+            pods[rank.id.pod][rank.id.rank] = index.holding(rank.id)._asdict()
+        return {
+            "index": {"blocks": index.blocks, "bytes": index.nbytes, "pods": pods},
+            "prefix_store": {**asdict(stats), "lookups": dict(service.metrics.prefix_lookups)},
+            "hit_ratio": service.metrics.window.ratio(time.monotonic()),
+        }
+
+
+def _change(router: APIRouter, service: Service) -> None:
+    core, store = service.core, service.encoding.store
+
+    @router.post("/pods/{name}/drain")
+    async def drain(name: str) -> dict[str, Any]:
+        """Send nothing new to a pod."""
+        return _draining(_pod(service, name), True)
+
+    @router.post("/pods/{name}/undrain")
+    async def undrain(name: str) -> dict[str, Any]:
+        """Send to a pod again."""
+        return _draining(_pod(service, name), False)
+
+    @router.post("/cache/invalidate")
+    async def invalidate(what: Invalidate) -> dict[str, Any]:
+        """Forget mappings of block keys, or what pods are known to hold."""
+        forgotten = [_pod(service, what.pod)] if what.pod is not None else []
+        if what.model is not None:
+            forgotten += [rank.pod for rank in core.fleet.serving(what.model)]
+        for pod in {pod.name: pod for pod in forgotten}.values():
+            _forget(service, pod)
+        keys = np.array(what.keys or [], dtype=np.uint64)
+        return {"mappings": store.invalidate_mappings(keys), "pods": sorted({pod.name for pod in forgotten})}
+
+    @router.post("/cache/clear")
+    async def clear() -> dict[str, Any]:
+        """Forget everything: texts, mappings, and what pods are known to hold."""
+        for pod in core.fleet.pods.values():
+            _forget(service, pod)
+        return {"text_blocks": store.clear(), "pods": sorted(core.fleet.pods)}
+
+    @router.post("/cache/cleanup")
+    async def cleanup() -> dict[str, Any]:
+        """Remove expired mappings now."""
+        removed, now = 0, time.monotonic()
+        while True:
+            done = store.cleanup_expired(now, _CLEANUP_SLICE)
+            removed += done.removed
+            if done.done:
+                return {"removed": removed}
+
+
+def _pod(service: Service, name: str) -> Pod:
+    pod = service.core.fleet.pods.get(name)
+    if pod is None:
+        raise NotFound(f"There is no pod {name[:100]!r}.")
+    return pod
+
+
+def _draining(pod: Pod, draining: bool) -> dict[str, Any]:
+    pod.draining = draining
+    return {"pod": pod.name, "draining": pod.draining, "requests": pod.requests}
+
+
+def _forget(service: Service, pod: Pod) -> None:
+    for rank in pod.ranks:
+        if rank.feed is not None:
+            rank.feed.forget()
+        service.core.index.clear(rank.id)

@@ -1,0 +1,225 @@
+"""Finding out about pods: where they are (static list), whether they answer, what they serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import zmq
+
+from indexer.feed import Feed
+from router.config import Config
+from router.config_fleet import StaticPod
+from router.core import Core
+from router.feeds import FeedLimits, FeedReader
+from router.fleet import Pod, Rank, RankId
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad
+
+log = logging.getLogger("warmroute.pods")
+
+_JITTER = 0.1  # share of the interval by which probes are spread
+_DETAILS_EVERY = 5  # probes between two looks at models, version and metrics of a pod that is known
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_FIGURES = {
+    "vllm:num_requests_running": "running",
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:kv_cache_usage_perc": "kv_usage",
+    "vllm:gpu_cache_usage_perc": "kv_usage",  # its name in old versions
+}
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """The figures of a pod's /metrics that we know, summed over its engines; `block_size` and `blocks` if it says."""
+    figures: dict[str, float] = {}
+    for line in text.splitlines():
+        if not line.startswith("vllm:"):
+            continue
+        name = re.split(r"[{ ]", line, maxsplit=1)[0]
+        try:
+            if name in _FIGURES:
+                figures[_FIGURES[name]] = figures.get(_FIGURES[name], 0.0) + float(line.rsplit(" ", 1)[1])
+            elif name == "vllm:cache_config_info":
+                labels = dict(_LABEL.findall(line))
+                figures["block_size"] = float(labels.get("block_size", "nan"))
+                figures["blocks"] = float(labels.get("num_gpu_blocks", "nan"))
+        except (ValueError, IndexError):
+            continue
+    return {name: value for name, value in figures.items() if value == value}
+
+
+class Prober:
+    """Probes one pod for as long as it is known."""
+
+    def __init__(self, core: Core, pod: Pod, client: httpx.AsyncClient, config: Config) -> None:
+        self._core = core
+        self._pod = pod
+        self._client = client
+        self._probe = config.probe
+        self.probed = asyncio.Event()  # at least one answer, or one failure
+
+    async def run(self) -> None:
+        count = 0
+        while True:
+            fine = await self._ask_health()
+            if fine and (count % _DETAILS_EVERY == 0 or self._pod.models is None or self._pod.block_size is None):
+                fine = await self._ask_details()
+            self._note(fine)
+            self.probed.set()
+            count = count + 1 if fine else 0
+            await asyncio.sleep(self._probe.interval * random.uniform(1 - _JITTER, 1 + _JITTER))
+
+    def _note(self, fine: bool) -> None:
+        pod = self._pod
+        was = pod.healthy
+        if fine:
+            pod.failures, pod.suspect_until, pod.healthy = 0, 0.0, True
+        else:
+            pod.failures += 1
+            if pod.failures >= self._probe.failures_max:
+                pod.healthy = False
+        if was != pod.healthy:
+            log.info("%s is %s", pod.name, "fit" if pod.healthy else "unfit: it does not answer probes")
+
+    async def _ask_health(self) -> bool:
+        try:
+            return (await self._client.get("/health")).is_success
+        except (httpx.HTTPError, OSError):
+            return False
+
+    async def _ask_details(self) -> bool:
+        """Models are needed; the version and the metrics are welcome."""
+        try:
+            models = (await self._client.get("/v1/models")).raise_for_status().json()["data"]
+            self._core.fleet.learned_models(self._pod, [m for m in models if isinstance(m.get("id"), str)])
+        except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: /v1/models can't be read: %s", self._pod.name, error or type(error).__name__)
+            return False
+        with contextlib.suppress(httpx.HTTPError, OSError, ValueError, KeyError, TypeError):
+            self._pod.version = (await self._client.get("/version")).raise_for_status().json()["version"]
+        with contextlib.suppress(httpx.HTTPError, OSError):
+            self._learn(parse_metrics((await self._client.get("/metrics")).raise_for_status().text))
+        return True
+
+    def _learn(self, figures: dict[str, float]) -> None:
+        self._pod.engine = figures
+        size = figures.get("block_size")
+        if size is not None and size >= 1:
+            self._pod.block_size = int(size)
+
+
+class Pods:
+    """The fleet's outside: makes pods of the configuration, keeps them probed and their feeds read."""
+
+    def __init__(self, core: Core, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+        self._core = core
+        self._config = config
+        self._clock = clock
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._readers: dict[str, list[FeedReader]] = {}
+        self._probers: dict[str, Prober] = {}
+        self._clients: dict[str, httpx.AsyncClient] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Join all configured pods, and wait until each was probed once and had time to load its first state."""
+        for given in self._config.discovery.static:
+            self.join(given)
+        waits = [prober.probed.wait() for prober in self._probers.values()]
+        await _within(waits, 2 * self._config.probe.timeout)
+        healthy = [name for name, pod in self._core.fleet.pods.items() if pod.healthy]
+        joins = [reader.joined.wait() for name in healthy for reader in self._readers[name]]
+        await _within(joins, self._config.probe.timeout)
+
+    async def stop(self) -> None:
+        for name in list(self._tasks):
+            await self.leave(name)
+        self._context.destroy(linger=0)
+
+    def join(self, given: StaticPod) -> None:
+        """A pod is there: route to it once it answers."""
+        pod = Pod(given.name, given.address.rstrip("/"))
+        readers = []
+        for number in range(given.data_parallel_size):
+            rank, reader = self._rank(pod, given, number)
+            pod.ranks.append(rank)
+            if reader is not None:
+                readers.append(reader)
+        self._core.fleet.join(pod)
+        client = self._clients[pod.name] = _client(pod.address, self._config.probe.timeout)
+        prober = self._probers[pod.name] = Prober(self._core, pod, client, self._config)
+        self._tasks[pod.name] = asyncio.get_running_loop().create_task(prober.run())
+        self._readers[pod.name] = readers
+        for reader in readers:
+            reader.start()
+
+    async def leave(self, name: str) -> None:
+        """A pod is gone for good."""
+        task = self._tasks.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await self._clients.pop(name).aclose()
+        for reader in self._readers.pop(name):
+            await reader.stop()
+        del self._probers[name]
+        self._core.leave(self._core.fleet.pods[name])
+
+    @property
+    def unloaded(self) -> list[str]:
+        """Healthy pods whose feeds have not loaded their first state."""
+        fleet = self._core.fleet.pods
+        return [
+            name
+            for name, readers in self._readers.items()
+            if fleet[name].healthy and any(not reader.joined.is_set() for reader in readers)
+        ]
+
+    def _rank(self, pod: Pod, given: StaticPod, number: int) -> tuple[Rank, FeedReader | None]:
+        config, events = self._config, self._config.events
+        load = PodLoad(PrefillRate(config.scoring.prefill_tokens_per_second))
+        name = RankId(pod.name, number)
+        if given.events is None:
+            return Rank(name, pod, load, None), None
+        configured = next((m.block_size for m in config.models if m.block_size and given.model in (None, m.name)), None)
+        feed = Feed(self._core.index, name, events.queue_max, configured)
+        limits = FeedLimits(
+            events.receive_hwm,
+            events.batch_bytes_max,
+            events.slice_seconds,
+            events.replay_timeout,
+            events.replay_retries,
+        )
+        replay = _port_plus(given.replay, number) if given.replay else None
+        reader = FeedReader(self._context, feed, _port_plus(given.events, number), replay, limits, self._clock)
+        return Rank(name, pod, load, feed), reader
+
+
+async def _within(waits: Iterable[Coroutine[Any, Any, object]], timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await asyncio.gather(*waits)
+
+
+def _port_plus(endpoint: str, number: int) -> str:
+    """Publishers of further ranks listen on the ports after the first."""
+    if not number:
+        return endpoint
+    head, _, port = endpoint.rpartition(":")
+    return f"{head}:{int(port) + number}"
+
+
+def _client(address: str, timeout_s: float) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=2, max_keepalive_connections=1, keepalive_expiry=4.0)
+    parts = urlsplit(address)
+    if parts.scheme == "unix":
+        transport = httpx.AsyncHTTPTransport(uds=parts.path, limits=limits)
+        return httpx.AsyncClient(transport=transport, base_url="http://pod", timeout=timeout_s, trust_env=False)
+    return httpx.AsyncClient(base_url=address, limits=limits, timeout=timeout_s, trust_env=False)

@@ -1,0 +1,286 @@
+"""Send a request to the pod that was picked and stream its answer back: bytes in, the same bytes out.
+
+A failure before the first byte of a response goes to the next pod. After it, never: the client's connection is
+cut (the response is left unfinished, which makes the ASGI server close it), so that the client sees a broken
+response and not a clean end, for JSON and for event streams alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
+
+from router.errors import BadRequest, PodTimeout, PodUnreachable, RouterError
+from router.failures import ResponseTimeout, UnsendableRequest, UpstreamError
+from router.upstream import Response, Upstream
+from router.usage import Tail, Usage, read_usage
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+HeaderList = Sequence[tuple[bytes, bytes]]
+
+_TRAILERS = "http.response.trailers"
+_NO_LENGTH_STATUSES = (204, 304)  # without a body, and servers would wait for one of the length that is said
+
+
+class Outcome(NamedTuple):
+    """How a forwarded request ended. `error` is a bounded word, None when the response went out whole."""
+
+    status: int | None  # the pod's; None when no head has come
+    bytes_out: int  # of the body, handed to the client's connection
+    usage: Usage | None
+    client_gone: bool = False
+    error: str | None = None
+
+
+class Assignment(Protocol):
+    """One pod, taken for one attempt. Exactly one of `failed` and `finished` is called, once, in every case."""
+
+    @property
+    def upstream(self) -> Upstream: ...
+    @property
+    def pod(self) -> str: ...
+    @property
+    def request_headers(self) -> HeaderList:
+        """For the pod, in place of the client's of these names (lower case)."""
+
+    @property
+    def response_headers(self) -> HeaderList:
+        """For the client, in place of the pod's of these names (lower case)."""
+
+    def first_byte(self, now: float) -> None:
+        """The head of the response is here."""
+
+    def failed(self, reason: str, now: float) -> None:
+        """Nothing came from the pod; another one may be asked."""
+
+    def finished(self, outcome: Outcome, now: float) -> None:
+        """The attempt is over in any other way."""
+
+
+class Routes(Protocol):
+    """Where one request may go."""
+
+    def route(self, exclude: frozenset[str]) -> Assignment:
+        """Pick a pod that is not in `exclude`. Raises `RouterError`: no fit pod, saturated …"""
+
+
+async def send_error(send: Send, error: RouterError, headers: HeaderList = ()) -> None:
+    """Answer with the OpenAI error body of `error`."""
+    body = error.body()
+    fields = [
+        *headers,
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    if error.retry_after_s is not None:
+        fields.append((b"retry-after", b"%d" % error.retry_after_s))
+    await send({"type": "http.response.start", "status": error.status, "headers": fields})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _Flight:
+    """One request while it is forwarded; `gone` once its client is."""
+
+    __slots__ = ("_cancelling", "_task", "body", "gone", "receive", "scope", "send", "watch")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "forward runs in a task"
+        self._task = task
+        self._cancelling = task.cancelling()
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.body = body
+        self.gone = False
+        self.watch: asyncio.Task[None] | None = None
+
+    async def until_gone(self) -> None:
+        """Wait for the client to leave; then interrupt the forwarding, wherever it waits."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._task.cancel()
+
+    def was_ours(self) -> bool:
+        """Whether a cancellation that arrived is `until_gone`'s own, and nobody else's."""
+        return self.gone and self._task.uncancel() <= self._cancelling
+
+
+class Proxy:
+    """Forwards requests, on one loop. `clock` gives monotonic seconds to the assignments."""
+
+    def __init__(
+        self,
+        attempts_max: int = 3,
+        watch_after_s: float = 0.05,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._attempts_max = attempts_max
+        self._watch_after_s = watch_after_s
+        self._clock = clock
+        self._unwatched: set[_Flight] = set()
+        self._watch_timer: asyncio.TimerHandle | None = None
+
+    async def forward(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        body: bytes,
+        routes: Routes,
+        error_headers: HeaderList = (),
+    ) -> None:
+        """Answer this request, whose `body` has been read. `error_headers` go out with an error of our own.
+
+        Returns when the answer is out, cut, or nobody is left to read it. Raises only what is not expected,
+        and a cancellation that came from outside.
+        """
+        flight = _Flight(scope, receive, send, body)
+        self._watch_later(flight)
+        try:
+            await self._serve(flight, routes, error_headers)
+        except asyncio.CancelledError:
+            if not flight.was_ours():
+                raise
+        finally:
+            self._unwatch(flight)
+
+    async def _serve(self, flight: _Flight, routes: Routes, error_headers: HeaderList) -> None:
+        tried: frozenset[str] = frozenset()
+        failure: RouterError | None = None
+        while len(tried) < self._attempts_max:
+            try:
+                assignment = routes.route(tried)
+                failed = await self._attempt(flight, assignment)
+            except RouterError as refusal:
+                failure = failure or refusal  # a pod that failed says more than that no other is left
+                break
+            if failed is None:
+                return
+            tried |= {assignment.pod}
+            failure = _as_seen_by_client(failed, assignment.pod)
+            error_headers = assignment.response_headers
+            if not failed.before_first_byte:
+                break
+        assert failure is not None, "attempts_max is at least 1"
+        await send_error(flight.send, failure, error_headers)
+
+    async def _attempt(self, flight: _Flight, assignment: Assignment) -> UpstreamError | None:
+        """Ask one pod. The error if there is nothing for the client yet; None when all is said."""
+        scope = flight.scope
+        headers = _replaced(scope["headers"], assignment.request_headers)
+        try:
+            response = await assignment.upstream.request(scope["method"], _target(scope), headers, flight.body)
+        except UpstreamError as error:
+            if error.before_first_byte:
+                assignment.failed(error.reason, self._clock())
+            else:
+                assignment.finished(Outcome(None, 0, None, error=error.reason), self._clock())
+            return error
+        except BaseException as error:
+            outcome = Outcome(None, 0, None, client_gone=flight.gone, error=_word(error))
+            assignment.finished(outcome, self._clock())
+            if isinstance(error, UnsendableRequest):
+                raise BadRequest(str(error)) from error
+            raise
+        await self._relay(flight, assignment, response)
+        return None
+
+    async def _relay(self, flight: _Flight, assignment: Assignment, response: Response) -> None:
+        """Stream the response to the client and settle the assignment, whatever happens."""
+        status, tail, bytes_out, error = response.status, Tail(), 0, None
+        try:
+            assignment.first_byte(self._clock())
+            send_trailers = _announces_trailers(flight.scope, response)
+            await flight.send(_start(response, assignment.response_headers, send_trailers))
+            while True:
+                chunk = response.take()
+                done = response.complete
+                if chunk or done:
+                    tail.add(chunk)
+                    await flight.send({"type": "http.response.body", "body": chunk, "more_body": not done})
+                    bytes_out += len(chunk)
+                if done:
+                    break
+                await response.more()
+            if send_trailers:
+                await flight.send({"type": _TRAILERS, "headers": response.trailers, "more_trailers": False})
+        except UpstreamError as failure:
+            error = failure.reason
+        except OSError:  # how a server of ASGI 2.4 says that the client has left
+            flight.gone = True
+        except BaseException as failure:
+            error = _word(failure)
+            raise
+        finally:
+            response.close()
+            outcome = Outcome(status, bytes_out, read_usage(tail.kept), flight.gone, error)
+            assignment.finished(outcome, self._clock())
+
+    # The client may leave. Watching for it costs a task, so only requests that last get one: a timer arms
+    # those that it finds, and a request that is over before the timer's turn has cost a set entry.
+
+    def _watch_later(self, flight: _Flight) -> None:
+        self._unwatched.add(flight)
+        if self._watch_timer is None:
+            loop = asyncio.get_running_loop()
+            self._watch_timer = loop.call_later(self._watch_after_s, self._watch_all, loop)
+
+    def _watch_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._watch_timer = None
+        for flight in self._unwatched:
+            flight.watch = loop.create_task(flight.until_gone())
+        self._unwatched.clear()
+
+    def _unwatch(self, flight: _Flight) -> None:
+        if flight.watch is None:
+            self._unwatched.discard(flight)
+        else:
+            flight.watch.cancel()
+
+
+def _target(scope: Scope) -> bytes:
+    path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    query: bytes = scope.get("query_string") or b""
+    return path + b"?" + query if query else path
+
+
+def _replaced(headers: HeaderList, ours: HeaderList) -> list[tuple[bytes, bytes]]:
+    """`headers` with `ours` in place of those of the same names."""
+    names = {name for name, _ in ours}
+    return [*[field for field in headers if field[0] not in names], *ours]
+
+
+def _announces_trailers(scope: Scope, response: Response) -> bool:
+    extensions = scope.get("extensions")
+    if not extensions or _TRAILERS not in extensions:
+        return False
+    return any(name == b"trailer" for name, _ in response.headers)
+
+
+def _start(response: Response, ours: HeaderList, send_trailers: bool) -> Message:
+    headers = _replaced(response.headers, ours)
+    if response.status in _NO_LENGTH_STATUSES:
+        headers = [field for field in headers if field[0] != b"content-length"]
+    message: Message = {"type": "http.response.start", "status": response.status, "headers": headers}
+    if send_trailers:
+        message["trailers"] = True
+    return message
+
+
+def _as_seen_by_client(error: UpstreamError, pod: str) -> RouterError:
+    kind = PodTimeout if isinstance(error, ResponseTimeout) else PodUnreachable
+    return kind(f"Pod {pod}: {error.message}.")
+
+
+def _word(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return "unsendable_request" if isinstance(error, UnsendableRequest) else "internal"

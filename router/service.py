@@ -1,0 +1,102 @@
+"""All parts of one gateway process, put together once; nothing here decides anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from indexer.blocks import KeySpace
+from router.config import Config
+from router.core import Core
+from router.encoding import Encoding
+from router.metrics import Metrics
+from router.pods import Pods
+from router.proxy import Proxy
+from router.upstream import Upstream, UpstreamLimits
+
+_HOUSEKEEPING_S = 0.05  # between two looks at what has expired
+_CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
+
+
+class Service:
+    """The composition root of one process; `running` is its life."""
+
+    def __init__(self, config: Config) -> None:
+        space = KeySpace(secrets.randbits(64))
+        self.config = config
+        self.core = Core(config, space)
+        self.encoding = Encoding(config, self.core, space)
+        self.metrics = Metrics(self.core, self.encoding.stats)
+        self.pods = Pods(self.core, config)
+        self.proxy = Proxy(config.upstream.attempts_max)
+        limits = _limits(config)
+        self.upstreams = {pod.name: Upstream(pod.address, limits) for pod in config.discovery.static}
+        self.draining = False
+        self.started = False
+        self.in_flight = 0
+        self._ids = secrets.token_hex(6)
+        self._requests = 0
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Everything runs inside."""
+        await self.pods.start()
+        self.started = True
+        housekeeping = asyncio.get_running_loop().create_task(self._housekeeping())
+        try:
+            yield
+        finally:
+            self.started = False
+            housekeeping.cancel()
+            await asyncio.gather(housekeeping, return_exceptions=True)
+            await self.pods.stop()
+            for upstream in self.upstreams.values():
+                await upstream.aclose()
+            self.encoding.close()
+
+    def request_id(self) -> bytes:
+        """A new request id: unique among all gateways' by chance, in this one by counting."""
+        self._requests += 1
+        return f"{self._ids}-{os.getpid():x}-{self._requests:x}".encode()
+
+    def unready(self) -> list[str]:
+        """Why requests should go elsewhere now; empty when ready."""
+        if self.draining:
+            return ["draining"]
+        if not self.started:
+            return ["starting"]
+        now, pods = time.monotonic(), self.core.fleet.pods.values()
+        reasons = [] if any(pod.fit(now) for pod in pods) else ["no pod is fit"]
+        return reasons + [f"{name}: the first state of its feed is not loaded" for name in self.pods.unloaded]
+
+    async def _housekeeping(self) -> None:
+        """What expires, in slices."""
+        index, store = self.core.index, self.encoding.store
+        cleanup_at = time.monotonic() + self.config.cache_cleanup_interval
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING_S)
+            now = time.monotonic()
+            index.expire(now)
+            while index.sweep():
+                await asyncio.sleep(0)
+            if now >= cleanup_at:
+                cleanup_at = now + self.config.cache_cleanup_interval
+                while not store.cleanup_expired(now, _CLEANUP_SLICE).done:
+                    await asyncio.sleep(0)
+
+
+def _limits(config: Config) -> UpstreamLimits:
+    upstream = config.upstream
+    return UpstreamLimits(
+        connect_timeout_s=upstream.connect_timeout,
+        first_byte_timeout_s=upstream.first_byte_timeout,
+        idle_timeout_s=upstream.idle_timeout,
+        total_timeout_s=upstream.total_timeout,
+        keep_idle_s=upstream.keep_alive_idle,
+        connections_max=upstream.connections_max,
+        buffer_bytes_max=upstream.response_buffer_max,
+    )

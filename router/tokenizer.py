@@ -1,0 +1,223 @@
+"""A model's tokenizer: text to token ids, equal to those of Hugging Face's `tokenizers`, several times faster.
+
+Loaded from the model's folder. Where `vocabulary` can prove it exact, tiktoken does the work; else `tokenizers` does.
+Both give the interpreter's lock away while they work.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiktoken
+from tokenizers import AddedToken as HFAddedToken
+from tokenizers import Tokenizer as HFTokenizer
+
+from indexer.blocks import Tokens
+from router.cuts import WINDOW_BYTES, Cuts
+from router.errors import ConfigError
+from router.vocabulary import AddedToken, NotExact, convert, is_nfc, overlapping, pattern_of
+
+# tiktoken's regex engine keeps a stack entry per blank of a run and gives up at a million.
+_TIKTOKEN_CHARS_MAX = 256 * 1024
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+# What the conversion is tried on at load, beside the proof: it covers both libraries' own mistakes, too.
+_BATTERY = (
+    "",
+    " ",
+    "Hello, world! It's 12345678 o'clock, isn't it?  \n\n  \t x\r\n",
+    "def f(x):\n\treturn {'a': [1, 2.5e-3], \"b\": x != None}  # done\n\n\n",
+    "   \n \n  leading\u00a0and\u3000wide  blanks   ",
+    "na\u00efve cafe\u0301 \u1e9b\u0323 \ud55c\uad6d\uc5b4 \u1112\u1161\u11ab \u212b \u0958",
+    "\u4e2d\u6587\u5b57\u7b26\uff0c\u6d4b\u8bd5\u3002\u65e5\u672c\u8a9e\u3001\u30c6\u30b9\u30c8",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u0645\u0631\u062d\u0628\u0627 \u0928\u092e",
+    "a" * 700 + " " * 300 + "\n" * 100 + "0" * 50 + "=-" * 100,
+    "".join(map(chr, range(1, 0x250))),
+)
+
+
+class Tokenizer:
+    """One model's tokenizer. Immutable after loading; safe to use from several threads."""
+
+    def __init__(self, folder: Path, window_bytes: int = WINDOW_BYTES) -> None:
+        """Reads `tokenizer.json` (and `tokenizer_config.json`): 0.1 to 1.5 s of work. ConfigError names a bad file."""
+        path = folder / "tokenizer.json"
+        description = _read(path)
+        try:
+            self._whole = HFTokenizer.from_file(str(path))
+        except Exception as error:  # `tokenizers` raises plain Exception
+            raise _unusable(path, error) from error
+        self._whole.add_tokens(_extra_tokens(folder / "tokenizer_config.json", description))
+        self._whole.no_truncation()
+        self._whole.no_padding()
+        added = [_added(number, token) for number, token in self._whole.get_added_tokens_decoder().items()]
+        self.prefix, self.suffix = self._frame(path)
+        self.cuts = _cuts(description, added, window_bytes)
+        self._special = re.compile("|".join(re.escape(token.content) for token in added) or r"(?!)")
+        self._nfc = False
+        self._fast: tiktoken.Encoding | None = None
+        self.why_slow: str | None = None
+        try:
+            fast = convert(description, added, self._whole)
+            self._nfc = is_nfc(description.get("normalizer"))
+            self._try_out(fast, added)
+        except NotExact as reason:
+            self.why_slow = str(reason)
+
+    def __repr__(self) -> str:
+        engine = "tiktoken" if self._fast else f"tokenizers: {self.why_slow}"
+        return f"<Tokenizer {engine}, cuts inside text: {self.cuts.inside}>"
+
+    @property
+    def fast(self) -> bool:
+        """Does tiktoken do the work?"""
+        return self._fast is not None
+
+    def encode(self, text: str, add_special_tokens: bool) -> Tokens:
+        """The ids of `text`, as `tokenizers` gives them."""
+        ids = self.encode_pieces([text])[0]
+        if not add_special_tokens or not (len(self.prefix) or len(self.suffix)):
+            return ids
+        return np.concatenate([self.prefix, ids, self.suffix])
+
+    def pieces(self, text: str) -> list[str]:
+        """`text`, cut at its safe places: all but the last are pieces of every longer text that begins with this."""
+        data = text.encode()
+        ends = self.cuts.ends(data)
+        return [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+
+    def encode_pieces(self, pieces: Sequence[str]) -> list[Tokens]:
+        """The ids of each piece, without those of the post-processor."""
+        if self._fast is None:
+            encodings = self._whole.encode_batch_fast(list(pieces), add_special_tokens=False)
+            return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        return [self._encode_fast(self._fast, piece) for piece in pieces]
+
+    def _encode_fast(self, fast: tiktoken.Encoding, piece: str) -> Tokens:
+        if len(piece) > _TIKTOKEN_CHARS_MAX:
+            return self._encode_whole(piece)
+        if self._nfc and not _surely_nfc(piece):
+            return self._encode_composed(fast, piece)
+        special = self._special.findall(piece)
+        return fast.encode_to_numpy(piece, allowed_special=set(special), disallowed_special=())
+
+    def _encode_composed(self, fast: tiktoken.Encoding, piece: str) -> Tokens:
+        """With NFC: text between added tokens is composed for itself, and makes no new added tokens."""
+        compose = self._whole.normalizer.normalize_str
+        ids: list[Tokens] = []
+        start = 0
+        for match in [*self._special.finditer(piece), None]:
+            between = piece[start : match.start() if match else None]
+            if between:
+                ids.append(fast.encode_to_numpy(compose(between), disallowed_special=()))
+            if match:
+                ids.append(np.array([fast.encode_single_token(match.group())], dtype=np.uint32))
+                start = match.end()
+        return np.concatenate(ids) if ids else np.zeros(0, np.uint32)
+
+    def _encode_whole(self, text: str) -> Tokens:
+        ids = self._whole.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return np.array(ids, dtype=np.uint32)
+
+    def _frame(self, path: Path) -> tuple[Tokens, Tokens]:
+        """The ids that the post-processor puts before and after a text's own, as (BOS …) and (… EOS)."""
+        plain, full = (self._whole.encode("a", add_special_tokens=special).ids for special in (False, True))
+        for start in range(len(full) - len(plain) + 1):
+            prefix, suffix = full[:start], full[start + len(plain) :]
+            if all(
+                prefix + self._whole.encode(text, add_special_tokens=False).ids + suffix
+                == self._whole.encode(text, add_special_tokens=True).ids
+                for text in ("", "a", "a a", "b\n")
+            ):
+                return np.array(prefix, dtype=np.uint32), np.array(suffix, dtype=np.uint32)
+        raise ConfigError(f"{path}: the post-processor does more than to put tokens before and after")
+
+    def _try_out(self, fast: tiktoken.Encoding, added: Sequence[AddedToken]) -> None:
+        """Raise NotExact if the converted tokenizer differs on any text of the battery; else use it."""
+        texts = list(_BATTERY)
+        texts += [f"x {token.content}\u0338 y{token.content}{token.content}\n" for token in added]
+        expected = self._whole.encode_batch_fast(texts, add_special_tokens=False)
+        for text, encoding in zip(texts, expected, strict=True):
+            if self._encode_fast(fast, text).tolist() != encoding.ids:
+                raise NotExact("tiktoken gives other ids")
+        self._fast = fast
+
+
+def _surely_nfc(text: str) -> bool:
+    """Is `text` in NFC for every Unicode version? False where Python can't be sure."""
+    return text.isascii() or (_NEWER.search(text) is None and unicodedata.is_normalized("NFC", text))
+
+
+# Blocks where Unicode 13 and later put characters that compose: libraries of other versions differ on them.
+_NEWER = re.compile("[\U00010570-\U000105ff\U00011300-\U000119ff\U00016100-\U00016dff]")
+
+
+def _cuts(description: dict[str, Any], added: Sequence[AddedToken], window_bytes: int) -> Cuts:
+    """The places where this tokenizer's texts may be cut."""
+    unsafe = overlapping([token.content for token in added])
+    safe = [
+        token.content
+        for token in added
+        if token.plain and not token.normalized and token.content not in unsafe and not _wordlike(token)
+    ]
+    plain_normalizer = True
+    try:
+        nfc = is_nfc(description.get("normalizer"))
+    except NotExact:
+        nfc = plain_normalizer = False
+    plain = not unsafe and all(token.plain and not (nfc and token.normalized) for token in added)
+    words = pattern_of(description.get("pre_tokenizer")) is not None and description["model"].get("type") == "BPE"
+    return Cuts(safe, inside=words and plain and plain_normalizer, window_bytes=window_bytes)
+
+
+def _added(number: int, token: HFAddedToken) -> AddedToken:
+    return AddedToken(number, token.content, **{flag: getattr(token, flag) for flag in _FLAGS})
+
+
+def _wordlike(token: AddedToken) -> bool:
+    """Would the token's first character be part of a word? Then a neighbour that needs a word of its own sees it."""
+    return token.content[0].isalnum() or token.content[0] == "_"
+
+
+def _extra_tokens(path: Path, description: dict[str, Any]) -> list[HFAddedToken]:
+    """Added tokens that `tokenizer_config.json` has and `tokenizer.json` has not, or with other flags.
+
+    transformers adds them again at load, and so do pods.
+    """
+    if not path.exists():
+        return []
+    known = {t["content"]: [t[flag] for flag in _FLAGS] for t in description.get("added_tokens") or ()}
+    listed = _read(path).get("added_tokens_decoder") or {}
+    try:
+        return [
+            HFAddedToken(entry["content"], **{flag: entry[flag] for flag in _FLAGS})
+            for _, entry in sorted(listed.items(), key=lambda item: int(item[0]))
+            if known.get(entry["content"]) != [entry[flag] for flag in _FLAGS]
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unusable(path, error) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object in a file; ConfigError names the file."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _unusable(path, error) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not usable: not a JSON object")
+    return content
+
+
+def _unusable(path: Path, error: Exception) -> ConfigError:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return ConfigError(f"{path} is not usable: {lines[0][:200]}")

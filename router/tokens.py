@@ -1,0 +1,313 @@
+"""Prompts to token ids and block keys, without the loop ever waiting for a tokenizer.
+
+What the prefix store knows, and short new text, is done at once; long new text goes to a pool of threads in pieces,
+whose ids are kept as they arrive: a request that runs out of time leaves its work to the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from indexer.blocks import Keys, KeySpace, Tokens
+from indexer.mappings import Ending
+from indexer.prefixes import Family, Found, PrefixStore, TextBlock, Variant
+from router.cuts import RawCuts
+from router.tokenizer import Tokenizer
+
+Unavailable = Literal["busy", "deadline", "failed", "text"]
+
+
+class TokensUnavailable(Exception):
+    """This prompt's tokens can't be had (in time): it is routed by load alone. `reason` is one of a few words."""
+
+    def __init__(self, reason: Unavailable) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Text(Protocol):
+    """A rendered prompt."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def add_special_tokens(self) -> bool: ...
+    @property
+    def truncate_prompt_tokens(self) -> int | None:
+        """Keep the last so many tokens, those of the post-processor included."""
+
+
+Source: TypeAlias = Text | Tokens
+
+
+class TokensLimits(NamedTuple):
+    """The bounds of an Encoder."""
+
+    deadline_s: float = 1.0
+    inline_bytes_max: int = 12 * 1024
+    """New text up to here is tokenized on the loop: 0.5 to 1 ms with tiktoken."""
+    inline_bytes_slow_max: int = 2 * 1024
+    """The same where `tokenizers` does the work."""
+    job_bytes: int = 48 * 1024
+    """New text goes to the pool in parts of about this size: the loop takes up a part's ids in about 0.3 ms."""
+    jobs_per_prompt_max: int = 2
+    """Parts of one prompt in the pool at a time, so that a long one does not keep others waiting."""
+    waiting_bytes_max: int = 64 * 2**20
+    """New text of all prompts that wait for the pool; above it: TokensUnavailable."""
+
+
+class Encoded:
+    """A prompt's tokens and keys. `ending` is where the prefix store keeps the prompt's pod mappings."""
+
+    __slots__ = ("_block", "_ids", "ending", "keys_us", "lookup", "tokenize_us")
+
+    def __init__(
+        self,
+        ending: Ending,
+        source: TextBlock | Tokens,
+        lookup: Literal["partial", "miss"],
+        tokenize_us: float,
+        keys_us: float,
+    ) -> None:
+        self.ending = ending
+        self._block = source if isinstance(source, TextBlock) else None
+        self._ids = source if isinstance(source, np.ndarray) else None
+        self.lookup = lookup
+        """`miss`: nothing was known of this text; `partial`: the tokens of some or all of it were."""
+        self.tokenize_us = tokenize_us
+        self.keys_us = keys_us
+
+    @property
+    def keys(self) -> Keys:
+        """Keys of the full blocks (read-only)."""
+        return self.ending.keys
+
+    @property
+    def count(self) -> int:
+        """The number of tokens."""
+        return self.ending.tokens
+
+    @property
+    def tokens(self) -> Tokens:
+        """The token ids (read-only), put together when asked for: routing needs the keys only."""
+        if self._block is not None:
+            return self._block.tokens()
+        assert self._ids is not None
+        return self._ids
+
+
+class Encoder:
+    """One model's way from prompts to tokens. Not for use by several threads; the pool may be shared by models."""
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        space: KeySpace,
+        store: PrefixStore,
+        pool: ThreadPoolExecutor,
+        limits: TokensLimits = TokensLimits(),  # noqa: B008 (immutable)
+    ) -> None:
+        """`name`: what the store tells this model's texts from others' by; unique per tokenizer."""
+        self._tokenizer = tokenizer
+        self._space = space
+        self._store = store
+        self._pool = pool
+        self._limits = limits
+        self._inline_max = limits.inline_bytes_max if tokenizer.fast else limits.inline_bytes_slow_max
+        self._plain = store.family(f"text:{name}", tokenizer.cuts)
+        self._framed = self._plain
+        if len(tokenizer.prefix) or len(tokenizer.suffix):
+            self._framed = store.family(f"framed:{name}", tokenizer.cuts)
+        self._raw = store.family("ids", RawCuts())
+        self._waiting_bytes = 0
+        self.failures = 0
+        """How often the prefix store failed and the prompt was encoded without it."""
+
+    def encode_now(
+        self, prompt: Source, block_size: int, lora: str | None = None, salt: str | None = None
+    ) -> Encoded | None:
+        """The prompt's tokens and keys, or None where `encode` must be awaited: too much of its text is new."""
+        variant = (block_size, lora, salt)
+        started = perf_counter()
+        if isinstance(prompt, np.ndarray):
+            return self._encode_ids(prompt, variant, started)
+        data = _utf8(prompt.text)
+        try:
+            found = self._store.find_longest_tokens(self._family(prompt), data)
+            lookup: Literal["partial", "miss"] = "miss" if found.block is None else "partial"
+            if found.whole is None:
+                if len(data) - found.known > self._inline_max:
+                    return None
+                ends = found.ends()
+                self._store.extend(found, ends, self._tokenize(prompt, data, found.known, ends))
+            return self._finish(prompt, found, variant, lookup, started)
+        except TokensUnavailable:
+            raise
+        except Exception:  # a fault of the cache must not cost the answer
+            self.failures += 1
+            if len(data) > self._inline_max:
+                return None
+            return self._without_store(prompt, data, variant, started)
+
+    async def encode(
+        self, prompt: Source, block_size: int, lora: str | None = None, salt: str | None = None
+    ) -> Encoded:
+        """As `encode_now`, which it tries first; long new text is tokenized in the pool, by the deadline."""
+        encoded = self.encode_now(prompt, block_size, lora, salt)
+        if encoded is not None:
+            return encoded
+        assert not isinstance(prompt, np.ndarray)
+        if self._waiting_bytes + len(prompt.text) > self._limits.waiting_bytes_max:
+            raise TokensUnavailable("busy")
+        self._waiting_bytes += len(prompt.text)
+        try:
+            async with asyncio.timeout(self._limits.deadline_s):
+                return await self._encode_long(prompt, (block_size, lora, salt))
+        except TimeoutError:
+            raise TokensUnavailable("deadline") from None
+        finally:
+            self._waiting_bytes -= len(prompt.text)
+
+    # --- text that is new
+
+    async def _encode_long(self, prompt: Text, variant: Variant) -> Encoded:
+        started = perf_counter()
+        data = _utf8(prompt.text)
+        try:
+            found = self._store.find_longest_tokens(self._family(prompt), data)
+            lookup: Literal["partial", "miss"] = "miss" if found.block is None else "partial"
+            await self._extend(prompt, found, variant)
+            return self._finish(prompt, found, variant, lookup, started)
+        except TokensUnavailable:
+            raise
+        except Exception:
+            self.failures += 1
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._without_store, prompt, data, variant, started)
+
+    async def _extend(self, prompt: Text, found: Found, variant: Variant) -> None:
+        """Tokenize what is not known of a text, a few parts at a time; ids and keys are kept as they come."""
+        loop = asyncio.get_running_loop()
+        data = found.data
+        waiting: deque[tuple[list[int], asyncio.Future[list[Tokens]]]] = deque()
+        start = found.known
+        parts = _parts(found.ends(), start, self._limits.job_bytes)
+        try:
+            for ends in parts:
+                if len(waiting) >= self._limits.jobs_per_prompt_max:
+                    await self._take(found, variant, *waiting.popleft())
+                job = loop.run_in_executor(self._pool, self._tokenize, prompt, data, start, ends)
+                waiting.append((ends, job))
+                start = ends[-1]
+            while waiting:
+                await self._take(found, variant, *waiting.popleft())
+        finally:
+            for _, job in waiting:
+                job.cancel()
+
+    async def _take(self, found: Found, variant: Variant, ends: list[int], job: asyncio.Future[list[Tokens]]) -> None:
+        self._store.extend(found, ends, await job)
+        if found.block is not None:
+            self._store.extend_keys(found.block, variant)
+
+    def _tokenize(self, prompt: Text, data: bytes, start: int, ends: Sequence[int]) -> list[Tokens]:
+        """The ids of the pieces of `data` that end at `ends`; what the post-processor puts first is in the first."""
+        pieces = []
+        at = start
+        for end in ends:
+            pieces.append(data[at:end].decode())
+            at = end
+        try:
+            ids = self._tokenizer.encode_pieces(pieces)
+        except Exception as error:  # `tokenizers` raises plain Exception
+            raise TokensUnavailable("failed") from error
+        if start == 0 and prompt.add_special_tokens and len(self._tokenizer.prefix):
+            ids[0] = np.concatenate([self._tokenizer.prefix, ids[0]])
+        return ids
+
+    # --- from tokens to keys
+
+    def _finish(
+        self, prompt: Text, found: Found, variant: Variant, lookup: Literal["partial", "miss"], started: float
+    ) -> Encoded:
+        block = found.whole
+        assert block is not None
+        tokenized = perf_counter()
+        suffix = len(self._tokenizer.suffix) if prompt.add_special_tokens else 0
+        kept = prompt.truncate_prompt_tokens
+        if suffix or (kept is not None and 0 < kept < block.total):
+            encoded = self._encode_ids(self._reshaped(prompt, block.tokens()), variant, tokenized)
+            encoded.lookup = lookup
+        else:
+            ending = self._store.ending(block, variant)
+            encoded = Encoded(ending, block, lookup, 0.0, 0.0)
+        encoded.tokenize_us = (tokenized - started) * 1e6
+        encoded.keys_us = (perf_counter() - tokenized) * 1e6
+        return encoded
+
+    def _reshaped(self, prompt: Text, tokens: Tokens) -> Tokens:
+        """With the post-processor's suffix, and without what truncation takes from the front of the text's own."""
+        if not prompt.add_special_tokens:
+            prefix = suffix = np.zeros(0, np.uint32)
+        else:
+            prefix, suffix = self._tokenizer.prefix, self._tokenizer.suffix
+        body = tokens[len(prefix) :]
+        kept = prompt.truncate_prompt_tokens
+        if kept is not None and 0 < kept < len(tokens) + len(suffix):
+            body = body[len(body) - max(0, kept - len(prefix) - len(suffix)) :]
+        return np.concatenate([prefix, body, suffix])
+
+    def _encode_ids(self, ids: Tokens, variant: Variant, started: float) -> Encoded:
+        """Token ids as given: only their keys are to be found."""
+        try:
+            found = self._store.find_longest_tokens(self._raw, ids.tobytes())
+            lookup: Literal["partial", "miss"] = "miss" if found.block is None else "partial"
+            if found.whole is None:
+                ends = found.ends()
+                starts = [found.known, *ends]
+                parts = [found.data[start:end] for start, end in zip(starts, ends, strict=False)]
+                self._store.extend(found, ends, parts)
+            assert found.whole is not None
+            ending = self._store.ending(found.whole, variant)
+        except Exception:  # a fault of the cache must not cost the answer
+            self.failures += 1
+            lookup, ending = "miss", self._unkept(ids, variant)
+        return Encoded(ending, ids, lookup, 0.0, (perf_counter() - started) * 1e6)
+
+    def _without_store(self, prompt: Text, data: bytes, variant: Variant, started: float) -> Encoded:
+        ids = self._reshaped(prompt, self._tokenize(prompt, data, 0, [len(data)])[0])
+        return Encoded(self._unkept(ids, variant), ids, "miss", (perf_counter() - started) * 1e6, 0.0)
+
+    def _unkept(self, ids: Tokens, variant: Variant) -> Ending:
+        size, lora, salt = variant
+        return Ending(self._space.chain(ids, size, None, lora, salt), len(ids), live=False)
+
+    def _family(self, prompt: Text) -> Family:
+        return self._framed if prompt.add_special_tokens else self._plain
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # lone surrogates: pods refuse them as well
+        raise TokensUnavailable("text") from None
+
+
+def _parts(ends: Sequence[int], start: int, size: int) -> Iterator[list[int]]:
+    """Consecutive pieces together, until they have `size` bytes."""
+    part: list[int] = []
+    for end in ends:
+        part.append(end)
+        if end - start >= size:
+            yield part
+            part, start = [], end
+    if part:
+        yield part

@@ -1,0 +1,132 @@
+"""The block pool: which physical block holds what, who uses it, and which is evicted next.
+
+vLLM's rules: only full blocks are cached; equal content is not de-duplicated; a block that nobody uses stays cached
+in the free queue until it is taken for something else, oldest first; one block is the null block.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from simulator.events import Cleared, Event, Origin, Removed, Stored
+
+
+class Block:
+    """One physical block; `digest` is None while its content is not cached."""
+
+    __slots__ = ("digest", "number", "refs")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.refs = 0
+        self.digest: bytes | None = None
+
+
+class BlockPool:
+    """`blocks_max` physical blocks of which one is reserved; events of what happened pile up until taken."""
+
+    def __init__(self, blocks_max: int, block_size: int, empty_first: bool = True) -> None:
+        """`empty_first`: a freed block without cached content is taken again before all others."""
+        if blocks_max < 2:
+            raise ValueError("a pool needs at least two blocks: one is the null block")
+        self.block_size = block_size
+        self._empty_first = empty_first
+        self.usable = blocks_max - 1
+        self._free = OrderedDict((number, Block(number)) for number in range(1, blocks_max))
+        self._cached: dict[bytes, dict[int, Block]] = {}
+        self._events: list[Event] = []
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody uses, cached ones included."""
+        return len(self._free)
+
+    @property
+    def used(self) -> int:
+        """Blocks in use by requests."""
+        return self.usable - len(self._free)
+
+    @property
+    def cached(self) -> int:
+        """Distinct cached contents."""
+        return len(self._cached)
+
+    def match(self, digests: Iterable[bytes]) -> list[Block]:
+        """The leading blocks that are cached: of each content the copy that was stored first."""
+        found = []
+        for digest in digests:
+            copies = self._cached.get(digest)
+            if copies is None:
+                break
+            found.append(next(iter(copies.values())))
+        return found
+
+    def fits(self, new: int, reused: Sequence[Block]) -> bool:
+        """Whether `new` blocks can be taken once `reused` are in use."""
+        return new + sum(block.refs == 0 for block in reused) <= len(self._free)
+
+    def use(self, blocks: Iterable[Block]) -> None:
+        """Share cached blocks with one more request."""
+        for block in blocks:
+            if block.refs == 0:
+                del self._free[block.number]
+            block.refs += 1
+
+    def take(self, count: int) -> list[Block]:
+        """The `count` blocks that were free for longest, evicted where cached; ask `fits` first."""
+        return [self._take() for _ in range(count)]
+
+    def _take(self) -> Block:
+        _, block = self._free.popitem(last=False)
+        if block.digest is not None:
+            copies = self._cached[block.digest]
+            del copies[block.number]
+            if not copies:
+                del self._cached[block.digest]
+            self._events.append(Removed(block.digest))
+            block.digest = None
+        block.refs = 1
+        return block
+
+    def store(
+        self, blocks: Sequence[Block], chain: Sequence[bytes], token_ids: Sequence[int], span: range, origin: Origin
+    ) -> None:
+        """The blocks of a sequence that `span` numbers are full: cache them (all that it has is given)."""
+        for number in span:
+            block, digest = blocks[number], chain[number]
+            block.digest = digest
+            self._cached.setdefault(digest, {})[block.number] = block
+        self.announce(chain, token_ids, span, origin)
+
+    def announce(self, chain: Sequence[bytes], token_ids: Sequence[int], span: range, origin: Origin) -> None:
+        """Say that the blocks of a sequence that `span` numbers are cached, without storing them."""
+        first, end = span.start, span.stop
+        parent = chain[first - 1] if first else None
+        tokens = tuple(token_ids[first * self.block_size : end * self.block_size])
+        self._events.append(Stored(tuple(chain[first:end]), parent, tokens, first, origin))
+
+    def release(self, blocks: Sequence[Block]) -> None:
+        """A request gives its blocks back; its last block will be evicted first."""
+        for block in reversed(blocks):
+            block.refs -= 1
+            if block.refs == 0:
+                self._free[block.number] = block
+                if self._empty_first and block.digest is None:
+                    self._free.move_to_end(block.number, last=False)
+
+    def clear(self) -> bool:
+        """Forget all content; False, and nothing happens, while a request uses a block."""
+        if self.used:
+            return False
+        for copies in self._cached.values():
+            for block in copies.values():
+                block.digest = None
+        self._cached.clear()
+        self._events.append(Cleared())
+        return True
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events

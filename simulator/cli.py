@@ -1,0 +1,159 @@
+"""`warmroute simulate`, also `python -m simulator`: one simulated vLLM pod."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import zmq
+
+from simulator.engine import Limits
+from simulator.events import Dialect, EventFormat, HashKind, parse_version
+from simulator.faults import Faults, change
+from simulator.model import ForcedOutputs, Model
+from simulator.pace import Pace
+from simulator.pod import Settings
+from simulator.publisher import BUFFER_STEPS
+from simulator.server import serve
+
+_HELP = """Run one pod that behaves like vLLM: OpenAI API, block cache, KV events with replay, /metrics, /tokenize.
+
+\b
+Example:
+  python -m simulator --port 8001 --events-port 5557 --replay-port 5558 --model-path models/tiny-qwen
+  curl localhost:8001/v1/completions -d '{"model": "tiny-qwen", "prompt": "Once", "max_tokens": 8}'
+
+When it can be reached the pod prints one line of JSON with its addresses (port 0 means: any free port).
+
+\b
+Faults, by --fault NAME=VALUE at start or by POST /simulator/fault with a JSON object at run time:
+  drop, duplicate, reorder  share of event frames (0 to 1), drawn from `seed`
+  silent                    true: no event frames (sequence numbers and replay go on)
+  no_replay                 true: replay requests are not answered
+  slow                      multiplies the time of every step
+  die_after_chunks          cut a stream's connection after so many chunks
+  refuse                    "close": cut connections before any byte; "503": answer 503
+  hang                      true: requests for tokens are never answered
+At run time also: {"restart": true} (seq back to 0, cache empty, new hashes, streams cut) and {"clear": true}.
+
+\b
+GET /simulator/state tells the truth about load, pool and seq; POST {"token_ids": [...], "lora", "salt"} to it
+adds cached_tokens, what a request with that prompt would read from the cache now.
+"""
+
+
+def _fault(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--fault")
+    words: dict[str, object] = {"true": True, "false": False, "null": None}
+    if value in words:
+        return name, words[value]
+    if name == "refuse":
+        return name, value
+    try:
+        return name, float(value) if "." in value or "e" in value else int(value)
+    except ValueError:
+        return name, value
+
+
+@click.command(name="simulate", help=_HELP)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65_535), default=8_000, show_default=True)
+@click.option("--events-port", type=click.IntRange(0, 65_535), default=0, help="PUB of rank 0; 0: any.")
+@click.option("--replay-port", type=click.IntRange(0, 65_535), default=0, help="Replay of rank 0; 0: any.")
+@click.option("--topic", default=None, help="Default: kv@HOST:PORT@MODEL.")
+@click.option(
+    "--model-path",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder with tokenizer.json, and maybe tokenizer_config.json and chat_template.jinja.",
+)
+@click.option("--served-model-name", default=None, help="Default: the folder's name.")
+@click.option("--lora", "loras", multiple=True, help="Name of a LoRA adapter; may be repeated.")
+@click.option("--vllm-version", default="0.32.0", show_default=True, help="Whose wire formats to speak.")
+@click.option("--event-format", type=click.Choice(["array", "map"]), default=None, help="Default: the version's.")
+@click.option(
+    "--event-hashes", type=click.Choice(["int", "signed", "bytes"]), default=None, help="Default: the version's."
+)
+@click.option("--hash-seed", default=None, help="Pods of equal seed make equal hashes. Default: random.")
+@click.option("--block-size", type=click.IntRange(1, 4_096), default=16, show_default=True)
+@click.option("--num-blocks", type=click.IntRange(2), default=2_048, show_default=True, help="One is the null block.")
+@click.option(
+    "--max-model-len", type=click.IntRange(2), default=None, help="Default: what the cache holds, up to 32768."
+)
+@click.option("--max-num-seqs", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--max-num-batched-tokens", type=click.IntRange(1), default=2_048, show_default=True)
+@click.option(
+    "--data-parallel-size",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Ranks; the feeds of rank r are at the given ports + r.",
+)
+@click.option("--prefill-tokens-per-s", type=float, default=8_000.0, show_default=True, help="On uncached tokens.")
+@click.option(
+    "--attention-tokens",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Position at which a token costs twice as much as the first; 0: all cost the same.",
+)
+@click.option("--step-base-s", type=float, default=0.008, show_default=True, help="Of every engine step.")
+@click.option("--step-sequence-s", type=float, default=0.0002, show_default=True, help="More per sequence in it.")
+@click.option("--time-scale", type=float, default=1.0, show_default=True, help="0.1: ten times faster.")
+@click.option(
+    "--buffer-steps",
+    type=click.IntRange(1),
+    default=BUFFER_STEPS,
+    show_default=True,
+    help="Event batches kept for replay.",
+)
+@click.option(
+    "--forced-outputs",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help='JSON lines {"prompt_token_ids": […], "output_token_ids": […]}.',
+)
+@click.option("--fault", "faults", multiple=True, metavar="NAME=VALUE", help="May be repeated; see above.")
+def simulate(
+    host: str, port: int, events_port: int, replay_port: int, topic: str | None, model_path: Path,
+    served_model_name: str | None, loras: tuple[str, ...], vllm_version: str, event_format: EventFormat | None,
+    event_hashes: HashKind | None, hash_seed: str | None, block_size: int, num_blocks: int,
+    max_model_len: int | None, max_num_seqs: int, max_num_batched_tokens: int, data_parallel_size: int,
+    prefill_tokens_per_s: float, attention_tokens: float, step_base_s: float, step_sequence_s: float,
+    time_scale: float, buffer_steps: int, forced_outputs: Path | None, faults: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Checks what was given and serves until a signal."""
+    name = served_model_name or model_path.resolve().name
+    capacity = (num_blocks - 1) * block_size
+    try:
+        version = parse_version(vllm_version)
+        forced = ForcedOutputs.read(forced_outputs) if forced_outputs else None
+        context = _context_tokens(max_model_len, capacity)
+        model = Model.load(model_path, name, context, version, vllm_version.removeprefix("v"), loras, forced)
+        settings = Settings(
+            dialect=Dialect.of(version).but(event_format, event_hashes),
+            limits=Limits(block_size, num_blocks, max_num_seqs, max_num_batched_tokens),
+            pace=Pace(prefill_tokens_per_s, attention_tokens, step_base_s, step_sequence_s, time_scale),
+            faults=change(Faults(), dict(_fault(text) for text in faults)),
+            ranks=data_parallel_size,
+            host=host,
+            events_port=events_port,
+            replay_port=replay_port,
+            topic=f"kv@{host}:{port}@{name}" if topic is None else topic,
+            buffer_steps=buffer_steps,
+            hash_seed=hash_seed,
+        )
+        serve(model, settings, port, click.echo)
+    except (ValueError, OSError, zmq.ZMQError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+CONTEXT_TOKENS_DEFAULT = 32_768
+
+
+def _context_tokens(asked: int | None, capacity: int) -> int:
+    if asked is not None and asked > capacity:
+        raise ValueError(f"--max-model-len {asked} does not fit into the cache of {capacity} tokens")
+    return min(capacity, CONTEXT_TOKENS_DEFAULT) if asked is None else asked
