@@ -54,8 +54,7 @@ class KeySpace:
         if lora is None and (salt is None or parent is not None):
             return self._plain(tokens, block_size, self.root(block_size) if parent is None else parent)
         count = len(tokens) // block_size
-        each: Extras = [lora]
-        extras = [each] * count
+        extras: list[Extras | None] = [None if lora is None else [lora]] * count
         if parent is None and salt is not None and count:
             extras[0] = [lora, salt]
         return self.chain_extras(tokens, block_size, parent, extras)

@@ -248,7 +248,7 @@ def happen(kind: str, data: bytes, pod: str, index: PrefixIndex, now: float) -> 
         index.expire(now)
 
 
-@settings(deadline=None, max_examples=120, derandomize=True)
+@settings(deadline=None, max_examples=300, derandomize=True)
 @given(st.lists(st.one_of(requests, requests, events, others), max_size=60), st.sampled_from([2_500, 9_000, 10**6]))
 def test_any_history_gives_the_answers_of_the_moment(
     actions: list[tuple[str, bytes, object]], bytes_max: int
