@@ -30,8 +30,8 @@ SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-enco
 INFO = {
     "/health": {},
     "/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vllm"}]},
-    "/get_server_info": {"model_path": MODEL, "model_id": MODEL, "served_model_name": MODEL, "tp_size": 1, "dp_size": 1},
-    "/server_info": {"model_path": MODEL, "model_id": MODEL, "served_model_name": MODEL, "tp_size": 1, "dp_size": 1},
+    "/get_server_info": {"model_path": MODEL, "model_id": MODEL, "served_model_name": MODEL, "dp_size": 1},
+    "/server_info": {"model_path": MODEL, "model_id": MODEL, "served_model_name": MODEL, "dp_size": 1},
     "/get_model_info": {"model_path": MODEL, "tokenizer_path": MODEL, "is_generation": True},
     "/model_info": {"model_path": MODEL, "tokenizer_path": MODEL, "is_generation": True},
     "/get_load": [{"dp_rank": 0, "num_reqs": 0, "num_waiting_reqs": 0, "num_tokens": 0}],

@@ -23,7 +23,7 @@ Reason = Literal["event", "ttl", "manual", "lru"]
 
 # What one mapping weighs beside its match's arrays, and each of its hits: measured with tracemalloc, rounded up.
 _MAPPING_BYTES = 700
-_HIT_BYTES = 200
+_HIT_BYTES = 100
 
 
 def pod_set(pods: Iterable[Pod] | None) -> PodSet:

@@ -24,8 +24,8 @@ Variant: TypeAlias = tuple[int, str | None, str | None]
 """What block keys depend on beside the token ids: block size, LoRA name, cache salt."""
 
 # What these weigh beside their token ids and keys, table entries and allocation included: measured with tracemalloc.
-_BLOCK_BYTES = 470
-_KEYS_BYTES = 110
+_BLOCK_BYTES = 560
+_KEYS_BYTES = 200
 _ENDING_BYTES = 400
 
 _DIGEST = xxhash.xxh3_128_intdigest

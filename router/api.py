@@ -17,6 +17,9 @@ from router.service import Service
 
 _OURS = frozenset(("/v1/models",))  # of /v1/*, what we answer ourselves
 _PASSED = frozenset(("/tokenize", "/detokenize", "/pooling", "/classify", "/rerank", "/inference/v1/generate"))
+_NOTHING_COMPUTED = frozenset(
+    ("/tokenize", "/detokenize", "/v1/chat/completions/render", "/v1/completions/render")
+)  # such a request has a prompt, and leaves no block in any pod
 _REQUEST_ID = b"x-request-id"
 _REQUEST_ID_CHARS_MAX = 200
 _TOKENS_BY_BYTES = 4  # bytes of a body for each prompt token, where nothing better is known
@@ -41,21 +44,24 @@ class Gateway:
     async def proxied(self, scope: Scope, receive: Receive, send: Send, body: bytes | None = None) -> None:
         """Route and forward one request; `body`: already read."""
         service = self._service
-        request_id = _request_id(scope) or service.request_id()
+        request_id = service.request_id()
         model: str | None = None
         if service.in_flight >= self._requests_max:
             return await self._refuse(send, Saturated("Too many requests are in flight."), request_id, model)
         service.in_flight += 1
         try:
+            request_id = _request_id(scope) or request_id
             if body is None:
                 body = await read_body(scope, receive, self._body_max)
             began = time.monotonic()
             prompt = parse(scope["path"], body) if scope["method"] == "POST" else _NO_PROMPT
             model = prompt.model
-            asked = await self._understand(prompt, body)
+            asked = await self._understand(scope["path"], prompt, body)
             streaming = prompt.stream
             routing = Routing(service.core, service.metrics, service.upstreams, asked, request_id, streaming, began)
-            await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
+            refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
+            if refusal is not None:
+                service.metrics.count(model, "", refusal.status)
         except ClientGone:
             return None
         except RouterError as error:
@@ -64,7 +70,9 @@ class Gateway:
             service.in_flight -= 1
         return None
 
-    async def _understand(self, prompt: Prompt, body: bytes) -> Asked:
+    async def _understand(self, path: str, prompt: Prompt, body: bytes) -> Asked:
+        if path in _NOTHING_COMPUTED:
+            return Asked(prompt.model, reason="nothing is computed for this request")
         encoding = self._service.encoding
         asked = encoding.now(prompt) or await encoding.later(prompt)
         self._service.metrics.understood(asked)

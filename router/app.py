@@ -66,6 +66,12 @@ def _fastapi(lifespan: Any) -> FastAPI:
         unknown.status, unknown.type, unknown.code = 404, "invalid_request_error", "not_found"
         return Response(unknown.body(), 404, media_type="application/json")
 
+    @app.exception_handler(405)
+    async def otherwise(request: Request, error: Exception) -> Response:
+        refused = BadRequest(f"{request.url.path[:200]} does not take {request.method}.")
+        refused.status, refused.code = 405, "method_not_allowed"
+        return Response(refused.body(), 405, getattr(error, "headers", None), "application/json")
+
     return app
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 from router.core import Asked, Core, Placed
-from router.errors import RouterError
 from router.metrics import Metrics
 from router.proxy import Outcome
 from router.upstream import Upstream
@@ -51,10 +50,6 @@ class Routing:
         metrics.predicted_tokens += decision.matched_tokens
         return Attempt(self, core, metrics, self._upstreams[decision.rank.id.pod], placed)
 
-    def refused(self, error: RouterError) -> None:
-        """The client gets this error of ours, whatever was tried."""
-        self._metrics.count(self.asked.model, "", error.status)
-
 
 class Attempt:
     """The proxy's `Assignment`: one pod, taken for one attempt."""
@@ -91,10 +86,11 @@ class Attempt:
         self._core.suspect(self.pod, now)
 
     def finished(self, outcome: Outcome, now: float) -> None:
-        self._core.release(self._placed, outcome.status is not None, now)
+        self._core.release(self._placed, _served(outcome.status), now)
         metrics, routing = self._metrics, self._routing
-        code = outcome.status if outcome.status is not None else _CLIENT_GONE if outcome.client_gone else 502
-        metrics.count(routing.asked.model, self.pod, code)
+        code = _CLIENT_GONE if outcome.status is None and outcome.client_gone else outcome.status
+        if code is not None:  # else the client gets an error of ours, which is counted where it is sent
+            metrics.count(routing.asked.model, self.pod, code)
         metrics.durations.observe(now - routing.began)
         usage = outcome.usage
         if usage is None or not routing.asked.keys:
@@ -103,3 +99,8 @@ class Attempt:
         metrics.actual_tokens += cached
         metrics.window.add(now, cached, usage.prompt_tokens)
         metrics.errors.observe(abs(cached - self._placed.decision.matched_tokens))
+
+
+def _served(status: int | None) -> bool:
+    """Whether the pod worked on the prompt: what it refuses leaves no block behind."""
+    return status is not None and status < 400

@@ -118,7 +118,7 @@ def demo(pods: int, keep: bool, port: int, seed: int) -> None:
     \b
     Example: warmroute demo --keep
     """
-    from router.demo import run_demo
+    from router.demo.run import run_demo
 
     run_demo(pods, keep, port, seed)
 

@@ -24,7 +24,7 @@ KNOWN_PATTERNS = {
     _CL100K.format(digits=r"\p{N}{1,3}"): "llama-3",
 }
 
-WINDOW_BYTES = 4096
+WINDOW_BYTES = 2048
 """At most one cut per window. Smaller windows: less is tokenized again when a prompt grows, but more blocks."""
 
 # Characters that are letters or digits in every Unicode version in use, in UTF-8, with their widths. Combining marks

@@ -39,7 +39,7 @@ class Invalidate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    keys: list[int] | None = Field(default=None, max_length=_KEYS_MAX)
+    keys: list[Annotated[int, Field(ge=0, lt=1 << 64)]] | None = Field(default=None, max_length=_KEYS_MAX)
     pod: str | None = None
     model: str | None = None
 

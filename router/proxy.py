@@ -54,7 +54,7 @@ class Assignment(Protocol):
         """For the client, in place of the pod's of these names (lower case)."""
 
     def first_byte(self, now: float) -> None:
-        """The head of the response is here."""
+        """The first byte of the response's body is here (vLLM sends the head of a stream before it computes)."""
 
     def failed(self, reason: str, now: float) -> None:
         """Nothing came from the pod; another one may be asked."""
@@ -136,23 +136,24 @@ class Proxy:
         body: bytes,
         routes: Routes,
         error_headers: HeaderList = (),
-    ) -> None:
+    ) -> RouterError | None:
         """Answer this request, whose `body` has been read. `error_headers` go out with an error of our own.
 
-        Returns when the answer is out, cut, or nobody is left to read it. Raises only what is not expected,
-        and a cancellation that came from outside.
+        Returns when the answer is out, cut, or nobody is left to read it: the error of our own, if that was the
+        answer. Raises only what is not expected, and a cancellation that came from outside.
         """
         flight = _Flight(scope, receive, send, body)
         self._watch_later(flight)
         try:
-            await self._serve(flight, routes, error_headers)
+            return await self._serve(flight, routes, error_headers)
         except asyncio.CancelledError:
             if not flight.was_ours():
                 raise
+            return None
         finally:
             self._unwatch(flight)
 
-    async def _serve(self, flight: _Flight, routes: Routes, error_headers: HeaderList) -> None:
+    async def _serve(self, flight: _Flight, routes: Routes, error_headers: HeaderList) -> RouterError | None:
         tried: frozenset[str] = frozenset()
         failure: RouterError | None = None
         while len(tried) < self._attempts_max:
@@ -163,7 +164,7 @@ class Proxy:
                 failure = failure or refusal  # a pod that failed says more than that no other is left
                 break
             if failed is None:
-                return
+                return None
             tried |= {assignment.pod}
             failure = _as_seen_by_client(failed, assignment.pod)
             error_headers = assignment.response_headers
@@ -171,6 +172,7 @@ class Proxy:
                 break
         assert failure is not None, "attempts_max is at least 1"
         await send_error(flight.send, failure, error_headers)
+        return failure
 
     async def _attempt(self, flight: _Flight, assignment: Assignment) -> UpstreamError | None:
         """Ask one pod. The error if there is nothing for the client yet; None when all is said."""
@@ -197,13 +199,14 @@ class Proxy:
         """Stream the response to the client and settle the assignment, whatever happens."""
         status, tail, bytes_out, error = response.status, Tail(), 0, None
         try:
-            assignment.first_byte(self._clock())
             send_trailers = _announces_trailers(flight.scope, response)
             await flight.send(_start(response, assignment.response_headers, send_trailers))
             while True:
                 chunk = response.take()
                 done = response.complete
                 if chunk or done:
+                    if not bytes_out:
+                        assignment.first_byte(self._clock())
                     tail.add(chunk)
                     await flight.send({"type": "http.response.body", "body": chunk, "more_body": not done})
                     bytes_out += len(chunk)

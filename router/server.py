@@ -45,6 +45,8 @@ def serve(config: Config) -> None:
 
 async def _serve(service: Service) -> None:
     gateway = service.config.gateway
+    # Once all is served, uvicorn gives the signal to the handler that was there before: the default one would kill.
+    signal.signal(signal.SIGTERM, _ended_well)
     main = Server(_settings(service, create_app(service), gateway.port), service)
     if gateway.ops_port is None:
         await main.serve()
@@ -56,6 +58,10 @@ async def _serve(service: Service) -> None:
     finally:
         operators.should_exit = True
         await beside
+
+
+def _ended_well(sig: int, frame: FrameType | None) -> None:
+    """Told to stop, and stopped: exit code 0."""
 
 
 async def _without_signals(server: uvicorn.Server) -> None:

@@ -24,6 +24,10 @@ from router.tokenizer import Tokenizer
 Unavailable = Literal["busy", "deadline", "failed", "text"]
 
 
+Lookup = Literal["partial", "miss"]
+"""`miss`: nothing was known of this text; `partial`: the tokens of some or all of it were."""
+
+
 class TokensUnavailable(Exception):
     """This prompt's tokens can't be had (in time): it is routed by load alone. `reason` is one of a few words."""
 
@@ -51,8 +55,8 @@ class TokensLimits(NamedTuple):
     """The bounds of an Encoder."""
 
     deadline_s: float = 1.0
-    inline_bytes_max: int = 12 * 1024
-    """New text up to here is tokenized on the loop: 0.5 to 1 ms with tiktoken."""
+    inline_bytes_max: int = 16 * 1024
+    """New text up to here is tokenized on the loop: 0.7 ms with tiktoken, 4 ms if it is made to be slow."""
     inline_bytes_slow_max: int = 2 * 1024
     """The same where `tokenizers` does the work."""
     job_bytes: int = 48 * 1024
@@ -72,7 +76,7 @@ class Encoded:
         self,
         ending: Ending,
         source: TextBlock | Tokens,
-        lookup: Literal["partial", "miss"],
+        lookup: Lookup,
         tokenize_us: float,
         keys_us: float,
     ) -> None:
@@ -80,7 +84,6 @@ class Encoded:
         self._block = source if isinstance(source, TextBlock) else None
         self._ids = source if isinstance(source, np.ndarray) else None
         self.lookup = lookup
-        """`miss`: nothing was known of this text; `partial`: the tokens of some or all of it were."""
         self.tokenize_us = tokenize_us
         self.keys_us = keys_us
 
@@ -101,6 +104,15 @@ class Encoded:
             return self._block.tokens()
         assert self._ids is not None
         return self._ids
+
+
+class _Begun(NamedTuple):
+    """A text whose tokens are wanted since `started`. `found` None: the store failed."""
+
+    started: float
+    data: bytes
+    found: Found | None
+    lookup: Lookup
 
 
 class Encoder:
@@ -135,63 +147,68 @@ class Encoder:
         self, prompt: Source, block_size: int, lora: str | None = None, salt: str | None = None
     ) -> Encoded | None:
         """The prompt's tokens and keys, or None where `encode` must be awaited: too much of its text is new."""
-        variant = (block_size, lora, salt)
-        started = perf_counter()
-        if isinstance(prompt, np.ndarray):
-            return self._encode_ids(prompt, variant, started)
-        data = _utf8(prompt.text)
-        try:
-            found = self._store.find_longest_tokens(self._family(prompt), data)
-            lookup: Literal["partial", "miss"] = "miss" if found.block is None else "partial"
-            if found.whole is None:
-                if len(data) - found.known > self._inline_max:
-                    return None
-                ends = found.ends()
-                self._store.extend(found, ends, self._tokenize(prompt, data, found.known, ends))
-            return self._finish(prompt, found, variant, lookup, started)
-        except TokensUnavailable:
-            raise
-        except Exception:  # a fault of the cache must not cost the answer
-            self.failures += 1
-            if len(data) > self._inline_max:
-                return None
-            return self._without_store(prompt, data, variant, started)
+        answer = self._begin(prompt, (block_size, lora, salt))
+        return answer if isinstance(answer, Encoded) else None
 
     async def encode(
         self, prompt: Source, block_size: int, lora: str | None = None, salt: str | None = None
     ) -> Encoded:
-        """As `encode_now`, which it tries first; long new text is tokenized in the pool, by the deadline."""
-        encoded = self.encode_now(prompt, block_size, lora, salt)
-        if encoded is not None:
-            return encoded
+        """The prompt's tokens and keys, without giving way where `encode_now` has them.
+
+        Long new text is tokenized in the pool. TokensUnavailable at the deadline, or where there are no tokens.
+        """
+        variant = (block_size, lora, salt)
+        answer = self._begin(prompt, variant)
+        if isinstance(answer, Encoded):
+            return answer
         assert not isinstance(prompt, np.ndarray)
         if self._waiting_bytes + len(prompt.text) > self._limits.waiting_bytes_max:
             raise TokensUnavailable("busy")
         self._waiting_bytes += len(prompt.text)
         try:
             async with asyncio.timeout(self._limits.deadline_s):
-                return await self._encode_long(prompt, (block_size, lora, salt))
+                return await self._encode_long(prompt, variant, answer)
         except TimeoutError:
             raise TokensUnavailable("deadline") from None
         finally:
             self._waiting_bytes -= len(prompt.text)
 
-    # --- text that is new
-
-    async def _encode_long(self, prompt: Text, variant: Variant) -> Encoded:
+    def _begin(self, prompt: Source, variant: Variant) -> Encoded | _Begun:
+        """What can be done at once: all of it, or the look-up of a text of which too much is new."""
         started = perf_counter()
+        if isinstance(prompt, np.ndarray):
+            return self._encode_ids(prompt, variant, started)
         data = _utf8(prompt.text)
+        begun = _Begun(started, data, None, "miss")
         try:
             found = self._store.find_longest_tokens(self._family(prompt), data)
-            lookup: Literal["partial", "miss"] = "miss" if found.block is None else "partial"
-            await self._extend(prompt, found, variant)
-            return self._finish(prompt, found, variant, lookup, started)
+            begun = _Begun(started, data, found, "miss" if found.block is None else "partial")
+            if found.whole is None:
+                if len(data) - found.known > self._inline_max:
+                    return begun
+                ends = found.ends()
+                self._store.extend(found, ends, self._tokenize(prompt, data, found.known, ends))
+            return self._finish(prompt, found, variant, begun)
         except TokensUnavailable:
             raise
-        except Exception:
+        except Exception:  # a fault of the cache must not cost the answer
             self.failures += 1
+            begun = begun._replace(found=None)
+            return begun if len(data) > self._inline_max else self._without_store(prompt, variant, begun)
+
+    # --- text that is new
+
+    async def _encode_long(self, prompt: Text, variant: Variant, begun: _Begun) -> Encoded:
+        if begun.found is not None:
+            try:
+                await self._extend(prompt, begun.found, variant)
+                return self._finish(prompt, begun.found, variant, begun)
+            except TokensUnavailable:
+                raise
+            except Exception:
+                self.failures += 1
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._without_store, prompt, data, variant, started)
+        return await loop.run_in_executor(self._pool, self._without_store, prompt, variant, begun)
 
     async def _extend(self, prompt: Text, found: Found, variant: Variant) -> None:
         """Tokenize what is not known of a text, a few parts at a time; ids and keys are kept as they come."""
@@ -235,9 +252,7 @@ class Encoder:
 
     # --- from tokens to keys
 
-    def _finish(
-        self, prompt: Text, found: Found, variant: Variant, lookup: Literal["partial", "miss"], started: float
-    ) -> Encoded:
+    def _finish(self, prompt: Text, found: Found, variant: Variant, begun: _Begun) -> Encoded:
         block = found.whole
         assert block is not None
         tokenized = perf_counter()
@@ -245,11 +260,11 @@ class Encoder:
         kept = prompt.truncate_prompt_tokens
         if suffix or (kept is not None and 0 < kept < block.total):
             encoded = self._encode_ids(self._reshaped(prompt, block.tokens()), variant, tokenized)
-            encoded.lookup = lookup
+            encoded.lookup = begun.lookup
         else:
             ending = self._store.ending(block, variant)
-            encoded = Encoded(ending, block, lookup, 0.0, 0.0)
-        encoded.tokenize_us = (tokenized - started) * 1e6
+            encoded = Encoded(ending, block, begun.lookup, 0.0, 0.0)
+        encoded.tokenize_us = (tokenized - begun.started) * 1e6
         encoded.keys_us = (perf_counter() - tokenized) * 1e6
         return encoded
 
@@ -269,7 +284,7 @@ class Encoder:
         """Token ids as given: only their keys are to be found."""
         try:
             found = self._store.find_longest_tokens(self._raw, ids.tobytes())
-            lookup: Literal["partial", "miss"] = "miss" if found.block is None else "partial"
+            lookup: Lookup = "miss" if found.block is None else "partial"
             if found.whole is None:
                 ends = found.ends()
                 starts = [found.known, *ends]
@@ -282,9 +297,9 @@ class Encoder:
             lookup, ending = "miss", self._unkept(ids, variant)
         return Encoded(ending, ids, lookup, 0.0, (perf_counter() - started) * 1e6)
 
-    def _without_store(self, prompt: Text, data: bytes, variant: Variant, started: float) -> Encoded:
-        ids = self._reshaped(prompt, self._tokenize(prompt, data, 0, [len(data)])[0])
-        return Encoded(self._unkept(ids, variant), ids, "miss", (perf_counter() - started) * 1e6, 0.0)
+    def _without_store(self, prompt: Text, variant: Variant, begun: _Begun) -> Encoded:
+        ids = self._reshaped(prompt, self._tokenize(prompt, begun.data, 0, [len(begun.data)])[0])
+        return Encoded(self._unkept(ids, variant), ids, "miss", (perf_counter() - begun.started) * 1e6, 0.0)
 
     def _unkept(self, ids: Tokens, variant: Variant) -> Ending:
         size, lora, salt = variant

@@ -91,9 +91,7 @@ def is_nfc(normalizer: Mapping[str, Any] | None) -> bool:
     return bool(steps)
 
 
-def convert(
-    description: Mapping[str, Any], added: Sequence[AddedToken], tokenizer: HFTokenizer
-) -> tiktoken.Encoding:
+def convert(description: Mapping[str, Any], added: Sequence[AddedToken], tokenizer: HFTokenizer) -> tiktoken.Encoding:
     """tiktoken for a parsed `tokenizer.json`, the tokenizer made from it and all its added tokens; or NotExact."""
     pattern = pattern_of(description.get("pre_tokenizer"))
     if pattern is None:

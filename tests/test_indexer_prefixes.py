@@ -132,9 +132,10 @@ def test_variants_of_one_block_are_bounded() -> None:
     """The oldest variant's keys go, and are right when they are asked for again."""
     store, family, _ = a_store(LARGE._replace(variants_per_block_max=2))
     for salt in ("a", "b", "c", "a"):
-        assert ask(store, family, TEXT, (SIZE, None, salt))[1].tolist() == SPACE.chain(
-            ids(TEXT), SIZE, None, None, salt
-        ).tolist()
+        assert (
+            ask(store, family, TEXT, (SIZE, None, salt))[1].tolist()
+            == SPACE.chain(ids(TEXT), SIZE, None, None, salt).tolist()
+        )
     assert store.stats().evictions["variants"] > 0
 
 
@@ -148,6 +149,40 @@ def test_what_was_used_least_recently_goes_first() -> None:
     assert store.find_longest_tokens(family, TEXT[:40] + b"|99").whole is not None
     assert store.find_longest_tokens(family, TEXT[:40] + b"|0").whole is None
     assert store.stats().evictions["lru"] > 50
+
+
+def fill(store: PrefixStore, family: Family, until_evicted: int) -> None:
+    """Ask for new prompts until so many blocks have been evicted."""
+    number = 0
+    while store.stats().evictions["lru"] < until_evicted:
+        ask(store, family, b"prompt number %d" % number)
+        number += 1
+
+
+def test_a_beginning_goes_with_its_last_prompt() -> None:
+    """A chain that nobody uses any more is evicted as a whole, before what was used later."""
+    store, family, _ = a_store(LARGE._replace(bytes_max=20_000))
+    ask(store, family, TEXT)
+    blocks = store.stats().blocks
+    assert blocks > 2
+    later = [b"used later %d" % number for number in range(4)]  # eviction may go one or two too far
+    for text in later:
+        ask(store, family, text)
+    fill(store, family, until_evicted=blocks)
+    assert store.find_longest_tokens(family, TEXT).block is None
+    assert store.find_longest_tokens(family, later[-1]).whole is not None
+
+
+def test_a_beginning_that_is_a_prompt_of_its_own_stays() -> None:
+    """It was used later than the longer prompt, so it does not go with it."""
+    store, family, _ = a_store(LARGE._replace(bytes_max=20_000))
+    beginning = TEXT[: Bars().ends(TEXT)[0]]
+    ask(store, family, TEXT)
+    blocks = store.stats().blocks
+    ask(store, family, beginning)
+    fill(store, family, until_evicted=blocks)
+    assert store.find_longest_tokens(family, beginning).whole is not None
+    assert store.find_longest_tokens(family, TEXT).whole is None
 
 
 def test_an_evicted_prompt_gives_back_all_its_bytes() -> None:
@@ -215,19 +250,19 @@ def test_asking_again_keeps_the_mappings() -> None:
     assert store.find_longest_tokens_with_mappings(family, TEXT, PLAIN, None, 1.0).result == "hit"
 
 
-PARTS = (b"|system one is here", b"|q1", b"|a much longer question of a user", b"|q3 q3", b"no bar ")
+SYSTEM = b"|system one is here"
+GROWN = SYSTEM + b"|q1|a much longer question of a user"
+TEXTS = (SYSTEM, SYSTEM + b"|q2", GROWN, GROWN + b"|a3 a3 a3|q4", GROWN + b"|other", b"no bar in this one", b"")
 PODS = ("p", "q")
 requests = st.tuples(
-    st.just("request"),
-    st.lists(st.sampled_from(PARTS), min_size=1, max_size=5).map(b"".join),
-    st.sampled_from([None, ("p",), ("p", "q"), ("q", "p")]),
+    st.just("request"), st.sampled_from(TEXTS), st.sampled_from([None, ("p",), ("p", "q"), ("q", "p")])
 )
 events = st.tuples(
     st.sampled_from(["store", "remove", "clear", "drop", "predict", "expire"]),
-    st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map(b"".join),
+    st.sampled_from(TEXTS),
     st.sampled_from(PODS),
 )
-others = st.tuples(st.sampled_from(["wait", "cleanup", "invalidate", "forget"]), st.just(PARTS[0]), st.just("p"))
+others = st.tuples(st.sampled_from(["wait", "cleanup", "invalidate", "forget"]), st.sampled_from(TEXTS), st.just("p"))
 
 
 def happen(kind: str, data: bytes, pod: str, index: PrefixIndex, now: float) -> None:
@@ -250,9 +285,7 @@ def happen(kind: str, data: bytes, pod: str, index: PrefixIndex, now: float) -> 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(st.lists(st.one_of(requests, requests, events, others), max_size=60), st.sampled_from([2_500, 9_000, 10**6]))
-def test_any_history_gives_the_answers_of_the_moment(
-    actions: list[tuple[str, bytes, object]], bytes_max: int
-) -> None:
+def test_any_history_gives_the_answers_of_the_moment(actions: list[tuple[str, bytes, object]], bytes_max: int) -> None:
     """Requests, events, expiry and eviction in any order: tokens, keys and matches are those computed anew."""
     store, family, index = a_store(PrefixLimits(bytes_max, mapping_ttl_s=10.0, pod_sets_per_block_max=2))
     now = 0.0

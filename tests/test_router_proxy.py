@@ -519,6 +519,7 @@ async def direct(
 
     whole: Scope = {"type": "http", "method": "POST", "path": "/é", "query_string": b"", "headers": []} | scope
     await Proxy(watch_after_s=0.0).forward(whole, receive or wait_for_ever, send or keep, b"{}", routes)
+    await until(lambda: not any("until_gone" in repr(task) for task in asyncio.all_tasks()))
     return sent
 
 

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,8 +34,9 @@ JSON = [(b"content-type", b"application/json")]
 
 @asynccontextmanager
 async def client(target: Peer, limits: UpstreamLimits = QUICK, **options: ssl.SSLContext) -> AsyncIterator[Upstream]:
-    """An upstream that must leave nothing behind: no connection, no task."""
-    tasks = asyncio.all_tasks()
+    """An upstream that must leave nothing behind: no connection, no task, no error that only the loop saw."""
+    tasks, mishaps = asyncio.all_tasks(), list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: mishaps.append(context))
     upstream = Upstream(target.address, limits, **options)
     try:
         yield upstream
@@ -42,7 +44,7 @@ async def client(target: Peer, limits: UpstreamLimits = QUICK, **options: ssl.SS
         await upstream.aclose()
         assert (upstream.connections, upstream.idle) == (0, 0)
         ours = [task for task in asyncio.all_tasks() - tasks if "router/" in repr(task)]
-        assert not ours
+        assert not ours and not mishaps
 
 
 async def post(upstream: Upstream, body: bytes = b"{}") -> bytes:

@@ -1,0 +1,263 @@
+"""What tokens and keys cost: cold, grown by a turn, and the same again, against tokenizing all of it each time.
+
+    python -m benchmarks.decision [--tokenizer FOLDER]
+
+Times are CPU time of the process, the best of several runs; ratios are against `encode_batch_fast` of `tokenizers` on
+the same text in the same run. FOLDER holds a `tokenizer.json` with a large vocabulary; without it the tests' small one
+is used. Ends with exit code 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import random
+import sys
+import sysconfig
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer as HFTokenizer
+
+from indexer.blocks import KeySpace
+from indexer.events import BlockStored
+from indexer.index import PrefixIndex
+from indexer.prefixes import PrefixLimits, PrefixStore
+from router.tokenizer import Tokenizer
+from router.tokens import Encoded, Encoder, TokensLimits
+
+SMALL = Path(__file__).parent.parent / "tests" / "vectors" / "vllm-0.32.0" / "tokenizer"
+SIZES = (500, 2_000, 8_000, 32_000, 128_000)
+BLOCK_SIZE = 16
+TURN_TOKENS = 400
+NEXT_TURN_TARGETS = {8_000: 20, 32_000: 60, 128_000: 120}
+COLD_TARGET, SAME_TARGET, STALL_TARGET_S = 0.35, 100, 0.005
+PODS = 64
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt as the encoder takes it."""
+
+    text: str
+    add_special_tokens: bool = False
+    truncate_prompt_tokens: int | None = None
+
+
+class Bench:
+    """One run: its tokenizers, its text, and which targets were missed."""
+
+    def __init__(self, folder: Path, pool: ThreadPoolExecutor, seed: int) -> None:
+        self.hf = HFTokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer = Tokenizer(folder)
+        self.pool = pool
+        self.rnd = random.Random(seed)
+        self.missed: list[str] = []
+        self._source = _source_text()
+
+    def encoder(self, limits: TokensLimits = TokensLimits(deadline_s=60.0)) -> Encoder:  # noqa: B008
+        """A fresh encoder with an empty store."""
+        space = KeySpace(self.rnd.getrandbits(64))
+        index = PrefixIndex(space, blocks_max=1 << 10)
+        store = PrefixStore(space, self.rnd.getrandbits(64), index.unchanged, PrefixLimits(2**30))
+        return Encoder("bench", self.tokenizer, space, store, self.pool, limits)
+
+    def count(self, text: str) -> int:
+        return len(self.hf.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    def chat(self, tokens: int) -> str:
+        """A chat of about so many tokens: turns of TURN_TOKENS, from source code and its prose."""
+        text = "<|im_start|>system\nYou are a careful assistant.<|im_end|>\n"
+        per_turn = self.turn()
+        turns = max(1, round(tokens / self.count(per_turn)))
+        return text + "".join(self.turn() for _ in range(turns))
+
+    def turn(self) -> str:
+        start = self.rnd.randrange(len(self._source) - 4000)
+        words = self._source[start : start + 4000]
+        ids = self.hf.encode_batch_fast([words], add_special_tokens=False)[0].ids[: TURN_TOKENS - 10]
+        return f"<|im_start|>user\n{self.hf.decode(ids)}<|im_end|>\n<|im_start|>assistant\n"
+
+    def target(self, name: str, value: float, bound: float, at_least: bool) -> str:
+        """Note whether a target is met; returns how to print it."""
+        met = value >= bound if at_least else value <= bound
+        if not met:
+            self.missed.append(f"{name}: {value:.2f}, wanted {'>=' if at_least else '<='} {bound}")
+        return "ok" if met else "MISSED"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", type=Path, default=SMALL, metavar="FOLDER")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1)) as pool:
+        bench = Bench(options.tokenizer, pool, options.seed)
+        print(f"tokenizer: {bench.tokenizer!r}, vocabulary {bench.hf.get_vocab_size():,}")
+        asyncio.run(times(bench))
+        asyncio.run(stall(bench))
+        memory(bench)
+    for line in bench.missed:
+        print("missed:", line)
+    return 1 if bench.missed else 0
+
+
+# --- times
+
+
+async def times(bench: Bench) -> None:
+    heads = ("all (HF) us", "cold us", "x", "next turn us", "x", "same us", "x")
+    print("\n  tokens " + " ".join(f"{head:>12}" for head in heads))
+    for size in SIZES:
+        text = bench.chat(size)
+        runs = 5 if size > 50_000 else 15
+        whole = best(lambda text=text: bench.count(text), runs)  # type: ignore[misc]
+        cold = min([await cpu(bench.encoder().encode(Rendered(text), BLOCK_SIZE)) for _ in range(runs)])
+        following = min([await next_turn(bench, text) for _ in range(runs)])
+        encoder = bench.encoder()
+        prompt = Rendered(text)
+        await encoder.encode(prompt, BLOCK_SIZE)
+        same = best(lambda: [encoder.encode_now(prompt, BLOCK_SIZE) for _ in range(100)], runs) / 100  # noqa: B023
+        marks = []
+        if bench.tokenizer.fast:
+            if size in NEXT_TURN_TARGETS:
+                marks.append(bench.target(f"next turn at {size}", whole / following, NEXT_TURN_TARGETS[size], True))
+            if size >= 8_000:
+                marks.append(bench.target(f"cold at {size}", cold / whole, COLD_TARGET, False))
+                marks.append(bench.target(f"same at {size}", whole / same, SAME_TARGET, True))
+        row = (whole * 1e6, cold * 1e6, cold / whole, following * 1e6, whole / following, same * 1e6, whole / same)
+        print(f"{bench.count(text):>8,} " + " ".join(f"{value:>12,.2f}" for value in row), *marks)
+        assert encoder.failures == 0
+
+
+async def next_turn(bench: Bench, text: str) -> float:
+    """CPU seconds for a prompt that has one more turn than a known one."""
+    encoder = bench.encoder()
+    await encoder.encode(Rendered(text), BLOCK_SIZE)
+    grown = Rendered(text + bench.turn())
+    return await cpu(encoder.encode(grown, BLOCK_SIZE))
+
+
+def best(call: Callable[[], object], runs: int) -> float:
+    """The least CPU seconds of `call`."""
+    took = []
+    for _ in range(runs):
+        start = process_time()
+        call()
+        took.append(process_time() - start)
+    return min(took)
+
+
+async def cpu(work: Awaitable[object]) -> float:
+    start = process_time()
+    await work
+    return process_time() - start
+
+
+# --- stalls
+
+
+async def stall(bench: Bench) -> None:
+    """How late a 1 ms timer is while the longest prompts arrive, new and grown, beside how late it is without them."""
+    texts = [bench.chat(SIZES[-1]) for _ in range(4)]
+    encoder = bench.encoder()
+    for text in texts:  # load what is lazy
+        await bench.encoder().encode(Rendered(text[:20_000]), BLOCK_SIZE)
+    idle = await lateness(asyncio.sleep(1.0))
+    prompts = [*texts, *(text + bench.turn() for text in texts)]
+    busy = await lateness(in_turn(encoder, prompts))
+    mark = bench.target("worst stall ms", busy[-1] * 1e3, STALL_TARGET_S * 1e3, False)
+    print(f"\nloop lateness ms while {len(prompts)} prompts of {SIZES[-1]:,} tokens arrive: ", end="")
+    for name, late in (("busy", busy), ("idle", idle)):
+        p50, p99 = late[len(late) // 2] * 1e3, late[int(len(late) * 0.99)] * 1e3
+        print(f"{name} p50 {p50:.2f}, p99 {p99:.2f}, worst {late[-1] * 1e3:.2f}; ", end="")
+    print(mark)
+
+
+async def in_turn(encoder: Encoder, texts: list[str]) -> None:
+    for text in texts:
+        await encoder.encode(Rendered(text), BLOCK_SIZE)
+
+
+async def lateness(work: Awaitable[object]) -> list[float]:
+    """Seconds by which a 1 ms timer was late while `work` was done, sorted."""
+    task = asyncio.ensure_future(work)
+    late = []
+    gc.collect()
+    while not task.done():
+        start = perf_counter()
+        await asyncio.sleep(0.001)
+        late.append(perf_counter() - start - 0.001)
+    await task
+    return sorted(late)
+
+
+# --- memory
+
+
+def memory(bench: Bench) -> None:
+    """Bytes of text blocks and mappings: counted by the store, and seen by tracemalloc."""
+    space = KeySpace(1)
+    index = PrefixIndex(space, blocks_max=1 << 18, pods_max=PODS)
+    store = PrefixStore(space, 2, index.unchanged, PrefixLimits(2**30))
+    encoder = Encoder("bench", bench.tokenizer, space, store, bench.pool, TokensLimits(inline_bytes_max=2**30))
+    short = [bench.chat(500) for _ in range(300)]
+    long = [bench.chat(32_000) for _ in range(8)]
+    print(f"\n{'memory':<34} {'counted':>10} {'traced':>10} {'each':>8}")
+    prompts: list[Encoded] = []
+    for name, texts in (("300 prompts of 500 tokens", short), ("8 prompts of 32,000 tokens", long)):
+        before = store.stats()
+        traced, found = tracing(lambda texts=texts: [encoder.encode_now(Rendered(t), BLOCK_SIZE) for t in texts])  # type: ignore[misc]
+        after = store.stats()
+        blocks, counted = after.blocks - before.blocks, after.nbytes - before.nbytes
+        print(f"{name:<34} {counted:>10,} {traced:>10,} {traced / blocks:>8,.0f} per text block ({blocks})")
+        prompts += [encoded for encoded in found if encoded is not None]
+    for pod in range(PODS):
+        for prompt in prompts:
+            count = len(prompt.keys)
+            hashes = (prompt.keys ^ np.uint64(pod)).tolist()
+            index.apply(pod, BlockStored(hashes, None, prompt.tokens[: count * BLOCK_SIZE], BLOCK_SIZE))
+    before = store.stats()
+    traced, _ = tracing(lambda: [keep(store, index, prompt) for prompt in prompts])
+    counted = store.stats().nbytes - before.nbytes
+    name = f"{len(prompts)} mappings, {PODS} pods hit"
+    print(f"{name:<34} {counted:>10,} {traced:>10,} {traced / len(prompts):>8,.0f} per mapping")
+
+
+def keep(store: PrefixStore, index: PrefixIndex, prompt: Encoded) -> Encoded:
+    """Cache the match of a prompt among all pods, as a decision does."""
+    match = index.match(prompt.keys)
+    assert len(match.hits) == PODS
+    store.cache_pod_mapping(prompt.ending, None, match, 0.0)
+    return prompt
+
+
+def tracing(call: Callable[[], list[T]]) -> tuple[int, list[T]]:
+    """What `call` left in memory, in bytes; arrays of numpy are traced, too."""
+    gc.collect()
+    tracemalloc.start()
+    result = call()
+    gc.collect()
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return size, result
+
+
+def _source_text() -> str:
+    """Real text that every machine has: sources of Python's own library."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    names = ("argparse.py", "asyncio/base_events.py", "inspect.py", "logging/__init__.py", "tarfile.py", "typing.py")
+    return "".join((folder / name).read_text("utf-8") for name in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

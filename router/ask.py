@@ -1,0 +1,139 @@
+"""`warmroute score`: ask a gateway who would serve a prompt, and show its answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+_TIMEOUT_S = 30.0
+_SHOWN_CHARS_MAX = 300  # of an answer that is no answer of ours
+
+Answer = dict[str, Any]
+
+
+def ask_score(
+    url: str, key: str | None, model: str | None, prompt: str | None, messages: str | None, token_ids: str | None
+) -> Answer:
+    """The answer of POST /score. Exactly one of `prompt` (a text), `messages` and `token_ids` (JSON files) is given.
+
+    Raises click.ClickException: one plain line.
+    """
+    body = _body(prompt, messages, token_ids)
+    if model is not None:
+        body["model"] = model
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S) as client:
+            if "model" not in body:
+                body["model"] = _only_model(client)
+            return _read(client.post("/score", json=body))
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise click.ClickException(f"{url} can't be asked: {error or type(error).__name__}") from error
+
+
+def print_score(answer: Answer, as_json: bool) -> None:
+    """The answer as a table, or as it came."""
+    if as_json:
+        click.echo(json.dumps(answer, ensure_ascii=False))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    pods: list[Answer] = answer["pods"]
+    ranked = any(pod.get("rank") for pod in pods)
+    table = Table(box=box.SIMPLE, title=_title(answer), title_justify="left")
+    table.add_column("pod")
+    if ranked:
+        table.add_column("rank", justify="right")
+    for name in ("score", "matched tokens", "blocks by tier", "state", "requests", "prefill tokens"):
+        table.add_column(name, justify="left" if name in ("blocks by tier", "state") else "right")
+    for pod in sorted(pods, key=lambda pod: -pod["score"]):
+        picked = pod["pod"] == answer["pick"] and pod.get("rank") == answer.get("rank")
+        table.add_row(*_row(pod, picked, ranked), style="bold" if picked else None)
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    console.print(f"pick: {answer['pick']}: {answer['reason']} (cache: {answer['cache']})", soft_wrap=True)
+    timing = ", ".join(f"{stage} {us} µs" for stage, us in answer["timing_us"].items())
+    console.print(f"timing: {timing}", soft_wrap=True)
+
+
+def _title(answer: Answer) -> str:
+    size = answer["block_size"]
+    blocks = f", {answer['blocks']} blocks of {size}" if size else ""
+    return f"{answer['model']}: {answer['tokens']} tokens{blocks}"
+
+
+def _row(pod: Answer, picked: bool, ranked: bool) -> list[str]:
+    tiers = ", ".join(f"{tier} {blocks}" for tier, blocks in pod["matched_by_tier"].items())
+    row = [f"{'→' if picked else ' '} {pod['pod']}"]
+    if ranked:
+        row.append(str(pod["rank"]))
+    load = pod["load"]
+    return [
+        *row,
+        f"{pod['score']:.3f}",
+        str(pod["matched_tokens"]),
+        tiers or "-",
+        pod["state"],
+        str(load["requests"]),
+        str(load["prefill_tokens"]),
+    ]
+
+
+def _body(prompt: str | None, messages: str | None, token_ids: str | None) -> Answer:
+    given = [value for value in (prompt, messages, token_ids) if value is not None]
+    if len(given) != 1:
+        raise click.UsageError("Give exactly one of --prompt, --messages, --token-ids.")
+    if prompt is not None:
+        return {"prompt": prompt}
+    if token_ids is not None:
+        return {"token_ids": _list(token_ids)}
+    assert messages is not None
+    content = _file(messages)
+    if isinstance(content, dict) and "messages" in content:
+        return content  # a whole chat body
+    return {"messages": _list(messages)}
+
+
+def _list(path: str) -> list[Any]:
+    content = _file(path)
+    if not isinstance(content, list):
+        raise click.ClickException(f"{path}: not a JSON list")
+    return content
+
+
+def _file(path: str) -> object:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise click.ClickException(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise click.ClickException(f"{path} is not JSON: {error}") from error
+
+
+def _only_model(client: httpx.Client) -> str:
+    """The base model that the gateway serves, if there is only one."""
+    models = _read(client.get("/v1/models"))["data"]
+    names = [model["id"] for model in models if not model.get("parent")]
+    if len(names) != 1:
+        known = f"serves {len(names)} models: {', '.join(names)}" if names else "knows no model yet"
+        raise click.ClickException(f"The gateway {known}. Give --model.")
+    return str(names[0])
+
+
+def _read(response: httpx.Response) -> Answer:
+    """The JSON object of a successful answer; the message of an error."""
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if response.is_success and isinstance(answer, dict):
+        return answer
+    said = answer.get("error") if isinstance(answer, dict) else None
+    message = said.get("message") if isinstance(said, dict) else response.text[:_SHOWN_CHARS_MAX]
+    raise click.ClickException(f"The gateway answers {response.status_code}: {message}")

@@ -1,0 +1,203 @@
+"""The index, fed with what real vLLM servers published, against the cached tokens that they reported themselves."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from indexer.blocks import KeySpace
+from indexer.feed import REPLAYING, Feed
+from indexer.index import PrefixIndex
+from indexer.match import MISS
+from tests.recordings import VERSIONS, Ask, Frame, Recording, recording, replay, small_recording
+
+_HELD_MAX = 10_000
+
+_AGREE = {
+    "vllm-0.32.0": 230, "vllm-0.28.0": 330, "vllm-0.20.2": 313,
+    "vllm-0.11.2.post2": 296, "vllm-0.10.1.1.post2": 262,
+}  # fmt: skip
+
+# Request -> (predicted, reported). Before 0.17 events do not tell what a salted block was hashed with: salted prompts
+# are not found, and an unsalted one is taken for its salted twin. 0.10.1 reports no ids: those of its /tokenize are not
+# the real ones where documents or a truncation are asked for.
+_DISAGREE: dict[str, dict[int, tuple[int, int]]] = {
+    "vllm-0.32.0": {},
+    "vllm-0.28.0": {},
+    "vllm-0.20.2": {},
+    "vllm-0.11.2.post2": {52: (0, 48), 55: (0, 48), 57: (0, 272), 58: (272, 0)},
+    "vllm-0.10.1.1.post2": {
+        49: (0, 48), 52: (0, 48), 54: (0, 272), 55: (272, 0), 69: (48, 0), 94: (272, 0),
+    },
+}  # fmt: skip
+
+
+class _Fleet:
+    """One index with a feed for each publisher of a recording; the publishers' histories can be replayed."""
+
+    def __init__(self, recorded: Recording, rng: random.Random | None = None) -> None:
+        self.space = KeySpace(0x5EED)
+        self.index = PrefixIndex(self.space, blocks_max=4096, pods_max=4)
+        self.endpoints = sorted({frame.endpoint for frame in recorded.frames})
+        self.feeds = {endpoint: Feed(self.index, endpoint, _HELD_MAX) for endpoint in self.endpoints}
+        self.published: dict[str, list[bytes]] = {endpoint: [] for endpoint in self.endpoints}
+        self.lost = 0
+        self._recorded = recorded
+        self._done = 0
+        self._rng = rng  # loses frames; None: nothing is lost
+
+    def publish_until(self, count: int) -> None:
+        """The recording's next frames, up to `count` in all; with an `rng`, half of them are lost on the way."""
+        for frame in self._recorded.frames[self._done : count]:
+            assert frame.number == len(self.published[frame.endpoint])
+            self.published[frame.endpoint].append(frame.payload)
+            if self._rng is not None and self._rng.random() < 0.5:
+                self.lost += 1
+            else:
+                self._frame(frame)
+        self._done = max(self._done, count)
+
+    def repair(self) -> None:
+        """As after a reconnect: every feed asks for what it may have missed."""
+        for endpoint, feed in self.feeds.items():
+            self.answer(endpoint, feed.connected(0.0))
+
+    def answer(self, endpoint: str, start: int | None) -> None:
+        """Replay from `start` to the newest batch, as vLLM does; with an `rng`, answers in the middle are lost too."""
+        feed, history = self.feeds[endpoint], self.published[endpoint]
+        while start is not None:
+            for number in range(start, len(history)):
+                inside = start < number < len(history) - 1
+                if self._rng is None or not inside or self._rng.random() < 0.9:
+                    assert feed.replayed(number, history[number], 0.0) is None
+            start = feed.missing()
+            if start is None:
+                start = feed.replay_ended(True, 0.0)
+
+    def predicted(self, ask: Ask, endpoint: str) -> int:
+        size = self._recorded.block_size
+        keys = self.space.chain(ask.tokens, size, lora=ask.lora, salt=ask.salt)
+        match = self.index.match(keys)
+        assert self.index.unchanged(match)
+        return ask.expected(match.hits.get(endpoint, MISS).blocks, size)
+
+    def _frame(self, frame: Frame) -> None:
+        self.answer(frame.endpoint, self.feeds[frame.endpoint].frame(frame.number, frame.payload, 0.0))
+
+
+def _disagreeing(fleet: _Fleet, recorded: Recording, repair: bool) -> dict[int, tuple[int, int]]:
+    """Ask -> (predicted, reported) where they differ, of all asks with n = 1 on the only publisher."""
+    wrong = {}
+    for ask in recorded.asks:
+        fleet.publish_until(ask.before)
+        if repair:
+            fleet.repair()
+        predicted = fleet.predicted(ask, fleet.endpoints[0])
+        if ask.n == 1 and predicted != ask.cached:
+            wrong[ask.number] = (predicted, ask.cached)
+    return wrong
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_predicts_what_vllm_reports(version: str) -> None:
+    """Events alone predict the cached tokens of every exclusive single-prompt request, but for the named ones."""
+    recorded = recording(version)
+    fleet = _Fleet(recorded)
+    assert _disagreeing(fleet, recorded, repair=False) == _DISAGREE[version]
+    assert sum(ask.n == 1 for ask in recorded.asks) == _AGREE[version] + len(_DISAGREE[version])
+    feed = fleet.feeds[fleet.endpoints[0]]
+    assert feed.state == "exact" and feed.block_size == recorded.block_size
+    assert not feed.counts["orphans"] and not feed.counts["unknown removals"] and not feed.counts["decode errors"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_asks_say_something(version: str) -> None:
+    """A hundred of the requests hit, phases with duplicates and evictions among them: predicting 0 would not do."""
+    asks = [ask for ask in recording(version).asks if ask.n == 1]
+    assert sum(ask.cached > 0 for ask in asks) >= 90
+    assert {"dup_ask", "dup2_ask", "evict_ask", "after_reset"} <= {ask.phase for ask in asks}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_siblings_hit_each_other(version: str) -> None:
+    """Of requests with n > 1 vLLM reports the last sibling, which hits what the first one has just computed."""
+    recorded = recording(version)
+    fleet = _Fleet(recorded)
+    siblings = 0
+    for ask in recorded.asks:
+        fleet.publish_until(ask.before)
+        if ask.n > 1:
+            siblings += 1
+            whole = ask.expected(len(ask.tokens) // recorded.block_size, recorded.block_size)
+            assert fleet.predicted(ask, "") == 0 and ask.cached == whole
+    assert siblings == 2
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_losses_are_repaired_by_replay(version: str) -> None:
+    """The same truth with half of the frames lost on the way, and holes in the replays that close the gaps."""
+    recorded = recording(version)
+    fleet = _Fleet(recorded, random.Random(version))
+    assert _disagreeing(fleet, recorded, repair=True) == _DISAGREE[version]
+    feed = fleet.feeds[fleet.endpoints[0]]
+    assert fleet.lost > len(recorded.frames) // 3
+    assert feed.state == "exact" and not feed.counts["forgotten"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_recorded_replay_closes_a_gap(version: str) -> None:
+    """What the server's own replay socket sent brings a feed that missed all of it to where the others are."""
+    recorded, answers = recording(version), replay(version)
+    whole, fleet = _Fleet(recorded), _Fleet(recorded)
+    whole.publish_until(len(recorded.frames))
+    first, last = answers[0][0], answers[-1][0]
+    fleet.publish_until(first + 1)
+    feed, newest = fleet.feeds[""], recorded.frames[-1]
+    assert feed.frame(newest.number, newest.payload, 0.0) == first
+    assert feed.state == "degraded" and feed.reasons == [REPLAYING]
+    for number, payload in answers:
+        assert feed.replayed(number, payload, 0.0) is None
+    assert feed.missing() is None and feed.replay_ended(True, 0.0) is None
+    assert feed.state == "exact" and last >= newest.number - 1
+    assert fleet.index.holding("") == whole.index.holding("")
+    for ask in recorded.asks[-40:]:
+        assert fleet.predicted(ask, "") == whole.predicted(ask, "")
+
+
+def test_two_ranks_are_two_holders() -> None:
+    """Each rank has its own publisher, history and blocks; a reset shows on a rank with that rank's next step."""
+    recorded = small_recording("vllm-0.32.0-dp2")
+    fleet = _Fleet(recorded)
+    assert len(fleet.endpoints) == 2 and len(recorded.asks) == 14
+    for ask in recorded.asks:
+        fleet.publish_until(ask.before)
+        by_rank = {fleet.predicted(ask, endpoint) for endpoint in fleet.endpoints}
+        if ask.rank is not None:
+            by_rank = {fleet.predicted(ask, fleet.endpoints[ask.rank])}
+        if "after reset" not in ask.note:
+            assert by_rank == {ask.cached}, f"request {ask.number}"
+        elif ask.number < 14:  # the news of the reset comes with the step that this very request causes
+            assert ask.cached == 0
+        else:
+            assert by_rank == {ask.cached}, f"request {ask.number}"
+    fleet.publish_until(len(recorded.frames))
+    assert [feed.counts["cleared"] for feed in fleet.feeds.values()] == [1, 1]
+
+
+def test_hybrid_groups_are_bounded_from_above() -> None:
+    """With a sliding-window group beside it, the full-attention prefix is an upper bound of what vLLM takes.
+
+    What is missing: a hit also needs the window's own blocks at its end, which vLLM keeps and drops apart. Their
+    events (group 0 here) are left aside, so 3 or 4 of 29 requests are predicted too high.
+    """
+    recorded = small_recording("vllm-0.32.0-hybrid")
+    fleet = _Fleet(recorded)
+    equal = 0
+    for ask in recorded.asks:
+        fleet.publish_until(ask.before)
+        predicted = fleet.predicted(ask, fleet.endpoints[0])
+        assert predicted >= ask.cached, f"request {ask.number}"
+        equal += predicted == ask.cached
+    assert len(recorded.asks) == 29 and equal in (25, 26)
+    assert fleet.feeds[fleet.endpoints[0]].counts["ignored"] > 0
