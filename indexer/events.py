@@ -10,6 +10,9 @@ from indexer.blocks import Extras, Tokens
 Tier: TypeAlias = Literal["gpu", "cpu", "disk"]
 TIERS: tuple[Tier, ...] = ("gpu", "cpu", "disk")
 
+PREFIX_KINDS = (None, "full_attention", "mla_attention", "sink_full_attention")
+"""Of a KV-cache group: it keeps every block of a prompt (None: the version has no kinds, and one group)."""
+
 
 @dataclass(slots=True, frozen=True)
 class BlockStored:

@@ -59,6 +59,8 @@ class Feed:
             reasons.append(REPLAYING)
         if self._stream.truncated:
             reasons.append(TRUNCATED)
+        if self._configured not in (None, self.block_size):
+            reasons.append(BLOCK_SIZE)
         return reasons
 
     def connected(self, now: float) -> int | None:
@@ -148,11 +150,8 @@ class Feed:
                 counts["unknown removals"] += applied.unknown
 
     def _learn(self, event: BlockStored) -> None:
-        if event.block_size == self.block_size or not len(event.tokens):
-            return
-        self.block_size = event.block_size
-        if self._configured is not None and self._configured != event.block_size:
-            self._reasons[BLOCK_SIZE] = None
+        if len(event.tokens):
+            self.block_size = event.block_size
 
     def _adapter(self, event: BlockStored) -> str | None:
         number = event.lora_id

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from indexer.blocks import Extras, Keys, KeySpace
 from indexer.engine import EngineMap
-from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
+from indexer.errors import IndexerError
+from indexer.events import PREFIX_KINDS, AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.holders import HolderSets
 from indexer.match import Hit, Match, Pod, Walk
 from indexer.orphans import Orphans
@@ -112,6 +113,14 @@ class PrefixIndex:
             return Holding(0, 0, 0, 0, 0)
         gpu, cpu, disk = (len(known.tiers[t]) if t in known.tiers else 0 for t in ("gpu", "cpu", "disk"))
         return Holding(gpu, len(known.predicted), cpu, disk, known.orphans.blocks)
+
+    def held(self, pod: Pod) -> int:
+        """Blocks of the pod's own cache that are held or predicted to be: one look-up, for every candidate."""
+        known = self._pods.get(pod)
+        if known is None:
+            return 0
+        hashes = known.tiers.get("gpu")
+        return len(known.predicted) + (len(hashes) if hashes is not None else 0)
 
     @property
     def pods(self) -> Iterable[Pod]:
@@ -278,6 +287,13 @@ class PrefixIndex:
             return Applied(ignored=count)
         if not len(event.tokens):
             return self._store_known(known, event)
+        applied = self._store_content(known, event, lora)
+        if known.orphans.blocks and applied.stored:
+            return self._adopt(known, event.hashes[: applied.stored], lora, applied)
+        return applied
+
+    def _store_content(self, known: _Pod, event: BlockStored, lora: str | None) -> Applied:
+        count = len(event.hashes)
         hashes = known.tiers.get(event.tier)
         if hashes is None:
             hashes = known.tiers[event.tier] = EngineMap()
@@ -287,14 +303,8 @@ class PrefixIndex:
             if not row:
                 known.orphans.add(event)
                 return Applied(orphans=count)
-        keys = self._keys(event, row, lora)
-        stored = self._store_rows(known, hashes, event, keys, row)
-        applied = Applied(stored=stored, refused=count - stored)
-        if known.orphans.blocks:
-            for engine_hash in event.hashes[:stored]:
-                if known.orphans.waits_for(engine_hash):
-                    applied = self._adopt(known, engine_hash, lora, applied)
-        return applied
+        stored = self._store_rows(known, hashes, event, self._keys(event, row, lora), row)
+        return Applied(stored=stored, refused=count - stored)
 
     def _keys(self, event: BlockStored, parent: int, lora: str | None) -> Keys:
         size, key = event.block_size, self._pages.keys[parent] if parent else None
@@ -306,7 +316,7 @@ class PrefixIndex:
         return self._space.chain_extras(event.tokens, size, key, _extras(event, name))
 
     def _store_rows(self, known: _Pod, hashes: EngineMap, event: BlockStored, keys: Keys, row: int) -> int:
-        mask = 1 << (_PLANES.index(event.tier) * self._width + known.bit)
+        mask = self._mask(known, event.tier)
         predicted_mask = 1 << (_PREDICTED * self._width + known.bit)
         predicted = known.predicted
         stored = 0
@@ -324,49 +334,52 @@ class PrefixIndex:
                 hashes.copies[engine_hash] = hashes.copies.get(engine_hash, 0) + 1
                 continue
             if named:  # this hash named other content before: the pod's events contradict each other
+                hashes.copies.pop(engine_hash, None)
                 self._forget(hashes, engine_hash, mask)
-            if not fresh:
-                hashes.aliases[row] = hashes.aliases.get(row, 0) + 1
-            hashes.add(engine_hash, row)
+            _name(hashes, engine_hash, row, fresh)
         return stored
 
     def _store_known(self, known: _Pod, event: BlockStored) -> Applied:
         """Blocks stored without tokens (an offload tier): their content is known if another tier holds them."""
         hashes = known.tiers.setdefault(event.tier, EngineMap())
-        mask = 1 << (_PLANES.index(event.tier) * self._width + known.bit)
+        mask = self._mask(known, event.tier)
         stored = 0
         for engine_hash in event.hashes:
             row = _find_any(known, engine_hash, hashes)
             if not row:
                 continue
             stored += 1
-            self._hold(row, mask)
+            fresh = self._hold(row, mask)
             if hashes.find(engine_hash):
                 hashes.copies[engine_hash] = hashes.copies.get(engine_hash, 0) + 1
             else:
-                hashes.add(engine_hash, row)
+                _name(hashes, engine_hash, row, fresh)
         return Applied(stored=stored, ignored=len(event.hashes) - stored)
 
-    def _adopt(self, known: _Pod, parent: int, lora: str | None, applied: Applied) -> Applied:
-        events, removed = known.orphans.adopt(parent)
-        for event in events:
-            done = self._store(known, event, lora)
-            applied = Applied(*(a + b for a, b in zip(applied, done, strict=True)))
-            gone = [h for h in removed if h in event.hashes]
-            if gone:
-                self._remove(known, BlockRemoved(gone, event.tier, event.group))
+    def _adopt(self, known: _Pod, parents: list[int], lora: str | None, applied: Applied) -> Applied:
+        """Store what waited for `parents`, and what waited for that; then apply the removals that came meanwhile."""
+        ready, gone = deque(parents), []
+        while ready:
+            events, removed = known.orphans.adopt(ready.popleft())
+            gone += removed
+            for event in events:
+                done = self._store_content(known, event, lora)
+                applied = Applied(*(a + b for a, b in zip(applied, done, strict=True)))
+                ready.extend(event.hashes[: done.stored])
+        for tier, engine_hash in gone:
+            self._forget(known.tiers[tier], engine_hash, self._mask(known, tier))
         return applied
 
     def _remove(self, known: _Pod, event: BlockRemoved) -> Applied:
         if not _indexed(known, event.group, None):
             return Applied(ignored=len(event.hashes))
         hashes = known.tiers.get(event.tier)
-        mask = 1 << (_PLANES.index(event.tier) * self._width + known.bit)
+        mask = self._mask(known, event.tier)
         removed = unknown = 0
         for engine_hash in event.hashes:
             if hashes is not None and self._forget(hashes, engine_hash, mask):
                 removed += 1
-            elif not known.orphans.remove(engine_hash):
+            elif not known.orphans.remove(event.tier, engine_hash):
                 unknown += 1
         return Applied(removed=removed, unknown=unknown)
 
@@ -384,10 +397,15 @@ class PrefixIndex:
             self._unhold(row, mask)
         return True
 
+    def _mask(self, known: _Pod, tier: Tier) -> int:
+        return 1 << (_PLANES.index(tier) * self._width + known.bit)
+
     def _known(self, pod: Pod) -> _Pod:
         known = self._pods.get(pod)
         if known is None:
             while not self._bits:
+                if not self._swept:
+                    raise IndexerError(f"the index has room for {self._width} pods")
                 self.sweep()
             known = self._pods[pod] = _Pod(self._bits.pop(), Orphans(self._orphans_max))
             self._pod_of_bit[known.bit] = pod
@@ -435,7 +453,7 @@ def _extras(event: BlockStored, lora: object) -> list[Extras | None]:
 
 def _indexed(known: _Pod, group: int | None, kind: str | None) -> bool:
     """Is this KV-cache group the one that prefixes hang on? Hybrid models store the same hashes once per group."""
-    if kind not in (None, "full_attention"):
+    if kind not in PREFIX_KINDS:
         return False
     if group is None:
         return True
@@ -449,6 +467,13 @@ def _find_any(known: _Pod, engine_hash: int, first: EngineMap) -> int:
     if row or len(known.tiers) == 1:
         return row
     return next((r for m in known.tiers.values() if (r := m.find(engine_hash))), 0)
+
+
+def _name(hashes: EngineMap, engine_hash: int, row: int, fresh: bool) -> None:
+    """A hash that is not in the map names a row; `fresh`: the first hash that does so in this tier."""
+    if not fresh:
+        hashes.aliases[row] = hashes.aliases.get(row, 0) + 1
+    hashes.add(engine_hash, row)
 
 
 def _count_down(counts: dict[int, int], key: int) -> None:

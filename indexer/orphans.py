@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from indexer.events import BlockStored
+from indexer.events import BlockStored, Tier
 
 
 class Orphans:
@@ -13,37 +13,36 @@ class Orphans:
     def __init__(self, blocks_max: int) -> None:
         self._blocks_max = blocks_max
         self._waiting: dict[int, list[BlockStored]] = {}  # by the parent they wait for, oldest parent first
-        self._held: Counter[int] = Counter()  # engine hashes in waiting stores
-        self._removed: Counter[int] = Counter()  # of those, removals to be applied after the store
+        self._held: Counter[tuple[Tier, int]] = Counter()  # engine hashes in waiting stores
+        self._removed: Counter[tuple[Tier, int]] = Counter()  # of those, removals to be applied after the store
         self.blocks = 0
 
     def add(self, event: BlockStored) -> None:
         assert event.parent is not None
         self._waiting.setdefault(event.parent, []).append(event)
-        self._held.update(event.hashes)
+        self._held.update((event.tier, engine_hash) for engine_hash in event.hashes)
         self.blocks += len(event.hashes)
         while self.blocks > self._blocks_max:
             self.adopt(next(iter(self._waiting)))
 
-    def adopt(self, parent: int) -> tuple[list[BlockStored], list[int]]:
+    def adopt(self, parent: int) -> tuple[list[BlockStored], list[tuple[Tier, int]]]:
         """Take out the stores that wait for `parent`, and the hashes among theirs that were removed meanwhile."""
         events = self._waiting.pop(parent, [])
-        removed = []
+        removed: list[tuple[Tier, int]] = []
         for event in events:
             self.blocks -= len(event.hashes)
             for engine_hash in event.hashes:
-                self._held[engine_hash] -= 1
-                if self._held[engine_hash] <= 0:
-                    del self._held[engine_hash]
-                    removed += [engine_hash] * self._removed.pop(engine_hash, 0)
+                block = (event.tier, engine_hash)
+                self._held[block] -= 1
+                if self._held[block] <= 0:
+                    del self._held[block]
+                    removed += [block] * self._removed.pop(block, 0)
         return events, removed
 
-    def remove(self, engine_hash: int) -> bool:
+    def remove(self, tier: Tier, engine_hash: int) -> bool:
         """Note the removal of a block that waits here; False if it does not."""
-        if self._removed[engine_hash] >= self._held[engine_hash]:
+        block = (tier, engine_hash)
+        if self._removed[block] >= self._held[block]:
             return False
-        self._removed[engine_hash] += 1
+        self._removed[block] += 1
         return True
-
-    def waits_for(self, parent: int) -> bool:
-        return parent in self._waiting

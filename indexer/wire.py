@@ -9,12 +9,13 @@ decoded spoils that event only: its reason is in `Batch.bad`.
 from __future__ import annotations
 
 from array import array
+from math import isfinite
 
 import msgspec
 import numpy as np
 
 from indexer.errors import WireError
-from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event, Tier
+from indexer.events import PREFIX_KINDS, AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event, Tier
 
 _HASH_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -82,6 +83,8 @@ def decode(payload: bytes | memoryview) -> Batch:
         envelope = _decode_envelope(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise WireError(f"not a batch of events: {error}") from error
+    if not isfinite(envelope.ts):  # no clock: a restart could never be told from a duplicate
+        raise WireError(f"a batch at {envelope.ts}")
     events: list[Event] = []
     bad: list[str] = []
     unknown: list[str] = []
@@ -143,7 +146,7 @@ def _stored(event: _Stored) -> BlockStored:
     if size <= 0:
         raise ValueError(f"block_size {size}")
     # Sliding-window groups list only the blocks that are kept; a CPU tier may store without tokens.
-    whole = kind in (None, "full_attention") and bool(event.token_ids)
+    whole = kind in PREFIX_KINDS and bool(event.token_ids)
     if whole and len(event.token_ids) != len(hashes) * size:
         raise ValueError(f"{len(event.token_ids)} tokens for {len(hashes)} blocks of {size}")
     extras = event.extra_keys

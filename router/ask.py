@@ -10,6 +10,7 @@ import click
 import httpx
 
 _TIMEOUT_S = 30.0
+_WIDTH_ELSEWHERE = 160  # columns, where stdout is no terminal that has a width of its own
 _SHOWN_CHARS_MAX = 300  # of an answer that is no answer of ours
 
 Answer = dict[str, Any]
@@ -47,7 +48,7 @@ def print_score(answer: Answer, as_json: bool) -> None:
     pods: list[Answer] = answer["pods"]
     ranked = any(pod.get("rank") for pod in pods)
     table = Table(box=box.SIMPLE, title=_title(answer), title_justify="left")
-    table.add_column("pod")
+    table.add_column("pod", overflow="fold")
     if ranked:
         table.add_column("rank", justify="right")
     for name in ("score", "matched tokens", "blocks by tier", "state", "requests", "prefill tokens"):
@@ -56,6 +57,8 @@ def print_score(answer: Answer, as_json: bool) -> None:
         picked = pod["pod"] == answer["pick"] and pod.get("rank") == answer.get("rank")
         table.add_row(*_row(pod, picked, ranked), style="bold" if picked else None)
     console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH_ELSEWHERE
     console.print(table)
     console.print(f"pick: {answer['pick']}: {answer['reason']} (cache: {answer['cache']})", soft_wrap=True)
     timing = ", ".join(f"{stage} {us} µs" for stage, us in answer["timing_us"].items())
@@ -88,7 +91,7 @@ def _row(pod: Answer, picked: bool, ranked: bool) -> list[str]:
 def _body(prompt: str | None, messages: str | None, token_ids: str | None) -> Answer:
     given = [value for value in (prompt, messages, token_ids) if value is not None]
     if len(given) != 1:
-        raise click.UsageError("Give exactly one of --prompt, --messages, --token-ids.")
+        raise click.ClickException("Give exactly one of --prompt, --messages, --token-ids.")
     if prompt is not None:
         return {"prompt": prompt}
     if token_ids is not None:

@@ -168,13 +168,22 @@ class Core:
             matched = min(hit.blocks, (tokens - 1) // size) * size if hit.blocks else 0
             worth = float(matched) if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
             hits.append(hit)
+            room = self._room(rank, size)
             candidates.append(
                 Candidate(
                     number, tokens, matched, worth,
                     load.requests, load.prefill_tokens, load.backlog_s(now), load.rate.token_s,
+                    0 if room is None else max(0, tokens - matched - room),
                 )
             )  # fmt: skip
         return candidates, hits
+
+    def _room(self, rank: Rank, size: int) -> int | None:
+        """Tokens that the pod can take without giving up what it holds, None if that is not known."""
+        blocks = rank.pod.blocks
+        if blocks is None or rank.feed is None:
+            return None
+        return (blocks - self.index.held(rank.id)) * size
 
     def _share(self, hit: Hit) -> float:
         gpu, cpu, disk = self._weights

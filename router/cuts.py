@@ -27,16 +27,19 @@ KNOWN_PATTERNS = {
 WINDOW_BYTES = 2048
 """At most one cut per window. Smaller windows: less is tokenized again when a prompt grows, but more blocks."""
 
+LOOK_BYTES = 256
+"""Places inside text are looked for in so many bytes of a window: bounds the cost of long texts that have none."""
+
 # Characters that are letters or digits in every Unicode version in use, in UTF-8, with their widths. Combining marks
 # are left out: they are no letters.
 _LEFT = (
-    (rb"[0-9A-Za-z]", 1),
-    (rb"[\xd0\xd1][\x80-\xbf]", 2),  # Cyrillic, U+0400 to U+047F: all letters
-    (rb"[\xe5-\xe8][\x80-\xbf][\x80-\xbf]", 3),  # CJK ideographs, U+5000 to U+8FFF
-    (rb"\xe3\x81[\x81-\xbf]", 3),  # Hiragana, U+3041 to U+307F
-    (rb"\xe3\x82[\x80-\x96\xa1-\xbf]", 3),  # Hiragana to U+3096, Katakana from U+30A1
-    (rb"\xe3\x83[\x80-\xba\xbc]", 3),  # Katakana to U+30FA, the long-vowel mark
-    (rb"[\xeb\xec][\x80-\xbf][\x80-\xbf]", 3),  # Hangul syllables, U+B000 to U+CFFF
+    rb"[0-9A-Za-z]",
+    rb"[\xd0\xd1][\x80-\xbf]",  # Cyrillic, U+0400 to U+047F: all letters
+    rb"[\xe5-\xe8][\x80-\xbf][\x80-\xbf]",  # CJK ideographs, U+5000 to U+8FFF
+    rb"\xe3\x81[\x81-\xbf]",  # Hiragana, U+3041 to U+307F
+    rb"\xe3\x82[\x80-\x96\xa1-\xbf]",  # Hiragana to U+3096, Katakana from U+30A1
+    rb"\xe3\x83[\x80-\xba\xbc]",  # Katakana to U+30FA, the long-vowel mark
+    rb"[\xeb\xec][\x80-\xbf][\x80-\xbf]",  # Hangul syllables, U+B000 to U+CFFF
 )
 # Blanks and punctuation that begin a word of their own after a letter or digit, in every known pattern. Not the
 # apostrophe: patterns with contractions look at it from the left.
@@ -54,8 +57,9 @@ def _inside() -> bytes:
     """
     rights = []
     for right, width in _RIGHT:
-        behind = b"|".join(b"(?<=%s[\x00-\xff]{%d})" % (left, width) for left, _ in _LEFT)
-        rights.append(b"%s(?:%s)" % (right, behind))
+        # The first test is only quick: it spares runs of blanks the others.
+        behind = b"|".join(b"(?<=%s.{%d})" % (left, width) for left in _LEFT)
+        rights.append(b"%s(?<=[0-9A-Za-z\x80-\xbf].{%d})(?:%s)" % (right, width, behind))
     return b"|".join(rights)
 
 
@@ -75,13 +79,14 @@ class Cuts:
         self.window_bytes = window_bytes
         self._search = re.compile(b"|".join(parts), re.DOTALL).search if parts else None
         self._longest = max([3, *map(len, words)])
+        self._look = min(window_bytes, LOOK_BYTES) if inside else window_bytes
 
     def first(self, data: bytes, window: int) -> int:
         """The first safe place in the given window of a UTF-8 text, 0 if there is none. Window 0 has none."""
         if self._search is None or window == 0:
             return 0
         start = window * self.window_bytes
-        end = start + self.window_bytes
+        end = start + self._look
         match = self._search(data, start, end + self._longest)
         return match.start() if match is not None and match.start() < end else 0
 

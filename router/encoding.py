@@ -138,17 +138,21 @@ class Encoding:
         timing["lookup"] = round((perf_counter() - began) * 1e6)
 
     def _load(self, model: ModelConfig, space: KeySpace, tokens: TokensLimits) -> _Model:
-        folder = Path(model.tokenizer)
-        options = RenderOptions(
-            vllm_version=model.version,
-            chat_template=_text_of(model.chat_template),
-            content_format=model.content_format,
-            trust_request_chat_template=model.trust_request_chat_template,
-            exclude_tools_when_tool_choice_none=model.exclude_tools_when_tool_choice_none,
-            default_template_kwargs=model.chat_template_kwargs,
-        )
-        encoder = Encoder(model.name, Tokenizer(folder), space, self.store, self._pool, tokens)
-        return _Model(Renderer(folder, options), encoder)
+        encoder = Encoder(model.name, Tokenizer(Path(model.tokenizer)), space, self.store, self._pool, tokens)
+        return _Model(renderer_of(model), encoder)
+
+
+def renderer_of(model: ModelConfig) -> Renderer:
+    """The renderer of a model with a local tokenizer; raises `ConfigError` naming a file that can't be used."""
+    options = RenderOptions(
+        vllm_version=model.version,
+        chat_template=_text_of(model.chat_template),
+        content_format=model.content_format,
+        trust_request_chat_template=model.trust_request_chat_template,
+        exclude_tools_when_tool_choice_none=model.exclude_tools_when_tool_choice_none,
+        default_template_kwargs=model.chat_template_kwargs,
+    )
+    return Renderer(Path(model.tokenizer), options)
 
 
 def _text_of(path: str | None) -> str | None:

@@ -49,6 +49,7 @@ class Pod:
     ranks: list[Rank] = field(default_factory=list)
     models: list[dict[str, Any]] | None = None
     block_size: int | None = None
+    blocks: int | None = None  # of one rank's cache, as its metrics say
     version: str | None = None
     healthy: bool = False
     failures: int = 0  # in a row

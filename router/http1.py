@@ -53,7 +53,12 @@ def request_head(method: str, target: bytes, host: bytes, headers: Headers, body
     breaks = len(fields) + 3
     if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
         raise UnsendableRequest("A header holds a line break or a zero byte.")
-    if not target.startswith(b"/") or b" " in target or not (method.isascii() and method.isalpha()) or method == "CONNECT":
+    if (
+        not target.startswith(b"/")
+        or b" " in target
+        or not (method.isascii() and method.isalpha())
+        or method == "CONNECT"
+    ):
         raise UnsendableRequest("The request line is not a method and a path.")
     return head
 

@@ -28,6 +28,7 @@ log = logging.getLogger("warmroute.pods")
 
 _JITTER = 0.1  # share of the interval by which probes are spread
 _DETAILS_EVERY = 5  # probes between two looks at models, version and metrics of a pod that is known
+_NULL_BLOCKS = 1  # of num_gpu_blocks, vLLM keeps one for itself
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _FIGURES = {
     "vllm:num_requests_running": "running",
@@ -114,6 +115,9 @@ class Prober:
         size = figures.get("block_size")
         if size is not None and size >= 1:
             self._pod.block_size = int(size)
+        blocks = figures.get("blocks")
+        if blocks is not None and blocks > _NULL_BLOCKS:
+            self._pod.blocks = int(blocks) - _NULL_BLOCKS
 
 
 class Pods:
@@ -154,7 +158,7 @@ class Pods:
             if reader is not None:
                 readers.append(reader)
         self._core.fleet.join(pod)
-        client = self._clients[pod.name] = _client(pod.address, self._config.probe.timeout)
+        client = self._clients[pod.name] = pod_client(pod.address, self._config.probe.timeout)
         prober = self._probers[pod.name] = Prober(self._core, pod, client, self._config)
         self._tasks[pod.name] = asyncio.get_running_loop().create_task(prober.run())
         self._readers[pod.name] = readers
@@ -197,8 +201,8 @@ class Pods:
             events.replay_timeout,
             events.replay_retries,
         )
-        replay = _port_plus(given.replay, number) if given.replay else None
-        reader = FeedReader(self._context, feed, _port_plus(given.events, number), replay, limits, self._clock)
+        replay = port_plus(given.replay, number) if given.replay else None
+        reader = FeedReader(self._context, feed, port_plus(given.events, number), replay, limits, self._clock)
         return Rank(name, pod, load, feed), reader
 
 
@@ -208,7 +212,7 @@ async def _within(waits: Iterable[Coroutine[Any, Any, object]], timeout_s: float
             await asyncio.gather(*waits)
 
 
-def _port_plus(endpoint: str, number: int) -> str:
+def port_plus(endpoint: str, number: int) -> str:
     """Publishers of further ranks listen on the ports after the first."""
     if not number:
         return endpoint
@@ -216,7 +220,7 @@ def _port_plus(endpoint: str, number: int) -> str:
     return f"{head}:{int(port) + number}"
 
 
-def _client(address: str, timeout_s: float) -> httpx.AsyncClient:
+def pod_client(address: str, timeout_s: float) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=2, max_keepalive_connections=1, keepalive_expiry=4.0)
     parts = urlsplit(address)
     if parts.scheme == "unix":

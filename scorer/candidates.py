@@ -19,6 +19,7 @@ class Candidate(NamedTuple):
     prefill_tokens: int  # promised, not yet computed
     backlog_s: float  # until a prefill that comes now could start
     token_s: float  # of prefill, for each token
+    evicted: int = 0  # cached tokens that the pod must give up to take this request; 0 if its room is not known
 
 
 class Scored(NamedTuple):

@@ -1,7 +1,7 @@
 """The named policies: each prices the candidates of one request; the lowest price is picked.
 
 `predicted-ttft`: seconds until the first token if sent there, counting what this request costs the fleet:
-`backlog + (1 + beta) * cost(uncached) + requests * request_s`. `weighted`: a blend of matched share and load, as other
+`backlog + (1 + beta) * cost(uncached) + eviction * cost(evicted) + requests * request_s`. `weighted`: a blend of matched share and load, as other
 routers have it. `round-robin` and `least-load` know nothing of caches, and are there to be compared with.
 """
 
@@ -20,12 +20,15 @@ PolicyName: TypeAlias = Literal["predicted-ttft", "weighted", "round-robin", "le
 class Settings:
     """`beta`: how much of the fleet's work counts beside this request's own wait (0-1 at low load, 4-8 at the knee).
 
+    `eviction`: how likely what a pod gives up for a request is asked for again.
+
     `request_s`: seconds that each request in flight is taken to delay another's first token by its decode steps.
     """
 
     policy: PolicyName = "predicted-ttft"
     beta: float = 1.0
     request_s: float = 0.002
+    eviction: float = 0.5
 
 
 Policy: TypeAlias = Callable[[Sequence[Candidate], Settings, int], list[float]]

@@ -119,7 +119,7 @@ async def answer(call: Call) -> None:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that must come; fails instead of hanging."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -159,7 +159,7 @@ def test_the_recorded_replay_closes_a_gap(version: str) -> None:
     for number, payload in answers:
         assert feed.replayed(number, payload, 0.0) is None
     assert feed.missing() is None and feed.replay_ended(True, 0.0) is None
-    assert feed.state == "exact" and last >= newest.number - 1
+    assert feed.state == "exact" and last == newest.number
     assert fleet.index.holding("") == whole.index.holding("")
     for ask in recorded.asks[-40:]:
         assert fleet.predicted(ask, "") == whole.predicted(ask, "")
@@ -172,15 +172,12 @@ def test_two_ranks_are_two_holders() -> None:
     assert len(fleet.endpoints) == 2 and len(recorded.asks) == 14
     for ask in recorded.asks:
         fleet.publish_until(ask.before)
-        by_rank = {fleet.predicted(ask, endpoint) for endpoint in fleet.endpoints}
-        if ask.rank is not None:
-            by_rank = {fleet.predicted(ask, fleet.endpoints[ask.rank])}
-        if "after reset" not in ask.note:
-            assert by_rank == {ask.cached}, f"request {ask.number}"
-        elif ask.number < 14:  # the news of the reset comes with the step that this very request causes
-            assert ask.cached == 0
+        served_by = fleet.endpoints if ask.rank is None else [fleet.endpoints[ask.rank]]
+        predicted = {fleet.predicted(ask, endpoint) for endpoint in served_by}
+        if ask.number in (12, 13):  # the news of the reset comes with the step that this very request causes
+            assert 128 in predicted and ask.cached == 0
         else:
-            assert by_rank == {ask.cached}, f"request {ask.number}"
+            assert predicted == {ask.cached}, f"request {ask.number}"
     fleet.publish_until(len(recorded.frames))
     assert [feed.counts["cleared"] for feed in fleet.feeds.values()] == [1, 1]
 
@@ -189,15 +186,10 @@ def test_hybrid_groups_are_bounded_from_above() -> None:
     """With a sliding-window group beside it, the full-attention prefix is an upper bound of what vLLM takes.
 
     What is missing: a hit also needs the window's own blocks at its end, which vLLM keeps and drops apart. Their
-    events (group 0 here) are left aside, so 3 or 4 of 29 requests are predicted too high.
+    events (group 0 here) are left aside, so 3 of 29 requests are predicted too high.
     """
     recorded = small_recording("vllm-0.32.0-hybrid")
     fleet = _Fleet(recorded)
-    equal = 0
-    for ask in recorded.asks:
-        fleet.publish_until(ask.before)
-        predicted = fleet.predicted(ask, fleet.endpoints[0])
-        assert predicted >= ask.cached, f"request {ask.number}"
-        equal += predicted == ask.cached
-    assert len(recorded.asks) == 29 and equal in (25, 26)
+    assert len(recorded.asks) == 29
+    assert _disagreeing(fleet, recorded, repair=False) == {1: (64, 32), 6: (256, 160), 27: (160, 0)}
     assert fleet.feeds[fleet.endpoints[0]].counts["ignored"] > 0

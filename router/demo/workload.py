@@ -19,15 +19,15 @@ _WORDS = (
     "up into do any your what file line value name type list function object string module class code "
     "error return default method data number user system option argument package version table state "
     "order test case time process memory path result event"
-).split()  # noqa: SIM905 (a page of quoted words would not be read)
+).split()
 
 
 @dataclass(slots=True, frozen=True)
 class Shape:
     """Sizes of the workload; words are roughly tokens."""
 
-    conversations: int = 24
-    turns: int = 10
+    conversations: int = 20
+    turns: int = 12
     systems: int = 4
     system_words: int = 300
     documents: int = 18

@@ -1,0 +1,366 @@
+"""`warmroute check`: a doctor. Asks each pod what the gateway will rely on, and says plainly what is wrong.
+
+It sends no request for tokens: a pod that is idle stays idle, and then its replay is the proof that its feed is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import httpx
+import orjson
+import zmq
+
+from indexer.blocks import KeySpace
+from indexer.feed import Feed
+from indexer.index import PrefixIndex
+from router.config import Config
+from router.config_fleet import ASK_THE_PODS, ModelConfig, StaticPod
+from router.encoding import renderer_of
+from router.errors import ConfigError
+from router.feeds import FeedLimits, FeedReader
+from router.fleet import RankId
+from router.pods import parse_metrics, pod_client, port_plus
+from router.prompt import parse
+from router.rendering import Renderer, RenderError
+from router.tokenizer import Tokenizer
+
+_PODS_AT_ONCE = 16
+_JOIN_GRACE_S = 1.0  # beside the replay's own timeout, for connecting
+_AROUND = 3  # token ids shown on either side of the first that differs
+_CACHING_OFF = 'enable_prefix_caching="False"'
+_MISSING = "is served by none of the pods"
+
+_TEXTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "def f(x):\n\treturn {'a': [1, 2.5e-3]}  # naïve café, 中文字符，日本語、한국어 👩‍👧\r\n\n\n   \t12345678",
+    "<|im_start|>system\nspecial tokens in a text<|im_end|> <s> </s> <|endoftext|>",
+)
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": 'The weather of a place: "now" & <soon>.',
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+    },
+}
+_CHAT = {
+    "messages": [
+        {"role": "system", "content": "You are brief."},
+        {"role": "user", "content": [{"type": "text", "text": "How is the weather in Zürich?"}]},
+        {"role": "assistant", "content": "Sunny."},
+        {"role": "user", "content": "And tomorrow?"},
+    ],
+    "tools": [_TOOL],
+}
+_ASKED: Sequence[tuple[str, dict[str, Any]]] = (
+    *((f"text {number}", {"prompt": text}) for number, text in enumerate(_TEXTS, 1)),
+    ("a chat with tools", _CHAT),
+)
+
+
+class Local(NamedTuple):
+    """A model whose prompts are tokenized here."""
+
+    config: ModelConfig
+    renderer: Renderer
+    tokenizer: Tokenizer
+
+    def ids(self, body: dict[str, Any]) -> list[int]:
+        """The token ids of a body of /tokenize; raises RenderError."""
+        rendering = self.renderer.render(parse("/tokenize", orjson.dumps(body)))
+        return list(map(int, self.tokenizer.encode(rendering.text, rendering.add_special_tokens)))
+
+
+class Findings:
+    """What was found out about one pod, or the configuration: lines, in order."""
+
+    def __init__(self, about: str) -> None:
+        self._about = about
+        self.lines: list[str] = []
+        self.wrong_count = 0
+        self.served: set[str] = set()  # names of models
+
+    def fine(self, sentence: str) -> None:
+        self.lines.append(f"✓ {self._about}: {sentence}")
+
+    def wrong(self, sentence: str) -> None:
+        self.lines.append(f"✗ {self._about}: {sentence}")
+        self.wrong_count += 1
+
+
+def check_fleet(config: Config, wait_s: float) -> int:
+    """Print a line for all that was looked at; returns how many things are wrong.
+
+    `wait_s`: seconds that each pod has for an event to come.
+    """
+    found = _load(config)
+    for line in found.findings.lines:
+        click.echo(line)
+    pods = asyncio.run(_check_pods(config, found.local, wait_s))
+    wrong = found.findings.wrong_count + sum(findings.wrong_count for findings in pods)
+    served = set[str]().union(*(findings.served for findings in pods))
+    for model in config.models:
+        if served and not served & {model.name, *model.aliases}:
+            click.echo(f"✗ {model.name}: {_MISSING}.")
+            wrong += 1
+    click.echo("Nothing is wrong." if not wrong else f"Wrong: {wrong}.")
+    return wrong
+
+
+class _Loaded(NamedTuple):
+    local: list[Local]
+    findings: Findings
+
+
+def _load(config: Config) -> _Loaded:
+    """The models' tokenizers and templates: what start-up would refuse is said in the same words."""
+    findings, local = Findings("configuration"), []
+    if not config.discovery.static:
+        findings.wrong("there are no pods in it.")
+    for model in config.models:
+        if model.tokenizer == ASK_THE_PODS:
+            continue
+        try:
+            local.append(Local(model, renderer_of(model), Tokenizer(Path(model.tokenizer))))
+        except ConfigError as error:
+            findings.wrong(error.message)
+    return _Loaded(local, findings)
+
+
+async def _check_pods(config: Config, local: list[Local], wait_s: float) -> list[Findings]:
+    """All pods, some at a time; each one's lines are printed as soon as those before it are."""
+    room = asyncio.Semaphore(_PODS_AT_ONCE)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+    async def one(pod: StaticPod) -> Findings:
+        async with room:
+            return await _Examination(config, pod, local, context, wait_s).run()
+
+    try:
+        tasks = [asyncio.create_task(one(pod)) for pod in config.discovery.static]
+        done = []
+        for task in tasks:
+            findings = await task
+            done.append(findings)
+            for line in findings.lines:
+                click.echo(line)
+        return done
+    finally:
+        context.destroy(linger=0)
+
+
+class _Examination:
+    """Of one pod."""
+
+    def __init__(
+        self,
+        config: Config,
+        pod: StaticPod,
+        local: list[Local],
+        context: zmq.Context[zmq.Socket[bytes]],
+        wait_s: float,
+    ) -> None:
+        self._config = config
+        self._pod = pod
+        self._local = local
+        self._context = context
+        self._wait_s = wait_s
+        self._findings = Findings(pod.name)
+
+    async def run(self) -> Findings:
+        address = self._pod.address
+        async with pod_client(address, self._config.probe.timeout) as client:
+            try:
+                healthy = await client.get("/health")
+            except httpx.HTTPError as error:
+                self._findings.wrong(f"{address} can't be reached: {error or type(error).__name__}.")
+                return self._findings
+            if healthy.is_success:
+                self._findings.fine(f"{address} answers.")
+            else:
+                self._findings.wrong(f"{address} says {healthy.status_code} to /health.")
+            await self._models(client)
+            size = await self._metrics(client)
+            await self._feeds(size)
+            await self._tokens(client)
+        return self._findings
+
+    async def _models(self, client: httpx.AsyncClient) -> None:
+        models = await _json(client.get("/v1/models"))
+        try:
+            served = {str(model["id"]) for model in models["data"]} if isinstance(models, dict) else set()
+        except (KeyError, TypeError):
+            served = set()
+        if not served:
+            self._findings.wrong("/v1/models does not tell what it serves.")
+            return
+        self._findings.served = served
+        names = ", ".join(sorted(served))
+        wanted = {name for model in self._config.models for name in (model.name, *model.aliases)}
+        if self._pod.model is not None and self._pod.model not in served:
+            self._findings.wrong(f"it serves {names}, and not {self._pod.model}, which the configuration says.")
+        elif not served & wanted:
+            self._findings.wrong(f"it serves {names}: no model of that name is configured, so it is routed by load.")
+        else:
+            self._findings.fine(f"it serves {names}.")
+
+    async def _metrics(self, client: httpx.AsyncClient) -> int | None:
+        """The block size of the pod's metrics."""
+        try:
+            answer = await client.get("/metrics")
+        except httpx.HTTPError:
+            return None
+        if _CACHING_OFF in answer.text:
+            self._findings.wrong("prefix caching is off (--enable-prefix-caching): nothing can be reused.")
+        size = parse_metrics(answer.text).get("block_size") if answer.is_success else None
+        return None if size is None else int(size)
+
+    # --- feeds
+
+    async def _feeds(self, metrics_size: int | None) -> None:
+        pod = self._pod
+        if pod.events is None:
+            self._findings.wrong("no event feed is configured: it is routed by what was sent to it.")
+            self._block_size(metrics_size, None)
+            return
+        ranks = range(pod.data_parallel_size)
+        learned = await asyncio.gather(*(self._feed(rank) for rank in ranks))
+        self._block_size(metrics_size, next((size for size in learned if size), None))
+
+    async def _feed(self, rank: int) -> int | None:
+        """Listen to one rank's feed and ask its replay; the block size of its events."""
+        pod, events = self._pod, port_plus(self._pod.events or "", rank)
+        replay = port_plus(pod.replay, rank) if pod.replay else None
+        name = f"rank {rank}: " if pod.data_parallel_size > 1 else ""
+        index = PrefixIndex(KeySpace(secrets.randbits(64)), self._config.index.blocks_max, pods_max=1)
+        feed = Feed(index, RankId(pod.name, rank), self._config.events.queue_max)
+        limits = FeedLimits(replay_timeout_s=min(self._config.events.replay_timeout, self._wait_s), replay_retries=0)
+        reader = FeedReader(self._context, feed, events, replay, limits)
+        reader.start()
+        try:
+            await _until(lambda: feed.last_heard is not None and reader.joined.is_set(), self._wait_s)
+            await _until(reader.joined.is_set, limits.replay_timeout_s + _JOIN_GRACE_S)
+        finally:
+            await reader.stop()
+        self._judge_feed(feed, name, events, replay, reader.joined.is_set())
+        return feed.block_size
+
+    def _judge_feed(self, feed: Feed, name: str, events: str, replay: str | None, joined: bool) -> None:
+        findings, counts = self._findings, feed.counts
+        if not joined and feed.last_heard is None:
+            findings.wrong(f"{name}no publisher of events answers at {events}.")
+            return
+        replayed = bool(counts["replay complete"])
+        if feed.last_heard is not None:
+            findings.fine(f"{name}events arrive from {events}.")
+        elif replayed and counts["stored"]:
+            findings.fine(f"{name}no event came within {self._wait_s:g} s, it is idle; its replay tells of its blocks.")
+        elif replayed:
+            findings.fine(f"{name}no event came within {self._wait_s:g} s: nothing was published since it started.")
+        else:
+            findings.wrong(f"{name}no event came from {events} within {self._wait_s:g} s, and no replay can prove it.")
+        if replay is None:
+            findings.wrong(f"{name}no replay is configured: a gap in its feed forgets its blocks.")
+        elif replayed:
+            findings.fine(f"{name}the replay at {replay} answers.")
+        else:
+            findings.wrong(f"{name}the replay at {replay} does not answer.")
+        if counts["decode errors"]:
+            findings.wrong(f"{name}{counts['decode errors']} of its events could not be decoded.")
+
+    def _block_size(self, metrics: int | None, events: int | None) -> None:
+        findings, learned = self._findings, events or metrics
+        if learned is None:
+            findings.wrong("its block size is not known: neither its metrics nor its events tell.")
+            return
+        if events is not None and metrics is not None and events != metrics:
+            findings.wrong(f"its events have blocks of {events} tokens, its metrics say {metrics}.")
+        for model in self._config.models:
+            wanted = model.block_size
+            if wanted is not None and self._serves(model) and wanted != learned:
+                findings.wrong(f"its blocks have {learned} tokens, and not {wanted}, which {model.name} is to have.")
+                return
+        findings.fine(f"its blocks have {learned} tokens.")
+
+    def _serves(self, model: ModelConfig) -> bool:
+        return bool(self._findings.served & {model.name, *model.aliases})
+
+    # --- token ids
+
+    async def _tokens(self, client: httpx.AsyncClient) -> None:
+        for model in self._config.models:
+            if model.tokenizer == ASK_THE_PODS and self._serves(model):
+                ids = await self._ask(client, model, _ASKED[0][1])
+                if isinstance(ids, list):
+                    self._findings.fine(f"{model.name}: /tokenize answers.")
+                else:
+                    self._findings.wrong(f"{model.name}: {ids}: its prompts can't be tokenized.")
+        for local in self._local:
+            if self._serves(local.config):
+                await self._compare(client, local)
+
+    async def _compare(self, client: httpx.AsyncClient, local: Local) -> None:
+        """Are the token ids that we make the pod's own?"""
+        model, compared = local.config.name, 0
+        for what, body in _ASKED:
+            theirs = await self._ask(client, local.config, body)
+            try:
+                ours: list[int] | str = local.ids({**body, "model": model})
+            except RenderError as error:
+                ours = error.reason
+            if isinstance(theirs, str) and isinstance(ours, str):
+                continue  # a model without a chat template: nobody can
+            if isinstance(theirs, str):
+                self._findings.wrong(f"{model}: {theirs}: token ids of {what} can't be compared.")
+                return
+            if isinstance(ours, str):
+                self._findings.wrong(f"{model}: {what} can't be rendered here ({ours}), the pod can.")
+            elif ours != theirs:
+                self._findings.wrong(
+                    f"{model}: token ids of {what} differ from the pod's: {_difference(ours, theirs)}."
+                )
+            else:
+                compared += 1
+        if compared:
+            self._findings.fine(f"{model}: token ids equal the pod's own, for {compared} of {len(_ASKED)} prompts.")
+
+    async def _ask(self, client: httpx.AsyncClient, model: ModelConfig, body: dict[str, Any]) -> list[int] | str:
+        """The pod's token ids, or why it gives none."""
+        name = next(name for name in (model.name, *model.aliases) if name in self._findings.served)
+        try:
+            answer = await client.post("/tokenize", json={**body, "model": name})
+            if not answer.is_success:
+                return f"/tokenize says {answer.status_code}"
+            return [int(number) for number in answer.json()["tokens"]]
+        except httpx.HTTPError as error:
+            return f"/tokenize can't be asked ({error or type(error).__name__})"
+        except (ValueError, KeyError, TypeError):
+            return "/tokenize gives no list of token ids"
+
+
+def _difference(ours: list[int], theirs: list[int]) -> str:
+    """Both lists around their first difference."""
+    pairs = zip(ours, theirs, strict=False)
+    at = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+    start, end = max(0, at - _AROUND), at + _AROUND + 1
+    return f"at place {at}, ours {ours[start:end]} ({len(ours)} in all), the pod's {theirs[start:end]} ({len(theirs)})"
+
+
+async def _until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Wait for something that may not come."""
+    end = asyncio.get_running_loop().time() + timeout_s
+    while not condition() and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(0.02)
+
+
+async def _json(asked: Any) -> Any:
+    try:
+        return (await asked).raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
+        return None
