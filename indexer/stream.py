@@ -94,6 +94,7 @@ class Stream(Generic[T]):
         if number > self.expected or not self._proven:
             self._hold(number, clock, batch)
             return Ready("held")
+        self._held.pop(number, None)  # it came late by itself, too
         self.expected, self._applied_clock = number + 1, clock
         return Ready("replayed", apply=[batch, *self._contiguous()])
 

@@ -27,6 +27,7 @@ from scorer.load import PodLoad
 log = logging.getLogger("warmroute.pods")
 
 _JITTER = 0.1  # share of the interval by which probes are spread
+_LOAD_S = 10.0  # a feed that has not loaded its first state by then is not waited for: its pod is routed blind
 _DETAILS_EVERY = 5  # probes between two looks at models, version and metrics of a pod that is known
 _NULL_BLOCKS = 1  # of num_gpu_blocks, vLLM keeps one for itself
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -129,6 +130,7 @@ class Pods:
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._readers: dict[str, list[FeedReader]] = {}
+        self._joined_at: dict[str, float] = {}
         self._probers: dict[str, Prober] = {}
         self._clients: dict[str, httpx.AsyncClient] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -150,7 +152,7 @@ class Pods:
 
     def join(self, given: StaticPod) -> None:
         """A pod is there: route to it once it answers."""
-        pod = Pod(given.name, given.address.rstrip("/"))
+        pod = Pod(given.name, given.address.rstrip("/"), block_size=self._block_size(given))
         readers = []
         for number in range(given.data_parallel_size):
             rank, reader = self._rank(pod, given, number)
@@ -162,6 +164,7 @@ class Pods:
         prober = self._probers[pod.name] = Prober(self._core, pod, client, self._config)
         self._tasks[pod.name] = asyncio.get_running_loop().create_task(prober.run())
         self._readers[pod.name] = readers
+        self._joined_at[pod.name] = self._clock()
         for reader in readers:
             reader.start()
 
@@ -173,18 +176,18 @@ class Pods:
         await self._clients.pop(name).aclose()
         for reader in self._readers.pop(name):
             await reader.stop()
-        del self._probers[name]
+        del self._probers[name], self._joined_at[name]
         self._core.leave(self._core.fleet.pods[name])
 
     @property
-    def unloaded(self) -> list[str]:
-        """Healthy pods whose feeds have not loaded their first state."""
-        fleet = self._core.fleet.pods
-        return [
+    def unloaded(self) -> set[str]:
+        """Pods whose feeds have not loaded their first state, and still may."""
+        since = self._clock() - _LOAD_S
+        return {
             name
             for name, readers in self._readers.items()
-            if fleet[name].healthy and any(not reader.joined.is_set() for reader in readers)
-        ]
+            if self._joined_at[name] > since and any(not reader.joined.is_set() for reader in readers)
+        }
 
     def _rank(self, pod: Pod, given: StaticPod, number: int) -> tuple[Rank, FeedReader | None]:
         config, events = self._config, self._config.events
@@ -192,8 +195,7 @@ class Pods:
         name = RankId(pod.name, number)
         if given.events is None:
             return Rank(name, pod, load, None), None
-        configured = next((m.block_size for m in config.models if m.block_size and given.model in (None, m.name)), None)
-        feed = Feed(self._core.index, name, events.queue_max, configured)
+        feed = Feed(self._core.index, name, events.queue_max, self._block_size(given))
         limits = FeedLimits(
             events.receive_hwm,
             events.batch_bytes_max,
@@ -204,6 +206,13 @@ class Pods:
         replay = port_plus(given.replay, number) if given.replay else None
         reader = FeedReader(self._context, feed, port_plus(given.events, number), replay, limits, self._clock)
         return Rank(name, pod, load, feed), reader
+
+    def _block_size(self, given: StaticPod) -> int | None:
+        """As configured, for the pod's model (of pods that do not name theirs: for the only model there is)."""
+        models = self._config.models
+        if given.model is not None or len(models) == 1:
+            return next((model.block_size for model in models if given.model in (None, model.name)), None)
+        return None
 
 
 async def _within(waits: Iterable[Coroutine[Any, Any, object]], timeout_s: float) -> None:

@@ -69,9 +69,11 @@ class Service:
             return ["draining"]
         if not self.started:
             return ["starting"]
-        now, pods = time.monotonic(), self.core.fleet.pods.values()
-        reasons = [] if any(pod.fit(now) for pod in pods) else ["no pod is fit"]
-        return reasons + [f"{name}: the first state of its feed is not loaded" for name in self.pods.unloaded]
+        now, unloaded = time.monotonic(), self.pods.unloaded
+        fit = [pod.name for pod in self.core.fleet.pods.values() if pod.fit(now)]
+        if any(name not in unloaded for name in fit):
+            return []
+        return [f"{name}: the first state of its feed is not loaded" for name in fit] or ["no pod is fit"]
 
     async def _housekeeping(self) -> None:
         """What expires, in slices."""

@@ -63,11 +63,16 @@ class Tokenizer:
         self._special = re.compile("|".join(re.escape(token.content) for token in added) or r"(?!)")
         self._nfc = False
         self._fast: tiktoken.Encoding | None = None
+        self._fast_in_pool: tiktoken.Encoding | None = None
         self.why_slow: str | None = None
         try:
-            fast = convert(description, added, self._whole)
-            self._nfc = is_nfc(description.get("normalizer"))
+            conversion = convert(description, added, self._whole)
+            self._nfc = conversion.nfc
+            fast = conversion.build()
             self._try_out(fast, added)
+            self._fast = fast
+            # tiktoken's regex engine is a quarter faster in the thread that uses it first: the pool has its own.
+            self._fast_in_pool = conversion.build()
         except NotExact as reason:
             self.why_slow = str(reason)
 
@@ -93,12 +98,13 @@ class Tokenizer:
         ends = self.cuts.ends(data)
         return [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
 
-    def encode_pieces(self, pieces: Sequence[str]) -> list[Tokens]:
-        """The ids of each piece, without those of the post-processor."""
-        if self._fast is None:
+    def encode_pieces(self, pieces: Sequence[str], in_pool: bool = False) -> list[Tokens]:
+        """The ids of each piece, without those of the post-processor. `in_pool`: called from a thread of a pool."""
+        fast = self._fast_in_pool if in_pool else self._fast
+        if fast is None:
             encodings = self._whole.encode_batch_fast(list(pieces), add_special_tokens=False)
             return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
-        return [self._encode_fast(self._fast, piece) for piece in pieces]
+        return [self._encode_fast(fast, piece) for piece in pieces]
 
     def _encode_fast(self, fast: tiktoken.Encoding, piece: str) -> Tokens:
         if len(piece) > _TIKTOKEN_CHARS_MAX:
@@ -140,14 +146,13 @@ class Tokenizer:
         raise ConfigError(f"{path}: the post-processor does more than to put tokens before and after")
 
     def _try_out(self, fast: tiktoken.Encoding, added: Sequence[AddedToken]) -> None:
-        """Raise NotExact if the converted tokenizer differs on any text of the battery; else use it."""
+        """Raise NotExact if the converted tokenizer differs on any text of the battery."""
         texts = list(_BATTERY)
         texts += [f"x {token.content}\u0338 y{token.content}{token.content}\n" for token in added]
         expected = self._whole.encode_batch_fast(texts, add_special_tokens=False)
         for text, encoding in zip(texts, expected, strict=True):
             if self._encode_fast(fast, text).tolist() != encoding.ids:
                 raise NotExact("tiktoken gives other ids")
-        self._fast = fast
 
 
 def _surely_nfc(text: str) -> bool:

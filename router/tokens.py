@@ -221,7 +221,7 @@ class Encoder:
             for ends in parts:
                 if len(waiting) >= self._limits.jobs_per_prompt_max:
                     await self._take(found, variant, *waiting.popleft())
-                job = loop.run_in_executor(self._pool, self._tokenize, prompt, data, start, ends)
+                job = loop.run_in_executor(self._pool, self._tokenize, prompt, data, start, ends, True)
                 waiting.append((ends, job))
                 start = ends[-1]
             while waiting:
@@ -235,7 +235,9 @@ class Encoder:
         if found.block is not None:
             self._store.extend_keys(found.block, variant)
 
-    def _tokenize(self, prompt: Text, data: bytes, start: int, ends: Sequence[int]) -> list[Tokens]:
+    def _tokenize(
+        self, prompt: Text, data: bytes, start: int, ends: Sequence[int], in_pool: bool = False
+    ) -> list[Tokens]:
         """The ids of the pieces of `data` that end at `ends`; what the post-processor puts first is in the first."""
         pieces = []
         at = start
@@ -243,7 +245,7 @@ class Encoder:
             pieces.append(data[at:end].decode())
             at = end
         try:
-            ids = self._tokenizer.encode_pieces(pieces)
+            ids = self._tokenizer.encode_pieces(pieces, in_pool)
         except Exception as error:  # `tokenizers` raises plain Exception
             raise TokensUnavailable("failed") from error
         if start == 0 and prompt.add_special_tokens and len(self._tokenizer.prefix):

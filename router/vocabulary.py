@@ -50,6 +50,19 @@ class AddedToken:
         return not (self.single_word or self.lstrip or self.rstrip or edges.strip() != edges or not edges)
 
 
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A tokenizer as tiktoken takes it. `nfc`: text between added tokens is brought into NFC before."""
+
+    pattern: str
+    ranks: dict[bytes, int]
+    special: dict[str, int]
+    nfc: bool
+
+    def build(self) -> tiktoken.Encoding:
+        return tiktoken.Encoding("", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special)
+
+
 def overlapping(tokens: Sequence[str]) -> set[str]:
     """Those of `tokens` that may share characters with another occurrence of one of them (or of themselves)."""
     known = set(tokens)
@@ -91,8 +104,8 @@ def is_nfc(normalizer: Mapping[str, Any] | None) -> bool:
     return bool(steps)
 
 
-def convert(description: Mapping[str, Any], added: Sequence[AddedToken], tokenizer: HFTokenizer) -> tiktoken.Encoding:
-    """tiktoken for a parsed `tokenizer.json`, the tokenizer made from it and all its added tokens; or NotExact."""
+def convert(description: Mapping[str, Any], added: Sequence[AddedToken], tokenizer: HFTokenizer) -> Conversion:
+    """From a parsed `tokenizer.json`, the tokenizer made from it and all its added tokens; or NotExact."""
     pattern = pattern_of(description.get("pre_tokenizer"))
     if pattern is None:
         raise NotExact("the pre-tokenizer is not one of " + ", ".join(KNOWN_PATTERNS.values()))
@@ -103,7 +116,7 @@ def convert(description: Mapping[str, Any], added: Sequence[AddedToken], tokeniz
         raise NotExact("added tokens that are matched after NFC")
     ranks = _ranks(description["model"], {token.content for token in added}, tokenizer)
     special = {token.content: token.id for token in added}
-    return tiktoken.Encoding("", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    return Conversion(pattern, ranks, special, nfc)
 
 
 def _steps(part: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:

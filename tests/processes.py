@@ -24,6 +24,8 @@ MODEL = "tiny-qwen"
 BLOCK = 16  # tokens
 START_S = 30.0  # for a process to be there, on a busy machine
 STOP_S = 10.0
+PLAIN: Any = {"trust_env": False, "verify": False, "timeout": 20.0}
+"""For httpx clients: there is no TLS here, and to load its certificates for each client takes 20 ms."""
 _FAST = ("--time-scale", "0.05", "--block-size", str(BLOCK), "--num-blocks", "1024")
 _QUICK = {  # the gateway's own clocks, faster than by default
     "probe": {"interval": 0.2, "timeout": 2.0, "failures_max": 2},
@@ -99,11 +101,11 @@ class PodProcess:
 
     def fault(self, **changes: Any) -> None:
         """Change what it does wrong; `clear=True`: nothing more."""
-        httpx.post(f"{self.address}/simulator/fault", json=changes, trust_env=False).raise_for_status()
+        httpx.post(f"{self.address}/simulator/fault", json=changes, **PLAIN).raise_for_status()
 
     def state(self) -> dict[str, Any]:
         """The truth."""
-        answer: dict[str, Any] = httpx.get(f"{self.address}/simulator/state", trust_env=False).json()
+        answer: dict[str, Any] = httpx.get(f"{self.address}/simulator/state", **PLAIN).json()
         return answer
 
     def served(self) -> int:
@@ -142,7 +144,7 @@ class GatewayProcess:
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         """A GET to the operators' plane, on a connection of its own."""
-        return httpx.get(f"{self.ops_url}{path}", trust_env=False, timeout=STOP_S, **options)
+        return httpx.get(f"{self.ops_url}{path}", **PLAIN, **options)
 
     def ranks(self) -> dict[str, list[dict[str, Any]]]:
         """The ranks of each pod, as /pods tells."""
@@ -203,7 +205,7 @@ def _await_answer(served: GatewayProcess, url: str) -> None:
     while time.monotonic() < deadline:
         assert served.process.poll() is None, "the gateway has ended"
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(url, trust_env=False).is_success:
+            if httpx.get(url, **PLAIN).is_success:
                 return
         time.sleep(0.05)
     raise AssertionError(f"{url} was not 200 within {START_S:g} s")

@@ -133,11 +133,11 @@ class Waiting(Tokenizer):
         self.go = Event()
         self.parts = 0
 
-    def encode_pieces(self, pieces: Sequence[str]) -> list[Tokens]:
+    def encode_pieces(self, pieces: Sequence[str], in_pool: bool = False) -> list[Tokens]:
         self.parts += 1
         if self.parts > 1:
             assert self.go.wait(20)
-        return super().encode_pieces(pieces)
+        return super().encode_pieces(pieces, in_pool)
 
 
 async def test_the_deadline_ends_the_waiting_and_keeps_the_work(pool: ThreadPoolExecutor) -> None:
@@ -213,7 +213,7 @@ class Broken(PrefixStore):
 class Failing(Tokenizer):
     """A tokenizer with a fault."""
 
-    def encode_pieces(self, pieces: Sequence[str]) -> list[Tokens]:
+    def encode_pieces(self, pieces: Sequence[str], in_pool: bool = False) -> list[Tokens]:
         raise RuntimeError("fault")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 
@@ -24,7 +25,7 @@ def misses(answers: Iterable[Answered]) -> str:
 
 def report(answers: Sequence[Answered]) -> list[str]:
     """The lines of the report."""
-    lines = [f"{'phase':24} {'requests':>8} {'agree':>14} {'with hits':>9} {'hit ratio':>9}"]
+    lines = [f"{'phase':24} {'requests':>8} {'agree':>14} {'with hits':>9} {'hit ratio':>9} {'by pod':>9}"]
     phases = dict.fromkeys(each.phase for each in answers)
     lines += [_row(phase, [each for each in answers if each.phase == phase]) for phase in phases]
     for name, sequential in (("all sequential", True), ("all concurrent", False)):
@@ -38,8 +39,10 @@ def report(answers: Sequence[Answered]) -> list[str]:
 def _row(name: str, answers: Sequence[Answered]) -> str:
     agreed, hits = sum(each.agrees for each in answers), sum(each.cached > 0 for each in answers)
     ratio = sum(each.cached for each in answers) / sum(each.prompt_tokens for each in answers)
+    pods = Counter(each.pod for each in answers)
+    shares = "/".join(str(pods[pod]) for pod in sorted(pods))
     share = f"{agreed} = {100 * agreed / len(answers):.1f}%"
-    return f"{name:24} {len(answers):8} {share:>14} {hits:9} {ratio:9.2f}"
+    return f"{name:24} {len(answers):8} {share:>14} {hits:9} {ratio:9.2f} {shares:>9}"
 
 
 def _first_chunks(answers: Iterable[Answered]) -> list[str]:

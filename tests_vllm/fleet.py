@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -135,7 +137,32 @@ class Gateway:
     def fit(self, pod: str) -> bool:
         return bool(self._pod(pod)["fit"])
 
-    def settle(self, pods: list[str], quiet_s: float = 0.15) -> None:
+    def last_decision(self) -> str:
+        """What the newest pick was made from, and how old each pod's newest event is, in one line."""
+        (newest,) = self._ask("/decisions?limit=1")["decisions"]
+        fields = ("pod", "matched_tokens", "predicted_blocks", "price", "load")
+        candidates = [{name: candidate[name] for name in fields} for candidate in newest["pods"]]
+        heard = {pod["pod"]: pod["ranks"][0]["events"]["heard_s_ago"] for pod in self._ask("/pods")["pods"]}
+        return f"{newest['tokens']} tokens, {newest['reason']}: {candidates}; events heard {heard} s ago"
+
+    def speeds(self) -> dict[str, int]:
+        """Tokens of prefill a second, as learned of each pod."""
+        pods = self._ask("/pods")["pods"]
+        return {pod["pod"]: round(pod["ranks"][0]["load"]["prefill_tokens_per_s"]) for pod in pods}
+
+    @contextlib.contextmanager
+    def only(self, pod: str, pods: Sequence[str]) -> Iterator[None]:
+        """Of `pods`, only this one is sent to."""
+        others = [other for other in pods if other != pod]
+        for other in others:
+            self._tell(f"/pods/{other}/drain")
+        try:
+            yield
+        finally:
+            for other in others:
+                self._tell(f"/pods/{other}/undrain")
+
+    def settle(self, pods: Sequence[str], quiet_s: float = 0.15) -> None:
         """Wait until no pod's feed has moved for a moment: vLLM sends a step's events after the step's answer."""
         seen, since = None, time.monotonic()
         while time.monotonic() - since < quiet_s:
@@ -156,6 +183,9 @@ class Gateway:
     def _ask(self, path: str) -> dict[str, Any]:
         answer = httpx.get(f"{self.address}{path}", timeout=_ASK_TIMEOUT_S, trust_env=False)
         return dict(answer.raise_for_status().json())
+
+    def _tell(self, path: str) -> None:
+        httpx.post(f"{self.address}{path}", timeout=_ASK_TIMEOUT_S, trust_env=False).raise_for_status()
 
     def _ready(self) -> bool:
         if not self.process.alive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,11 +51,15 @@ class Answered:
 
 @dataclass(slots=True)
 class Talker:
-    """Asks through the gateway; fails on every answer but 200. `answers` is where all that was heard is kept."""
+    """Asks through the gateway; fails on every answer but 200. `answers` is where all that was heard is kept.
+
+    `explain` is asked for the cause of a wrong prediction of a sequential request as soon as it is known to be one.
+    """
 
     client: AsyncOpenAI
     phase: str
     answers: list[Answered]
+    explain: Callable[[Answered], None]
     sequential: bool = True
 
     async def chat(self, messages: list[dict[str, Any]], stream: bool, **more: Any) -> Answered:
@@ -81,27 +85,34 @@ class Talker:
             text, first_s,
         )  # fmt: skip
         self.answers.append(answered)
+        if self.sequential and not answered.agrees:
+            self.explain(answered)
         return answered
 
 
 @dataclass(slots=True)
 class Conversation:
-    """A chat that grows by a question and an answer each turn, as a client's does."""
+    """A chat that grows by a question and an answer each turn, as a client's does.
+
+    No request gives a seed: on the CPU, vLLM's engine ends when a seeded one shares a step with half a prefill.
+    """
 
     talker: Talker
     rng: random.Random
     messages: list[dict[str, Any]]
-    pods: list[str] = field(default_factory=list)
+    heard: list[Answered] = field(default_factory=list)
 
-    async def turn(self, stream: bool, temperature: float, max_tokens: int = 48, words: int = 40) -> Answered:
+    @property
+    def pods(self) -> list[str]:
+        """Where each turn was answered."""
+        return [answered.pod for answered in self.heard]
+
+    async def turn(self, stream: bool, temperature: float, max_tokens: int = 40, words: int = 25) -> Answered:
         """Ask something new with all that was said before."""
         self.messages.append({"role": "user", "content": prose(self.rng, words)})
-        seed = self.rng.randrange(1 << 30)
-        answered = await self.talker.chat(
-            self.messages, stream, max_tokens=max_tokens, temperature=temperature, seed=seed
-        )
+        answered = await self.talker.chat(self.messages, stream, max_tokens=max_tokens, temperature=temperature)
         self.messages.append({"role": "assistant", "content": answered.text})
-        self.pods.append(answered.pod)
+        self.heard.append(answered)
         return answered
 
 

@@ -1,0 +1,219 @@
+"""One feed, as conversations: what a pod publishes, what is believed of it, and how sure it is."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from indexer.blocks import KeySpace
+from indexer.feed import BLOCK_SIZE, ORPHANS, REPLAYING, TRUNCATED, UNDECODABLE, Feed
+from indexer.index import Holding, PrefixIndex
+
+SPACE = KeySpace(0x5EED)
+_CLEARED = ["AllBlocksCleared"]
+
+
+def _feed(block_size: int | None = None, held_max: int = 100) -> tuple[Feed, PrefixIndex]:
+    index = PrefixIndex(SPACE, blocks_max=1024, pods_max=2)
+    return Feed(index, "pod", held_max, block_size), index
+
+
+def _stored(tokens: list[int], parent: int | None = None, lora_id: int | None = None, size: int = 1) -> list[object]:
+    """Blocks whose engine hashes are their first tokens."""
+    return ["BlockStored", tokens[::size], parent, tokens, size, lora_id]
+
+
+def _removed(*hashes: int) -> list[object]:
+    return ["BlockRemoved", list(hashes)]
+
+
+def _batch(clock: float, *events: object) -> bytes:
+    return msgspec.msgpack.encode([clock, list(events), 0])
+
+
+def _held(index: PrefixIndex, tokens: list[int], lora: str | None = None, size: int = 1) -> int:
+    """Leading blocks of `tokens` on the pod."""
+    match = index.match(SPACE.chain(np.array(tokens, np.uint32), size, lora=lora))
+    return match.hits["pod"].blocks if "pod" in match.hits else 0
+
+
+def test_blind_until_heard() -> None:
+    """Nothing heard is not the same as nothing held."""
+    feed, _ = _feed()
+    assert feed.state == "blind" and feed.reasons and feed.last_heard is None
+    assert feed.frame(0, _batch(5.0, _stored([1, 2])), now=3.0) is None
+    assert feed.state == "exact" and feed.reasons == []
+    assert (feed.last_number, feed.last_clock, feed.last_heard, feed.block_size) == (0, 5.0, 3.0, 1)
+
+
+def test_stores_and_removals_reach_the_index() -> None:
+    """In order, and counted."""
+    feed, index = _feed()
+    feed.frame(0, _batch(1.0, _stored([1, 2, 3])), 0.0)
+    feed.frame(1, _batch(2.0, _removed(3), _stored([4], parent=2)), 0.0)
+    assert _held(index, [1, 2, 3]) == 2 and _held(index, [1, 2, 4]) == 3
+    feed.frame(2, _batch(3.0, _removed(99)), 0.0)
+    assert {name: feed.counts[name] for name in ("stored", "removed", "unknown removals", "in_order")} == {
+        "stored": 4, "removed": 1, "unknown removals": 1, "in_order": 3,
+    }  # fmt: skip
+    assert feed.state == "exact"
+
+
+def test_a_gap_is_closed_by_replay() -> None:
+    """While it is open the feed is degraded; what came behind it waits."""
+    feed, index = _feed()
+    feed.frame(0, _batch(0.0, _stored([1])), 0.0)
+    assert feed.frame(2, _batch(2.0, _stored([3], parent=2)), 0.0) == 0
+    assert feed.state == "degraded" and feed.reasons == [REPLAYING] and _held(index, [1, 2, 3]) == 1
+    for number, payload in enumerate((_batch(0.0, _stored([1])), _batch(1.0, _stored([2], parent=1)))):
+        assert feed.replayed(number, payload, 0.0) is None
+    assert feed.missing() is None and feed.replay_ended(True, 0.0) is None
+    assert feed.state == "exact" and _held(index, [1, 2, 3]) == 3
+    assert index.holding("pod").gpu == 3, "the batch that proved who speaks was not applied twice"
+
+
+def test_what_replay_cannot_close_is_forgotten() -> None:
+    """Empty is honest, stale lies; until the pod clears, some history stays unknown."""
+    feed, index = _feed()
+    feed.frame(0, _batch(0.0, _stored([1, 2])), 0.0)
+    assert feed.frame(5, _batch(5.0, _stored([7]), _stored([9], parent=8)), 0.0) == 0
+    feed.replay_ended(False, 0.0)
+    assert _held(index, [1, 2]) == 0 and _held(index, [7]) == 1
+    assert feed.state == "degraded" and set(feed.reasons) == {TRUNCATED, ORPHANS}
+    assert feed.counts["forgotten"] == 1 and feed.counts["replay failed"] == 1 and feed.counts["orphans"] == 1
+    feed.frame(6, _batch(6.0, _CLEARED, _stored([1])), 0.0)
+    assert feed.state == "exact" and _held(index, [1, 2]) == 1 and _held(index, [7]) == 0
+
+
+def test_a_restarted_pod_holds_nothing_of_before() -> None:
+    """A number seen before, with a later clock: another publisher."""
+    feed, index = _feed()
+    for number in range(3):
+        feed.frame(number, _batch(float(number), _stored([number + 1])), 0.0)
+    assert feed.frame(0, _batch(10.0, _stored([5])), 0.0) is None
+    assert index.holding("pod") == Holding(1, 0, 0, 0, 0) and _held(index, [5]) == 1
+    assert feed.state == "exact" and feed.counts["restart"] >= 1
+
+
+def test_a_duplicate_changes_nothing() -> None:
+    """Not even the copies that are counted."""
+    feed, index = _feed()
+    payload = _batch(1.0, _stored([1]))
+    feed.frame(0, payload, 0.0)
+    feed.frame(0, payload, 0.0)
+    feed.frame(1, _batch(2.0, _removed(1)), 0.0)
+    assert _held(index, [1]) == 0 and feed.counts["duplicate"] == 1
+
+
+def test_a_frame_that_is_no_batch() -> None:
+    """It is counted, and the gap that it leaves is asked for; a replay that has it whole repairs it."""
+    feed, index = _feed()
+    feed.frame(0, _batch(0.0, _stored([1])), 0.0)
+    assert feed.frame(1, b"\xc1", 0.0) == 0
+    assert feed.counts["decode errors"] == 1 and UNDECODABLE in feed.reasons
+    assert feed.frame(2, b"", 0.0) is None, "a replay is under way"
+    for number, payload in enumerate((_batch(0.0, _stored([1])), _batch(1.0, _stored([2], parent=1)))):
+        feed.replayed(number, payload, 0.0)
+    feed.replay_ended(True, 0.0)
+    assert _held(index, [1, 2]) == 2 and feed.state == "degraded"
+    feed.frame(2, _batch(2.0, _CLEARED), 0.0)
+    assert feed.state == "exact"
+
+
+def test_a_bad_event_degrades() -> None:
+    """The events beside it count; an unknown type is counted and degrades nothing."""
+    feed, index = _feed()
+    feed.frame(0, _batch(0.0, ["BlockMoved", 1], _stored([1])), 0.0)
+    assert feed.state == "exact" and feed.counts["unknown events"] == 1
+    feed.frame(1, _batch(1.0, ["BlockStored", 5], _stored([2], parent=1)), 0.0)
+    assert feed.reasons == [UNDECODABLE] and feed.counts["decode errors"] == 1 and _held(index, [1, 2]) == 2
+
+
+def test_a_silent_pod_that_has_a_history() -> None:
+    """Joining asks for everything; an empty answer with its end marker is an answer."""
+    feed, index = _feed()
+    assert feed.connected(0.0) == 0 and feed.state == "blind"
+    assert feed.replayed(0, _batch(0.0, _stored([1, 2])), 0.0) is None
+    feed.replay_ended(True, 0.0)
+    assert feed.state == "exact" and _held(index, [1, 2]) == 2
+    silent, _ = _feed()
+    silent.connected(0.0)
+    silent.replay_ended(True, 0.0)
+    assert silent.state == "exact"
+    unreachable, _ = _feed()
+    unreachable.connected(0.0)
+    unreachable.replay_ended(False, 0.0)
+    assert unreachable.state == "blind"
+
+
+def test_a_late_joiner_knows_what_it_lacks() -> None:
+    """The oldest batches have left the pod's buffer: their blocks are unknown, and so is what hangs on them."""
+    feed, index = _feed()
+    assert feed.frame(9, _batch(9.0, _stored([3], parent=2)), 0.0) == 0
+    feed.replayed(8, _batch(8.0, _stored([5, 6])), 0.0)
+    feed.replay_ended(True, 0.0)
+    assert set(feed.reasons) == {TRUNCATED, ORPHANS}
+    assert _held(index, [5, 6]) == 2 and index.holding("pod").orphans == 1
+
+
+def test_block_size_is_learned_and_checked() -> None:
+    """A size other than the configured one is said for as long as it lasts."""
+    feed, _ = _feed(block_size=2)
+    feed.frame(0, _batch(0.0, _stored([1, 2, 3, 4], size=2)), 0.0)
+    assert feed.state == "exact" and feed.block_size == 2
+    feed.frame(1, _batch(1.0, _stored([1, 2, 3, 4], size=4)), 0.0)
+    assert feed.reasons == [BLOCK_SIZE] and feed.block_size == 4
+    feed.frame(2, _batch(2.0, _CLEARED), 0.0)
+    feed.frame(3, _batch(3.0, _stored([1, 2, 3, 4], size=4)), 0.0)
+    assert feed.reasons == [BLOCK_SIZE]
+    feed.frame(4, _batch(4.0, _CLEARED, _stored([1, 2], size=2)), 0.0)
+    assert feed.state == "exact"
+    learned, _ = _feed()
+    learned.frame(0, _batch(0.0, _stored([1, 2, 3, 4], size=4)), 0.0)
+    assert learned.state == "exact" and learned.block_size == 4
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_adapters_by_number(named: bool) -> None:
+    """Before 0.14 events give a LoRA adapter's number only, in order of loading from 1: its name is looked up."""
+    feed, index = _feed()
+    feed.adapters = ["first", "second"]
+    extra = [None, "second"] if named else []
+    feed.frame(0, _batch(0.0, [*_stored([1, 2], lora_id=2), *extra]), 0.0)
+    feed.frame(1, _batch(1.0, _stored([3], parent=2, lora_id=2)), 0.0)
+    assert _held(index, [1, 2, 3], "second") == 3
+    assert _held(index, [1, 2, 3], "first") == 0 and _held(index, [1, 2, 3]) == 0
+
+
+def test_an_adapter_without_a_name_is_nobody_elses() -> None:
+    """Its blocks are kept apart from those of the base model."""
+    feed, index = _feed()
+    feed.frame(0, _batch(0.0, _stored([1, 2], lora_id=7)), 0.0)
+    assert index.holding("pod").gpu == 2 and _held(index, [1, 2]) == 0
+
+
+def test_names_and_salts_of_events_are_those_of_prompts() -> None:
+    """The keys that extra_keys lead to are those that a prompt's adapter and salt lead to."""
+    feed, index = _feed()
+    events = [
+        [*_stored([1, 2], lora_id=1), "GPU", "first", [["first", "salt"], ["first"]]],
+        [*_stored([11, 12]), "GPU", None, [["salt"], None]],
+        [*_stored([21, 22], lora_id=1), "GPU", "first", [["first"], ["first"]]],
+    ]
+    feed.frame(0, _batch(0.0, *events), 0.0)
+    for tokens, lora, salt in (([1, 2], "first", "salt"), ([11, 12], None, "salt"), ([21, 22], "first", None)):
+        for other_lora in (None, "first", "salt"):
+            for other_salt in (None, "salt", "first"):
+                keys = SPACE.chain(np.array(tokens, np.uint32), 1, lora=other_lora, salt=other_salt)
+                assert ("pod" in index.match(keys).hits) == ((other_lora, other_salt) == (lora, salt))
+
+
+def test_forget() -> None:
+    """Nothing is believed any more; what comes is believed again."""
+    feed, index = _feed()
+    feed.frame(0, _batch(0.0, _stored([1])), 0.0)
+    feed.forget()
+    assert index.holding("pod") == Holding(0, 0, 0, 0, 0)
+    feed.frame(1, _batch(1.0, _stored([2])), 0.0)
+    assert _held(index, [2]) == 1
