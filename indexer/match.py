@@ -16,7 +16,8 @@ from indexer.pages import PAGE, Pages
 Pod: TypeAlias = Hashable
 """Whoever publishes one feed: the index does not look inside."""
 
-_FIRST = 6 * PAGE  # keys looked up one by one, before numpy's fixed costs are worth it
+_SHORT = 24 * PAGE  # keys of a chain that is looked up one by one: numpy's fixed costs are not worth it
+_FIRST = 6 * PAGE  # keys of a longer chain that are, so that a short prefix costs little
 _GROWTH = 20  # each further stretch is this much longer than all before: a short prefix costs little
 
 
@@ -70,7 +71,7 @@ class Walk:
 
     def go(self, keys: Keys) -> int:
         """Walk to the first block that nobody is left to hold; returns how many blocks were looked at."""
-        done = self._one_by_one(keys[:_FIRST])
+        done = self._one_by_one(keys if len(keys) <= _SHORT else keys[:_FIRST])
         while self.left and done < len(keys):
             stretch = keys[done : done * _GROWTH]
             self._stretch(stretch, done)
