@@ -33,10 +33,10 @@ async def _demo(count: int, keep: bool, port: int, seed: int) -> None:
     async with fleet(count, [*_POD, "--hash-seed", "demo"]) as pods:
         for title, policy in _POLICIES:
             last = title == _POLICIES[-1][0]
-            async with gateway(pods, policy, port if last and keep and port else _free_port()) as address:
+            async with gateway(pods, policy, port if last and keep and port else free_port()) as address:
                 measured[title] = await _measure(console, title, address, work, shape)
                 if last:
-                    _print(console, measured, [pod.name for pod in pods])
+                    print_table(console, measured, [pod.name for pod in pods])
                     if keep:
                         await _stay(console, address, pods)
             if not last:
@@ -65,7 +65,7 @@ def _reporter(progress: Progress, task: TaskID) -> Callable[[Measured], None]:
     return report
 
 
-def _print(console: Console, measured: dict[str, Measured], pods: list[str]) -> None:
+def print_table(console: Console, measured: dict[str, Measured], pods: list[str]) -> None:
     plain, aware = (measured[title] for title, _ in _POLICIES)
     table = Table(title="The same work, measured")
     table.add_column("")
@@ -101,7 +101,7 @@ async def _stay(console: Console, address: str, pods: list[SimulatedPod]) -> Non
     await asyncio.Event().wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
