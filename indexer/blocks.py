@@ -52,7 +52,7 @@ class KeySpace:
         `lora` is part of every block; `salt` of a chain's first block only, so it is ignored when resuming.
         """
         if lora is None and (salt is None or parent is not None):
-            return self._plain(tokens, block_size, self.root(block_size) if parent is None else parent)
+            return np.array(self.follow(tokens, block_size, parent), dtype=np.uint64)
         count = len(tokens) // block_size
         extras: list[Extras | None] = [None if lora is None else [lora]] * count
         if parent is None and salt is not None and count:
@@ -74,13 +74,9 @@ class KeySpace:
             keys.append(key)
         return np.array(keys, dtype=np.uint64)
 
-    @staticmethod
-    def _plain(tokens: Tokens, block_size: int, key: int) -> Keys:
-        digest = xxhash.xxh3_64_intdigest
-        view = tokens.data
-        keys: list[int] = []
-        add = keys.append
-        for start in range(0, len(tokens) // block_size * block_size, block_size):
-            key = digest(view[start : start + block_size], key)
-            add(key)
-        return np.array(keys, dtype=np.uint64)
+    def follow(self, tokens: Tokens, block_size: int, parent: int | None = None) -> list[int]:
+        """As `chain`, of plain tokens, for whoever takes the keys one by one."""
+        digest, view = xxhash.xxh3_64_intdigest, tokens.data
+        key = self.root(block_size) if parent is None else parent
+        ends = range(block_size, len(tokens) + 1, block_size)
+        return [key := digest(view[end - block_size : end], key) for end in ends]

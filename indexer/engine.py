@@ -6,10 +6,15 @@ removed; more copies than one are rare and kept beside the table.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 _ENTRIES_MIN = 1024
+
+_Places: TypeAlias = tuple[list[int], memoryview, memoryview, memoryview, memoryview, int]
 
 
 class EngineMap:
@@ -18,13 +23,12 @@ class EngineMap:
     def __init__(self) -> None:
         self.copies: dict[int, int] = {}  # hash -> copies beyond the first
         self.aliases: dict[int, int] = {}  # row -> hashes beyond the first that name it
-        self._count = 0
         self._lay_out(_ENTRIES_MIN)
         self._unused = 1
         self._free: list[int] = []
 
     def __len__(self) -> int:
-        return self._count
+        return self._unused - 1 - len(self._free)
 
     @property
     def nbytes(self) -> int:
@@ -38,46 +42,91 @@ class EngineMap:
             entry = following[entry]
         return self._rows[entry] if entry else 0
 
-    def add(self, engine_hash: int, row: int) -> None:
-        """A hash that is not in the map."""
-        if self._free:
-            entry = self._free.pop()
-        else:
-            entry = self._unused
-            if entry >= len(self._hashes):
-                self._grow()
-            self._unused += 1
-        bucket = engine_hash & self._mask
-        self._hashes[entry] = engine_hash
-        self._rows[entry] = row
-        self._next[entry] = self._heads[bucket]
-        self._heads[bucket] = entry
-        self._count += 1
+    def name(self, engine_hashes: Iterable[int], rows: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Each hash names its row from now on.
 
-    def remove(self, engine_hash: int) -> int:
-        """Take a hash out: the row that it named, 0 if it was not there."""
-        hashes, following = self._hashes, self._next
-        bucket = engine_hash & self._mask
-        before, entry = 0, self._heads[bucket]
-        while entry and hashes[entry] != engine_hash:
-            before, entry = entry, following[entry]
-        if not entry:
-            return 0
-        if before:
-            following[before] = following[entry]
-        else:
-            self._heads[bucket] = following[entry]
-        row: int = self._rows[entry]
-        self._rows[entry] = 0
-        self._free.append(entry)
-        self._count -= 1
-        return row
+        Returns the rows that their hash named before, which have a copy more; and those that lost a name: their hash
+        named other content before, so the pod's events contradict each other, and the newer one counts.
+        """
+        free, hashes, named, following, heads, mask = self._places()
+        copied: list[int] = []
+        lost: list[int] = []
+        for engine_hash, row in zip(engine_hashes, rows, strict=False):
+            bucket = engine_hash & mask
+            entry = first = heads[bucket]
+            while entry and hashes[entry] != engine_hash:
+                entry = following[entry]
+            if not entry:
+                if free:
+                    entry = free.pop()
+                else:
+                    entry = self._unused
+                    if entry > mask:
+                        self._grow()
+                        free, hashes, named, following, heads, mask = self._places()
+                        bucket = engine_hash & mask
+                        first = heads[bucket]
+                    self._unused = entry + 1
+                hashes[entry], following[entry], heads[bucket] = engine_hash, first, entry
+            elif named[entry] == row:
+                self.copies[engine_hash] = self.copies.get(engine_hash, 0) + 1
+                copied.append(row)
+            else:
+                self.copies.pop(engine_hash, None)
+                lost.append(named[entry])
+            named[entry] = row
+        return copied, lost
+
+    def forget(self, engine_hashes: Iterable[int]) -> tuple[list[int], list[int]]:
+        """A copy of each hash is gone: the rows that no hash names any more, and the hashes that named none."""
+        free, hashes, named, following, heads, mask = self._places()
+        copies, aliases = self.copies, self.aliases
+        gone: list[int] = []
+        unknown: list[int] = []
+        for engine_hash in engine_hashes:
+            if engine_hash in copies:
+                _count_down(copies, engine_hash)
+                continue
+            bucket = engine_hash & mask
+            before, entry = 0, heads[bucket]
+            while entry and hashes[entry] != engine_hash:
+                before, entry = entry, following[entry]
+            if not entry:
+                unknown.append(engine_hash)
+                continue
+            if before:
+                following[before] = following[entry]
+            else:
+                heads[bucket] = following[entry]
+            row: int = named[entry]
+            named[entry] = 0
+            free.append(entry)
+            if row in aliases:
+                _count_down(aliases, row)
+            else:
+                gone.append(row)
+        return gone, unknown
+
+    def named_again(self, rows: Iterable[int]) -> None:
+        """These rows got a name while they had one."""
+        for row in rows:
+            self.aliases[row] = self.aliases.get(row, 0) + 1
+
+    def unnamed(self, row: int) -> bool:
+        """A row has lost a name: was it its last one?"""
+        if row not in self.aliases:
+            return True
+        _count_down(self.aliases, row)
+        return False
 
     def rows(self) -> NDArray[np.uint32]:
         """All rows named (some twice, if two hashes name one), shape (n,)."""
         rows = self._row_array[: self._unused]
         named: NDArray[np.uint32] = rows[rows != 0]
         return named
+
+    def _places(self) -> _Places:
+        return self._free, self._hashes, self._rows, self._next, self._heads, self._mask
 
     def _lay_out(self, entries: int) -> None:
         self._mask = entries - 1
@@ -104,3 +153,10 @@ class EngineMap:
             entered = self._head_array[buckets] == entries
             self._next_array[entries[entered]] = before[entered]
             entries = entries[~entered]
+
+
+def _count_down(counts: dict[int, int], key: int) -> None:
+    if counts[key] == 1:
+        del counts[key]
+    else:
+        counts[key] -= 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+import msgspec
 
 from indexer.blocks import Extras, Tokens
 
@@ -14,8 +15,7 @@ PREFIX_KINDS = (None, "full_attention", "mla_attention", "sink_full_attention")
 """Of a KV-cache group: it keeps every block of a prompt (None: the version has no kinds, and one group)."""
 
 
-@dataclass(slots=True, frozen=True)
-class BlockStored:
+class BlockStored(msgspec.Struct, frozen=True):
     """Blocks that a pod now holds; block i has `tokens[i * block_size : (i + 1) * block_size]`.
 
     `hashes` and `parent` are engine hashes, reduced to their low 64 bits; `parent` None: block 0 starts the prompt.
@@ -35,8 +35,7 @@ class BlockStored:
     window: int | None = None
 
 
-@dataclass(slots=True, frozen=True)
-class BlockRemoved:
+class BlockRemoved(msgspec.Struct, frozen=True):
     """One physical copy of each of these blocks is gone; other copies may still be held."""
 
     hashes: list[int]
@@ -44,16 +43,14 @@ class BlockRemoved:
     group: int | None = None
 
 
-@dataclass(slots=True, frozen=True)
-class AllBlocksCleared:
+class AllBlocksCleared(msgspec.Struct, frozen=True):
     """The pod holds nothing any more."""
 
 
 Event: TypeAlias = BlockStored | BlockRemoved | AllBlocksCleared
 
 
-@dataclass(slots=True, frozen=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """The events of one scheduler step; `ts`: the pod's wall clock, seconds.
 
     `bad`: why events in it could not be decoded; `unknown`: the types of well-formed events that we do not know.
@@ -62,5 +59,5 @@ class Batch:
     ts: float
     events: list[Event]
     rank: int | None = None
-    bad: tuple[str, ...] = field(default=())
-    unknown: tuple[str, ...] = field(default=())
+    bad: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()

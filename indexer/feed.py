@@ -7,11 +7,12 @@ nothing was heard at all. In doubt the pod's blocks are forgotten: empty is hone
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
 from indexer import wire
 from indexer.errors import WireError
-from indexer.events import AllBlocksCleared, Batch, BlockStored
+from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
 from indexer.index import PrefixIndex
 from indexer.match import Pod
 from indexer.stream import Ready, Stream
@@ -76,7 +77,8 @@ class Feed:
             return None if self._stream.replaying else self._act(self._stream.connected(), now)
         self.last_clock = batch.ts
         ready = self._stream.live(number, batch.ts, batch)
-        self.counts[ready.verdict] += 1
+        if ready.verdict != "restart":  # counted where it is acted on: a replay finds restarts, too
+            self.counts[ready.verdict] += 1
         return self._act(ready, now)
 
     def replayed(self, number: int, payload: bytes, now: float) -> int | None:
@@ -128,7 +130,7 @@ class Feed:
             counts["decode errors"] += len(batch.bad)
             self._reasons[UNDECODABLE] = None
         counts["unknown events"] += len(batch.unknown)
-        for event in batch.events:
+        for event in _joined(batch.events):
             if isinstance(event, BlockStored):
                 self._learn(event)
                 lora = self._adapter(event)
@@ -158,3 +160,27 @@ class Feed:
         if number is None or not 0 < number <= len(self.adapters):
             return None
         return self.adapters[number - 1]
+
+
+def _joined(events: Iterable[Event]) -> Iterator[Event]:
+    """The same events, but neighbouring removals are one: vLLM says each removed block by itself."""
+    removed: BlockRemoved | None = None
+    for event in events:
+        if isinstance(event, BlockRemoved):
+            if removed is None:
+                removed = event
+                hashes = event.hashes
+            elif removed.tier == event.tier and removed.group == event.group:
+                if hashes is removed.hashes:
+                    hashes = hashes.copy()
+                hashes += event.hashes
+            else:
+                yield BlockRemoved(hashes, removed.tier, removed.group)
+                removed, hashes = event, event.hashes
+            continue
+        if removed is not None:
+            yield BlockRemoved(hashes, removed.tier, removed.group)
+            removed = None
+        yield event
+    if removed is not None:
+        yield BlockRemoved(hashes, removed.tier, removed.group)

@@ -27,13 +27,18 @@ class HolderSets:
         new = self._ids.get(mask)
         if new is None:
             new = self._intern(mask)
+        self.counts[new] += 1
+        if old:
+            self.left(old)
+        return new
+
+    def left(self, old: int) -> None:
+        """One row less has the set `old`, which is not the empty one; the last one gives its number back."""
         counts = self.counts
-        counts[new] += 1
         counts[old] -= 1
-        if not counts[old] and old:
+        if not counts[old]:
             del self._ids[self.masks[old]]
             self._free.append(old)
-        return new
 
     def pods(self, number: int) -> int:
         """The mask of pods that hold a block of this set in any plane."""

@@ -22,13 +22,23 @@ _GROWTH = 20  # each further stretch is this much longer than all before: a shor
 
 
 class Hit(NamedTuple):
-    """Leading blocks that a pod holds without a gap; each counted once, in the best plane that holds it."""
+    """Leading blocks that a pod holds without a gap; each counted once, in the best plane that holds it.
+
+    `shorter`: the hit if the last of all blocks asked for must be left out; None: one block less (of a hit that has it).
+    """
 
     blocks: int
     gpu: int
     predicted: int = 0
     cpu: int = 0
     disk: int = 0
+    shorter: int | None = None
+
+    def usable(self, blocks_max: int) -> int:
+        """Of the hit's blocks, those that can be used if it may have `blocks_max`: all blocks asked for, or one less."""
+        if self.blocks <= blocks_max:
+            return self.blocks
+        return blocks_max if self.shorter is None else self.shorter
 
 
 MISS = Hit(0, 0)
@@ -63,7 +73,9 @@ class Walk:
     def __init__(self, pages: Pages, sets: HolderSets, active: int) -> None:
         self._pages = pages
         self._sets = sets
+        self._active = active
         self.left = active  # pods that held every block so far
+        self.first = 0  # pods that hold block 0
         self.drops: list[tuple[int, int]] = []  # (blocks held, pods that hold just these)
         self.runs: list[tuple[int, int]] = []  # (first block, holder set) wherever the set changes
         self.rows: list[NDArray[np.uint32]] = []
@@ -100,6 +112,8 @@ class Walk:
                     break
         if not row and rows:
             self.frontier = int(keys[len(rows) - 1])
+        if self.runs:
+            self.first = self._active & self._sets.pods(self.runs[0][1])
         self.rows.append(np.array(rows, np.uint32))
         return len(rows)
 

@@ -10,6 +10,8 @@ out at birth (untouched pages cost nothing), so there is no growth and no stall.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -78,13 +80,49 @@ class Pages:
             self._heads[bucket] = row
         return row
 
+    def follow(self, keys: Iterable[int], row: int) -> list[int]:
+        """The rows of a chain of keys that starts behind `row` (0: at the start), made where there are none.
+
+        Fewer than the keys where all pages are used.
+        """
+        stored, heads, following, mask = self.keys, self._heads, self._next, self._mask
+        rows: list[int] = []
+        for key in keys:
+            behind = row + 1
+            if row and stored[behind] == key:
+                row = behind
+            else:  # `find`, and then `place` where a child sits behind its parent, without their calls
+                bucket = key & mask
+                known = first = heads[bucket]
+                while known and stored[known] != key:
+                    known = following[known]
+                if known:
+                    row = known
+                elif row and behind & _LAST and not stored[behind]:
+                    row = behind
+                    stored[row], following[row], heads[bucket] = key, first, row
+                else:
+                    row = self.place(key, row)
+                    if not row:
+                        break
+            rows.append(row)
+        return rows
+
     def free(self, page: int) -> None:
         """Forget all keys of a page of which no row is held."""
-        keys = self.keys
+        keys, heads, following, mask = self.keys, self._heads, self._next, self._mask
         for row in range(page * PAGE, page * PAGE + PAGE):
-            if keys[row]:
-                self._unlink(row)
-                keys[row] = 0
+            key = keys[row]
+            if not key:
+                continue
+            at = heads[key & mask]
+            if at == row:
+                heads[key & mask] = following[row]
+            else:
+                while following[at] != row:
+                    at = following[at]
+                following[at] = following[row]
+            keys[row] = 0
         self._free.append(page)
 
     def find_all(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:
@@ -128,14 +166,3 @@ class Pages:
         page = self._unused
         self._unused += 1
         return page
-
-    def _unlink(self, row: int) -> None:
-        following = self._next
-        bucket = self.keys[row] & self._mask
-        at: int = self._heads[bucket]
-        if at == row:
-            self._heads[bucket] = following[row]
-            return
-        while following[at] != row:
-            at = following[at]
-        following[at] = following[row]

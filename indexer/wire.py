@@ -68,17 +68,59 @@ class _Envelope(msgspec.Struct, array_like=True):
     data_parallel_rank: int | None = None
 
 
+class _Arrays(msgspec.Struct, array_like=True):
+    ts: float
+    events: list[_Stored | _Removed | _Cleared]
+    data_parallel_rank: int | None = None
+
+
+class _Maps(msgspec.Struct, array_like=True):
+    ts: float
+    events: list[_StoredMap | _RemovedMap | _ClearedMap]
+    data_parallel_rank: int | None = None
+
+
 _decode_envelope = msgspec.msgpack.Decoder(_Envelope).decode
+_decode_arrays = msgspec.msgpack.Decoder(_Arrays).decode
+_decode_maps = msgspec.msgpack.Decoder(_Maps).decode
 _decode_array = msgspec.msgpack.Decoder(_Stored | _Removed | _Cleared).decode
 _decode_map = msgspec.msgpack.Decoder(_StoredMap | _RemovedMap | _ClearedMap).decode
 _decode_any = msgspec.msgpack.Decoder().decode
 _decode_bin = msgspec.msgpack.Decoder(bytes).decode
+
+# Places of bytes in a batch `[float64, [event, …], …]`: the header of the list of events, and the first event by header.
+_COUNT = 10
+_FIRST_EVENT = {0xDC: _COUNT + 3, 0xDD: _COUNT + 5}  # else it follows at once
+_FIRST_EVENT_LATEST = _COUNT + 5
 
 _KNOWN = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
 
 
 def decode(payload: bytes | memoryview) -> Batch:
     """One payload to one Batch; `WireError` if the payload as a whole is not a batch of events."""
+    return _whole(payload) or _piecemeal(payload)
+
+
+def _whole(payload: bytes | memoryview) -> Batch | None:
+    """All events in one go, as they nearly always come; None where it takes a closer look."""
+    count = payload[_COUNT] if len(payload) > _FIRST_EVENT_LATEST else 0
+    first = payload[_FIRST_EVENT.get(count, _COUNT + 1)] if count else 0
+    try:
+        if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
+            batch: _Maps | _Arrays = _decode_maps(payload)
+        elif 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
+            batch = _decode_arrays(payload)
+        else:
+            return None
+        if not isfinite(batch.ts):
+            return None
+        return Batch(batch.ts, [_value(event) for event in batch.events], batch.data_parallel_rank)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        return None
+
+
+def _piecemeal(payload: bytes | memoryview) -> Batch:
+    """Event by event, each decoded by itself, so that one which can't be read spoils no other."""
     try:
         envelope = _decode_envelope(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -133,15 +175,17 @@ def _raise_unknown(raw: msgspec.Raw | bytes) -> None:
 
 
 def _value(event: _Stored | _Removed | _Cleared) -> Event:
+    if isinstance(event, _Removed):  # one for every block that a full cache gives up
+        tier = _TIER_OF_MEDIUM.get(event.medium) or _tier(event.medium)
+        hashes = [v & _HASH_MASK if v.__class__ is int else _hash(v) for v in event.block_hashes]
+        return BlockRemoved(hashes, tier, event.group_idx)
     if isinstance(event, _Stored):
         return _stored(event)
-    if isinstance(event, _Removed):
-        return BlockRemoved(_hashes(event.block_hashes), _tier(event.medium), event.group_idx)
     return AllBlocksCleared()
 
 
 def _stored(event: _Stored) -> BlockStored:
-    hashes = _hashes(event.block_hashes)
+    hashes = [v & _HASH_MASK if v.__class__ is int else _hash(v) for v in event.block_hashes]
     size, kind = event.block_size, event.kv_cache_spec_kind
     if size <= 0:
         raise ValueError(f"block_size {size}")
@@ -172,10 +216,6 @@ def _hash(value: _Hash) -> int:
     if isinstance(value, bytes):
         return int.from_bytes(value[-8:], "big")
     return value & _HASH_MASK
-
-
-def _hashes(values: list[_Hash]) -> list[int]:
-    return [v & _HASH_MASK if v.__class__ is int else _hash(v) for v in values]
 
 
 def _tier(medium: str | None) -> Tier:

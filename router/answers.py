@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from indexer.match import Hit
+from router.breaker import Breaker
 from router.core import Core, Decision
 from router.fleet import Pod, Rank
 from scorer.candidates import Scored
@@ -52,7 +53,10 @@ def pod_answer(pod: Pod, core: Core, now: float) -> dict[str, Any]:
         "healthy": pod.healthy,
         "draining": pod.draining,
         "failures": pod.failures,
+        "breaker": _breaker(pod.breaker, now),
+        "slow_start_s": round(max(0.0, pod.slow_until - now), 3),
         "models": [m["id"] for m in pod.models or ()],
+        "tokenizers": {m["id"]: _tokenizer(m["id"], core) for m in pod.models or () if not m.get("parent")},
         "version": pod.version,
         "engine": pod.engine,
         "ranks": [_rank(rank, core, now) for rank in pod.ranks],
@@ -89,6 +93,22 @@ def _candidate(rank: Rank, hit: Hit, scored: Scored) -> dict[str, Any]:
             "prefill_tokens": candidate.prefill_tokens,
             "backlog_s": round(candidate.backlog_s, 6),
         },
+    }
+
+
+def _tokenizer(model: str, core: Core) -> dict[str, Any]:
+    known = core.fleet.tokenizers.get(model)
+    if known is None:
+        return {"state": "pod", "reason": "it is not tokenized here: the pods' /tokenize is asked", "compared": 0}
+    return {"state": known.state, "reason": known.reason, "compared": known.compared}
+
+
+def _breaker(breaker: Breaker, now: float) -> dict[str, Any]:
+    return {
+        "state": breaker.state(now),
+        "reason": breaker.reason if breaker.tripped else None,
+        "openings": breaker.openings,
+        "blocked_s": round(max(0.0, breaker.blocked_until - now), 3),
     }
 
 

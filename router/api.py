@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 
-from router.attempts import Routing
+from router.admission import Admission
+from router.attempts import Attempt, Routing
 from router.bodies import ClientGone, read_body
 from router.core import Asked
 from router.errors import BadRequest, RouterError, Saturated
@@ -33,7 +34,10 @@ class Gateway:
         self._service = service
         self._rest = rest
         self._body_max = service.config.gateway.body_max
-        self._requests_max = service.config.gateway.requests_max
+        admission = service.config.admission
+        self._accepted_max = service.config.gateway.requests_max + admission.queue_max
+        results = service.metrics.admissions
+        self._admission: Admission[Attempt] = Admission(service.core.queue, admission.wait_max, results)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _is_proxied(scope["path"]):
@@ -46,7 +50,7 @@ class Gateway:
         service = self._service
         request_id = service.request_id()
         model: str | None = None
-        if service.in_flight >= self._requests_max:
+        if service.in_flight >= self._accepted_max:
             return await self._refuse(send, Saturated("Too many requests are in flight."), request_id, model)
         service.in_flight += 1
         try:
@@ -54,11 +58,13 @@ class Gateway:
             if body is None:
                 body = await read_body(scope, receive, self._body_max)
             began = time.monotonic()
-            prompt = parse(scope["path"], body) if scope["method"] == "POST" else _NO_PROMPT
+            prompt, asked = await self._understand(scope, body)
             model = prompt.model
-            asked = await self._understand(scope["path"], prompt, body)
             streaming = prompt.stream
-            routing = Routing(service.core, service.metrics, service.upstreams, asked, request_id, streaming, began)
+            routing = Routing(
+                service.core, service.metrics, service.upstreams, asked, request_id, streaming, began,
+                self._admission, scope["headers"], prompt.fields.get("priority"),
+            )  # fmt: skip
             refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
             if refusal is not None:
                 service.metrics.count(model, "", refusal.status)
@@ -70,15 +76,24 @@ class Gateway:
             service.in_flight -= 1
         return None
 
-    async def _understand(self, path: str, prompt: Prompt, body: bytes) -> Asked:
+    async def _understand(self, scope: Scope, body: bytes) -> tuple[Prompt, Asked]:
+        path: str = scope["path"]
+        if scope["method"] != "POST":
+            return _NO_PROMPT, Asked(None, reason=_NO_PROMPT.reason)
+        encoding, metrics = self._service.encoding, self._service.metrics
+        known = encoding.recalled(path, body)
+        if known is not None:
+            metrics.understood(known[1])
+            return known
+        prompt = parse(path, body)
         if path in _NOTHING_COMPUTED:
-            return Asked(prompt.model, reason="nothing is computed for this request")
-        encoding = self._service.encoding
+            return prompt, Asked(prompt.model, reason="nothing is computed for this request")
         asked = encoding.now(prompt) or await encoding.later(prompt)
-        self._service.metrics.understood(asked)
+        encoding.remember(path, body, prompt, asked)
+        metrics.understood(asked)
         if not asked.tokens:
             asked.tokens = len(body) // _TOKENS_BY_BYTES
-        return asked
+        return prompt, asked
 
     async def _refuse(self, send: Send, error: RouterError, request_id: bytes, model: str | None) -> None:
         self._service.metrics.count(model, "", error.status)

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from router.core import Asked, Core, Placed
+from router.admission import Admission, flow_of, priority_of
+from router.core import Asked, Change, Core, Placed
+from router.errors import Full, NoRetry
 from router.metrics import Metrics
 from router.proxy import Outcome
 from router.upstream import Upstream
 
+log = logging.getLogger("warmroute.attempts")
+
 _Headers = Sequence[tuple[bytes, bytes]]
 
 _CLIENT_GONE = 499  # nginx's number for an answer that nobody waited for
+_INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
+_OWN_BOUND = "pool_full"  # a failure that is no fault of the pod
+_OURS = frozenset(("cancelled", "internal", "unsendable_request"))  # ends of an attempt that say nothing of the pod
 
 
 class Routing:
     """The proxy's `Routes` for one request: every `route` is one attempt."""
 
-    __slots__ = ("_core", "_metrics", "_upstreams", "asked", "began", "request_id", "streaming")
+    __slots__ = (
+        "_admission", "_core", "_headers", "_metrics", "_priority", "_upstreams", "asked", "began", "request_id",
+        "streaming",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -29,8 +41,11 @@ class Routing:
         request_id: bytes,
         streaming: bool,
         began: float,
+        admission: Admission[Attempt],
+        headers: _Headers = (),
+        priority: object = None,
     ) -> None:
-        """`began`: when the body was there, monotonic."""
+        """`began`: when the body was there, monotonic. `headers` and `priority`: as the client gave them."""
         self._core = core
         self._metrics = metrics
         self._upstreams = upstreams
@@ -38,12 +53,58 @@ class Routing:
         self.request_id = request_id
         self.streaming = streaming
         self.began = began
+        self._admission = admission
+        self._headers = headers
+        self._priority = priority
 
     def route(self, exclude: frozenset[str]) -> Attempt:
-        """Decide and take; raises `UnknownModel`, `NoFitPod`."""
+        """Decide and take; raises `UnknownModel`, `NoFitPod`, `NoRetry`, or `Full`: then one may `wait`."""
+        queue = self._core.queue
+        if queue.waiting and not exclude and queue.holds(self.asked.model):
+            raise Full("Others wait for the same pods.")
+        return self._take(exclude)
+
+    async def wait(self, full: Full) -> Attempt:
+        """As `route`, when the turn has come; raises `Saturated` where it does not come soon."""
+        self.asked = replace(self.asked, matches={})  # they will be old
+        return await self._admission.wait(self, full)
+
+    def freed(self) -> None:
+        """Something was given back while others wait."""
+        self._admission.serve()
+
+    # What admission asks of a guest
+
+    @property
+    def flow(self) -> bytes:
+        return flow_of(self._headers)
+
+    @property
+    def priority(self) -> int:
+        return priority_of(self._headers, self._priority)
+
+    @property
+    def tokens(self) -> int:
+        return self.asked.tokens + self.asked.further
+
+    @property
+    def group(self) -> str | None:
+        return self.asked.model
+
+    def enter(self) -> Attempt:
+        return self._take(frozenset())
+
+    def leave(self, taken: Attempt) -> None:
+        taken.finished(Outcome(None, 0, None, client_gone=True), time.monotonic())
+
+    def _take(self, exclude: frozenset[str]) -> Attempt:
         now = time.monotonic()
         core, metrics = self._core, self._metrics
-        placed = core.route(self.asked, exclude, now)
+        try:
+            placed = core.route(self.asked, exclude, now)
+        except NoRetry:
+            metrics.retries_refused += 1
+            raise
         decision = placed.decision
         metrics.stages["score"].observe(time.monotonic() - now)
         metrics.picks[decision.reason] += 1
@@ -54,13 +115,16 @@ class Routing:
 class Attempt:
     """The proxy's `Assignment`: one pod, taken for one attempt."""
 
-    __slots__ = ("_core", "_metrics", "_placed", "_routing", "request_headers", "response_headers", "upstream")
+    __slots__ = (
+        "_core", "_judged", "_metrics", "_placed", "_routing", "request_headers", "response_headers", "upstream",
+    )  # fmt: skip
 
     def __init__(self, routing: Routing, core: Core, metrics: Metrics, upstream: Upstream, placed: Placed) -> None:
         self._routing = routing
         self._core = core
         self._metrics = metrics
         self._placed = placed
+        self._judged = False  # the pod's breaker knows how it went
         self.upstream = upstream
         rank = placed.decision.rank
         self.request_headers: _Headers = [(b"x-request-id", routing.request_id)]
@@ -79,14 +143,36 @@ class Attempt:
     def first_byte(self, now: float) -> None:
         self._metrics.first_bytes.observe(now - self._routing.began)
         self._core.first_byte(self._placed, self._routing.streaming, now)
+        if self._placed.pod.breaker.tripped:
+            self._judge(True, now, None)  # at once: a stream may go on for minutes
+        if self._core.queue.waiting:
+            self._routing.freed()
 
     def failed(self, reason: str, now: float) -> None:
         self._metrics.retries[reason] += 1
         self._core.release(self._placed, False, now)
         self._core.suspect(self.pod, now)
+        self._judge(None if reason == _OWN_BOUND else False, now, reason)
+        if self._core.queue.waiting:
+            self._routing.freed()
+
+    def refused(self, status: int, retry_after_s: float | None, now: float) -> None:
+        self._metrics.retries[f"status_{status}"] += 1
+        self._core.release(self._placed, False, now)
+        if retry_after_s is None:
+            self._core.suspect(self.pod, now)
+        else:
+            self._core.avoid(self._placed, now, retry_after_s)
+        polite = status == 429 or retry_after_s is not None  # it lives, and has too much to do
+        self._judge(polite, now, status)
+        if self._core.queue.waiting:
+            self._routing.freed()
 
     def finished(self, outcome: Outcome, now: float) -> None:
         self._core.release(self._placed, _served(outcome.status), now)
+        self._judge(_verdict(outcome), now, outcome.error or outcome.status)
+        if self._core.queue.waiting:
+            self._routing.freed()
         metrics, routing = self._metrics, self._routing
         code = _CLIENT_GONE if outcome.status is None and outcome.client_gone else outcome.status
         if code is not None:  # else the client gets an error of ours, which is counted where it is sent
@@ -99,6 +185,40 @@ class Attempt:
         metrics.actual_tokens += cached
         metrics.window.add(now, cached, usage.prompt_tokens)
         metrics.errors.observe(abs(cached - self._placed.decision.matched_tokens))
+
+    def _judge(self, fine: bool | None, now: float, end: str | int | None) -> None:
+        """Tell the pod's breaker how it went, once; `fine` is None where that says nothing of the pod.
+
+        `end`: the word of an error, or a status.
+        """
+        if self._judged:
+            return
+        self._judged = True
+        core, placed, change = self._core, self._placed, None
+        if fine:
+            change = core.succeeded(placed, now)
+        elif fine is None:
+            core.unproven(placed, now)
+        else:
+            change = core.failed(placed, end != _INTERNAL_ERROR, now)
+        if change is not None:
+            _tell(change, end)
+
+
+def _tell(change: Change, end: str | int | None) -> None:
+    if change.open:
+        log.warning("%s is ejected: %s, the last one with %s", change.pod, change.reason, end)
+    else:
+        log.info("%s is not ejected any more: %s", change.pod, change.reason)
+
+
+def _verdict(outcome: Outcome) -> bool | None:
+    """Whether the pod did well; None if the client or we ended it."""
+    if outcome.client_gone:
+        return None
+    if outcome.error is not None:
+        return None if outcome.error in _OURS else False
+    return outcome.status is not None and outcome.status < _INTERNAL_ERROR
 
 
 def _served(status: int | None) -> bool:

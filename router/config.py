@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from router import sources
+from router.config_admission import Admission, Breaker
 from router.config_fleet import ASK_THE_PODS, Discovery, ModelConfig, StaticPod, twice
+from router.config_tokens import PROFILES, Parity, Profile
 from router.errors import ConfigError
 from router.forms import Bytes, Count, Port, Ratio, Seconds, Section
 
@@ -37,7 +39,9 @@ class Gateway(Section):
     )
     body_max: Bytes = Field(default=64 * MIB, ge=KIB, le=GIB, description="Largest request body; above it: 413.")
     header_max: Bytes = Field(default=64 * KIB, ge=KIB, le=MIB, description="Largest request head (line and headers).")
-    requests_max: Count = Field(default=4096, ge=1, le=1_000_000, description="Requests in flight; above it: 429.")
+    requests_max: Count = Field(
+        default=4096, ge=1, le=1_000_000, description="Requests at the pods; above it: they wait their turn, then 429."
+    )
     keep_alive_timeout: Seconds = Field(
         default=75.0,
         gt=0,
@@ -107,6 +111,10 @@ class Index(Section):
 class PrefixStore(Section):
     """The prefix store: prompts' text to token ids, and the cached matches of pods (pod mappings)."""
 
+    profile: Profile = Field(
+        default="chat_completions",
+        description="Settings of the store for a kind of work, see above; those that are given win over it.",
+    )
     enable_pod_mapping_cache: bool = Field(
         default=True,
         serialization_alias="enablePodMappingCache",
@@ -132,6 +140,21 @@ class PrefixStore(Section):
         le=1024 * GIB,
         description="Memory of the store; the least recently used goes first.",
     )
+    piece_bytes: Bytes = Field(
+        default=2 * KIB,
+        ge=256,
+        le=64 * KIB,
+        description="Texts are kept in pieces of about this size: the last one of a text is tokenized again.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_profile(cls, given: Any) -> Any:
+        """The profile's settings, under those that are given."""
+        if not isinstance(given, Mapping):
+            return given
+        profile = given.get("profile")
+        return {**PROFILES.get(profile, {}), **given} if isinstance(profile, str) else given
 
 
 class Tokens(Section):
@@ -147,6 +170,22 @@ class Tokens(Section):
     deadline: Seconds = Field(
         default=2.0, gt=0, le=60, description="After it a request is routed by load alone, and says so."
     )
+    hedge_delay: Seconds = Field(
+        default=0.15,
+        ge=0,
+        le=60,
+        description="Where pods tokenize: a second pod is asked after so long without an answer.",
+    )
+    questions_max: Count = Field(
+        default=32, ge=1, le=10_000, description="Where pods tokenize: questions under way; more wait their turn."
+    )
+    question_max: Bytes = Field(
+        default=2 * MIB, ge=KIB, le=64 * MIB, description="Where pods tokenize: longer prompts are routed by load."
+    )
+    recall_max: Bytes = Field(
+        default=64 * MIB, ge=0, le=64 * GIB, description="Memory for whole requests seen before: not parsed again."
+    )
+    recall_body_max: Bytes = Field(default=MIB, ge=0, le=GIB, description="Larger bodies are not kept for that.")
 
 
 class Scoring(Section):
@@ -166,6 +205,15 @@ class Scoring(Section):
         gt=0,
         le=10_000_000,
         description="A pod's prefill speed before it is learned. Better too low than too high.",
+    )
+    slow_start: Seconds = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="The price of a pod that is new or was away falls to its own in this time. 0: at once.",
+    )
+    slow_start_factor: Ratio = Field(
+        default=4.0, ge=1, le=1000, description="By what that price is multiplied at first."
     )
 
 
@@ -193,6 +241,18 @@ class UpstreamConfig(Section):
         ge=1,
         le=10,
         description="Pods tried for one request, all before the first byte of a response.",
+    )
+    retry_share: Ratio = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of requests that may be tried again: what an outage adds to the load of the pods left.",
+    )
+    retry_floor: Count = Field(
+        default=10, ge=0, le=10_000, description="Retries that are free in every 10 s, whatever the traffic."
+    )
+    retry_after_max: Seconds = Field(
+        default=30.0, ge=0, le=3600, description="A pod's Retry-After keeps requests from it for so long at most."
     )
     response_buffer_max: Bytes = Field(
         default=256 * KIB,
@@ -270,8 +330,11 @@ class Config(Section):
     )
     prefix_store_config: PrefixStore = Field(default=PrefixStore(), serialization_alias="prefixStoreConfig")
     tokens: Tokens = Tokens()
+    parity: Parity = Parity()
     scoring: Scoring = Scoring()
     upstream: UpstreamConfig = UpstreamConfig()
+    breaker: Breaker = Breaker()
+    admission: Admission = Admission()
     events: Events = Events()
     probe: Probe = Probe()
     decisions: Decisions = Decisions()

@@ -9,14 +9,19 @@ from typing import Literal, NamedTuple
 
 from indexer.blocks import Keys, KeySpace
 from indexer.index import Prediction, PrefixIndex
+from indexer.mappings import Ending
 from indexer.match import MISS, Hit, Match
+from router.breaker import BreakerLimits
+from router.budget import RetryBudget
 from router.config import Config
-from router.errors import NoFitPod
+from router.errors import Full, NoFitPod, NoRetry
+from router.fairness import FairQueue
 from router.fleet import Fleet, Pod, Rank
 from scorer.candidates import Candidate, Pick
 from scorer.load import Ticket
 from scorer.pick import pick
 from scorer.policies import Settings
+from scorer.slow_start import slowness
 
 
 @dataclass(slots=True)
@@ -27,6 +32,7 @@ class Asked:
     tokens: int = 0  # of the prompt; an estimate if it could not be tokenized
     further: int = 0  # tokens of further prompts in the same request: load, nothing more
     keys: dict[int, Keys] = field(default_factory=dict)
+    endings: dict[int, Ending] = field(default_factory=dict)  # where the prefix store keeps this prompt's mappings
     matches: dict[int, Match] = field(default_factory=dict)
     lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
@@ -59,6 +65,16 @@ class Placed(NamedTuple):
     decision: Decision
     ticket: Ticket
     prediction: Prediction | None
+    pod: Pod
+    epoch: int  # of the pod's breaker
+
+
+class Change(NamedTuple):
+    """A breaker has opened, or closed."""
+
+    pod: str
+    open: bool
+    reason: str
 
 
 class Core:
@@ -71,6 +87,13 @@ class Core:
         self.index = PrefixIndex(space, config.index.blocks_max, orphans_max=config.index.orphans_max)
         self.decisions: deque[Decision] = deque(maxlen=config.decisions.kept)
         self.turn = 0
+        self.in_flight = 0
+        self.budget = RetryBudget(config.upstream.retry_share, config.upstream.retry_floor)
+        self.queue = FairQueue(config.admission.queue_max, config.admission.flow_queue_max)
+        self._bounds = _bounds(config)
+        self._bounded = any(bound is not None for bound in self._bounds[1:])  # by more than the number of requests
+        self._breaker = _breaker_limits(config)
+        self._slow_until = 0.0  # nobody's slow start ends later
         weights = config.index.tier_weights
         self._weights = (weights.gpu, weights.cpu, weights.disk)
         self._settings = Settings(config.scoring.policy, config.scoring.beta)
@@ -82,21 +105,31 @@ class Core:
 
     def decide(self, asked: Asked, exclude: frozenset[str], now: float) -> Decision:
         """The pick for a request, without acting on it; raises `UnknownModel` or `NoFitPod`."""
-        ranks = self._fit(asked, exclude, now)
-        candidates, hits = self._candidates(asked, ranks, now)
-        best = pick(
-            candidates,
-            self._settings,
-            self.turn,
-        )
-        return Decision(now, asked, ranks, hits, best, asked.reason or best.reason)
+        return self._decide(asked, self._fit(asked, exclude, now), now)
 
     def route(self, asked: Asked, exclude: frozenset[str], now: float) -> Placed:
-        """Decide, take the ticket, and enter the prompt's blocks as predicted for the picked pod."""
-        decision = self.decide(asked, exclude, now)
+        """Decide, take the ticket, and enter the prompt's blocks as predicted for the picked pod.
+
+        A request that `exclude`s pods is a retry: the bounds of admission let it pass, it has to be in the budget.
+        Raises `Full`, `NoRetry`, and what `decide` raises.
+        """
+        ranks = self._fit(asked, exclude, now)
+        if exclude:
+            if not self.budget.take(now):
+                raise NoRetry("The retry budget is spent.")
+        else:
+            if self._bounded or self.in_flight >= self._bounds.requests:
+                ranks = self._with_room(ranks)
+            self.budget.request(self.in_flight)
+        decision = self._decide(asked, ranks, now)
         self.turn += 1
+        self.in_flight += 1
         self.decisions.append(decision)
         best, rank = decision.pick.best, decision.rank
+        pod = rank.pod
+        breaker = pod.breaker
+        if breaker.tripped:
+            breaker.sent(now, self._breaker)
         ticket = rank.load.admit(round(best.tokens - best.worth) + asked.further, now)
         prediction = None
         keys = asked.keys.get(rank.block_size or 0)
@@ -105,14 +138,17 @@ class Core:
             if held < len(keys):
                 expires = now + self._predicted_ttl_s(rank)
                 prediction = self.index.predict(rank.id, keys, held, expires)
-        return Placed(decision, ticket, prediction)
+        return Placed(decision, ticket, prediction, pod, breaker.epoch)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
         placed.ticket.load.first_byte(placed.ticket, now, streaming)
 
     def release(self, placed: Placed, served: bool, now: float) -> None:
         """Give back what `route` took. `served`: the pod did work on the request, so it may hold its blocks."""
-        if not placed.ticket.load.release(placed.ticket) or placed.prediction is None:
+        if not placed.ticket.load.release(placed.ticket):
+            return
+        self.in_flight -= 1
+        if placed.prediction is None:
             return
         rank = placed.decision.rank
         if not served:
@@ -126,16 +162,32 @@ class Core:
         if known is not None:
             known.suspect_until = now + self.config.probe.interval
 
-    # --- pods ---
+    def avoid(self, placed: Placed, now: float, seconds: float) -> None:
+        """The pod asked to be left alone for so long."""
+        placed.pod.breaker.avoid(now + min(seconds, self.config.upstream.retry_after_max))
 
-    def block_sizes(self, model: str | None) -> list[int]:
-        """The block sizes of the pods that serve a model; raises `UnknownModel`."""
-        sizes: list[int] = []
-        for rank in self.fleet.serving(model):
-            size = rank.block_size
-            if size is not None and size not in sizes:
-                sizes.append(size)
-        return sizes
+    # --- failures ---
+
+    def succeeded(self, placed: Placed, now: float) -> Change | None:
+        """The pod has served an attempt."""
+        pod = placed.pod
+        if not pod.breaker.succeeded(placed.epoch, now):
+            return None
+        self._start_slowly(pod, now)
+        return Change(pod.name, False, "a request was served")
+
+    def failed(self, placed: Placed, in_row: bool, now: float) -> Change | None:
+        """The pod has failed an attempt. `in_row`: it alone can be the cause."""
+        pod = placed.pod
+        may_open = self.fleet.may_eject()
+        reason = pod.breaker.failed(placed.epoch, now, self._breaker, in_row=in_row, may_open=may_open)
+        return Change(pod.name, True, reason) if reason is not None else None
+
+    def unproven(self, placed: Placed, now: float) -> None:
+        """An attempt has ended and says nothing of the pod."""
+        placed.pod.breaker.unproven(placed.epoch, now)
+
+    # --- pods ---
 
     def leave(self, pod: Pod) -> None:
         """A pod is gone for good."""
@@ -151,11 +203,51 @@ class Core:
             ranks = [rank for rank in ranks if rank.id.pod in asked.pods]
         left = [rank for rank in ranks if rank.id.pod not in exclude]
         fit = [rank for rank in left if rank.pod.fit(now)]
-        if not fit:  # a suspect is better than nobody
-            fit = [rank for rank in left if rank.pod.healthy and not rank.pod.draining]
+        if len(fit) < len(left):
+            self.fleet.cold.update(rank.pod for rank in left if not rank.pod.healthy)
+            if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
+                willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]
+                fit = [rank for rank in willing if rank.pod.healthy and not rank.pod.draining]
         if not fit:
             raise NoFitPod(f"None of the {len(ranks)} pods for this request is fit to take it now.")
         return fit
+
+    def _with_room(self, ranks: Sequence[Rank]) -> Sequence[Rank]:
+        """Those of `ranks` that may take a new request; raises `Full`."""
+        bounds = self._bounds
+        if self.in_flight >= bounds.requests:
+            raise Full(f"All {bounds.requests} requests that may be in flight are.")
+        if bounds.prefill_tokens is not None:
+            queued = sum(rank.load.prefill_tokens for rank in self.fleet.ranks)
+            if queued >= bounds.prefill_tokens:
+                raise Full(f"{queued} prompt tokens wait to be computed, and no more may.")
+        requests, tokens = bounds.pod_requests, bounds.pod_prefill_tokens
+        if requests is not None:
+            ranks = [rank for rank in ranks if rank.load.requests < requests]
+        if tokens is not None:
+            ranks = [rank for rank in ranks if rank.load.prefill_tokens < tokens]
+        if not ranks:
+            raise Full("All pods for this request have as much to do as they may.")
+        return ranks
+
+    def _decide(self, asked: Asked, ranks: Sequence[Rank], now: float) -> Decision:
+        candidates, hits = self._candidates(asked, ranks, now)
+        slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
+        best = pick(candidates, self._settings, self.turn, slow)
+        return Decision(now, asked, ranks, hits, best, asked.reason or best.reason)
+
+    def _slowness(self, ranks: Sequence[Rank], now: float) -> list[float] | None:
+        for pod in [pod for pod in self.fleet.cold if pod.healthy]:
+            self.fleet.cold.discard(pod)
+            self._start_slowly(pod, now)
+        scoring = self.config.scoring
+        if now >= self._slow_until:
+            return None
+        return slowness([rank.pod.slow_until - now for rank in ranks], scoring.slow_start, scoring.slow_start_factor)
+
+    def _start_slowly(self, pod: Pod, now: float) -> None:
+        pod.slow_until = now + self.config.scoring.slow_start
+        self._slow_until = max(self._slow_until, pod.slow_until)
 
     def _candidates(self, asked: Asked, ranks: Sequence[Rank], now: float) -> tuple[list[Candidate], list[Hit]]:
         tokens, candidates, hits = asked.tokens, [], []
@@ -165,7 +257,7 @@ class Core:
             size = rank.block_size or 0
             match = matches.get(size)
             hit = match.hits.get(rank.id, MISS) if match is not None else MISS
-            matched = min(hit.blocks, (tokens - 1) // size) * size if hit.blocks else 0
+            matched = hit.usable((tokens - 1) // size) * size if hit.blocks else 0
             worth = float(matched) if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
             hits.append(hit)
             room = self._room(rank, size)
@@ -191,3 +283,31 @@ class Core:
 
     def _predicted_ttl_s(self, rank: Rank) -> float:
         return self.config.index.blind_ttl if rank.state == "blind" else self.config.index.predicted_ttl
+
+
+class _Bounds(NamedTuple):
+    """What may be on its way at most; None: any number. Of ranks, where a pod has several."""
+
+    requests: int
+    prefill_tokens: int | None
+    pod_requests: int | None
+    pod_prefill_tokens: int | None
+
+
+def _bounds(config: Config) -> _Bounds:
+    given = config.admission
+    return _Bounds(
+        config.gateway.requests_max, given.prefill_tokens_max, given.pod_requests_max, given.pod_prefill_tokens_max
+    )
+
+
+def _breaker_limits(config: Config) -> BreakerLimits:
+    given = config.breaker
+    return BreakerLimits(
+        in_row_max=given.failures_in_row,
+        share_max=given.failure_share,
+        requests_min=given.requests_min,
+        window_s=given.window,
+        open_s=given.open_time,
+        open_max_s=given.open_time_max,
+    )

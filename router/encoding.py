@@ -1,70 +1,115 @@
 """From a request's `Prompt` to what the decision asks about: token count, block keys, and matches that still hold.
 
-One encoder a model with a tokenizer; what can't be tokenized gets a reason, and is routed by load. Never an error that
-the pod would not give as well.
+One encoder a model with a tokenizer here; for all others, and where ours differs, the pods are asked. Token ids need
+neither. What can't be tokenized gets a reason, and is routed by load. Never an error that the pod would not give too.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-from indexer.blocks import KeySpace
+from indexer.blocks import KeySpace, Tokens
+from indexer.mappings import Ending
 from indexer.prefixes import PrefixLimits, PrefixStats, PrefixStore
 from router.config import Config
 from router.config_fleet import ASK_THE_PODS, ModelConfig
 from router.core import Asked, Core
 from router.errors import ConfigError
+from router.fleet import Served, TokenizerState
+from router.parity import Parity, ParityLimits
+from router.pod_tokens import AS_BY_DEFAULT, AsServed, NotTold, PodTokens, PodTokensLimits, question_of
 from router.prompt import Prompt
+from router.recall import Recall, Recalled
 from router.rendering import Renderer, RenderError, RenderOptions
+from router.token_keys import TokenKeys
 from router.tokenizer import Tokenizer
-from router.tokens import Encoded, Encoder, Source, TokensLimits, TokensUnavailable
+from router.tokens import Encoded, Encoder, TokensLimits, TokensUnavailable
+from router.upstream import Upstream
 
 _CHARS_A_TOKEN = 4  # of the further prompts of a request, which are not tokenized: only their load counts
 
 
 class _Model(NamedTuple):
+    """A model that is tokenized here. `name`: as the configuration has it."""
+
+    name: str
     renderer: Renderer
     encoder: Encoder
+    state: TokenizerState
+
+
+class _Encodes(Protocol):
+    """What makes tokens and keys of a `source`, whatever that is."""
+
+    def encode_now(self, source: Any, block_size: int, lora: str | None, salt: str | None) -> Encoded | None: ...
+    async def encode(self, source: Any, block_size: int, lora: str | None, salt: str | None) -> Encoded: ...
 
 
 @dataclass(slots=True)
 class _Question:
-    """One prompt, ready for the tokenizer."""
+    """One prompt, ready for what encodes it. `local`: the model's name, where that is our own tokenizer."""
 
-    source: Source
-    encoder: Encoder
+    source: object
+    encoder: _Encodes
     sizes: list[int]
     lora: str | None
     salt: str | None
+    local: str | None
 
 
 class Encoding:
     """All models' ways from prompts to keys, over one prefix store."""
 
-    def __init__(self, config: Config, core: Core, space: KeySpace) -> None:
-        """Loads the tokenizers (0.1 to 1.5 s each); raises `ConfigError` naming a file that can't be used."""
+    def __init__(self, config: Config, core: Core, space: KeySpace, upstreams: Mapping[str, Upstream]) -> None:
+        """Loads the tokenizers (0.1 to 1.5 s each); raises `ConfigError` naming a file that can't be used.
+
+        `upstreams`: by pod, for those that are asked to tokenize.
+        """
         kept = config.prefix_store_config
         limits = PrefixLimits(kept.bytes_max, kept.pod_mapping_ttl, kept.max_pod_sets_per_block)
         self.store = PrefixStore(space, secrets.randbits(64), core.index.unchanged, limits, config.pod_mappings_enabled)
         self._core = core
+        self._recall = Recall(secrets.randbits(64), config.tokens.recall_max, config.tokens.recall_body_max)
         self._pool = ThreadPoolExecutor(config.tokens.threads, thread_name_prefix="tokenize")
+        self._keys = TokenKeys(space, self.store)
+        self.pod_tokens = PodTokens(core.fleet, upstreams, self.store, self._keys, _asking_limits(config))
+        self.parity = Parity(core.fleet, self.pod_tokens, self._ours, _parity_limits(config))
         self._models: dict[str, _Model] = {}
-        tokens = TokensLimits(deadline_s=config.tokens.deadline)
+        self._as_served: dict[str, AsServed] = {}
         for model in config.models:
+            names = (model.name, *model.aliases)
+            self._as_served.update(dict.fromkeys(names, _as_served(model)))
             if model.tokenizer != ASK_THE_PODS:
-                loaded = self._load(model, space, tokens)
-                self._models.update(dict.fromkeys((model.name, *model.aliases), loaded))
+                self._models.update(dict.fromkeys(names, self._load(model, names, space, config)))
 
     def close(self) -> None:
+        self.pod_tokens.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def stats(self) -> PrefixStats:
         return self.store.stats()
+
+    def recalled(self, path: str, body: bytes) -> tuple[Prompt, Asked] | None:
+        """What a body that was seen before means, and who holds its blocks now."""
+        known = self._recall.get(path, body, self._core.fleet.epoch)
+        if known is None:
+            return None
+        asked = Asked(known.prompt.model, known.tokens, known.further)
+        for size, ending in known.endings.items():
+            self._find(asked, ending, size, "partial")
+        return known.prompt, asked
+
+    def remember(self, path: str, body: bytes, prompt: Prompt, asked: Asked) -> None:
+        """Keep what a body means, if all of it is known and will be the same tomorrow."""
+        if asked.endings and not asked.reason and not self._tells_time(prompt):
+            epoch = self._core.fleet.epoch
+            self._recall.put(path, body, Recalled(prompt, asked.tokens, asked.further, asked.endings, epoch))
 
     def now(self, prompt: Prompt) -> Asked | None:
         """What is asked, or None where `later` must be awaited: too much text is new. Raises `UnknownModel`."""
@@ -77,12 +122,12 @@ class Encoding:
                 if encoded is None:
                     return None
                 self._add(asked, encoded, size)
-        except TokensUnavailable as error:
+        except (TokensUnavailable, NotTold) as error:
             asked.reason = f"not tokenized: {error.reason}"
-        return asked
+        return self._answered(asked, prompt, question)
 
     async def later(self, prompt: Prompt) -> Asked:
-        """As `now`; long new text is tokenized in threads, by the deadline."""
+        """As `now`; long new text is tokenized in threads, and pods are asked where they must be, by the deadline."""
         asked, question = self._question(prompt)
         if question is None:
             return asked
@@ -90,56 +135,116 @@ class Encoding:
             for size in question.sizes:
                 encoded = await question.encoder.encode(question.source, size, question.lora, question.salt)
                 self._add(asked, encoded, size)
-        except TokensUnavailable as error:
+        except (TokensUnavailable, NotTold) as error:
             asked.reason = f"not tokenized: {error.reason}"
+        return self._answered(asked, prompt, question)
+
+    def _answered(self, asked: Asked, prompt: Prompt, question: _Question) -> Asked:
+        if question.local is not None and asked.reason is None:
+            self.parity.offer(question.local, prompt)
         return asked
 
     def _question(self, prompt: Prompt) -> tuple[Asked, _Question | None]:
-        """Render. Without a question, `Asked.reason` says why the prompt stays unknown."""
+        """Render. Without a question, `Asked.reason` says why the prompt stays unknown. Raises `UnknownModel`."""
         asked = Asked(prompt.model)
         if prompt.kind == "none":
             asked.reason = prompt.reason
             return asked, None
-        sizes = self._core.block_sizes(prompt.model)
-        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
-        model = self._models.get(served.base) if served is not None else None
-        if served is None or model is None:
-            asked.reason = "no tokenizer for this model"
-            return asked, None
+        sizes = self._core.fleet.block_sizes(prompt.model)
         if not sizes:
             asked.reason = "the block size is not known yet"
             return asked, None
+        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         began = perf_counter()
         try:
-            source: Source = prompt.prompts[0] if prompt.kind == "tokens" else model.renderer.render(prompt)  # type: ignore[assignment]
+            source, encoder, local = self._way(prompt, served)
         except RenderError as error:
             asked.reason = f"not rendered: {error.reason}"
             return asked, None
+        except NotTold as error:
+            asked.reason = f"not tokenized: {error.reason}"
+            return asked, None
         asked.timing_us["render"] = round((perf_counter() - began) * 1e6)
         asked.further = _further(prompt)
-        return asked, _Question(source, model.encoder, sizes, served.lora, prompt.cache_salt)
+        lora = served.lora if served is not None else None
+        return asked, _Question(source, encoder, sizes, lora, prompt.cache_salt, local)
+
+    def _way(self, prompt: Prompt, served: Served | None) -> tuple[object, _Encodes, str | None]:
+        """What this prompt is made into, by what, and the model's name where that is our own tokenizer.
+
+        Raises RenderError or NotTold.
+        """
+        if prompt.kind == "tokens":
+            return prompt.prompts[0], self._keys, None
+        base = served.base if served is not None else ""
+        model = self._models.get(base)
+        if model is not None and model.state.state != "degraded":
+            return model.renderer.render(prompt), model.encoder, model.name
+        as_served = self._as_served.get(base, AS_BY_DEFAULT)
+        return question_of(prompt, as_served, self.pod_tokens.limits.question_bytes_max), self.pod_tokens, None
+
+    async def _ours(self, prompt: Prompt) -> Tokens | None:
+        """The ids that are made here, where they are."""
+        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        model = self._models.get(served.base) if served is not None else None
+        if model is None or prompt.model is None:
+            return None
+        sizes = self._core.fleet.block_sizes(prompt.model)
+        try:
+            encoded = await model.encoder.encode(model.renderer.render(prompt), sizes[0] if sizes else 16)
+        except (RenderError, TokensUnavailable):
+            return None
+        return encoded.tokens
 
     def _add(self, asked: Asked, encoded: Encoded, size: int) -> None:
-        """Keys for one block size, and the match: the kept one if it still holds."""
-        began = perf_counter()
+        """Keys for one block size, and who holds them."""
         asked.tokens = encoded.count
-        asked.keys[size] = encoded.keys
-        match = self.store.find_mapping(encoded.ending, asked.pods, monotonic())
+        asked.timing_us["tokenize"] = round(encoded.tokenize_us)
+        asked.timing_us["keys"] = round(encoded.keys_us)
+        self._find(asked, encoded.ending, size, encoded.lookup)
+
+    def _find(self, asked: Asked, ending: Ending, size: int, lookup: Literal["partial", "miss"]) -> None:
+        """The match: the kept one if it still holds, else a new one."""
+        began = monotonic()
+        asked.endings[size] = ending
+        asked.keys[size] = ending.keys
+        match = self.store.find_mapping(ending, asked.pods, began)
         if match is None:
-            match = self._core.match(encoded.keys)
-            self.store.cache_pod_mapping(encoded.ending, asked.pods, match, monotonic())
-            asked.lookup = encoded.lookup
+            match = self._core.match(ending.keys)
+            self.store.cache_pod_mapping(ending, asked.pods, match, began)
+            asked.lookup = lookup
         else:
             asked.lookup = "hit"
         asked.matches[size] = match
-        timing = asked.timing_us
-        timing["tokenize"] = round(encoded.tokenize_us)
-        timing["keys"] = round(encoded.keys_us)
-        timing["lookup"] = round((perf_counter() - began) * 1e6)
+        asked.timing_us["lookup"] = round((monotonic() - began) * 1e6)
 
-    def _load(self, model: ModelConfig, space: KeySpace, tokens: TokensLimits) -> _Model:
-        encoder = Encoder(model.name, Tokenizer(Path(model.tokenizer)), space, self.store, self._pool, tokens)
-        return _Model(renderer_of(model), encoder)
+    def _tells_time(self, prompt: Prompt) -> bool:
+        """Might this prompt's text be another one tomorrow?"""
+        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        model = self._models.get(served.base) if served is not None else None
+        return prompt.kind == "chat" and (
+            model is None or model.renderer.tells_time or model.state.state == "degraded"
+        )  # what templates of pods do is not known here
+
+    def _load(self, model: ModelConfig, names: tuple[str, ...], space: KeySpace, config: Config) -> _Model:
+        tokens = TokensLimits(deadline_s=config.tokens.deadline)
+        tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes)
+        encoder = Encoder(model.name, tokenizer, space, self.store, self._pool, tokens)
+        return _Model(model.name, renderer_of(model), encoder, self.parity.watch(names, _as_served(model)))
+
+
+def _as_served(model: ModelConfig) -> AsServed:
+    return AsServed(model.chat_template_kwargs, model.exclude_tools_when_tool_choice_none)
+
+
+def _asking_limits(config: Config) -> PodTokensLimits:
+    tokens = config.tokens
+    return PodTokensLimits(tokens.deadline, tokens.hedge_delay, tokens.questions_max, tokens.question_max)
+
+
+def _parity_limits(config: Config) -> ParityLimits:
+    parity = config.parity
+    return ParityLimits(parity.first, parity.share, parity.recheck_interval, parity.queue_max)
 
 
 def renderer_of(model: ModelConfig) -> Renderer:

@@ -56,6 +56,18 @@ class Saturated(RouterError):
     retry_after_s = 1
 
 
+class Full(Saturated):
+    """429: there is no room now, and whoever may wait should: room comes with every request that ends."""
+
+
+class NoRetry(RouterError):
+    """503: another pod could be tried, but the retry budget is spent. Clients see the failure before it instead."""
+
+    status = 503
+    type = "service_unavailable"
+    retry_after_s = 1
+
+
 class NoFitPod(RouterError):
     """503: there is no pod that may take this request now."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from indexer.feed import Feed
+from router.breaker import Breaker
 from router.errors import UnknownModel
 from scorer.load import PodLoad
 
@@ -55,10 +56,14 @@ class Pod:
     failures: int = 0  # in a row
     suspect_until: float = 0.0  # a request failed to reach it: others first
     draining: bool = False
+    breaker: Breaker = field(default_factory=Breaker)
+    slow_until: float = 0.0  # its slow start ends then
     engine: dict[str, float] = field(default_factory=dict)  # scraped figures
 
     def fit(self, now: float) -> bool:
-        return self.healthy and not self.draining and self.suspect_until <= now
+        if not self.healthy or self.draining or self.suspect_until > now:
+            return False
+        return self.breaker.blocked_until <= now
 
     @property
     def requests(self) -> int:
@@ -72,20 +77,38 @@ class Served(NamedTuple):
     lora: str | None
 
 
+@dataclass(slots=True, eq=False)
+class TokenizerState:
+    """Whether the token ids that are made here are those of the pods; `degraded`: they are not, the pods are asked."""
+
+    state: Literal["unverified", "exact", "degraded"] = "unverified"
+    reason: str | None = None
+    compared: int = 0
+    different: int = 0
+
+
 class Fleet:
     """All pods, and who serves which model."""
 
     def __init__(self) -> None:
         self.pods: dict[str, Pod] = {}
+        self.epoch = 0  # counts changes of who serves what, and how
+        self.cold: set[Pod] = set()  # new, or back from being unhealthy: slow start when they are fit
+        self.tokenizers: dict[str, TokenizerState] = {}  # of models that are tokenized here
         self._serving: dict[str, list[Rank]] = {}
         self._served: dict[str, Served] = {}
+        self._sizes: dict[str | None, list[int]] = {}
+        self._noticed: list[int | None] = []
 
     def join(self, pod: Pod) -> None:
         self.pods[pod.name] = pod
+        self.cold.add(pod)
         self.changed()
 
     def leave(self, name: str) -> None:
-        self.pods.pop(name, None)
+        left = self.pods.pop(name, None)
+        if left is not None:
+            self.cold.discard(left)
         self.changed()
 
     def learned_models(self, pod: Pod, models: list[dict[str, Any]]) -> None:
@@ -100,7 +123,9 @@ class Fleet:
         self.changed()
 
     def changed(self) -> None:
-        """Who serves what has changed."""
+        """Who serves what, or in blocks of which size, has changed."""
+        self.epoch += 1
+        self._sizes.clear()
         self._serving.clear()
         self._served.clear()
         for pod in self.pods.values():
@@ -119,11 +144,31 @@ class Fleet:
             raise UnknownModel(f"The model {model[:200]!r} is not served here. {self._known()}")
         return ranks
 
+    def notice_sizes(self) -> None:
+        """Pods tell their block sizes with their events: has one changed?"""
+        sizes = [rank.block_size for rank in self.ranks]
+        if sizes != self._noticed:
+            self._noticed = sizes
+            self.changed()
+
+    def block_sizes(self, model: str | None) -> list[int]:
+        """The block sizes of the pods that serve a model, each once; raises `UnknownModel`."""
+        sizes = self._sizes.get(model)
+        if sizes is None:
+            sizes = list(dict.fromkeys(rank.block_size for rank in self.serving(model) if rank.block_size))
+            self._sizes[model] = sizes
+        return sizes
+
     def served(self, model: str) -> Served | None:
         return self._served.get(model)
 
     def is_known(self, model: str) -> bool:
         return model in self._serving
+
+    def may_eject(self) -> bool:
+        """Whether one pod more may be ejected: never more than half of those that answer probes."""
+        healthy = [pod for pod in self.pods.values() if pod.healthy]
+        return sum(pod.breaker.tripped for pod in healthy) < len(healthy) // 2
 
     @property
     def ranks(self) -> Iterable[Rank]:
@@ -136,6 +181,10 @@ class Fleet:
             for model in pod.models or ():
                 union.setdefault(model["id"], model)
         return list(union.values())
+
+    def base_models(self) -> list[str]:
+        """The models that pods serve, without adapters, each once."""
+        return [model["id"] for model in self.union_of_models() if not model.get("parent")]
 
     def _known(self) -> str:
         names = sorted(self._serving)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from indexer.prefixes import PrefixStats
+from router.admission import RESULTS
+from router.breaker import STATES
 from router.core import Asked, Core
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -21,6 +23,7 @@ _DECISION_SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
 _ERROR_TOKENS = (0, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536)
 STAGES = ("render", "tokenize", "keys", "lookup", "score")
 _STATES = ("exact", "degraded", "blind")
+_TOKENIZER_STATES = ("unverified", "exact", "degraded", "pod")  # pod: it is not done here
 _WINDOW_S = 60  # of the hit ratio
 
 
@@ -72,8 +75,14 @@ class Metrics:
     """All series of one process. A prometheus_client collector: `text()` is the scrape."""
 
     def __init__(
-        self, core: Core, store: Callable[[], PrefixStats], clock: Callable[[], float] = time.monotonic
+        self,
+        core: Core,
+        store: Callable[[], PrefixStats],
+        clock: Callable[[], float] = time.monotonic,
+        questions: Mapping[str, int] | None = None,
     ) -> None:
+        """`questions`: to the pods' /tokenize, by what came of them."""
+        self._questions = questions or {}
         self._core = core
         self._store = store
         self.prefix_lookups: Counter[str] = Counter({"hit": 0, "partial": 0, "miss": 0})
@@ -88,6 +97,8 @@ class Metrics:
         self.predicted_tokens = 0
         self.actual_tokens = 0
         self.retries: Counter[str] = Counter()
+        self.retries_refused = 0  # by the budget
+        self.admissions: Counter[str] = Counter(dict.fromkeys(RESULTS, 0))  # how waiting for room ended
         self.picks: Counter[str] = Counter()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -107,14 +118,15 @@ class Metrics:
             return
         self.prefix_lookups[asked.lookup] += 1
         timing, stages = asked.timing_us, self.stages
-        for stage in ("render", "tokenize", "keys", "lookup"):
-            stages[stage].observe(timing[stage] * 1e-6)
-        self.lookups.observe((timing["lookup"] + timing["keys"]) * 1e-6)
+        for stage, spent_us in timing.items():
+            stages[stage].observe(spent_us * 1e-6)
+        self.lookups.observe((timing["lookup"] + timing.get("keys", 0)) * 1e-6)
 
     def collect(self) -> Iterator[Metric]:
         """Families of all series, as of now."""
         yield from self._of_requests()
         yield from self._of_caches()
+        yield from self._of_tokenizers()
         yield from self._of_pods()
         yield from self._of_events()
 
@@ -128,6 +140,11 @@ class Metrics:
             stages.add_metric((stage,), *histogram.buckets())
         yield stages
         yield _counter("retries", "Attempts given up before the first byte.", ("reason",), _by_one(self.retries))
+        budget, queue = self._core.budget, self._core.queue
+        yield _counter("retries_refused", "Retries that the budget did not allow.", (), [((), self.retries_refused)])
+        yield _gauge("retry_budget", "Retries that the budget has left.", budget.left)
+        yield _counter("admissions", "Requests that waited for room.", ("result",), _by_one(self.admissions))
+        yield _gauge("admission_waiting", "Requests that wait for room.", queue.waiting)
         yield _counter("picks", "Decisions.", ("reason",), _by_one(self.picks))
 
     def _of_caches(self) -> Iterator[Metric]:
@@ -149,11 +166,27 @@ class Metrics:
         yield _gauge("global_index_size", "Blocks that the index has room taken for.", index.blocks)
         yield _gauge("index_bytes", "Bytes of the index.", index.nbytes)
 
+    def _of_tokenizers(self) -> Iterator[Metric]:
+        states = GaugeMetricFamily("warmroute_tokenizer_state", "1 for the state it is in.", labels=("model", "state"))
+        compared: Counter[tuple[str, str]] = Counter()
+        for model in self._core.fleet.base_models():
+            known = self._core.fleet.tokenizers.get(model)
+            for state in _TOKENIZER_STATES:
+                states.add_metric((model, state), float(state == (known.state if known is not None else "pod")))
+            if known is not None:
+                compared[(model, "different")] = known.different
+                compared[(model, "equal")] = known.compared - known.different
+        yield states
+        yield _counter("tokenizer_comparisons", "Of our token ids with pods'.", ("model", "result"), compared.items())
+        yield _counter("tokenizer_questions", "To the pods' /tokenize.", ("result",), _by_one(Counter(self._questions)))
+
     def _of_pods(self) -> Iterator[Metric]:
         blocks = GaugeMetricFamily("warmroute_pod_blocks", "Blocks a pod is known to hold.", labels=("pod", "tier"))
         states = GaugeMetricFamily("warmroute_pod_state", "1 for the state it is in.", labels=("pod", "state"))
         requests = GaugeMetricFamily("warmroute_pod_inflight_requests", "Requests on the way.", labels=("pod",))
         tokens = GaugeMetricFamily("warmroute_pod_inflight_prefill_tokens", "Prefill promised.", labels=("pod",))
+        breakers = GaugeMetricFamily("warmroute_breaker_state", "0 closed, 1 half-open, 2 open.", labels=("pod",))
+        now = self._clock()
         for pod in self._core.fleet.pods.values():
             held = [self._core.index.holding(rank.id) for rank in pod.ranks]
             for tier in ("gpu", "cpu", "disk", "predicted"):
@@ -163,7 +196,8 @@ class Metrics:
                 states.add_metric((pod.name, state), float(state == worst))
             requests.add_metric((pod.name,), pod.requests)
             tokens.add_metric((pod.name,), sum(rank.load.prefill_tokens for rank in pod.ranks))
-        yield from (blocks, states, requests, tokens)
+            breakers.add_metric((pod.name,), STATES.index(pod.breaker.state(now)))
+        yield from (blocks, states, requests, tokens, breakers)
 
     def _of_events(self) -> Iterator[Metric]:
         events, gaps, replays, orphans, errors = Counter(), Counter(), Counter(), Counter(), Counter()  # type: ignore[var-annotated]

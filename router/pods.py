@@ -230,9 +230,11 @@ def port_plus(endpoint: str, number: int) -> str:
 
 
 def pod_client(address: str, timeout_s: float) -> httpx.AsyncClient:
+    """For what is asked of a pod beside requests. Certificates are loaded, for 20 ms, only where there is TLS."""
     limits = httpx.Limits(max_connections=2, max_keepalive_connections=1, keepalive_expiry=4.0)
     parts = urlsplit(address)
     if parts.scheme == "unix":
-        transport = httpx.AsyncHTTPTransport(uds=parts.path, limits=limits)
+        transport = httpx.AsyncHTTPTransport(uds=parts.path, limits=limits, verify=False)
         return httpx.AsyncClient(transport=transport, base_url="http://pod", timeout=timeout_s, trust_env=False)
-    return httpx.AsyncClient(base_url=address, limits=limits, timeout=timeout_s, trust_env=False)
+    tls = parts.scheme == "https"
+    return httpx.AsyncClient(base_url=address, limits=limits, timeout=timeout_s, trust_env=False, verify=tls)

@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
-from router.errors import BadRequest, PodTimeout, PodUnreachable, RouterError
+from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError
 from router.failures import ResponseTimeout, UnsendableRequest, UpstreamError
+from router.refusals import REFUSALS, retry_after_s
 from router.upstream import Response, Upstream
 from router.usage import Tail, Usage, read_usage
 
@@ -39,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 class Assignment(Protocol):
-    """One pod, taken for one attempt. Exactly one of `failed` and `finished` is called, once, in every case."""
+    """One pod, taken for one attempt. Exactly one of `failed`, `refused` and `finished` ends it, in every case."""
 
     @property
     def upstream(self) -> Upstream: ...
@@ -54,10 +55,19 @@ class Assignment(Protocol):
         """For the client, in place of the pod's of these names (lower case)."""
 
     def first_byte(self, now: float) -> None:
-        """The first byte of the response's body is here (vLLM sends the head of a stream before it computes)."""
+        """The first byte of the response's body is here (vLLM sends the head of a stream before it computes).
+
+        Not called for an error: nothing was computed for it.
+        """
 
     def failed(self, reason: str, now: float) -> None:
         """Nothing came from the pod; another one may be asked."""
+
+    def refused(self, status: int, retry_after_s: float | None, now: float) -> None:
+        """The pod's answer is that it can't take the request now; another one may be asked.
+
+        `finished` follows if that answer goes to the client after all.
+        """
 
     def finished(self, outcome: Outcome, now: float) -> None:
         """The attempt is over in any other way."""
@@ -67,7 +77,10 @@ class Routes(Protocol):
     """Where one request may go."""
 
     def route(self, exclude: frozenset[str]) -> Assignment:
-        """Pick a pod that is not in `exclude`. Raises `RouterError`: no fit pod, saturated …"""
+        """Pick a pod that is not in `exclude`. Raises `RouterError`: no fit pod, `Full` …"""
+
+    async def wait(self, full: Full) -> Assignment:
+        """After `Full`: pick one when there is room. Raises `RouterError`: the wait is too long …"""
 
 
 async def send_error(send: Send, error: RouterError, headers: HeaderList = ()) -> None:
@@ -156,30 +169,48 @@ class Proxy:
     async def _serve(self, flight: _Flight, routes: Routes, error_headers: HeaderList) -> RouterError | None:
         tried: frozenset[str] = frozenset()
         failure: RouterError | None = None
-        while len(tried) < self._attempts_max:
-            try:
-                assignment = routes.route(tried)
-                failed = await self._attempt(flight, assignment)
-            except RouterError as refusal:
-                failure = failure or refusal  # a pod that failed says more than that no other is left
-                break
-            if failed is None:
+        held: tuple[Assignment, Response] | None = None  # the answer of a pod that could not take it
+        try:
+            while len(tried) < self._attempts_max:
+                try:
+                    try:
+                        assignment = routes.route(tried)
+                    except Full as full:
+                        assignment = await routes.wait(full)
+                    answer = await self._ask(flight, assignment)
+                except RouterError as refusal:
+                    failure = failure or refusal  # a pod that failed says more than that no other is left
+                    break
+                if isinstance(answer, UpstreamError):
+                    failure = _as_seen_by_client(answer, assignment.pod)
+                    error_headers = assignment.response_headers
+                    if not answer.before_first_byte:
+                        break
+                elif answer.status not in REFUSALS:
+                    await self._relay(flight, assignment, answer)
+                    return None
+                else:
+                    if held is not None:
+                        held[1].close()
+                    held = assignment, answer
+                    assignment.refused(answer.status, retry_after_s(answer.headers), self._clock())
+                tried |= {assignment.pod}
+            if held is not None:  # what a pod says of itself is better than what we would say
+                await self._relay(flight, *held)
                 return None
-            tried |= {assignment.pod}
-            failure = _as_seen_by_client(failed, assignment.pod)
-            error_headers = assignment.response_headers
-            if not failed.before_first_byte:
-                break
+        finally:
+            if held is not None:
+                held[1].close()
         assert failure is not None, "attempts_max is at least 1"
         await send_error(flight.send, failure, error_headers)
         return failure
 
-    async def _attempt(self, flight: _Flight, assignment: Assignment) -> UpstreamError | None:
-        """Ask one pod. The error if there is nothing for the client yet; None when all is said."""
+    async def _ask(self, flight: _Flight, assignment: Assignment) -> Response | UpstreamError:
+        """Ask one pod: its response, which nobody has seen yet, or why there is none."""
         scope = flight.scope
         headers = _replaced(scope["headers"], assignment.request_headers)
         try:
-            response = await assignment.upstream.request(scope["method"], _target(scope), headers, flight.body)
+            return await assignment.upstream.request(scope["method"], _target(scope), headers, flight.body)
         except UpstreamError as error:
             if error.before_first_byte:
                 assignment.failed(error.reason, self._clock())
@@ -192,8 +223,6 @@ class Proxy:
             if isinstance(error, UnsendableRequest):
                 raise BadRequest(str(error)) from error
             raise
-        await self._relay(flight, assignment, response)
-        return None
 
     async def _relay(self, flight: _Flight, assignment: Assignment, response: Response) -> None:
         """Stream the response to the client and settle the assignment, whatever happens."""
@@ -205,7 +234,7 @@ class Proxy:
                 chunk = response.take()
                 done = response.complete
                 if chunk or done:
-                    if not bytes_out:
+                    if not bytes_out and status < 400:
                         assignment.first_byte(self._clock())
                     tail.add(chunk)
                     await flight.send({"type": "http.response.body", "body": chunk, "more_body": not done})

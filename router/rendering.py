@@ -94,10 +94,16 @@ class Renderer:
             sources = {"default": (options.chat_template, "the chat template of the configuration")}
         else:
             sources = _sources(folder, config)
+        self._tells_time = any("strftime_now" in source for source, _ in sources.values())
         self._templates = {name: self._compiled(*source) for name, source in sources.items()}
         self._request_templates: LRUCache[str, ChatTemplate] = LRUCache(options.request_templates_max)
         model_type = _json_file(folder / "config.json").get("model_type")
         self._own_encoding = model_type if model_type in OWN_ENCODINGS else None
+
+    @property
+    def tells_time(self) -> bool:
+        """Whether the same prompt may have another text at another time: a template asks for the date."""
+        return self._tells_time or self.options.trust_request_chat_template
 
     def render(self, prompt: Prompt) -> Rendering:
         """The text of a chat, or of the first prompt of a completion; raises RenderError."""

@@ -29,12 +29,12 @@ class Service:
         space = KeySpace(secrets.randbits(64))
         self.config = config
         self.core = Core(config, space)
-        self.encoding = Encoding(config, self.core, space)
-        self.metrics = Metrics(self.core, self.encoding.stats)
-        self.pods = Pods(self.core, config)
-        self.proxy = Proxy(config.upstream.attempts_max)
         limits = _limits(config)
         self.upstreams = {pod.name: Upstream(pod.address, limits) for pod in config.discovery.static}
+        self.encoding = Encoding(config, self.core, space, self.upstreams)
+        self.metrics = Metrics(self.core, self.encoding.stats, questions=self.encoding.pod_tokens.counts)
+        self.pods = Pods(self.core, config)
+        self.proxy = Proxy(config.upstream.attempts_max)
         self.draining = False
         self.started = False
         self.in_flight = 0
@@ -46,17 +46,19 @@ class Service:
         """Everything runs inside."""
         await self.pods.start()
         self.started = True
-        housekeeping = asyncio.get_running_loop().create_task(self._housekeeping())
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(self._housekeeping()), loop.create_task(self.encoding.parity.run())]
         try:
             yield
         finally:
             self.started = False
-            housekeeping.cancel()
-            await asyncio.gather(housekeeping, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.encoding.close()
             await self.pods.stop()
             for upstream in self.upstreams.values():
                 await upstream.aclose()
-            self.encoding.close()
 
     def request_id(self) -> bytes:
         """A new request id: unique among all gateways' by chance, in this one by counting."""
@@ -83,6 +85,7 @@ class Service:
             await asyncio.sleep(_HOUSEKEEPING_S)
             now = time.monotonic()
             index.expire(now)
+            self.core.fleet.notice_sizes()
             while index.sweep():
                 await asyncio.sleep(0)
             if now >= cleanup_at:

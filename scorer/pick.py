@@ -10,9 +10,16 @@ from scorer.policies import POLICIES, Settings
 _CLOSE = 1e-3  # prices this near (seconds, or shares) are a tie: the turn decides, not the order of the list
 
 
-def pick(candidates: Sequence[Candidate], settings: Settings, turn: int) -> Pick:
-    """The best of at least one candidate. `turn` counts picks: it breaks ties evenly, without chance."""
+def pick(
+    candidates: Sequence[Candidate], settings: Settings, turn: int, slowness: Sequence[float] | None = None
+) -> Pick:
+    """The best of at least one candidate. `turn` counts picks: it breaks ties evenly, without chance.
+
+    `slowness`: factors of the candidates' prices (see `slow_start`), None if there is nothing to raise.
+    """
     prices = POLICIES[settings.policy](candidates, settings, turn)
+    if slowness is not None:
+        prices = [price * slow for price, slow in zip(prices, slowness, strict=True)]
     least = min(prices)
     tied = [place for place, price in enumerate(prices) if price <= least + _CLOSE]
     best = tied[turn % len(tied)]

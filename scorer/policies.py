@@ -1,8 +1,9 @@
 """The named policies: each prices the candidates of one request; the lowest price is picked.
 
 `predicted-ttft`: seconds until the first token if sent there, counting what this request costs the fleet:
-`backlog + (1 + beta) * cost(uncached) + eviction * cost(evicted) + requests * request_s`. `weighted`: a blend of matched share and load, as other
-routers have it. `round-robin` and `least-load` know nothing of caches, and are there to be compared with.
+`backlog + (1 + beta) * cost(uncached) + eviction * cost(evicted) + requests * request_s`. `weighted`: a blend of
+matched share and load, as other routers have it. `round-robin` and `least-load` know nothing of caches, and are there
+to be compared with.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ class Settings:
     """`beta`: how much of the fleet's work counts beside this request's own wait (0-1 at low load, 4-8 at the knee).
 
     `eviction`: how likely what a pod gives up for a request is asked for again.
-
     `request_s`: seconds that each request in flight is taken to delay another's first token by its decode steps.
     """
 
@@ -36,21 +36,28 @@ Policy: TypeAlias = Callable[[Sequence[Candidate], Settings, int], list[float]]
 
 
 def predicted_ttft(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
-    factor, request_s = 1.0 + settings.beta, settings.request_s
-    return [c.backlog_s + factor * (c.tokens - c.worth) * c.token_s + c.requests * request_s for c in candidates]
+    """Seconds until the first token if sent there, and what the work costs the fleet."""
+    factor, eviction, request_s = 1.0 + settings.beta, settings.eviction, settings.request_s
+    return [
+        c.backlog_s + (factor * (c.tokens - c.worth) + eviction * c.evicted) * c.token_s + c.requests * request_s
+        for c in candidates
+    ]
 
 
 def weighted(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
+    """Shares in [0, 1]: three parts of what is not matched, two of the load beside the busiest."""
     busiest = max(c.requests for c in candidates) or 1
     return [1.0 - (3 * c.worth / max(1, c.tokens) + 2 * (1 - c.requests / busiest)) / 5 for c in candidates]
 
 
 def round_robin(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
+    """Places until it is a candidate's turn."""
     count = len(candidates)
     return [float((place - turn) % count) for place in range(count)]
 
 
 def least_load(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
+    """Requests in flight, and the seconds of prefill that they still need."""
     return [c.requests + c.prefill_tokens * c.token_s for c in candidates]
 
 

@@ -72,7 +72,7 @@ class Twin:
 
     def holding(self, name: str) -> Holding:
         pod = self.pods.get(name, TwinPod())
-        gpu, cpu, disk = (len(pod.tiers.get(tier, {})) for tier in ("gpu", "cpu", "disk"))  # type: ignore[call-overload]
+        gpu, cpu, disk = (len(pod.tiers.get(tier, {})) for tier in ("gpu", "cpu", "disk"))
         return Holding(gpu, len(pod.predicted), cpu, disk, sum(len(event.hashes) for event in pod.waiting))
 
     def store(self, name: str, event: BlockStored, room: int | None = None) -> int:

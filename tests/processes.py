@@ -28,8 +28,7 @@ PLAIN: Any = {"trust_env": False, "verify": False, "timeout": 20.0}
 """For httpx clients: there is no TLS here, and to load its certificates for each client takes 20 ms."""
 _FAST = ("--time-scale", "0.05", "--block-size", str(BLOCK), "--num-blocks", "1024")
 _QUICK = {  # the gateway's own clocks, faster than by default
-    "probe": {"interval": 0.2, "timeout": 2.0, "failures_max": 2},
-    "events": {"replay_timeout": 2.0},
+    "probe": {"interval": 0.2, "timeout": 5.0, "failures_max": 2},
 }
 
 

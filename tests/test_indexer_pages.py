@@ -42,9 +42,10 @@ def _keys(rng: random.Random, count: int, collide: bool) -> NDArray[np.uint64]:
 @pytest.mark.parametrize("collide", [False, True])
 def test_every_way_of_asking_agrees(collide: bool) -> None:
     """`find`, `find_all` and `find_chain` name the row that a dict remembers, through branches, frees and re-use."""
-    for seed in range(12):
+    for seed in range(3 if collide else 12):
         rng = random.Random(seed)
-        pages, rows = Pages(4096), {}
+        pages = Pages(4096)
+        rows: dict[int, int] = {}
         keys = _keys(rng, 600, collide)
         chains = [keys[:400], np.concatenate([keys[: rng.randrange(1, 300)], keys[400:]])]
         for chain in chains:

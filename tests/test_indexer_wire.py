@@ -282,6 +282,48 @@ def test_fuzz_fields(place: int, value: object, as_map: bool) -> None:
     assert len(decode(payload).events) >= 1
 
 
+def _said(batch: Batch) -> tuple[list[object], list[str], list[str]]:
+    """Events in a form that can be compared, and what is bad and unknown."""
+    events = [
+        repr((e.hashes, e.parent, e.tokens.tolist(), e.block_size, e.tier, e.lora_id, e.lora_name, e.extras, e.group))
+        if isinstance(e, BlockStored)
+        else repr(e)
+        for e in batch.events
+    ]
+    return [*events], [*batch.bad], [*batch.unknown]
+
+
+_events = st.sampled_from(
+    [
+        _SOUND, ["BlockRemoved", [1, -5], "CPU"], ["AllBlocksCleared"], ["BlockMoved", 1], ["BlockStored", 5],
+        {"type": "BlockStored", **dict(zip(_STORED_FIELDS, _POSITIONAL["later"][0], strict=False))},
+        {"type": "BlockRemoved", "block_hashes": [b"12345678"]}, {"type": "AllBlocksCleared"}, {"type": "New"},
+        _pack(_SOUND), ["BlockStored", _HASHES, None, [1, 2, 3, -4], 2, None],
+    ]
+) | _anything  # fmt: skip
+
+
+@given(st.lists(_events, max_size=20), st.sampled_from([1.5, 3]))
+def test_a_batch_is_the_sum_of_its_events(events: list[object], clock: float) -> None:
+    """However they are mixed, events are decoded as each would be alone."""
+    batch = decode(_pack([clock, events, 0]))
+    alone = [_said(decode(_pack([clock, [event], 0]))) for event in events]
+    assert (batch.ts, batch.rank) == (clock, 0)
+    assert _said(batch)[0] == [event for said in alone for event in said[0]]
+    assert len(batch.bad) == sum(len(said[1]) for said in alone)
+    assert _said(batch)[2] == [name for said in alone for name in said[2]]
+
+
+@pytest.mark.parametrize("version", [*VERSIONS, "vllm-0.32.0-hybrid"])
+def test_a_new_type_of_event_changes_nothing_of_the_others(version: str) -> None:
+    """Recorded batches with a type that we do not know put in are read as they were."""
+    for frame in frames(version):
+        clock, events, rank = msgspec.msgpack.decode(frame.payload)
+        mixed = decode(_pack([clock, [["BlockMoved", 1], *events], rank]))
+        assert mixed.unknown == ("BlockMoved",)
+        assert _said(mixed)[:2] == _said(decode(frame.payload))[:2]
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_fuzz_recorded_frames(version: str) -> None:
     """Real frames with bytes changed, cut out, doubled, or put in."""

@@ -165,12 +165,13 @@ def parts_of(line: dict[str, Any], name: str = "parts") -> list[bytes]:
 
 def believed(index: PrefixIndex, space: KeySpace, version: str, size: int) -> list[int]:
     """Of each recorded prompt, the leading blocks that the pod holds."""
-    prompts = [p["token_ids"] for r in recorded(version, "requests.jsonl") for p in r["prompts"] or () if p["token_ids"]]
+    requests = recorded(version, "requests.jsonl")
+    prompts = [prompt["token_ids"] for request in requests for prompt in request["prompts"] or ()]
     keys = [space.chain(np.array(ids, dtype=np.uint32), size) for ids in prompts]
     return [index.match(each).hits.get(POD, MISS).blocks for each in keys]
 
 
-@pytest.mark.parametrize("version", ["vllm-0.32.0", "vllm-0.28.0", "vllm-0.20.2", "vllm-0.11.2.post2", "vllm-0.10.1.1.post2"])
+@pytest.mark.parametrize("version", sorted(path.parent.name for path in VECTORS.glob("*/replay.jsonl")))
 async def test_recorded_frames(version: str) -> None:
     """Joined late, some live, a gap that vLLM's own recorded answers close: as if every frame had come in order."""
     frames = [parts_of(line) for line in recorded(version, "frames.jsonl")]
@@ -178,7 +179,8 @@ async def test_recorded_frames(version: str) -> None:
     answers = [parts_of(line) for line in replies]
     start = request["start_seq"]
     space = KeySpace(7)
-    direct = Feed(PrefixIndex(space, 100_000), POD, 10_000)
+    reference = PrefixIndex(space, 100_000)
+    direct = Feed(reference, POD, 10_000)
     for _, number, payload in frames:
         direct.frame(int.from_bytes(number, "big"), payload, 0.0)
     async with publisher(topic=len(answers[0]) == 4) as speaker:
@@ -196,16 +198,11 @@ async def test_recorded_frames(version: str) -> None:
             await until(lambda: listener.feed.counts["gap"] == 1 and listener.feed.state == "exact")
             assert speaker.asked == [0, start] == [0, int.from_bytes(parts_of(request, "request_parts")[1], "big")]
             assert listener.feed.counts["decode errors"] == listener.feed.counts["forgotten"] == 0
-            assert listener.index.holding(POD) == direct_index(direct).holding(POD)
+            assert listener.index.holding(POD) == reference.holding(POD)
             size = direct.block_size or 0
             ours = believed(listener.index, space, version, size)
-            assert ours == believed(direct_index(direct), space, version, size)
+            assert ours == believed(reference, space, version, size)
             assert sum(map(bool, ours)) > 5
-
-
-def direct_index(feed: Feed) -> PrefixIndex:
-    """The index that a feed writes to."""
-    return feed._index
 
 
 # --- joining

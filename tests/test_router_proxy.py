@@ -206,7 +206,7 @@ async def test_bytes_are_what_they_were() -> None:
     ]
     assert body == answer_body
     assert routes.taken[0].outcome == Outcome(418, len(answer_body), Usage(9, 4))
-    assert routes.taken[0].first_bytes == 1
+    assert routes.taken[0].first_bytes == 0  # of an error
 
 
 async def test_events_pass_one_by_one() -> None:

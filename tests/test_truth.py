@@ -80,7 +80,8 @@ class _Fleet:
         keys = self.space.chain(ask.tokens, size, lora=ask.lora, salt=ask.salt)
         match = self.index.match(keys)
         assert self.index.unchanged(match)
-        return ask.expected(match.hits.get(endpoint, MISS).blocks, size)
+        hit = match.hits.get(endpoint, MISS)
+        return ask.expected(hit.usable((len(ask.tokens) - 1) // size), size)
 
     def _frame(self, frame: Frame) -> None:
         self.answer(frame.endpoint, self.feeds[frame.endpoint].frame(frame.number, frame.payload, 0.0))
@@ -182,14 +183,11 @@ def test_two_ranks_are_two_holders() -> None:
     assert [feed.counts["cleared"] for feed in fleet.feeds.values()] == [1, 1]
 
 
-def test_hybrid_groups_are_bounded_from_above() -> None:
-    """With a sliding-window group beside it, the full-attention prefix is an upper bound of what vLLM takes.
-
-    What is missing: a hit also needs the window's own blocks at its end, which vLLM keeps and drops apart. Their
-    events (group 0 here) are left aside, so 3 of 29 requests are predicted too high.
-    """
+def test_hybrid_groups_are_both_needed() -> None:
+    """With a sliding-window group beside it, a full-attention prefix counts only if the window's blocks end it."""
     recorded = small_recording("vllm-0.32.0-hybrid")
     fleet = _Fleet(recorded)
     assert len(recorded.asks) == 29
-    assert _disagreeing(fleet, recorded, repair=False) == {1: (64, 32), 6: (256, 160), 27: (160, 0)}
+    assert _disagreeing(fleet, recorded, repair=False) == {}
+    assert sum(ask.cached > 0 for ask in recorded.asks) == 11
     assert fleet.feeds[fleet.endpoints[0]].counts["ignored"] > 0

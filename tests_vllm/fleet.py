@@ -140,10 +140,13 @@ class Gateway:
     def last_decision(self) -> str:
         """What the newest pick was made from, and how old each pod's newest event is, in one line."""
         (newest,) = self._ask("/decisions?limit=1")["decisions"]
-        fields = ("pod", "matched_tokens", "predicted_blocks", "price", "load")
-        candidates = [{name: candidate[name] for name in fields} for candidate in newest["pods"]]
         heard = {pod["pod"]: pod["ranks"][0]["events"]["heard_s_ago"] for pod in self._ask("/pods")["pods"]}
-        return f"{newest['tokens']} tokens, {newest['reason']}: {candidates}; events heard {heard} s ago"
+        candidates = ", ".join(
+            f"{each['pod']} {each['matched_tokens']} ({each['predicted_blocks']} blocks predicted) "
+            f"price {each['price']:.3f}, last event {heard[each['pod']]} s ago"
+            for each in newest["pods"]
+        )
+        return f"{newest['tokens']} tokens: {candidates}"
 
     def speeds(self) -> dict[str, int]:
         """Tokens of prefill a second, as learned of each pod."""

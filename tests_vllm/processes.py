@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 _STOP_S = 20.0  # a server that was told to end may take so long
+_TRACKERS_S = 5.0
 _POLL_S = 0.1
 _LOG_TAIL_BYTES = 6000
 
@@ -42,14 +43,21 @@ class Process:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to all of the group; returns when none is left."""
-        left = _shared_memory(self._popen.pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
+        """SIGKILL to all of the group; returns when none is left.
+
+        Python's resource trackers have a moment to notice and to remove the shared memory that the others left.
+        """
+        group = self._popen.pid
+        for member in sorted(_members(group)):  # the server before its engine: no last answers
+            if not _is_tracker(member):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGKILL)
         self._popen.wait(_STOP_S)
-        wait_until(lambda: not _members(self._popen.pid), _STOP_S, f"{self.log.stem}: a process outlived its group")
-        for path in left:  # nobody else is left to do it
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not _members(group), _TRACKERS_S, "a tracker goes on")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        wait_until(lambda: not _members(group), _STOP_S, f"{self.log.stem}: a process outlived its group")
 
     def tail(self) -> str:
         """The end of its log."""
@@ -96,11 +104,7 @@ def _members(group: int) -> list[int]:
     return members
 
 
-def _shared_memory(group: int) -> set[Path]:
-    """The shared memory that the group's processes have open by name: SIGKILL would leave it behind."""
-    paths = set()
-    for member in _members(group):
-        with contextlib.suppress(OSError):
-            maps = Path(f"/proc/{member}/maps").read_text().splitlines()
-            paths |= {Path(line.split()[5]) for line in maps if "/dev/shm/" in line and "(deleted)" not in line}
-    return paths
+def _is_tracker(member: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"resource_tracker" in Path(f"/proc/{member}/cmdline").read_bytes()
+    return False

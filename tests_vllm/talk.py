@@ -13,6 +13,11 @@ from openai import AsyncOpenAI
 
 from tests_vllm.fleet import MODEL
 
+PAUSE_S = 0.05
+"""Between an answer and the next request, as of a client that reads: while its engine is busy, vLLM holds events back,
+so that those of an answer, removals too, may come some 10 ms after its end."""
+
+TURN_WORDS = 25
 _TIMEOUT_S = 120.0
 _WORDS = (
     "river stone window garden morning letter train coffee signal winter bridge market forest engine paper "
@@ -53,7 +58,7 @@ class Answered:
 class Talker:
     """Asks through the gateway; fails on every answer but 200. `answers` is where all that was heard is kept.
 
-    `explain` is asked for the cause of a wrong prediction of a sequential request as soon as it is known to be one.
+    `explain` is told of a wrong prediction of a sequential request as soon as it is known to be one.
     """
 
     client: AsyncOpenAI
@@ -61,6 +66,7 @@ class Talker:
     answers: list[Answered]
     explain: Callable[[Answered], None]
     sequential: bool = True
+    pause_s: float = PAUSE_S  # before each sequential request
 
     async def chat(self, messages: list[dict[str, Any]], stream: bool, **more: Any) -> Answered:
         """One chat completion."""
@@ -73,6 +79,8 @@ class Talker:
     async def _ask(self, endpoint: Any, kind: str, stream: bool, request: dict[str, Any]) -> Answered:
         if stream:
             request = {**request, "stream": True, "stream_options": {"include_usage": True}}
+        if self.sequential:
+            await asyncio.sleep(self.pause_s)
         began = time.monotonic()
         response = await endpoint.with_raw_response.create(model=MODEL, **request)
         assert response.status_code == 200
@@ -107,10 +115,10 @@ class Conversation:
         """Where each turn was answered."""
         return [answered.pod for answered in self.heard]
 
-    async def turn(self, stream: bool, temperature: float, max_tokens: int = 40, words: int = 25) -> Answered:
+    async def turn(self, stream: bool, temperature: float, max_tokens: int = 40, **more: Any) -> Answered:
         """Ask something new with all that was said before."""
-        self.messages.append({"role": "user", "content": prose(self.rng, words)})
-        answered = await self.talker.chat(self.messages, stream, max_tokens=max_tokens, temperature=temperature)
+        self.messages.append({"role": "user", "content": prose(self.rng, TURN_WORDS)})
+        answered = await self.talker.chat(self.messages, stream, max_tokens=max_tokens, temperature=temperature, **more)
         self.messages.append({"role": "assistant", "content": answered.text})
         self.heard.append(answered)
         return answered

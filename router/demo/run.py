@@ -66,6 +66,7 @@ def _reporter(progress: Progress, task: TaskID) -> Callable[[Measured], None]:
 
 
 def print_table(console: Console, measured: dict[str, Measured], pods: list[str]) -> None:
+    """What was measured under each policy, side by side, with their ratio."""
     plain, aware = (measured[title] for title, _ in _POLICIES)
     table = Table(title="The same work, measured")
     table.add_column("")
@@ -102,6 +103,7 @@ async def _stay(console: Console, address: str, pods: list[SimulatedPod]) -> Non
 
 
 def free_port() -> int:
+    """A port on loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,0 +1,205 @@
+"""Events written into the table: what one pod says it stored and removed, block by block.
+
+An `Account` is what is known of one pod. Blocks are named by the pod's own engine hashes; a store that hangs on a
+parent which is not known waits as an orphan.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from indexer.blocks import Extras, KeySpace
+from indexer.engine import EngineMap
+from indexer.events import PREFIX_KINDS, BlockRemoved, BlockStored, Tier
+from indexer.orphans import Orphans
+from indexer.table import Table
+from indexer.windows import Windows
+
+PLANES = ("gpu", "predicted", "cpu", "disk")
+"""In what way a pod may hold a block, the best first."""
+PREDICTED = PLANES.index("predicted")
+WINDOW = len(PLANES)
+"""The plane behind them: the block is held by the pod's sliding-window groups, too."""
+
+
+class Applied(NamedTuple):
+    """What one event changed, in blocks."""
+
+    stored: int = 0
+    removed: int = 0
+    orphans: int = 0
+    unknown: int = 0  # removals of blocks that we did not know
+    ignored: int = 0  # of KV-cache groups that prefixes do not need, or without a way to their content
+    refused: int = 0  # stores for which the index has no room
+
+
+@dataclass(slots=True)
+class Account:
+    """What is known of one pod. `masks`: its bit in every plane of the holder sets, the last being WINDOW."""
+
+    bit: int
+    masks: tuple[int, ...]
+    orphans: Orphans
+    tiers: dict[Tier, EngineMap] = field(default_factory=dict)
+    predicted: dict[int, float] = field(default_factory=dict)  # row -> when it expires
+    group: int | None = None  # the KV-cache group that is indexed
+    windows: Windows | None = None  # of hybrid models
+
+    def find(self, engine_hash: int, first: EngineMap) -> int:
+        """The row of a hash, in any tier; 0 if there is none."""
+        row = first.find(engine_hash)
+        if row or len(self.tiers) == 1:
+            return row
+        return next((r for m in self.tiers.values() if (r := m.find(engine_hash))), 0)
+
+    def is_indexed(self, group: int | None, kind: str | None) -> bool:
+        """Is this the KV-cache group that prefixes hang on? Hybrid models store the same hashes once per group."""
+        if kind not in PREFIX_KINDS:
+            return False
+        if group is None:
+            return True
+        if self.group is None and kind is not None:
+            self.group = group
+        return group == (self.group or 0)
+
+
+class Ledger:
+    """Writes events; whoever calls counts the table's version up before."""
+
+    def __init__(self, space: KeySpace, table: Table) -> None:
+        self._space = space
+        self._table = table
+
+    def store(self, account: Account, event: BlockStored, lora: str | None) -> Applied:
+        """`lora`: the adapter's name, where the event gives only its number."""
+        if not account.is_indexed(event.group, event.kind):
+            return self._store_window(account, event)
+        if not len(event.tokens):
+            return self._store_known(account, event)
+        applied = self._store_content(account, event, lora)
+        if account.orphans.blocks and applied.stored:
+            return self._adopt(account, event.hashes[: applied.stored], lora, applied)
+        return applied
+
+    def remove(self, account: Account, event: BlockRemoved) -> Applied:
+        if not account.is_indexed(event.group, None):
+            return self._remove_window(account, event)
+        removed, unknown = self._forget(account, event.tier, event.hashes)
+        if not unknown:
+            return Applied(0, removed)
+        waiting = sum(account.orphans.remove(event.tier, engine_hash) for engine_hash in unknown)
+        return Applied(removed=removed, unknown=len(unknown) - waiting)
+
+    def _store_content(self, account: Account, event: BlockStored, lora: str | None) -> Applied:
+        hashes = account.tiers.get(event.tier)
+        if hashes is None:
+            hashes = account.tiers[event.tier] = EngineMap()
+        row = 0
+        if event.parent is not None:
+            row = account.find(event.parent, hashes)
+            if not row:
+                account.orphans.add(event)
+                return Applied(orphans=len(event.hashes))
+        rows = self._table.pages.follow(self._keys(event, row, lora), row)
+        self._name(account, event.tier, event.hashes, rows, account.predicted)
+        stored = len(rows)
+        return Applied(stored, refused=len(event.hashes) - stored) if stored < len(event.hashes) else Applied(stored)
+
+    def _keys(self, event: BlockStored, parent: int, lora: str | None) -> list[int]:
+        size, key = event.block_size, self._table.pages.keys[parent] if parent else None
+        name: object = event.lora_name or lora
+        if name is None and event.lora_id:
+            name = ("lora_id", event.lora_id)
+        if name is None and not (event.extras and any(event.extras)):
+            return self._space.follow(event.tokens, size, key)
+        keys: list[int] = self._space.chain_extras(event.tokens, size, key, _extras(event, name)).tolist()
+        return keys
+
+    def _store_known(self, account: Account, event: BlockStored) -> Applied:
+        """Blocks stored without tokens (an offload tier): their content is known if another tier holds them."""
+        hashes = account.tiers.setdefault(event.tier, EngineMap())
+        known = [(h, row) for h in event.hashes if (row := account.find(h, hashes))]
+        for engine_hash, row in known:
+            self._name(account, event.tier, [engine_hash], [row], {})
+        return Applied(stored=len(known), ignored=len(event.hashes) - len(known))
+
+    def _name(
+        self, account: Account, tier: Tier, engine_hashes: list[int], rows: list[int], predicted: dict[int, float]
+    ) -> None:
+        """The pod holds these rows, which are all different, under these hashes; that confirms what was `predicted`."""
+        hashes, table = account.tiers[tier], self._table
+        copied, lost = hashes.name(engine_hashes, rows)
+        mask = account.masks[PLANES.index(tier)]
+        held = table.hold(rows, mask, account.masks[PREDICTED] if predicted else 0)
+        if predicted:
+            for row in rows:
+                predicted.pop(row, None)
+        if held:
+            hashes.named_again(set(held).difference(copied))
+        if lost:
+            table.unhold([row for row in lost if hashes.unnamed(row)], mask)
+        if account.windows is not None and tier == "gpu":
+            inside = [r for h, r in zip(engine_hashes, rows, strict=False) if account.windows.holds(h)]
+            table.hold(inside, account.masks[WINDOW])
+
+    def _adopt(self, account: Account, parents: list[int], lora: str | None, applied: Applied) -> Applied:
+        """Store what waited for `parents`, and what waited for that; then apply the removals that came meanwhile."""
+        ready, gone = deque(parents), []
+        while ready:
+            events, removed = account.orphans.adopt(ready.popleft())
+            gone += removed
+            for event in events:
+                done = self._store_content(account, event, lora)
+                applied = Applied(*(a + b for a, b in zip(applied, done, strict=True)))
+                ready.extend(event.hashes[: done.stored])
+        for tier, engine_hash in gone:
+            self._forget(account, tier, [engine_hash])
+        return applied
+
+    def _forget(self, account: Account, tier: Tier, engine_hashes: list[int]) -> tuple[int, list[int]]:
+        """One copy less of each hash: how many were known, and those that were not."""
+        hashes = account.tiers.get(tier)
+        if hashes is None:
+            return 0, engine_hashes
+        gone, unknown = hashes.forget(engine_hashes)
+        lost = account.masks[PLANES.index(tier)]
+        if account.windows is not None and tier == "gpu":
+            lost |= account.masks[WINDOW]
+        self._table.unhold(gone, lost)
+        return len(engine_hashes) - len(unknown), unknown
+
+    # --- the groups beside the indexed one ---
+
+    def _store_window(self, account: Account, event: BlockStored) -> Applied:
+        """A sliding-window group tells which blocks it keeps; other groups say nothing that a prefix needs."""
+        applied = Applied(ignored=len(event.hashes))
+        if event.kind != "sliding_window" or event.group is None or event.tier != "gpu" or not event.window:
+            return applied
+        if account.windows is None:
+            account.windows = Windows()
+        windows, hashes = account.windows, account.tiers.get("gpu")
+        windows.store(event.group, -(-(event.window - 1) // event.block_size), event.hashes)
+        if hashes is not None:
+            inside = [row for h in event.hashes if windows.holds(h) and (row := hashes.find(h))]
+            self._table.hold(inside, account.masks[WINDOW])
+        return applied
+
+    def _remove_window(self, account: Account, event: BlockRemoved) -> Applied:
+        windows, hashes = account.windows, account.tiers.get("gpu")
+        if windows is not None and event.group is not None and event.tier == "gpu":
+            gone = windows.remove(event.group, event.hashes)
+            if hashes is not None:
+                rows = [row for h in gone if (row := hashes.find(h))]
+                self._table.unhold(rows, account.masks[WINDOW])
+        return Applied(ignored=len(event.hashes))
+
+
+def _extras(event: BlockStored, lora: object) -> list[Extras | None]:
+    """vLLM lists the LoRA name, if there is one, before the rest; versions before 0.17 list nothing."""
+    extras = []
+    for listed in event.extras or [None] * len(event.hashes):
+        rest = listed or []
+        extras.append([lora, *(rest[1:] if lora is not None and rest[:1] == [lora] else rest)])
+    return [extra if len(extra) > 1 or extra[0] is not None else None for extra in extras]

@@ -1,0 +1,151 @@
+"""The circuit breaker of one pod: ejected for failures, with a time to come back. A pure state machine.
+
+closed --(failures in a row, or a failing share)--> open --(time)--> half-open --(one request: fine)--> closed
+                                                     ^-------------------(it fails: open for longer)---'
+
+Every attempt remembers the `epoch` in which it was sent. What was sent in another epoch says nothing of this one: a
+stream from before the failures neither closes the breaker nor opens it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["closed", "half-open", "open"]
+STATES: tuple[State, ...] = ("closed", "half-open", "open")
+"""In the order of their number in metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerLimits:
+    """When a breaker opens, and for how long."""
+
+    in_row_max: int = 5  # failures in a row
+    share_max: float = 0.5  # of the requests of a window that fail …
+    requests_min: int = 20  # … if there were so many
+    window_s: float = 10.0  # begins with a failure
+    open_s: float = 5.0  # the first time; doubled each time after
+    open_max_s: float = 60.0  # and a breaker that is closed for so long begins with `open_s` again
+
+
+class Breaker:
+    """What is known of one pod's failures; all times are `now` (monotonic seconds).
+
+    `blocked_until`: until then the pod takes no requests if another can; because the breaker is open, because its
+    only request of half-open is on the way, or because the pod asked for it (`avoid`).
+    """
+
+    __slots__ = (
+        "_avoided_until", "_closed_at", "_failed", "_in_row", "_open_until", "_probing", "_served", "_window_began",
+        "blocked_until", "epoch", "openings", "reason", "tripped",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.tripped = False  # open or half-open
+        self.epoch = 0
+        self.openings = 0  # in a row
+        self.reason: str | None = None  # of the last opening
+        self.blocked_until = 0.0
+        self._avoided_until = 0.0
+        self._open_until = 0.0
+        self._closed_at = float("-inf")
+        self._probing = False
+        self._in_row = 0
+        self._window_began = float("-inf")
+        self._served = self._failed = 0  # since the window began
+
+    def state(self, now: float) -> State:
+        """Half-open: it is time for one request, or that is on its way."""
+        if not self.tripped:
+            return "closed"
+        return "half-open" if self._probing or self._open_until <= now else "open"
+
+    def avoided(self, now: float) -> bool:
+        """Whether the pod has asked to be left alone."""
+        return self._avoided_until > now
+
+    def avoid(self, until: float) -> None:
+        """The pod asked to be left alone until then."""
+        self._avoided_until = max(self._avoided_until, until)
+        self._block()
+
+    def sent(self, now: float, limits: BreakerLimits) -> None:
+        """A request goes to a tripped pod. In half-open it is the one that decides; for `open_s` no other follows."""
+        if self._open_until <= now:
+            self._probing = True
+            self._open_until = now + limits.open_s
+            self._block()
+
+    def succeeded(self, epoch: int, now: float) -> bool:
+        """An attempt went well. True if that has closed the breaker."""
+        if epoch != self.epoch:
+            return False
+        self._in_row = 0
+        self._served += 1
+        if not self.tripped:
+            return False
+        self.tripped = self._probing = False
+        self._closed_at = now
+        self._turn(0.0)
+        return True
+
+    def failed(self, epoch: int, now: float, limits: BreakerLimits, *, in_row: bool, may_open: bool) -> str | None:
+        """An attempt failed. The reason if that has opened the breaker (again).
+
+        `in_row`: the failure is the pod's beyond doubt, else it counts for the share only. `may_open`: enough
+        other pods are left; if not, the failure still counts.
+        """
+        if epoch != self.epoch:
+            return None
+        if self.tripped:
+            if not self._probing:
+                return None  # sent for want of a better pod: no news
+            return self._open("its probe request failed", now, limits)
+        reason = self._count(now, limits, in_row)
+        return self._open(reason, now, limits) if reason is not None and may_open else None
+
+    def unproven(self, epoch: int, now: float) -> None:
+        """An attempt ended without a verdict: if it was the one of half-open, another may be sent."""
+        if self._probing and epoch == self.epoch:
+            self._probing = False
+            self._open_until = now
+            self._block()
+
+    def _count(self, now: float, limits: BreakerLimits, in_row: bool) -> str | None:
+        """Why the breaker should open, if it should."""
+        if now - self._window_began > limits.window_s:
+            self._window_began, self._served, self._failed = now, 0, 0
+        self._failed += 1
+        self._in_row += in_row
+        if self._in_row >= limits.in_row_max:
+            return f"{self._in_row} requests failed in a row"
+        requests = self._served + self._failed
+        if requests >= limits.requests_min and self._failed >= limits.share_max * requests:
+            return f"{self._failed} of {requests} requests failed"
+        return None
+
+    def _open(self, reason: str, now: float, limits: BreakerLimits) -> str:
+        if not self.tripped and now - self._closed_at > limits.open_max_s:
+            self.openings = 0
+        self.reason = reason
+        self.tripped, self._probing = True, False
+        seconds = limits.open_s
+        for _ in range(self.openings):  # not 2**openings, which has no end
+            seconds = min(2 * seconds, limits.open_max_s)
+            if seconds == limits.open_max_s:
+                break
+        self.openings += 1
+        self._turn(now + seconds)
+        return reason
+
+    def _turn(self, open_until: float) -> None:
+        """A new epoch, that counts from nothing."""
+        self.epoch += 1
+        self._in_row = self._served = self._failed = 0
+        self._window_began = float("-inf")
+        self._open_until = open_until
+        self._block()
+
+    def _block(self) -> None:
+        self.blocked_until = max(self._avoided_until, self._open_until)

@@ -1,0 +1,71 @@
+"""Request bodies seen before: what their bytes mean, so that the same request again is neither parsed nor rendered.
+
+Parsing, rendering and tokenizing are pure functions of the body (and of what the fleet serves, which `epoch` stands
+for), so what is kept here never goes stale; who holds the blocks is asked anew each time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import xxhash
+
+from indexer.mappings import Ending
+from router.prompt import Prompt
+
+_BYTES_BESIDE = 2_000  # of one entry: the prompt's objects, measured with tracemalloc on a chat of 6 messages
+_PARSED_FACTOR = 2  # a parsed body weighs about this many times its text
+
+
+class Recalled(NamedTuple):
+    """One body's meaning. `endings`: by block size, where the prefix store keeps this prompt's mappings."""
+
+    prompt: Prompt
+    tokens: int
+    further: int
+    endings: dict[int, Ending]
+    epoch: int
+
+
+class Recall:
+    """The most recent bodies, within `bytes_max`; larger ones than `body_max` are not kept."""
+
+    def __init__(self, seed: int, bytes_max: int, body_max: int) -> None:
+        """`seed`: a random 64-bit number, kept secret: nobody can make two bodies of one name."""
+        self._seed = seed
+        self._bytes_max = bytes_max
+        self._body_max = body_max
+        self._entries: OrderedDict[tuple[str, int], tuple[Recalled, int]] = OrderedDict()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, path: str, body: bytes, epoch: int) -> Recalled | None:
+        """What is known of a body, if it was learned at this `epoch`."""
+        name = (path, xxhash.xxh3_128_intdigest(body, self._seed))
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        if entry[0].epoch != epoch:
+            self._remove(name)
+            return None
+        self._entries.move_to_end(name)
+        return entry[0]
+
+    def put(self, path: str, body: bytes, recalled: Recalled) -> None:
+        """Keep what a body means."""
+        if len(body) > self._body_max:
+            return
+        name = (path, xxhash.xxh3_128_intdigest(body, self._seed))
+        if name in self._entries:
+            self._remove(name)
+        nbytes = _BYTES_BESIDE + _PARSED_FACTOR * len(body) + sum(e.keys.nbytes for e in recalled.endings.values())
+        self._entries[name] = (recalled, nbytes)
+        self.nbytes += nbytes
+        while self.nbytes > self._bytes_max:
+            self._remove(next(iter(self._entries)))
+
+    def _remove(self, name: tuple[str, int]) -> None:
+        self.nbytes -= self._entries.pop(name)[1]

@@ -1,0 +1,211 @@
+"""The command line: help with examples, one plain line for what is wrong, `score` and `check` against real pods."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from router.cli import main
+from tests.processes import BLOCK, MODEL, PLAIN, ROOT, TOKENIZER, GatewayProcess, PodProcess, gateway, pods
+
+OTHER_TOKENIZER = TOKENIZER.parent.parent / "vllm-0.20.2" / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[list[PodProcess]]:
+    """A pod, and one with two ranks of another version."""
+    old = PodProcess("pod-1", options=("--vllm-version", "0.20.2"), ranks=2)
+    with pods(PodProcess("pod-0"), old) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def served(fleet: list[PodProcess], tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """The gateway in front of them."""
+    with gateway(tmp_path_factory.mktemp("gateway"), [pod.configured for pod in fleet]) as served:
+        yield served
+
+
+def run(*arguments: object) -> Result:
+    """`warmroute …` in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def file_of(folder: Path, content: object) -> Path:
+    """A JSON file."""
+    path = folder / "file.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def free_port() -> int:
+    """One on which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_help(command: str) -> None:
+    """Every command explains itself, with an example."""
+    if command == "simulate":  # becomes another program
+        command_line = [sys.executable, "-m", "router", "simulate", "--help"]
+        told = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    else:
+        result = run(command, "--help")
+        assert result.exit_code == 0
+        told = result.output
+    assert "Example" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("serve", "--config", "/nowhere/x.yaml"), "can't be read"),
+        (("serve", "--pod", "nonsense"), "--pod"),
+        (("serve", "--pod", "name=a,address=ftp://x"), "address"),
+        (("serve", "--model", "name=m,tokenizer=/nowhere"), "tokenizer.json"),
+        (("serve", "--policy", "best"), "policy"),
+        (("check", "--config", "/nowhere/x.yaml"), "can't be read"),
+        (("score",), "exactly one"),
+        (("score", "--prompt", "a", "--token-ids", __file__), "exactly one"),
+        (("score", "--token-ids", __file__), "not JSON"),
+        (("score", "--url", "nonsense", "--prompt", "a"), "nonsense can't be asked"),
+        (("score", "--url", "http://127.0.0.1:1", "--prompt", "a"), "can't be asked"),
+    ],
+)
+def test_one_plain_line(arguments: tuple[str, ...], words: str) -> None:
+    """Bad input: exit code above 0, one line that names what is wrong, no traceback."""
+    command = [sys.executable, "-m", "router", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert run.returncode > 0 and run.stdout == ""
+    assert words in run.stderr and len(run.stderr.strip().splitlines()) == 1, run.stderr
+
+
+def test_serve_by_flags(fleet: list[PodProcess]) -> None:
+    """Without a file, by flags alone: the gateway that the flags describe."""
+    port, one = free_port(), fleet[0].configured
+    pod = ",".join(f"{name}={one[name]}" for name in ("name", "address", "events", "replay"))
+    command = [sys.executable, "-m", "router", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--pod", pod, "--model", f"name={MODEL},tokenizer={TOKENIZER}"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert any(f"running on http://127.0.0.1:{port}" in line for line in process.stderr)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", **PLAIN) as http:
+                answer = http.post("/score", json={"model": MODEL, "prompt": "x " * 50}).json()
+            assert ([entry["pod"] for entry in answer["pods"]], answer["block_size"]) == (["pod-0"], BLOCK)
+        finally:
+            process.terminate()
+
+
+def test_score(served: GatewayProcess, tmp_path: Path) -> None:
+    """All three forms of a prompt; the model is found out; the table marks the pick, the JSON is the answer."""
+    ids = list(range(100, 200))
+    with httpx.Client(base_url=served.url, **PLAIN) as http:
+        home = http.post("/v1/completions", json={"model": MODEL, "prompt": ids, "max_tokens": 1})
+    pod = home.headers["x-warmroute-pod"]
+    answer = json.loads(run("score", "--url", served.url, "--token-ids", file_of(tmp_path, ids), "--json").output)
+    assert (answer["model"], answer["pick"], answer["tokens"]) == (MODEL, pod, 100)
+    table = run("score", "--url", served.url, "--token-ids", file_of(tmp_path, ids)).output
+    (marked,) = [line for line in table.splitlines() if "→" in line]
+    assert pod in marked and " 96 " in marked and "gpu 6" in marked
+    assert f"pick: {pod}: holds the longest prefix" in table and "timing: " in table
+    messages = [{"role": "user", "content": "hello"}]
+    lone = json.loads(run("score", "--url", served.url, "--messages", file_of(tmp_path, messages), "--json").output)
+    body = {"model": MODEL, "messages": messages, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    whole = json.loads(run("score", "--url", served.url, "--messages", file_of(tmp_path, body), "--json").output)
+    assert whole["tokens"] > lone["tokens"] > 0
+    refused = run("score", "--url", served.url, "--prompt", "x", "--model", "unheard")
+    assert refused.exit_code == 1 and "404" in refused.stderr and MODEL in refused.stderr
+
+
+def config_of(fleet: list[PodProcess], **model: Any) -> dict[str, Any]:
+    """A configuration of the fleet and its model."""
+    static = [pod.configured for pod in fleet]
+    return {"discovery": {"static": static}, "models": [{"name": MODEL, "tokenizer": str(TOKENIZER), **model}]}
+
+
+def check(folder: Path, config: dict[str, Any]) -> Result:
+    """`warmroute check` of a configuration."""
+    return run("check", "--config", file_of(folder, config), "--wait", "0.3")
+
+
+def test_check_of_a_fleet_that_is_well(fleet: list[PodProcess], tmp_path: Path) -> None:
+    """Exit code 0; every line a ✓, for every rank; also where the pods tokenize."""
+    for tokenizer, words in (
+        (str(TOKENIZER), "token ids equal the pod's own, for 4 of 4"),
+        ("pod", "/tokenize answers"),
+    ):
+        result = check(tmp_path, config_of(fleet, tokenizer=tokenizer))
+        assert result.exit_code == 0, result.output
+        *lines, last = result.output.splitlines()
+        assert last == "Nothing is wrong." and all(line.startswith("✓ pod-") for line in lines)
+        assert sum(words in line for line in lines) == 2
+        assert sum("rank 1: the replay" in line for line in lines) == 1
+
+
+def test_check_finds_what_is_wrong(fleet: list[PodProcess], tmp_path: Path) -> None:
+    """Each thing that is wrong is one plain line, and the exit code is 1."""
+    config = config_of(fleet, tokenizer=str(OTHER_TOKENIZER), block_size=32)
+    first, second = config["discovery"]["static"]
+    first["replay"] = f"tcp://127.0.0.1:{free_port()}"
+    second["events"], second["data_parallel_size"] = f"tcp://127.0.0.1:{free_port()}", 1
+    dead = {"name": "pod-2", "address": f"http://127.0.0.1:{free_port()}"}
+    config["discovery"]["static"].append(dead)
+    config["models"].append({"name": "absent"})
+    result = check(tmp_path, config)
+    assert result.exit_code == 1
+    wrong = [line for line in result.output.splitlines() if line.startswith("✗")]
+    for words in (
+        f"pod-0: the replay at {first['replay']} does not answer",
+        "pod-0: its blocks have 16 tokens, and not 32",
+        f"pod-0: {MODEL}: token ids of text 1 differ from the pod's: at place 0, ours [",
+        f"pod-0: {MODEL}: token ids of a chat with tools differ",
+        f"pod-1: no publisher of events answers at {second['events']}",
+        f"pod-2: {dead['address']} can't be reached",
+        "absent: is served by none of the pods",
+    ):
+        assert sum(words in line for line in wrong) == 1, (words, result.output)
+    assert f"Wrong: {len(wrong)}." in result.output
+
+
+def test_check_sees_events(fleet: list[PodProcess], tmp_path: Path) -> None:
+    """What a pod publishes while it is looked at is said; the wait ends with it."""
+    address = fleet[0].address
+    script = f"""if True:
+        import httpx, itertools
+        for n in itertools.count():
+            httpx.post("{address}/v1/completions", json={{"model": "{MODEL}", "prompt": [n + 9] * 40, "max_tokens": 1}})
+    """
+    with subprocess.Popen([sys.executable, "-c", script]) as talker:
+        try:
+            path = file_of(tmp_path, config_of(fleet[:1]))
+            result = run("check", "--config", path, "--wait", "20")
+        finally:
+            talker.kill()
+    assert result.exit_code == 0, result.output
+    assert "pod-0: events arrive from tcp://" in result.output
+
+
+def test_check_says_what_start_up_says(fleet: list[PodProcess], tmp_path: Path) -> None:
+    """A tokenizer's file that is broken: the same words from both."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{broken")
+    path = file_of(tmp_path, config_of(fleet, tokenizer=str(folder)))
+    checked = run("check", "--config", path, "--wait", "0.1")
+    command = [sys.executable, "-m", "router", "serve", "--config", str(path), "--port", str(free_port())]
+    started = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert checked.exit_code == started.returncode == 1
+    words = started.stderr.strip().removeprefix("warmroute: ")
+    assert str(folder) in words and words in checked.output

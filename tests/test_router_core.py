@@ -1,0 +1,237 @@
+"""The decision: what is taken and given back, who is fit, what is believed of a routed prompt. Time is a number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from indexer.blocks import Keys, KeySpace
+from indexer.events import BlockStored
+from indexer.feed import Feed
+from router.config import Config
+from router.core import Asked, Core
+from router.errors import NoFitPod, UnknownModel
+from router.fleet import Pod, Rank, RankId
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad
+
+MODEL = "m"
+SIZE = 16
+NOBODY: frozenset[str] = frozenset()
+
+
+def core_of(pods: int = 2, ranks: int = 1, feeds: bool = True, **sections: Any) -> Core:
+    """A core whose pods are there, healthy, and empty."""
+    core = Core(Config.model_validate({"index": {"blocks_max": 10_000}, **sections}), KeySpace(3))
+    for number in range(pods):
+        pod = Pod(f"pod-{number}", f"http://pod-{number}", healthy=True, block_size=SIZE)
+        for rank in range(ranks):
+            name = RankId(pod.name, rank)
+            feed = Feed(core.index, name, 100) if feeds else None
+            pod.ranks.append(Rank(name, pod, PodLoad(PrefillRate(1000)), feed))
+            if feed is not None:
+                feed.replay_ended(True, 0.0)  # it is listened to, and nothing was published
+        core.fleet.join(pod)
+        core.fleet.learned_models(pod, [{"id": MODEL}])
+    return core
+
+
+def tokens_of(seed: int, count: int = 160) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """A prompt of its own."""
+    return np.arange(seed * 1000, seed * 1000 + count, dtype=np.uint32)
+
+
+def asked(core: Core, seed: int, count: int = 160, **more: Any) -> Asked:
+    """A tokenized prompt."""
+    keys: Keys = core.space.chain(tokens_of(seed, count), SIZE)
+    return Asked(MODEL, count, keys={SIZE: keys}, **more)
+
+
+def store(core: Core, pod: str, seed: int, count: int = 160, tier: Any = "gpu") -> None:
+    """The pod says that it holds this prompt."""
+    hashes = [seed * 100 + block for block in range(count // SIZE)]
+    event = BlockStored(hashes, None, tokens_of(seed, count), SIZE, tier)
+    core.index.apply(RankId(pod, 0), event)
+
+
+def held(core: Core, pod: str, seed: int, count: int = 160) -> int:
+    """Leading blocks that the pod is believed to hold."""
+    hit = core.index.match(core.space.chain(tokens_of(seed, count), SIZE)).hits.get(RankId(pod, 0))
+    return hit.blocks if hit else 0
+
+
+def test_the_holder_is_picked() -> None:
+    """What a pod holds decides, less the last token, which is always computed."""
+    core = core_of()
+    store(core, "pod-1", 1)
+    for _ in range(3):
+        decision = core.decide(asked(core, 1), NOBODY, 0.0)
+        assert (decision.rank.id.pod, decision.matched_tokens) == ("pod-1", 144)
+    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 160
+
+
+def test_deciding_takes_nothing() -> None:
+    """`decide` leaves load, index, turns and the list of decisions as they were."""
+    core = core_of()
+    for _ in range(5):
+        core.decide(asked(core, 1), NOBODY, 0.0)
+    assert [rank.load.requests for rank in core.fleet.ranks] == [0, 0]
+    assert (core.turn, len(core.decisions), held(core, "pod-0", 1), held(core, "pod-1", 1)) == (0, 0, 0, 0)
+
+
+def test_a_routed_prompt_counts_as_held() -> None:
+    """From the decision on, before any event: a second one like it follows the first."""
+    core = core_of()
+    first = core.route(asked(core, 1), NOBODY, 0.0)
+    second = core.route(asked(core, 1), NOBODY, 0.0)
+    assert second.decision.rank is first.decision.rank
+    assert second.decision.matched_tokens == 144
+    assert second.decision.rank.load.requests == 2
+
+
+def test_given_back_once() -> None:
+    """However often it is released, load falls by what was taken."""
+    core = core_of(1)
+    placed = [core.route(asked(core, seed), NOBODY, 0.0) for seed in (1, 2)]
+    load = placed[0].ticket.load
+    assert (load.requests, load.prefill_tokens) == (2, 320)
+    for _ in range(3):
+        core.release(placed[0], True, 1.0)
+    assert (load.requests, load.prefill_tokens) == (1, 160)
+    core.first_byte(placed[1], True, 1.0)
+    assert (load.requests, load.prefill_tokens) == (1, 0)
+    core.release(placed[1], True, 2.0)
+    assert (load.requests, load.prefill_tokens, load.backlog_s(2.0)) == (0, 0, 0.0)
+
+
+def test_predictions_end() -> None:
+    """Served: believed for the grace that events need. Not served: not at all. No end heard: until the TTL."""
+    core = core_of(1, index={"predicted_grace": 2, "predicted_ttl": 50, "blocks_max": 10_000})
+    served, failed, _ = (core.route(asked(core, seed), NOBODY, 0.0) for seed in (1, 2, 3))
+    core.release(served, True, 10.0)
+    core.release(failed, False, 10.0)
+    for now, expected in ((10.0, [10, 0, 10]), (11.9, [10, 0, 10]), (12.0, [0, 0, 10]), (50.0, [0, 0, 0])):
+        core.index.expire(now)
+        assert [held(core, "pod-0", seed) for seed in (1, 2, 3)] == expected, now
+
+
+def test_confirmed_predictions_stay() -> None:
+    """What an event confirmed does not expire."""
+    core = core_of(1)
+    placed = core.route(asked(core, 1), NOBODY, 0.0)
+    store(core, "pod-0", 1)
+    core.release(placed, True, 1.0)
+    core.index.expire(1e6)
+    assert held(core, "pod-0", 1) == 10
+
+
+def test_blind_pods_are_believed_longer() -> None:
+    """Without a feed nothing confirms: what was served is believed for the blind TTL."""
+    core = core_of(1, feeds=False)
+    core.release(core.route(asked(core, 1), NOBODY, 0.0), True, 1.0)
+    core.index.expire(299.0)
+    assert held(core, "pod-0", 1) == 10
+    core.index.expire(300.0)
+    assert held(core, "pod-0", 1) == 0
+
+
+def test_who_is_fit() -> None:
+    """Neither the drained, nor the unhealthy, nor the excluded; a suspect only where there is nobody else."""
+    core = core_of(3)
+    pods = core.fleet.pods
+    pods["pod-0"].draining = True
+    pods["pod-1"].healthy = False
+    assert core.decide(asked(core, 1), NOBODY, 0.0).rank.id.pod == "pod-2"
+    with pytest.raises(NoFitPod):
+        core.decide(asked(core, 1), frozenset(("pod-2",)), 0.0)
+    pods["pod-1"].healthy = True
+    core.suspect("pod-1", 0.0)
+    assert {core.route(asked(core, seed), NOBODY, 0.1).decision.rank.id.pod for seed in range(4)} == {"pod-2"}
+    assert core.decide(asked(core, 1), frozenset(("pod-2",)), 0.1).rank.id.pod == "pod-1"
+    later = core.config.probe.interval
+    picked = {core.route(asked(core, seed), NOBODY, later).decision.rank.id.pod for seed in range(10, 16)}
+    assert picked == {"pod-1", "pod-2"}
+
+
+def test_only_these_pods() -> None:
+    """`pods` narrows the choice; of none that is known, nobody is left."""
+    core = core_of(3)
+    decision = core.decide(asked(core, 1, pods=frozenset(("pod-1",))), NOBODY, 0.0)
+    assert [rank.id.pod for rank in decision.ranks] == ["pod-1"]
+    with pytest.raises(NoFitPod):
+        core.decide(asked(core, 1, pods=frozenset(("pod-9",))), NOBODY, 0.0)
+
+
+def test_unknown_model() -> None:
+    """The message names those that are known, and not more than a few."""
+    core = core_of(1)
+    with pytest.raises(UnknownModel, match="Known models: m\\."):
+        core.decide(Asked("n"), NOBODY, 0.0)
+    core.fleet.learned_models(core.fleet.pods["pod-0"], [{"id": f"m{number:02}"} for number in range(30)])
+    with pytest.raises(UnknownModel, match="m09 and 20 more"):
+        core.decide(Asked("n"), NOBODY, 0.0)
+
+
+def test_adapters() -> None:
+    """An adapter is served under its own name, with its base model's tokenizer."""
+    core = core_of(1)
+    cards = [{"id": MODEL}, {"id": "lora", "parent": MODEL}, {"id": "other", "parent": "/a/path"}]
+    core.fleet.learned_models(core.fleet.pods["pod-0"], cards)
+    served = [core.fleet.served(name) for name in (MODEL, "lora", "other", "unheard")]
+    assert [tuple(each) if each else None for each in served] == [
+        (MODEL, None),
+        (MODEL, "lora"),
+        (MODEL, "other"),
+        None,
+    ]
+
+
+def test_tiers_have_their_worth() -> None:
+    """The same prefix in GPU memory is worth more than on a host's, and that more than on disk."""
+    core = core_of(4)
+    for pod, tier in (("pod-1", "disk"), ("pod-2", "gpu"), ("pod-3", "cpu")):
+        store(core, pod, 1, tier=tier)
+    decision = core.decide(asked(core, 1), NOBODY, 0.0)
+    order = sorted(decision.pick.scored, key=lambda scored: scored.price)
+    assert [decision.ranks[scored.candidate.number].id.pod for scored in order] == ["pod-2", "pod-3", "pod-1", "pod-0"]
+    assert [scored.candidate.matched for scored in order] == [144, 144, 144, 0]
+
+
+def test_ranks_are_candidates() -> None:
+    """Each rank of a pod has its own blocks and load; a tried pod excludes all its ranks."""
+    core = core_of(2, ranks=2)
+    picked = [core.route(asked(core, seed), NOBODY, 0.0).decision.rank.id for seed in range(4)]
+    assert sorted(picked) == [RankId(f"pod-{pod}", rank) for pod in (0, 1) for rank in (0, 1)]
+    ranks = core.decide(asked(core, 9), frozenset(("pod-0",)), 0.0).ranks
+    assert [rank.id for rank in ranks] == [RankId("pod-1", 0), RankId("pod-1", 1)]
+
+
+def test_a_pod_that_left() -> None:
+    """Its blocks and its name are gone, and what was on its way can still be given back."""
+    core = core_of(2)
+    store(core, "pod-0", 1)
+    placed = core.route(asked(core, 1), NOBODY, 0.0)
+    assert placed.decision.rank.id.pod == "pod-0"
+    core.leave(core.fleet.pods["pod-0"])
+    core.release(placed, True, 1.0)
+    assert held(core, "pod-0", 1) == 0
+    assert [rank.id.pod for rank in core.decide(asked(core, 1), NOBODY, 1.0).ranks] == ["pod-1"]
+
+
+def test_without_tokens() -> None:
+    """A prompt that could not be tokenized is routed by load, and the reason says why."""
+    core = core_of(2)
+    first = core.route(Asked(MODEL, tokens=500, reason="not tokenized: deadline"), NOBODY, 0.0)
+    second = core.route(Asked(MODEL, tokens=500, reason="not tokenized: deadline"), NOBODY, 0.0)
+    assert first.decision.rank is not second.decision.rank
+    assert (first.prediction, first.decision.reason) == (None, "not tokenized: deadline")
+
+
+def test_decisions_are_bounded() -> None:
+    """The list of the last picks keeps as many as it is told."""
+    core = core_of(1, decisions={"kept": 3})
+    for seed in range(10):
+        core.release(core.route(asked(core, seed), NOBODY, float(seed)), True, float(seed))
+    assert [decision.at for decision in core.decisions] == [7.0, 8.0, 9.0]

@@ -1,0 +1,116 @@
+"""What is counted: histograms and the window, bounded labels, and a text that Prometheus's own parser reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from indexer.events import BlockStored
+from indexer.prefixes import PrefixStats
+from router.core import Asked
+from router.fleet import RankId
+from router.metrics import Histogram, Metrics, Window
+from tests.test_router_core import MODEL, asked, core_of, store, tokens_of
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """All samples by name and labels."""
+    families = text_string_to_metric_families(metrics.text().decode())
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def no_stats() -> Any:
+    """A prefix store that has seen nothing."""
+    return stats_of()
+
+
+def stats_of(**given: Any) -> PrefixStats:
+    """Figures of a prefix store."""
+    zero: dict[str, Any] = {
+        name: {} if name in ("evictions", "invalidations") else 0 for name in PrefixStats.__dataclass_fields__
+    }
+    return PrefixStats(**{**zero, **given})
+
+
+def test_histogram() -> None:
+    """A value on a bound is below it; all are in the last bucket."""
+    histogram = Histogram((1.0, 10.0))
+    for value in (0.5, 1.0, 1.5, 10.0, 99.0):
+        histogram.observe(value)
+    assert histogram.buckets() == ([("1.0", 2.0), ("10.0", 4.0), ("+Inf", 5.0)], 112.0)
+
+
+def test_window() -> None:
+    """A share by tokens, of the last minute; what is older is gone, also where nothing came after it."""
+    window = Window()
+    assert window.ratio(0.0) == 0.0
+    window.add(0.0, 100, 100)
+    window.add(30.0, 0, 300)
+    assert window.ratio(30.5) == 0.25
+    assert window.ratio(59.9) == 0.25
+    assert window.ratio(60.0) == 0.0
+    assert window.ratio(1e6) == 0.0
+    window.add(60.2, 50, 100)
+    assert window.ratio(60.3) == 0.125
+
+
+def test_labels_are_bounded() -> None:
+    """A model that nobody serves is `unknown`, whatever a client calls it."""
+    metrics = Metrics(core_of(1), no_stats)
+    for name in (MODEL, "made up", "x" * 10_000, None):
+        metrics.count(name, "pod-0", 200)
+    found = {
+        dict(labels)["model"]: value for (name, labels), value in samples(metrics).items() if "requests_total" in name
+    }
+    assert found == {MODEL: 1.0, "unknown": 3.0}
+
+
+def test_pods_are_told() -> None:
+    """Blocks by tier, state, and what is in flight, of each pod; the worst rank's state is the pod's."""
+    core = core_of(2, ranks=2)
+    metrics = Metrics(core, no_stats)
+    store(core, "pod-0", 1)
+    event = BlockStored([1, 2], None, tokens_of(7, 32), 16, "cpu")
+    core.index.apply(RankId("pod-0", 1), event)
+    placed = core.route(asked(core, 5), frozenset(("pod-0",)), 0.0)
+    feed = core.fleet.pods["pod-1"].ranks[1].feed
+    assert feed is not None
+    feed.frame(0, b"\xc1", 0.0)
+    told = samples(metrics)
+
+    def of(name: str, **labels: str) -> float:
+        return told[(f"warmroute_{name}", tuple(sorted(labels.items())))]
+
+    assert [of("pod_blocks", pod="pod-0", tier=tier) for tier in ("gpu", "cpu", "disk")] == [10, 2, 0]
+    assert of("pod_blocks", pod="pod-1", tier="predicted") == 10
+    assert of("pod_inflight_requests", pod="pod-1") == 1
+    assert of("pod_inflight_prefill_tokens", pod="pod-1") == placed.ticket.tokens == 160
+    assert of("pod_state", pod="pod-0", state="exact") == 1
+    assert [of("pod_state", pod="pod-1", state=state) for state in ("exact", "degraded", "blind")] == [0, 1, 0]
+    assert of("event_decode_errors_total", pod="pod-1") == 1
+
+
+def test_lookups() -> None:
+    """Only prompts that have keys are lookups; each observes all stages."""
+    core = core_of(1)
+    metrics = Metrics(core, no_stats)
+    timing = {"render": 10, "tokenize": 20, "keys": 30, "lookup": 40}
+    metrics.understood(asked(core, 1, timing_us=timing, lookup="partial"))
+    metrics.understood(Asked(MODEL, reason="no tokenizer"))
+    told = samples(metrics)
+    results = [told[("warmroute_prefix_store_lookups_total", (("result", r),))] for r in ("hit", "partial", "miss")]
+    assert results == [0, 1, 0]
+    for stage in ("render", "tokenize", "keys", "lookup"):
+        assert told[("warmroute_decision_seconds_count", (("stage", stage),))] == 1
+    assert told[("warmroute_cache_lookup_latency_seconds_sum", ())] == 70e-6
+
+
+def test_prefix_store_is_told() -> None:
+    """Its sizes, evictions and invalidations by reason."""
+    stats = stats_of(blocks=7, nbytes=99, evictions={"lru": 3}, invalidations={"ttl": 2})
+    told = samples(Metrics(core_of(1), lambda: stats))
+    assert told[("warmroute_prefix_store_entries", ())] == 7
+    assert told[("warmroute_prefix_store_bytes", ())] == 99
+    assert told[("warmroute_cache_evictions_total", (("cache", "text"), ("reason", "lru")))] == 3
+    assert told[("warmroute_pod_mapping_invalidations_total", (("reason", "ttl"),))] == 2

@@ -1,0 +1,108 @@
+"""What is in flight: tickets are given back once, and an over-estimate of the backlog heals."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad, Ticket
+
+
+def _load(tokens_per_s: float = 1000.0) -> PodLoad:
+    return PodLoad(PrefillRate(tokens_per_s))
+
+
+def _idle(load: PodLoad) -> bool:
+    return (load.requests, load.prefill_tokens) == (0, 0) and load.backlog_s(0.0) == 0.0
+
+
+def test_a_ticket_is_given_back_once() -> None:
+    """The second time says so and changes nothing."""
+    load = _load()
+    ticket, other = load.admit(500, 0.0), load.admit(300, 0.0)
+    assert load.requests == 2 and load.prefill_tokens == 800
+    assert load.release(ticket) is True and load.release(ticket) is False
+    assert load.requests == 1 and load.prefill_tokens == 300
+    load.first_byte(ticket, 9.0, measured=True)
+    assert load.prefill_tokens == 300 and load.rate.samples == 0
+    assert load.release(other) and _idle(load)
+
+
+def test_the_backlog_is_what_was_promised() -> None:
+    """Counted at decision time, one request behind the other."""
+    load = _load()
+    first = load.admit(500, 10.0)
+    second = load.admit(250, 10.0)
+    assert (first.backlog_s, first.cost_s) == (0.0, 0.5)
+    assert (second.backlog_s, second.cost_s) == (0.5, 0.25)
+    assert load.backlog_s(10.0) == pytest.approx(0.75)
+
+
+def test_the_backlog_decays_with_time() -> None:
+    """It shrinks by a second a second, to nothing, and never below; nobody needs to report anything."""
+    load = _load()
+    load.admit(2000, 10.0)
+    assert load.backlog_s(10.5) == pytest.approx(1.5)
+    assert load.backlog_s(11.9) == pytest.approx(0.1)
+    assert load.backlog_s(12.0) == 0.0 and load.backlog_s(100.0) == 0.0
+    load.admit(1000, 100.0)
+    assert load.backlog_s(100.0) == pytest.approx(1.0), "what is over does not count again"
+
+
+def test_a_first_byte_heals_an_over_estimate() -> None:
+    """Prefill that is proven done is no backlog, however long it was thought to take; it stays a request."""
+    load = _load()
+    slow, small = load.admit(60_000, 0.0), load.admit(100, 0.0)
+    assert load.backlog_s(1.0) == pytest.approx(59.1)
+    load.first_byte(slow, 1.0, measured=False)
+    assert load.backlog_s(1.0) == pytest.approx(0.1)
+    assert load.requests == 2 and load.prefill_tokens == 100
+    load.first_byte(small, 1.1, measured=False)
+    assert load.backlog_s(1.1) == 0.0 and load.requests == 2
+    load.first_byte(small, 1.2, measured=False)
+    assert load.prefill_tokens == 0
+
+
+def test_a_request_that_ends_in_prefill_is_no_backlog() -> None:
+    """A client that goes away, a pod that fails: its promise goes with it."""
+    load = _load()
+    gone = load.admit(5000, 0.0)
+    load.admit(1000, 0.0)
+    load.release(gone)
+    assert load.backlog_s(0.0) == pytest.approx(1.0)
+
+
+def test_only_streams_teach_the_speed() -> None:
+    """A whole answer's first byte comes after its decoding, which says nothing of prefill."""
+    load = _load()
+    before = load.rate.token_s
+    load.first_byte(load.admit(1000, 0.0), 9.0, measured=False)
+    assert load.rate.token_s == before
+    load.first_byte(load.admit(1000, 100.0), 109.0, measured=True)
+    assert load.rate.token_s > before
+
+
+def test_nothing_is_left_after_any_order_of_ends() -> None:
+    """Whatever happened to them, when all tickets are back the pod is idle, and counts never went below zero."""
+    for seed in range(30):
+        rng, load, now = random.Random(seed), _load((10.0, 1e3, 3e4)[seed % 3]), 0.0
+        out: list[Ticket] = []
+        for _ in range(200):
+            now += rng.random() * 0.2
+            act = rng.choice(("admit", "first", "release", "again"))
+            if act == "admit" or not out:
+                out.append(load.admit(rng.choice((0, 1, 70, 4000)), now))
+            elif act == "first":
+                load.first_byte(rng.choice(out), now, measured=rng.random() < 0.5)
+            else:
+                ticket = rng.choice(out) if act == "again" else out.pop(rng.randrange(len(out)))
+                if act == "again":
+                    out.remove(ticket)
+                assert load.release(ticket) and not load.release(ticket)
+            assert load.requests == len(out) and load.backlog_s(now) >= 0.0
+            assert load.prefill_tokens == sum(ticket.tokens for ticket in out if ticket.in_prefill)
+        for ticket in out:
+            load.release(ticket)
+        assert _idle(load)

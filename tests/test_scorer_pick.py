@@ -1,0 +1,148 @@
+"""Who is picked under each policy, how the others score, and why."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from scorer.candidates import Candidate
+from scorer.pick import pick
+from scorer.policies import POLICIES, PolicyName, Settings
+
+TOKENS = 8000
+_TOKEN_S = 1 / 8000
+
+
+def _candidate(number: int, matched: int = 0, worth: float | None = None, **load: float) -> Candidate:
+    """An idle pod that holds `matched` of the prompt's tokens, unless `load` says otherwise."""
+    return Candidate(
+        number=number,
+        tokens=TOKENS,
+        matched=matched,
+        worth=matched if worth is None else worth,
+        requests=int(load.get("requests", 0)),
+        prefill_tokens=int(load.get("prefill_tokens", 0)),
+        backlog_s=load.get("backlog_s", 0.0),
+        token_s=load.get("token_s", _TOKEN_S),
+        evicted=int(load.get("evicted", 0)),
+    )
+
+
+def _best(candidates: list[Candidate], policy: PolicyName = "predicted-ttft", turn: int = 0) -> int:
+    return pick(candidates, Settings(policy), turn).best.number
+
+
+def test_the_holder_is_preferred() -> None:
+    """Of pods that are alike otherwise, the one that computes least."""
+    candidates = [_candidate(0), _candidate(1, 7000), _candidate(2, 3000)]
+    for turn in range(6):
+        chosen = pick(candidates, Settings(), turn)
+        assert chosen.best.number == 1 and chosen.reason == "holds the longest prefix"
+
+
+def test_room_is_worth_something() -> None:
+    """Of pods that are alike otherwise, the one that gives up least; a longer match can outweigh it."""
+    full, empty = _candidate(0, evicted=4000), _candidate(1)
+    assert _best([full, empty]) == 1
+    assert _best([_candidate(0, 7000, evicted=4000), empty]) == 0
+
+
+def test_unless_its_backlog_outweighs_what_it_saves() -> None:
+    """A holder that is busy for longer than its blocks are worth to the fleet is left alone."""
+    settings = Settings()
+    saved_s = 7000 * _TOKEN_S * (1 + settings.beta)
+    for backlog_s, expected in ((0.9 * saved_s, 1), (1.1 * saved_s, 0)):
+        assert _best([_candidate(0), _candidate(1, 7000, backlog_s=backlog_s)]) == expected
+    chosen = pick([_candidate(0), _candidate(1, 7000, backlog_s=2 * saved_s)], settings, 0)
+    assert chosen.reason == "less loaded than the holder of the longest prefix"
+
+
+def test_beta_weighs_the_work_of_the_fleet() -> None:
+    """The more it counts, the longer the holder's backlog may be."""
+    candidates = [_candidate(0), _candidate(1, 7000, backlog_s=2.0)]
+    assert pick(candidates, Settings(beta=0.0), 0).best.number == 0
+    assert pick(candidates, Settings(beta=4.0), 0).best.number == 1
+
+
+def test_a_slow_pod_is_dear() -> None:
+    """Speeds are each pod's own: half of the prefix on a pod ten times slower is not worth it."""
+    assert _best([_candidate(0), _candidate(1, 4000, token_s=10 * _TOKEN_S)]) == 0
+
+
+def test_a_far_tier_is_worth_less() -> None:
+    """Equal blocks, but one pod has them on disk only."""
+    assert _best([_candidate(0, 4000, worth=2000.0), _candidate(1, 4000)]) == 1
+
+
+def test_requests_in_flight_decide_between_equals() -> None:
+    """Their decode steps delay a first token."""
+    assert _best([_candidate(0, requests=8), _candidate(1, requests=2)]) == 1
+    assert _best([_candidate(0, 4000, requests=8), _candidate(1, 4000, requests=2)]) == 1
+
+
+@pytest.mark.parametrize("policy", ["predicted-ttft", "weighted", "least-load"])
+def test_ties_rotate(policy: PolicyName) -> None:
+    """Pods that are alike get equal shares, without chance."""
+    candidates = [_candidate(number) for number in range(4)]
+    picked = Counter(_best(candidates, policy, turn) for turn in range(400))
+    assert picked == {0: 100, 1: 100, 2: 100, 3: 100}
+
+
+def test_ties_rotate_among_the_best_only() -> None:
+    """A pod that is worse has no turn."""
+    candidates = [_candidate(0, backlog_s=1.0), _candidate(1), _candidate(2)]
+    assert {_best(candidates, turn=turn) for turn in range(10)} == {1, 2}
+
+
+def test_round_robin_is_even_and_blind() -> None:
+    """In order, whatever the pods hold or have to do."""
+    candidates = [_candidate(0, 7000), _candidate(1, backlog_s=60.0, requests=50), _candidate(2)]
+    assert [_best(candidates, "round-robin", turn) for turn in range(6)] == [0, 1, 2, 0, 1, 2]
+    assert pick(candidates, Settings("round-robin"), 0).reason == "turn"
+
+
+def test_least_load_is_blind_to_caches() -> None:
+    """The idle pod, though another holds everything."""
+    assert _best([_candidate(0, 7900, requests=3, prefill_tokens=900), _candidate(1)], "least-load") == 1
+    chosen = pick([_candidate(0, requests=1), _candidate(1)], Settings("least-load"), 0)
+    assert chosen.reason == "least loaded: nobody holds a prefix"
+
+
+def test_weighted_blends_prefix_and_load() -> None:
+    """The whole prefix outweighs the load, a small one does not."""
+    assert _best([_candidate(0, 8000, requests=9), _candidate(1)], "weighted") == 0
+    assert _best([_candidate(0, 1000, requests=9), _candidate(1)], "weighted") == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_scores_are_shares_of_the_best(policy: PolicyName) -> None:
+    """In [0, 1], 1 for the cheapest, in the order of the prices; one for each candidate, in their order."""
+    rng = random.Random(policy)
+    for turn in range(300):
+        candidates = [
+            _candidate(
+                number,
+                (matched := rng.choice((0, 16, 4000, 7999))),
+                matched * rng.choice((1.0, 0.5)),
+                requests=rng.randrange(40),
+                prefill_tokens=rng.randrange(100_000),
+                backlog_s=rng.choice((0.0, 1e-6, 0.3, 1000.0)),
+                token_s=rng.choice((1e-9, _TOKEN_S, 1.0)),
+            )
+            for number in range(rng.randint(1, 9))
+        ]
+        chosen = pick(candidates, Settings(policy), turn)
+        assert [scored.candidate for scored in chosen.scored] == candidates
+        scores = [scored.score for scored in chosen.scored]
+        assert all(0.0 <= score <= 1.0 for score in scores) and max(scores) == 1.0
+        by_price = sorted(chosen.scored, key=lambda scored: scored.price)
+        assert sorted(scores, reverse=True) == [scored.score for scored in by_price]
+        assert chosen.scored[chosen.best.number].price <= by_price[0].price + 1e-3 and chosen.reason
+
+
+def test_one_candidate_is_picked() -> None:
+    """However loaded: somebody must."""
+    for policy in POLICIES:
+        assert _best([_candidate(0, backlog_s=900.0, requests=999)], policy, turn=7) == 0

@@ -1,0 +1,296 @@
+"""The house's rules, held by a walk over syntax trees; each rule is shown to catch what it forbids."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("indexer", "scorer", "router", "simulator")
+PURE = ("indexer", "scorer")
+BELOW = {"indexer": (), "scorer": ("indexer",), "router": ("scorer", "indexer"), "simulator": ()}
+
+FUNCTION_LINES_MAX = 70
+FILE_LINES_MAX = 500
+
+_PURE_IMPORTS = {
+    "__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "functools", "heapq", "itertools",
+    "math", "operator", "types", "typing", "cachetools", "msgspec", "numpy", "xxhash",
+}  # fmt: skip
+"""What cannot reach a socket, clock, random source, environment, log or metric. Add to it what can't either."""
+
+_IMPURE_CALLS = {"open", "input", "print", "__import__", "exec", "eval", "breakpoint"}
+_LOCKS = {"Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Barrier"}
+_FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+_EMPTY_NAMES = {"util", "helper", "manager", "base", "common", "misc"}
+
+
+class Source(NamedTuple):
+    """One file; `path` is relative to the repository."""
+
+    path: Path
+    tree: ast.Module
+    lines: int
+
+    @property
+    def package(self) -> str:
+        return self.path.parts[0]
+
+
+Rule = Callable[[Source], Iterator[str]]
+
+
+def parsed(path: str, text: str) -> Source:
+    return Source(Path(path), ast.parse(text), len(text.splitlines()))
+
+
+def sources(*folders: str) -> list[Source]:
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return [parsed(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in paths]
+
+
+def imported(source: Source) -> Iterator[tuple[int, str]]:
+    """Line and top-level name of every import, those within functions too."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, source.package if node.level else (node.module or "").partition(".")[0]
+
+
+# --- the rules ---
+
+
+def one_straight_line(source: Source) -> Iterator[str]:
+    """Imports go from router to scorer to indexer; the simulator stands apart. (Rule 1.)"""
+    allowed = (source.package, *BELOW[source.package])
+    for line, name in imported(source):
+        if name in PACKAGES and name not in allowed:
+            yield f"{source.path}:{line} imports {name}"
+
+
+def pure(source: Source) -> Iterator[str]:
+    """The core is sans-IO: nothing waits, and nothing that it imports can look outside. (Rule 2.)"""
+    for line, name in imported(source):
+        if name not in _PURE_IMPORTS and name not in PURE:
+            yield f"{source.path}:{line} imports {name}"
+    yield from sync(source)
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _IMPURE_CALLS:
+            yield f"{source.path}:{node.lineno} calls {node.func.id}"
+
+
+def sync(source: Source) -> Iterator[str]:
+    """A decision never waits. (Rule 3.)"""
+    waits = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
+    for node in ast.walk(source.tree):
+        if isinstance(node, waits):
+            yield f"{source.path}:{node.lineno} waits"
+        elif isinstance(node, ast.comprehension) and node.is_async:
+            yield f"{source.path}:{node.iter.lineno} waits"
+
+
+def no_locks(source: Source) -> Iterator[str]:
+    """What never waits needs no locks. (Rule 3.)"""
+    for node in ast.walk(source.tree):
+        names = []
+        if isinstance(node, ast.Attribute):
+            names = [node.attr]
+        elif isinstance(node, ast.Name):
+            names = [node.id]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        for name in _LOCKS.intersection(names):
+            yield f"{source.path}:{node.lineno} has a {name}"  # type: ignore[attr-defined]
+
+
+def words(source: Source) -> Iterator[str]:
+    """A module's name says what is in it. (Rule 7.)"""
+    for part in (*source.path.parts[:-1], source.path.stem):
+        for word in part.strip("_").split("_"):
+            if word in _EMPTY_NAMES or word.removesuffix("s") in _EMPTY_NAMES:
+                yield f"{source.path} is called {part}"
+
+
+def short(source: Source) -> Iterator[str]:
+    """Files and functions that can be read at once. (Rule 8.)"""
+    if source.lines > FILE_LINES_MAX:
+        yield f"{source.path} has {source.lines} lines"
+    yield from short_functions(source)
+
+
+def short_functions(source: Source) -> Iterator[str]:
+    """Functions that can be read at once. (Rule 8.)"""
+    for node in ast.walk(source.tree):
+        if isinstance(node, _FUNCTIONS):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > FUNCTION_LINES_MAX:
+                yield f"{source.path}:{node.lineno} {node.name} has {lines} lines"
+
+
+def nothing_runs(source: Source) -> Iterator[str]:
+    """An import defines names, and does nothing. (Rule 5.) `__main__.py` is there to be run."""
+    if source.path.name == "__main__.py":
+        return
+    defines = (
+        ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign,
+    )  # fmt: skip
+    for node in source.tree.body:
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse
+        if not (isinstance(node, defines) or text or typing_only):
+            yield f"{source.path}:{node.lineno} runs at import: {ast.unparse(node)[:60]}"
+
+
+def said(source: Source) -> Iterator[str]:
+    """A docstring says what holds, of each module, public class and public function. (Rule 9.)"""
+    if source.tree.body and not ast.get_docstring(source.tree):
+        yield f"{source.path} has no docstring"
+    for node in source.tree.body:
+        if (
+            isinstance(node, _FUNCTIONS | ast.ClassDef)
+            and not node.name.startswith("_")
+            and not ast.get_docstring(node)
+        ):
+            yield f"{source.path}:{node.lineno} {node.name} has no docstring"
+
+
+def said_of_tests(source: Source) -> Iterator[str]:
+    """Each test says what holds. (Rule 9.)"""
+    for node in ast.walk(source.tree):
+        if isinstance(node, _FUNCTIONS) and node.name.startswith("test_") and not ast.get_docstring(node):
+            yield f"{source.path}:{node.lineno} {node.name} has no docstring"
+
+
+# --- held ---
+
+
+@pytest.mark.parametrize(
+    ("rule", "folders"),
+    [
+        (one_straight_line, PACKAGES),
+        (pure, PURE),
+        (no_locks, PURE),
+        (words, (*PACKAGES, "benchmarks", "tests")),
+        (short, (*PACKAGES, "benchmarks")),
+        (short_functions, ("tests",)),
+        (nothing_runs, PACKAGES),
+        (said, PACKAGES),
+        (said_of_tests, ("tests",)),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "-".join(value),
+)
+def test_held(rule: Rule, folders: tuple[str, ...]) -> None:
+    """The rule holds in every file of these folders."""
+    files = sources(*folders)
+    assert {file.package for file in files} == set(folders)
+    assert [fault for file in files for fault in rule(file)] == []
+
+
+@pytest.mark.parametrize("rule", [sync, no_locks])
+def test_the_decision_never_waits(rule: Rule) -> None:
+    """`router/core.py` joins the pure rooms, and is sync and without locks as they are."""
+    path = "router/core.py"
+    assert list(rule(parsed(path, (ROOT / path).read_text(encoding="utf-8")))) == []
+
+
+# --- shown to catch ---
+
+_BAD: list[tuple[Rule, str, str]] = [
+    (one_straight_line, "indexer/x.py", "from scorer.load import Ticket"),
+    (one_straight_line, "indexer/x.py", "import router.core"),
+    (one_straight_line, "scorer/x.py", "def f():\n    from router import core"),
+    (one_straight_line, "simulator/x.py", "from indexer.events import BlockStored"),
+    (one_straight_line, "router/x.py", "import os, simulator.pod as pod"),
+    (pure, "indexer/x.py", "import asyncio"),
+    (pure, "indexer/x.py", "import time"),
+    (pure, "scorer/x.py", "from random import choice"),
+    (pure, "scorer/x.py", "import os.path"),
+    (pure, "indexer/x.py", "def f():\n    import logging"),
+    (pure, "indexer/x.py", "from prometheus_client import Counter"),
+    (pure, "indexer/x.py", "import zmq.asyncio as z"),
+    (pure, "indexer/x.py", "async def f(): ..."),
+    (pure, "indexer/x.py", "class C:\n    async def f(self):\n        return [x async for x in y]"),
+    (pure, "indexer/x.py", "def f():\n    return open('x')"),
+    (pure, "scorer/x.py", "print(1)"),
+    (sync, "router/core.py", "async def route(): ..."),
+    (sync, "router/core.py", "async def f():\n    async with a:\n        await b"),
+    (no_locks, "router/core.py", "import asyncio\nlock = asyncio.Lock()"),
+    (no_locks, "router/core.py", "from threading import RLock"),
+    (no_locks, "router/core.py", "def f():\n    return threading.Semaphore(1)"),
+    (words, "router/utils.py", ""),
+    (words, "router/http_helpers.py", ""),
+    (words, "scorer/base.py", ""),
+    (words, "router/common/x.py", ""),
+    (words, "router/pod_manager.py", ""),
+    (short, "router/x.py", "x = 1\n" * 501),
+    (short, "router/x.py", "def f():\n" + "    x = 1\n" * 70),
+    (short_functions, "tests/x.py", "class C:\n    async def f(self):\n" + "        x = 1\n" * 70),
+    (nothing_runs, "router/x.py", "main()"),
+    (nothing_runs, "router/x.py", "for x in y:\n    z = x"),
+    (nothing_runs, "router/x.py", "if DEBUG:\n    x = 1"),
+    (nothing_runs, "router/x.py", "if TYPE_CHECKING:\n    import a\nelse:\n    run()"),
+    (nothing_runs, "router/x.py", "try:\n    import a\nexcept ImportError:\n    a = None"),
+    (nothing_runs, "router/x.py", "with a:\n    x = 1"),
+    (nothing_runs, "router/x.py", "x = 1\nx += 1"),
+    (said, "router/x.py", "x = 1"),
+    (said, "router/x.py", '"""M."""\nclass C: ...'),
+    (said, "router/x.py", '"""M."""\nasync def f(): ...'),
+    (said_of_tests, "tests/test_x.py", "def test_a(): ..."),
+    (said_of_tests, "tests/test_x.py", "class TestX:\n    async def test_a(self): ..."),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "text"), _BAD)
+def test_caught(rule: Rule, path: str, text: str) -> None:
+    """Each rule finds fault with what it forbids."""
+    assert list(rule(parsed(path, text)))
+
+
+_GOOD = textwrap.dedent('''\
+    """A module."""
+
+    from __future__ import annotations
+
+    from typing import TYPE_CHECKING
+
+    import numpy as np
+
+    from indexer.blocks import Keys
+
+    if TYPE_CHECKING:
+        from collections import deque
+
+    LIMIT = 5
+    """Why five."""
+
+    class Kept:
+        """A class."""
+
+        def looked_up(self) -> None: ...
+
+    def kept() -> None:
+        """A function."""
+
+    def _own() -> None: ...
+''')
+
+
+@pytest.mark.parametrize("rule", [one_straight_line, pure, sync, no_locks, words, short, nothing_runs, said])
+def test_not_caught(rule: Rule) -> None:
+    """No rule finds fault with what is allowed."""
+    assert list(rule(parsed("indexer/database.py", _GOOD))) == []
+    assert list(rule(parsed("indexer/__init__.py", ""))) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_limits_are_exact(package: str) -> None:
+    """At the limit is within it."""
+    assert list(short(parsed(f"{package}/x.py", "x = 1\n" * FILE_LINES_MAX))) == []
+    function = "def f():\n" + "    x = 1\n" * (FUNCTION_LINES_MAX - 1)
+    assert list(short(parsed(f"{package}/x.py", function))) == []
