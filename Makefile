@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup chart-test clean
+.PHONY: demo test lint setup chart-test test-vllm clean
 
 setup: $(VENV)/.ready
 
@@ -28,6 +28,12 @@ lint: setup
 chart-test: setup
 	$(BIN)/python -m pip install --quiet --ignore-requires-python --no-deps --target .helm helm-sdkpy==0.1.32 cffi pycparser
 	$(BIN)/python -m pytest tests/test_chart.py
+
+# The gateway in front of two real vLLM servers on the CPU. The first run installs vLLM (3.5 GB) into .venv-vllm;
+# VLLM_PIP="--extra-index-url …" says where torch's CPU build is.
+test-vllm: setup
+	$(BIN)/python -m tests_vllm.install $(VLLM_PIP)
+	$(BIN)/python -m pytest tests_vllm
 
 clean:
 	rm -rf $(VENV)

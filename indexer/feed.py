@@ -16,6 +16,7 @@ from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, E
 from indexer.index import PrefixIndex
 from indexer.match import Pod
 from indexer.stream import Ready, Stream
+from indexer.trust import Trust
 
 State: TypeAlias = Literal["exact", "degraded", "blind"]
 
@@ -24,6 +25,7 @@ TRUNCATED = "history before the feed was joined is not known"
 UNDECODABLE = "events could not be decoded"
 ORPHANS = "blocks came whose parents are not known"
 BLOCK_SIZE = "the block size is not the configured one"
+DOUBTED = "the pod's own reports of cached tokens differ from what its events say"
 
 
 class Feed:
@@ -38,11 +40,13 @@ class Feed:
         self.last_clock = 0.0
         self.last_heard: float | None = None
         self.lag_s = 0.0  # of the newest frame, by the wall clocks of pod and router; the edge measures it
+        self.trust = Trust()
         self._configured = block_size
         self._index = index
         self._stream: Stream[Batch] = Stream(held_max)
         self._reasons: dict[str, None] = {}
         self._heard = False
+        self._suspected = False
 
     @property
     def state(self) -> State:
@@ -60,9 +64,16 @@ class Feed:
             reasons.append(REPLAYING)
         if self._stream.truncated:
             reasons.append(TRUNCATED)
+        if self.trust.doubted:
+            reasons.append(DOUBTED)
         if self._configured not in (None, self.block_size):
             reasons.append(BLOCK_SIZE)
         return reasons
+
+    @property
+    def truncated(self) -> bool:
+        """Some history is not known: of what the pod holds, events may be silent."""
+        return self._stream.truncated
 
     def connected(self, now: float) -> int | None:
         """The sockets were connected (again)."""
@@ -93,12 +104,37 @@ class Feed:
         """`complete`: the end marker came, so all that the pod still has was sent."""
         if complete:
             self._heard = True
+            self.trust.answered()
         self.counts["replay complete" if complete else "replay failed"] += 1
         return self._act(self._stream.replay_ended(complete), now)
 
     def missing(self) -> int | None:
         """The first batch that a replay should have brought, and did not."""
         return self._stream.missing()
+
+    def reported(self, predicted: int, reported: int) -> None:
+        """The pod told how many tokens of a prompt it had cached; `predicted` were, from this feed alone."""
+        verdict = self.trust.report(predicted, reported, self.block_size or 1)
+        self.counts[f"predictions {verdict}"] += 1
+        if self.trust.proven:  # what was missed no longer matters
+            self._stream.cleared()
+            self._reasons.clear()
+
+    def suspect(self) -> None:
+        """Something else than the feed says that the pod was started anew."""
+        self._suspected = True
+
+    def mend(self, now: float) -> int | None:
+        """From time to time: is the pod still the same? And where an error persists, all of its history is wanted."""
+        if self._stream.replaying:
+            return None
+        if self._suspected:
+            self._suspected = False
+            return self.connected(now)
+        if not self.trust.wants_resync(now):
+            return None
+        self.counts["resyncs"] += 1
+        return self._act(self._stream.resync(), now)
 
     def forget(self) -> None:
         """Believe nothing of this pod any more."""
@@ -117,6 +153,7 @@ class Feed:
         if ready.verdict == "restart":
             self.counts["restart"] += 1
             self._reasons.clear()
+            self.trust.forget()
         if ready.forget:
             self.forget()
             self.counts["forgotten"] += 1

@@ -24,7 +24,7 @@ _GROWTH = 20  # each further stretch is this much longer than all before: a shor
 class Hit(NamedTuple):
     """Leading blocks that a pod holds without a gap; each counted once, in the best plane that holds it.
 
-    `shorter`: the hit if the last of all blocks asked for must be left out; None: one block less (of a hit that has it).
+    `shorter`: the hit if the last of all blocks asked for must be left out; None: one block less, of one that has it.
     """
 
     blocks: int
@@ -35,7 +35,7 @@ class Hit(NamedTuple):
     shorter: int | None = None
 
     def usable(self, blocks_max: int) -> int:
-        """Of the hit's blocks, those that can be used if it may have `blocks_max`: all blocks asked for, or one less."""
+        """The blocks that can be used of it, of at most `blocks_max`: all blocks asked for, or one less."""
         if self.blocks <= blocks_max:
             return self.blocks
         return blocks_max if self.shorter is None else self.shorter

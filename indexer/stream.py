@@ -51,6 +51,7 @@ class Stream(Generic[T]):
         self._held_max = held_max
         self._applied_clock = 0.0  # of batch `expected - 1`
         self._proven = True  # the replay under way comes from the publisher that we know
+        self._doubted = False  # the replay under way replaces all that was applied
         self._newest = (-1, float("-inf"))  # number and clock of the newest live batch
 
     def __repr__(self) -> str:
@@ -84,10 +85,15 @@ class Stream(Generic[T]):
 
     def replayed(self, number: int, clock: float, batch: T) -> Ready[T]:
         """A batch came from the replay socket."""
+        if self._doubted:
+            ready = self._from_the_start()
+            ready.apply = self.replayed(number, clock, batch).apply
+            return ready
         if not self.replaying or number < self.expected:
             if self._proven or number != self.expected - 1:
                 return Ready("duplicate")
             if clock != self._applied_clock:
+                self._newest = (-1, self._applied_clock)
                 return self._begin_anew(clock)
             self._proven = True
             return Ready("duplicate")
@@ -100,9 +106,14 @@ class Stream(Generic[T]):
 
     def replay_ended(self, complete: bool) -> Ready[T]:
         """The replay is over; `complete`: its end marker came. Close the gap, or give up what was between."""
+        if self._doubted and complete:
+            ready = self._from_the_start()
+            ready.apply = self.replay_ended(complete).apply
+            return ready
         if complete and not self._proven:  # the last batch applied is not in its history: another publisher
+            self._newest = (-1, self._applied_clock)
             return self._begin_anew(self._applied_clock)
-        self.replaying = False
+        self.replaying = self._doubted = False
         lost = not self._proven
         apply = self._contiguous() if self._proven else []
         self._proven = True
@@ -123,12 +134,22 @@ class Stream(Generic[T]):
             following = number + 1
         return None
 
+    def resync(self) -> Ready[T]:
+        """What was made of the batches is in doubt: have them again, and forget once the first one is there."""
+        self.replaying = self._doubted = self._proven = True
+        return Ready("late", replay_from=0)
+
     def cleared(self) -> None:
-        """The pod said that it holds nothing: no history is unknown any more."""
+        """The pod said that it holds nothing, or has shown that what is known is enough: no history is missed."""
         self.truncated = False
 
+    def _from_the_start(self) -> Ready[T]:
+        ready = self._begin_anew(float("-inf"))
+        ready.verdict, ready.replay_from = "replayed", None
+        return ready
+
     def _ask(self, verdict: Verdict) -> Ready[T]:
-        self.replaying = True
+        self.replaying, self._doubted = True, False
         self._proven = self.expected == 0
         return Ready(verdict, replay_from=max(0, self.expected - 1))
 
@@ -145,6 +166,7 @@ class Stream(Generic[T]):
         """Another publisher: of what is held, only batches later than `since` can be its."""
         self._held = {number: held for number, held in self._held.items() if held[0] > since}
         self.expected, self.truncated, self._proven, self.replaying = 0, False, True, True
+        self._doubted = False
         return Ready("restart", forget=True, replay_from=0)
 
     def _hold(self, number: int, clock: float, batch: T) -> None:

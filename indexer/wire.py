@@ -88,10 +88,10 @@ _decode_map = msgspec.msgpack.Decoder(_StoredMap | _RemovedMap | _ClearedMap).de
 _decode_any = msgspec.msgpack.Decoder().decode
 _decode_bin = msgspec.msgpack.Decoder(bytes).decode
 
-# Places of bytes in a batch `[float64, [event, …], …]`: the header of the list of events, and the first event by header.
-_COUNT = 10
-_FIRST_EVENT = {0xDC: _COUNT + 3, 0xDD: _COUNT + 5}  # else it follows at once
-_FIRST_EVENT_LATEST = _COUNT + 5
+# Places of bytes in a batch `[float64, [event, …], …]`: the header of its list of events, the first event by header.
+_HEADER = 10
+_FIRST_EVENT = {0xDC: _HEADER + 3, 0xDD: _HEADER + 5}  # else it follows at once
+_FIRST_EVENT_LATEST = _HEADER + 5
 
 _KNOWN = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
 
@@ -103,8 +103,8 @@ def decode(payload: bytes | memoryview) -> Batch:
 
 def _whole(payload: bytes | memoryview) -> Batch | None:
     """All events in one go, as they nearly always come; None where it takes a closer look."""
-    count = payload[_COUNT] if len(payload) > _FIRST_EVENT_LATEST else 0
-    first = payload[_FIRST_EVENT.get(count, _COUNT + 1)] if count else 0
+    header = payload[_HEADER] if len(payload) > _FIRST_EVENT_LATEST else 0
+    first = payload[_FIRST_EVENT.get(header, _HEADER + 1)] if header else 0
     try:
         if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
             batch: _Maps | _Arrays = _decode_maps(payload)

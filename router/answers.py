@@ -10,6 +10,7 @@ from router.breaker import Breaker
 from router.core import Core, Decision
 from router.fleet import Pod, Rank
 from scorer.candidates import Scored
+from scorer.pick import scored
 
 
 def score_answer(decision: Decision, model: str | None, cache: str, timing_us: dict[str, int]) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def pod_answer(pod: Pod, core: Core, now: float) -> dict[str, Any]:
         "tokenizers": {m["id"]: _tokenizer(m["id"], core) for m in pod.models or () if not m.get("parent")},
         "version": pod.version,
         "engine": pod.engine,
+        "evidence": {"source": pod.evidence.source, "order": ["usage", "counters"]},
         "ranks": [_rank(rank, core, now) for rank in pod.ranks],
     }
 
@@ -71,18 +73,18 @@ def tiers_of(hit: Hit) -> dict[str, int]:
 
 def _candidates(decision: Decision) -> list[dict[str, Any]]:
     return [
-        _candidate(decision.ranks[scored.candidate.number], decision.hits[scored.candidate.number], scored)
-        for scored in decision.pick.scored
+        _candidate(decision.ranks[one.candidate.number], decision.hits[one.candidate.number], one)
+        for one in scored(decision.pick)
     ]
 
 
-def _candidate(rank: Rank, hit: Hit, scored: Scored) -> dict[str, Any]:
-    candidate = scored.candidate
+def _candidate(rank: Rank, hit: Hit, one: Scored) -> dict[str, Any]:
+    candidate = one.candidate
     return {
         "pod": rank.id.pod,
         "rank": rank.id.rank,
-        "score": round(scored.score, 4),
-        "price": round(scored.price, 6),
+        "score": round(one.score, 4),
+        "price": round(one.price, 6),
         "matched_blocks": hit.blocks,
         "matched_tokens": candidate.matched,
         "matched_by_tier": tiers_of(hit),
@@ -127,6 +129,8 @@ def _rank(rank: Rank, core: Core, now: float) -> dict[str, Any]:
             "heard_s_ago": None if feed.last_heard is None else round(now - feed.last_heard, 3),
             "lag_s": round(feed.lag_s, 6),
             "counts": dict(feed.counts),
+            "proofs": feed.trust.proofs,
+            "error_tokens": feed.trust.error_tokens,
         },
         "load": {
             "requests": load.requests,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from router.admission import Admission
-from router.attempts import Attempt, Routing
+from router.attempts import Attempt, Routing, is_alone
 from router.bodies import ClientGone, read_body
 from router.core import Asked
 from router.errors import BadRequest, RouterError, Saturated
@@ -59,6 +59,7 @@ class Gateway:
                 body = await read_body(scope, receive, self._body_max)
             began = time.monotonic()
             prompt, asked = await self._understand(scope, body)
+            asked.alone = is_alone(prompt)
             model = prompt.model
             streaming = prompt.stream
             routing = Routing(

@@ -11,6 +11,7 @@ from router.admission import Admission, flow_of, priority_of
 from router.core import Asked, Change, Core, Placed
 from router.errors import Full, NoRetry
 from router.metrics import Metrics
+from router.prompt import Prompt
 from router.proxy import Outcome
 from router.upstream import Upstream
 
@@ -95,7 +96,7 @@ class Routing:
         return self._take(frozenset())
 
     def leave(self, taken: Attempt) -> None:
-        taken.finished(Outcome(None, 0, None, client_gone=True), time.monotonic())
+        taken.finished(Outcome(None, 0, None, client_gone=True, error="cancelled"), time.monotonic())
 
     def _take(self, exclude: frozenset[str]) -> Attempt:
         now = time.monotonic()
@@ -181,6 +182,8 @@ class Attempt:
         usage = outcome.usage
         if usage is None or not routing.asked.keys:
             return
+        if outcome.error is None and not outcome.client_gone:
+            self._core.reported(self._placed, usage.prompt_tokens, usage.cached_tokens)
         cached = usage.cached_tokens or 0
         metrics.actual_tokens += cached
         metrics.window.add(now, cached, usage.prompt_tokens)
@@ -205,6 +208,16 @@ class Attempt:
             _tell(change, end)
 
 
+def is_alone(prompt: Prompt) -> bool:
+    """Will the usage of the response be about one prompt that was looked up once?
+
+    Not so with several prompts or answers (they hit each other), nor where every position must be computed.
+    """
+    fields = prompt.fields
+    several = prompt.n > 1 or len(prompt.prompts) > 1 or (fields.get("best_of") or 1) != 1
+    return not several and fields.get("prompt_logprobs") is None and not fields.get("use_beam_search")
+
+
 def _tell(change: Change, end: str | int | None) -> None:
     if change.open:
         log.warning("%s is ejected: %s, the last one with %s", change.pod, change.reason, end)
@@ -213,9 +226,7 @@ def _tell(change: Change, end: str | int | None) -> None:
 
 
 def _verdict(outcome: Outcome) -> bool | None:
-    """Whether the pod did well; None if the client or we ended it."""
-    if outcome.client_gone:
-        return None
+    """Whether the pod did well; None if it was ended, by the client or by us, before it could show."""
     if outcome.error is not None:
         return None if outcome.error in _OURS else False
     return outcome.status is not None and outcome.status < _INTERNAL_ERROR

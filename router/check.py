@@ -24,8 +24,9 @@ from router.config_fleet import ASK_THE_PODS, ModelConfig, StaticPod
 from router.encoding import renderer_of
 from router.errors import ConfigError
 from router.feeds import FeedLimits, FeedReader
+from router.figures import parse_metrics
 from router.fleet import RankId
-from router.pods import parse_metrics, pod_client, port_plus
+from router.pods import pod_client, port_plus
 from router.prompt import parse
 from router.rendering import Renderer, RenderError
 from router.tokenizer import Tokenizer

@@ -170,6 +170,12 @@ class Tokens(Section):
     deadline: Seconds = Field(
         default=2.0, gt=0, le=60, description="After it a request is routed by load alone, and says so."
     )
+    text_max: Bytes = Field(
+        default=8 * MIB,
+        ge=KIB,
+        le=GIB,
+        description="Longer prompts are routed by load: above any context, they would keep a thread for seconds.",
+    )
     hedge_delay: Seconds = Field(
         default=0.15,
         ge=0,

@@ -37,6 +37,7 @@ class Asked:
     lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
     pods: frozenset[str] | None = None  # only these
+    alone: bool = False  # the cached tokens that the pod will report are those of this one prompt
     timing_us: dict[str, int] = field(default_factory=dict)
 
 
@@ -153,8 +154,20 @@ class Core:
         rank = placed.decision.rank
         if not served:
             self.index.settle(placed.prediction, now)
-        elif rank.state != "blind":  # its events tell the truth, a moment after the response
+        elif rank.tells:  # its events tell the truth, a moment after the response
             self.index.settle(placed.prediction, now + self.config.index.predicted_grace)
+
+    def reported(self, placed: Placed, prompt_tokens: int, cached_tokens: int | None) -> None:
+        """What the pod says of a prompt that it has served: proof of what was believed of it, or against it."""
+        decision, pod = placed.decision, placed.pod
+        rank, asked = decision.rank, decision.asked
+        pod.evidence.usage = cached_tokens is not None or (pod.evidence.usage and pod.hides_zero)
+        if not pod.evidence.usage:
+            pod.evidence.unreported(prompt_tokens, decision.matched_tokens)
+            return
+        sure = asked.alone and prompt_tokens == asked.tokens and rank.block_size in asked.keys
+        if sure and rank.feed is not None and not decision.hits[decision.pick.best.number].predicted:
+            rank.feed.reported(decision.matched_tokens, cached_tokens or 0)
 
     def suspect(self, pod: str, now: float) -> None:
         """A request could not reach the pod: until the next probe, others come first."""
@@ -282,7 +295,7 @@ class Core:
         return (gpu * (hit.gpu + hit.predicted) + cpu * hit.cpu + disk * hit.disk) / hit.blocks
 
     def _predicted_ttl_s(self, rank: Rank) -> float:
-        return self.config.index.blind_ttl if rank.state == "blind" else self.config.index.predicted_ttl
+        return self.config.index.predicted_ttl if rank.tells else self.config.index.blind_ttl
 
 
 class _Bounds(NamedTuple):

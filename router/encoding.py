@@ -32,6 +32,7 @@ from router.tokenizer import Tokenizer
 from router.tokens import Encoded, Encoder, TokensLimits, TokensUnavailable
 from router.upstream import Upstream
 
+_IDS_MAX = 1 << 20  # given as ids: the keys of so many take 40 ms, on the loop
 _CHARS_A_TOKEN = 4  # of the further prompts of a request, which are not tokenized: only their load counts
 
 
@@ -77,6 +78,7 @@ class Encoding:
         self._core = core
         self._recall = Recall(secrets.randbits(64), config.tokens.recall_max, config.tokens.recall_body_max)
         self._pool = ThreadPoolExecutor(config.tokens.threads, thread_name_prefix="tokenize")
+        self._text_max = config.tokens.text_max
         self._keys = TokenKeys(space, self.store)
         self.pod_tokens = PodTokens(core.fleet, upstreams, self.store, self._keys, _asking_limits(config))
         self.parity = Parity(core.fleet, self.pod_tokens, self._ours, _parity_limits(config))
@@ -175,11 +177,16 @@ class Encoding:
         Raises RenderError or NotTold.
         """
         if prompt.kind == "tokens":
+            if len(prompt.prompts[0]) > _IDS_MAX:
+                raise NotTold("too long for any context")
             return prompt.prompts[0], self._keys, None
         base = served.base if served is not None else ""
         model = self._models.get(base)
         if model is not None and model.state.state != "degraded":
-            return model.renderer.render(prompt), model.encoder, model.name
+            rendering = model.renderer.render(prompt)
+            if len(rendering.text) > self._text_max:
+                raise NotTold("too long for any context")
+            return rendering, model.encoder, model.name
         as_served = self._as_served.get(base, AS_BY_DEFAULT)
         return question_of(prompt, as_served, self.pod_tokens.limits.question_bytes_max), self.pod_tokens, None
 

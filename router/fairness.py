@@ -17,7 +17,7 @@ _COST_MAX = 8 * _QUANTUM  # more would not be fairer, and would be paid by going
 
 
 class Waiting(NamedTuple):
-    """One request that waits. `item` is the caller's own; `group`: whoever shares it fits when this one does."""
+    """One request that waits. `item` is the caller's own; `group`: whoever shares it can go when this one can."""
 
     item: object
     flow: bytes
@@ -27,12 +27,11 @@ class Waiting(NamedTuple):
 
 
 class _Flow:
-    """The requests of one flow, of one priority. It is only kept while there are any."""
+    """The requests of one flow, of one priority and group. It is only kept while there are any."""
 
-    __slots__ = ("credit", "name", "waiting")
+    __slots__ = ("credit", "waiting")
 
-    def __init__(self, name: bytes) -> None:
-        self.name = name
+    def __init__(self) -> None:
         self.credit = 0
         self.waiting: deque[Waiting] = deque()
 
@@ -44,7 +43,7 @@ class FairQueue:
         self._waiting_max = waiting_max
         self._flow_max = flow_max
         self._levels: dict[int, deque[_Flow]] = {}  # by priority; in the order of their turns
-        self._flows: dict[tuple[int, bytes], _Flow] = {}
+        self._flows: dict[tuple[int, bytes, str | None], _Flow] = {}
         self._of_flow: Counter[bytes] = Counter()  # over all priorities: else a flow could have a queue of each
         self._of_group: Counter[str | None] = Counter()
         self.waiting = 0
@@ -65,9 +64,9 @@ class FairQueue:
             return None
         priority = min(max(priority, PRIORITY_MIN), PRIORITY_MAX)
         entry = Waiting(item, flow, priority, min(max(tokens, _COST_MIN), _COST_MAX), group)
-        kept = self._flows.get((priority, flow))
+        kept = self._flows.get((priority, flow, group))
         if kept is None:
-            kept = self._flows[(priority, flow)] = _Flow(flow)
+            kept = self._flows[(priority, flow, group)] = _Flow()
             self._levels.setdefault(priority, deque()).append(kept)
         kept.waiting.append(entry)
         self._of_flow[flow] += 1
@@ -77,7 +76,7 @@ class FairQueue:
 
     def remove(self, entry: Waiting) -> None:
         """It does not wait any more; nothing happens if it did not."""
-        flow = self._flows.get((entry.priority, entry.flow))
+        flow = self._flows.get((entry.priority, entry.flow, entry.group))
         if flow is None:
             return
         for place, kept in enumerate(flow.waiting):
@@ -123,7 +122,7 @@ class FairQueue:
         if not self._of_group[entry.group]:
             del self._of_group[entry.group]
         if not flow.waiting:
-            del self._flows[(entry.priority, entry.flow)]
+            del self._flows[(entry.priority, entry.flow, entry.group)]
             self._levels[entry.priority].remove(flow)
 
     def _forget_if_none(self, flow: bytes) -> None:

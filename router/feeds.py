@@ -120,6 +120,15 @@ class FeedReader:
             readable.close()
         self._readables = []
 
+    def mend(self) -> None:
+        """Ask for what the feed wants again, if anything."""
+        start = self.feed.mend(self._clock())
+        if start is not None:
+            log.info("%s: its history is asked for again", self.feed.pod)
+            self._replay_if(start)
+        elif self.feed.state != self._state:
+            self._say_state()
+
     def _connected(self, message: list[bytes]) -> None:
         parse_monitor_message(message)
         self._replay_if(self.feed.connected(self._clock()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,8 @@ from router.errors import UnknownModel
 from scorer.load import PodLoad
 
 _NAMED_MAX = 10  # models named in an error message
+_NUMBERS = re.compile(r"v?(\d+)\.(\d+)")
+_ZERO_REPORTED = (0, 24)
 
 
 class RankId(NamedTuple):
@@ -40,6 +43,47 @@ class Rank:
     def state(self) -> str:
         return self.feed.state if self.feed is not None else "blind"
 
+    @property
+    def tells(self) -> bool:
+        """Its events will say what becomes of a prompt; if not, our own picks are all that there is to go by."""
+        return self.feed is not None and self.feed.state != "blind" and not self.feed.truncated
+
+
+@dataclass(slots=True, eq=False)
+class Evidence:
+    """How a pod's predictions are checked: by each response's usage, else by its counters of cached tokens.
+
+    The counters prove something only of a stretch between two looks in which the pod looked up just what we sent it.
+    """
+
+    usage: bool = False  # its responses report cached tokens
+    asked_tokens: int = 0  # in requests served since the last look
+    predicted_tokens: int = 0
+    queries: float | None = None  # its counters, at the last look
+    hits: float | None = None
+
+    @property
+    def source(self) -> str:
+        if self.usage:
+            return "usage"
+        return "counters" if self.queries is not None else "none"
+
+    def unreported(self, asked_tokens: int, predicted_tokens: int) -> None:
+        """A request was served, and its response does not tell."""
+        self.asked_tokens += asked_tokens
+        self.predicted_tokens += predicted_tokens
+
+    def looked(self, queries: float | None, hits: float | None) -> tuple[int, int] | None:
+        """The counters now: predicted and reported tokens of the stretch since the last look, if it proves anything."""
+        had_queries, had_hits = self.queries, self.hits
+        asked, predicted = self.asked_tokens, self.predicted_tokens
+        self.queries, self.hits, self.asked_tokens, self.predicted_tokens = queries, hits, 0, 0
+        if queries is None or hits is None or had_queries is None or had_hits is None or self.usage:
+            return None
+        if not asked or queries - had_queries != asked:
+            return None
+        return predicted, round(hits - had_hits)
+
 
 @dataclass(slots=True, eq=False)
 class Pod:
@@ -59,11 +103,18 @@ class Pod:
     breaker: Breaker = field(default_factory=Breaker)
     slow_until: float = 0.0  # its slow start ends then
     engine: dict[str, float] = field(default_factory=dict)  # scraped figures
+    evidence: Evidence = field(default_factory=Evidence)
 
     def fit(self, now: float) -> bool:
         if not self.healthy or self.draining or self.suspect_until > now:
             return False
         return self.breaker.blocked_until <= now
+
+    @property
+    def hides_zero(self) -> bool:
+        """Up to vLLM 0.23, a pod that reports cached tokens leaves them out where they are 0."""
+        numbers = _NUMBERS.match(self.version or "0.0")
+        return numbers is None or (int(numbers[1]), int(numbers[2])) < _ZERO_REPORTED
 
     @property
     def requests(self) -> int:

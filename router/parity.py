@@ -23,7 +23,6 @@ from router.prompt import Prompt
 
 log = logging.getLogger("warmroute.parity")
 
-_LOOK_S = 1.0  # between two looks at who serves what, in which version
 _AROUND = 3  # token ids shown on either side of the first that differs
 _VERSIONS_MAX = 100  # of one model; above it (pods that make them up) none is new
 
@@ -38,6 +37,8 @@ class ParityLimits(NamedTuple):
     recheck_interval_s: float = 60.0
     queue_max: int = 8
     """Prompts that wait to be compared; more are not kept."""
+    look_interval_s: float = 1.0
+    """Between two looks at who serves what, in which version."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +74,7 @@ class Parity:
         self._clock = clock
         self._every = round(1 / limits.share) if limits.share else 0
         self._watched: dict[str, _Watched] = {}
+        self._comparing = 0
         self._queue: asyncio.Queue[tuple[_Watched, Prompt]] = asyncio.Queue(limits.queue_max)
 
     def watch(self, names: tuple[str, ...], served: AsServed) -> TokenizerState:
@@ -89,6 +91,11 @@ class Parity:
         if (watched.wanted or (self._every and watched.seen % self._every == 0)) and not self._queue.full():
             self._queue.put_nowait((watched, prompt))
 
+    @property
+    def waiting(self) -> int:
+        """Prompts that are still to be compared, the one that is being compared among them."""
+        return self._queue.qsize() + self._comparing
+
     async def run(self) -> None:
         """Compare what was offered, and what differed, for ever."""
         if not (self._limits.first or self._every):
@@ -96,16 +103,25 @@ class Parity:
         while True:
             self._look()
             try:
-                async with asyncio.timeout(_LOOK_S):
-                    watched, prompt = await self._queue.get()
-            except TimeoutError:
-                pass
-            else:
-                if watched.state.state != "degraded":
-                    await self._check(watched, prompt)
-            for watched in self._watched.values():
-                if watched.witness is not None and watched.quiet_until <= self._clock():
-                    await self._recheck(watched, watched.witness)
+                await self._turn()
+            except Exception:  # one comparison's fault must not end all others
+                log.exception("a comparison of token ids has failed")
+            finally:
+                self._comparing = 0
+
+    async def _turn(self) -> None:
+        try:
+            async with asyncio.timeout(self._limits.look_interval_s):
+                watched, prompt = await self._queue.get()
+        except TimeoutError:
+            pass
+        else:
+            self._comparing = 1
+            if watched.state.state != "degraded":
+                await self._check(watched, prompt)
+        for watched in self._watched.values():
+            if watched.witness is not None and watched.quiet_until <= self._clock():
+                await self._recheck(watched, watched.witness)
 
     def _look(self) -> None:
         """Which comparisons are due?"""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import re
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -20,8 +19,9 @@ from router.config import Config
 from router.config_fleet import StaticPod
 from router.core import Core
 from router.feeds import FeedLimits, FeedReader
-from router.fleet import Pod, Rank, RankId
-from scorer.cost import PrefillRate
+from router.figures import parse_metrics
+from router.fleet import Evidence, Pod, Rank, RankId
+from scorer.cost import FleetRate, PrefillRate
 from scorer.load import PodLoad
 
 log = logging.getLogger("warmroute.pods")
@@ -30,32 +30,7 @@ _JITTER = 0.1  # share of the interval by which probes are spread
 _LOAD_S = 10.0  # a feed that has not loaded its first state by then is not waited for: its pod is routed blind
 _DETAILS_EVERY = 5  # probes between two looks at models, version and metrics of a pod that is known
 _NULL_BLOCKS = 1  # of num_gpu_blocks, vLLM keeps one for itself
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-_FIGURES = {
-    "vllm:num_requests_running": "running",
-    "vllm:num_requests_waiting": "waiting",
-    "vllm:kv_cache_usage_perc": "kv_usage",
-    "vllm:gpu_cache_usage_perc": "kv_usage",  # its name in old versions
-}
-
-
-def parse_metrics(text: str) -> dict[str, float]:
-    """The figures of a pod's /metrics that we know, summed over its engines; `block_size` and `blocks` if it says."""
-    figures: dict[str, float] = {}
-    for line in text.splitlines():
-        if not line.startswith("vllm:"):
-            continue
-        name = re.split(r"[{ ]", line, maxsplit=1)[0]
-        try:
-            if name in _FIGURES:
-                figures[_FIGURES[name]] = figures.get(_FIGURES[name], 0.0) + float(line.rsplit(" ", 1)[1])
-            elif name == "vllm:cache_config_info":
-                labels = dict(_LABEL.findall(line))
-                figures["block_size"] = float(labels.get("block_size", "nan"))
-                figures["blocks"] = float(labels.get("num_gpu_blocks", "nan"))
-        except (ValueError, IndexError):
-            continue
-    return {name: value for name, value in figures.items() if value == value}
+_MEND_S = 0.5  # between two looks at whether a feed wants its pod's history again
 
 
 class Prober:
@@ -74,6 +49,8 @@ class Prober:
             fine = await self._ask_health()
             if fine and (count % _DETAILS_EVERY == 0 or self._pod.models is None or self._pod.block_size is None):
                 fine = await self._ask_details()
+            elif fine and self._needs_counters:
+                await self._ask_metrics()
             self._note(fine)
             self.probed.set()
             count = count + 1 if fine else 0
@@ -107,12 +84,31 @@ class Prober:
             return False
         with contextlib.suppress(httpx.HTTPError, OSError, ValueError, KeyError, TypeError):
             self._pod.version = (await self._client.get("/version")).raise_for_status().json()["version"]
-        with contextlib.suppress(httpx.HTTPError, OSError):
-            self._learn(parse_metrics((await self._client.get("/metrics")).raise_for_status().text))
+        await self._ask_metrics()
         return True
 
+    async def _ask_metrics(self) -> None:
+        with contextlib.suppress(httpx.HTTPError, OSError):
+            self._learn(parse_metrics((await self._client.get("/metrics")).raise_for_status().text))
+
+    @property
+    def _needs_counters(self) -> bool:
+        """The pod's counters are all that its feed can be checked by."""
+        return not self._pod.evidence.usage and any(rank.feed is not None for rank in self._pod.ranks)
+
     def _learn(self, figures: dict[str, float]) -> None:
-        self._pod.engine = figures
+        pod, before = self._pod, self._pod.engine.get("started")
+        if before is not None and before != figures.get("started", before):
+            log.info("%s has been started anew", pod.name)
+            pod.evidence = Evidence()
+            for rank in pod.ranks:
+                if rank.feed is not None:
+                    rank.feed.suspect()
+        pod.engine = figures
+        feed = pod.ranks[0].feed if len(pod.ranks) == 1 else None  # the counters of several tell of no one
+        proof = pod.evidence.looked(figures.get("cache_queries"), figures.get("cache_hits"))
+        if proof is not None and feed is not None:
+            feed.reported(*proof)
         size = figures.get("block_size")
         if size is not None and size >= 1:
             self._pod.block_size = int(size)
@@ -128,15 +124,18 @@ class Pods:
         self._core = core
         self._config = config
         self._clock = clock
+        self._rate = FleetRate(config.scoring.prefill_tokens_per_second)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._readers: dict[str, list[FeedReader]] = {}
         self._joined_at: dict[str, float] = {}
         self._probers: dict[str, Prober] = {}
         self._clients: dict[str, httpx.AsyncClient] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._mending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Join all configured pods, and wait until each was probed once and had time to load its first state."""
+        self._mending = asyncio.get_running_loop().create_task(self._mend())
         for given in self._config.discovery.static:
             self.join(given)
         waits = [prober.probed.wait() for prober in self._probers.values()]
@@ -146,6 +145,9 @@ class Pods:
         await _within(joins, self._config.probe.timeout)
 
     async def stop(self) -> None:
+        if self._mending is not None:
+            self._mending.cancel()
+            await asyncio.gather(self._mending, return_exceptions=True)
         for name in list(self._tasks):
             await self.leave(name)
         self._context.destroy(linger=0)
@@ -189,9 +191,16 @@ class Pods:
             if self._joined_at[name] > since and any(not reader.joined.is_set() for reader in readers)
         }
 
+    async def _mend(self) -> None:
+        while True:
+            await asyncio.sleep(_MEND_S)
+            for readers in self._readers.values():
+                for reader in readers:
+                    reader.mend()
+
     def _rank(self, pod: Pod, given: StaticPod, number: int) -> tuple[Rank, FeedReader | None]:
         config, events = self._config, self._config.events
-        load = PodLoad(PrefillRate(config.scoring.prefill_tokens_per_second))
+        load = PodLoad(PrefillRate(config.scoring.prefill_tokens_per_second, self._rate))
         name = RankId(pod.name, number)
         if given.events is None:
             return Rank(name, pod, load, None), None

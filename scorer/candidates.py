@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -31,8 +32,9 @@ class Scored(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """The candidate to send to, all that were compared, and why."""
+    """The candidate to send to, all that were compared with their prices, and why."""
 
     best: Candidate
-    scored: list[Scored]
+    candidates: Sequence[Candidate]
+    prices: Sequence[float]
     reason: str

@@ -1,28 +1,74 @@
-"""What a prefill costs a pod, in seconds, learned from the first bytes of its streams."""
+"""What a prefill costs a pod, in seconds, learned from the first bytes of its streams.
+
+A measured time is `base + tokens * token_s`. What the fleet's pods have in common is learned from all of them
+(`FleetRate`); a pod's own speed (`PrefillRate`) leans on the fleet's as long as little was seen of it, and again when
+nothing new was seen of it for long: so no pod is believed slow for ever because nothing is sent to it.
+"""
 
 from __future__ import annotations
 
-_WEIGHT = 0.15  # of a new sample: about the last dozen count
-_WEIGHT_EARLY = 0.5  # of the first few samples: the configured speed is only a guess
-_EARLY = 4
-_WEIGHT_SLOWER_BASE = 0.02  # most of what is slower than the known base is waiting, not base
-_TOKENS_MIN = 64  # fewer uncached tokens say more of the pod's step time than of its speed
-_SHARE_QUIET = 0.25  # of the measured time that may have been backlog
+_DECAY = 0.9  # of a pod's older samples: about the last ten count
+_FLEET_DECAY = 0.97  # of the fleet's: about the last thirty
+_FADE = 0.98  # of what is known of one pod, for each sample of another
+_LEAN_TOKENS = 2048  # of the fleet's speed, weighed against the tokens that a pod's own speed was seen on
+_BASE_FALLS, _BASE_RISES = 0.2, 0.02  # of a residual: nothing is quicker than the base, much that is slower waited
+_BASE_TOKENS = 256  # a prefill of so many tokens says half as much of the base as an empty one
+_TOKENS_MIN = 64  # fewer say nothing of the speed
+_FACTOR_MAX = 8.0  # of the predicted time that one sample may claim: a stalled pod is no slow pod
+_PREFILL_SHARE_MIN = 0.25  # of a measured time: speeds assumed too fast route badly, too slow hardly matter
+
+
+class FleetRate:
+    """Seconds a token, and the seconds that every request costs whatever its length, over all pods."""
+
+    __slots__ = ("_seconds", "_tokens", "base_s", "samples")
+
+    def __init__(self, tokens_per_s: float) -> None:
+        """`tokens_per_s`: the speed to assume before anything was seen."""
+        self.base_s = 0.0
+        self.samples = 0
+        self._tokens = float(_LEAN_TOKENS)
+        self._seconds = _LEAN_TOKENS / tokens_per_s
+
+    @property
+    def token_s(self) -> float:
+        return self._seconds / self._tokens
+
+    def learn(self, tokens: int, seconds: float) -> float:
+        """One request of `tokens` took `seconds`, of which this much was prefill (0: too short to tell)."""
+        residual = seconds - tokens * self.token_s
+        weight = (_BASE_FALLS if residual < self.base_s else _BASE_RISES) * _BASE_TOKENS / (_BASE_TOKENS + tokens)
+        self.base_s = max(0.0, self.base_s + weight * (residual - self.base_s))
+        if tokens < _TOKENS_MIN:
+            return 0.0
+        prefill = max(seconds - self.base_s, _PREFILL_SHARE_MIN * seconds)
+        self.samples += 1
+        self._tokens = _FLEET_DECAY * self._tokens + tokens
+        self._seconds = _FLEET_DECAY * self._seconds + prefill
+        return prefill
 
 
 class PrefillRate:
-    """Seconds a token, and the seconds that every request costs whatever its length.
+    """One pod's seconds a token. Samples are of requests that found no other prefill: what waits measures the queue."""
 
-    Only requests that found the pod nearly idle teach: what waited measures the queue, not the speed. Speeds assumed
-    too fast route badly, too slow hardly matter, so at least half of a measured time counts as prefill.
-    """
+    __slots__ = ("_at", "_seconds", "_tokens", "_value", "fleet", "samples")
 
-    __slots__ = ("base_s", "samples", "token_s")
-
-    def __init__(self, tokens_per_s: float) -> None:
-        self.token_s = 1.0 / tokens_per_s
-        self.base_s = 0.0
+    def __init__(self, tokens_per_s: float, fleet: FleetRate | None = None) -> None:
+        """`fleet`: shared by all pods; without one, the pod is a fleet of its own."""
+        self.fleet = fleet or FleetRate(tokens_per_s)
         self.samples = 0
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._at = -1  # samples of the fleet when `_value` was made
+        self._value = 0.0
+
+    @property
+    def token_s(self) -> float:
+        """Predicted seconds of prefill a token."""
+        if self._at != self.fleet.samples:
+            self._fade()
+            self._value = (self._seconds + _LEAN_TOKENS * self.fleet.token_s) / (self._tokens + _LEAN_TOKENS)
+        return self._value
 
     @property
     def tokens_per_s(self) -> float:
@@ -32,19 +78,23 @@ class PrefillRate:
         """Predicted seconds of prefill of `tokens` uncached tokens."""
         return tokens * self.token_s
 
-    def learn(self, tokens: int, seconds: float, backlog_s: float) -> None:
-        """`tokens` uncached tokens took `seconds` to the first byte, behind a backlog of `backlog_s`."""
-        if backlog_s > _SHARE_QUIET * seconds or seconds <= 0.0:
+    def learn(self, tokens: int, seconds: float) -> None:
+        """`tokens` uncached tokens took `seconds` to the first byte, on a pod without other prefill."""
+        if seconds <= 0.0 or tokens <= 0:
             return
-        if tokens < _TOKENS_MIN:
-            self._learn_base(seconds)
+        seconds = min(seconds, _FACTOR_MAX * (self.fleet.base_s + self.cost_s(tokens)))
+        self._fade()
+        prefill = self.fleet.learn(tokens, seconds)
+        if not prefill:
             return
-        sample = max(seconds - backlog_s - self.base_s, seconds / 2) / tokens
         self.samples += 1
-        weight = _WEIGHT_EARLY if self.samples <= _EARLY else _WEIGHT
-        self.token_s += weight * (sample - self.token_s)
+        self._tokens = _DECAY * self._tokens + tokens
+        self._seconds = _DECAY * self._seconds + prefill
 
-    def _learn_base(self, seconds: float) -> None:
-        faster = not self.base_s or seconds < self.base_s
-        weight = _WEIGHT_EARLY if faster else _WEIGHT_SLOWER_BASE
-        self.base_s += weight * (seconds - self.base_s)
+    def _fade(self) -> None:
+        """What was seen of this pod counts less with every sample of another."""
+        if self._at >= 0:
+            fade = _FADE ** (self.fleet.samples - self._at)
+            self._tokens *= fade
+            self._seconds *= fade
+        self._at = self.fleet.samples

@@ -20,7 +20,7 @@ class Ticket:
     tokens: int
     cost_s: float
     taken_at: float
-    backlog_s: float  # of the pod, when the ticket was taken
+    alone: bool  # no other prefill was promised to the pod: what is measured is its speed
     in_prefill: bool = True
     released: bool = False
 
@@ -47,20 +47,20 @@ class PodLoad:
     def admit(self, tokens: int, now: float) -> Ticket:
         """Promise the pod `tokens` uncached prompt tokens."""
         cost_s = self.rate.cost_s(tokens)
-        backlog_s = self.backlog_s(now)
+        backlog_s, alone = self.backlog_s(now), not self.prefill_tokens
         self.requests += 1
         self.prefill_tokens += tokens
         self._promised_s += cost_s
         self._busy_until = now + backlog_s + cost_s
-        return Ticket(self, tokens, cost_s, now, backlog_s)
+        return Ticket(self, tokens, cost_s, now, alone)
 
     def first_byte(self, ticket: Ticket, now: float, measured: bool) -> None:
         """The prefill of `ticket` is done. `measured`: a stream, whose first byte follows the prefill at once."""
         if not ticket.in_prefill or ticket.released:
             return
         self._prefilled(ticket)
-        if measured:
-            self.rate.learn(ticket.tokens, now - ticket.taken_at, ticket.backlog_s)
+        if measured and ticket.alone:
+            self.rate.learn(ticket.tokens, now - ticket.taken_at)
 
     def release(self, ticket: Ticket) -> bool:
         """Give a ticket back; False if it was given back before."""

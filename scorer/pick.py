@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from scorer.candidates import Candidate, Pick, Scored
 from scorer.policies import POLICIES, Settings
 
-_CLOSE = 1e-3  # prices this near (seconds, or shares) are a tie: the turn decides, not the order of the list
+_CLOSE = 1e-3  # prices this near (seconds, or shares) are a tie
+_ALIKE = 0.1  # and so are prices within this share: speeds of equal pods are not measured any better
 
 
 def pick(
@@ -15,23 +16,31 @@ def pick(
 ) -> Pick:
     """The best of at least one candidate. `turn` counts picks: it breaks ties evenly, without chance.
 
+    Of prices that are alike, the longest match is best, then the fewest requests, then whoever's turn it is.
     `slowness`: factors of the candidates' prices (see `slow_start`), None if there is nothing to raise.
     """
     prices = POLICIES[settings.policy](candidates, settings, turn)
     if slowness is not None:
         prices = [price * slow for price, slow in zip(prices, slowness, strict=True)]
-    least = min(prices)
-    tied = [place for place, price in enumerate(prices) if price <= least + _CLOSE]
-    best = tied[turn % len(tied)]
-    scored = [
+    bound = min(prices) * (1.0 + _ALIKE) + _CLOSE
+    alike = [candidate for candidate, price in zip(candidates, prices, strict=True) if price <= bound]
+    if len(alike) > 1:
+        first = max((candidate.matched, -candidate.requests) for candidate in alike)
+        alike = [candidate for candidate in alike if (candidate.matched, -candidate.requests) == first]
+    best = alike[turn % len(alike)]
+    return Pick(best, candidates, prices, _reason(candidates, best, settings))
+
+
+def scored(picked: Pick) -> list[Scored]:
+    """All candidates with their scores: 1 for the lowest price, 0.5 for twice that."""
+    least = min(picked.prices)
+    return [
         Scored(candidate, price, (least + _CLOSE) / (price + _CLOSE))
-        for candidate, price in zip(candidates, prices, strict=True)
+        for candidate, price in zip(picked.candidates, picked.prices, strict=True)
     ]
-    return Pick(candidates[best], scored, _reason(candidates, best, settings))
 
 
-def _reason(candidates: Sequence[Candidate], best: int, settings: Settings) -> str:
-    chosen = candidates[best]
+def _reason(candidates: Sequence[Candidate], chosen: Candidate, settings: Settings) -> str:
     if settings.policy == "round-robin":
         return "turn"
     longest = max(c.matched for c in candidates)

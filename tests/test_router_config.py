@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from router import forms
 from router.config import Config, load, parse_model, parse_pod
+from router.config_tokens import PROFILES
 from router.errors import ConfigError
 from router.sources import FILE_BYTES_MAX, known_keys, section_of, spelling
 
@@ -449,6 +450,28 @@ def test_page_tells_every_field() -> None:
         f"`{key.rpartition('.')[2]}" in body or f".{key.rpartition('.')[2]}`" in body for key in known_keys(Config)
     )
     assert "tokenizer.json" in head
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles(profile: str, tmp_path: Path) -> None:
+    """A profile sets what is not given; what is given wins; the page tells all; the default's is the default."""
+    config = from_yaml(tmp_path, f"prefixStoreConfig: {{profile: {profile}}}").prefix_store_config
+    assert config.model_dump(include=set(PROFILES[profile])) == PROFILES[profile]
+    text = f"prefixStoreConfig: {{profile: {profile}, podMappingTTL: 7s}}"
+    own = from_yaml(tmp_path, text, {"WARMROUTE_PREFIX_STORE_CONFIG__BYTES_MAX": "3MiB"}).prefix_store_config
+    assert (own.pod_mapping_ttl, own.bytes_max, own.piece_bytes) == (7.0, 3 * 2**20, config.piece_bytes)
+    (line,) = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith(f"| `{profile}` |")]
+    told = [forms.size(cell) if place < 2 else forms.duration(cell) for place, cell in enumerate(line.split(" | ")[2:5])]
+    assert told == [config.bytes_max, config.piece_bytes, config.pod_mapping_ttl]
+    assert line.endswith(f"| {config.max_pod_sets_per_block} |")
+    default = Config().prefix_store_config
+    assert (config == default) is (profile == default.profile)
+
+
+def test_unknown_profile(tmp_path: Path) -> None:
+    """It is refused, and the known ones are named."""
+    line = refusal(tmp_path, "prefixStoreConfig: {profile: chats}")
+    assert "profile" in line and all(profile in line for profile in PROFILES)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)

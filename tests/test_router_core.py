@@ -16,6 +16,7 @@ from router.errors import NoFitPod, UnknownModel
 from router.fleet import Pod, Rank, RankId
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
+from scorer.pick import scored
 
 MODEL = "m"
 SIZE = 16
@@ -194,9 +195,9 @@ def test_tiers_have_their_worth() -> None:
     for pod, tier in (("pod-1", "disk"), ("pod-2", "gpu"), ("pod-3", "cpu")):
         store(core, pod, 1, tier=tier)
     decision = core.decide(asked(core, 1), NOBODY, 0.0)
-    order = sorted(decision.pick.scored, key=lambda scored: scored.price)
-    assert [decision.ranks[scored.candidate.number].id.pod for scored in order] == ["pod-2", "pod-3", "pod-1", "pod-0"]
-    assert [scored.candidate.matched for scored in order] == [144, 144, 144, 0]
+    order = sorted(scored(decision.pick), key=lambda one: one.price)
+    assert [decision.ranks[one.candidate.number].id.pod for one in order] == ["pod-2", "pod-3", "pod-1", "pod-0"]
+    assert [one.candidate.matched for one in order] == [144, 144, 144, 0]
 
 
 def test_ranks_are_candidates() -> None:

@@ -23,7 +23,7 @@ JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-lengt
 
 @dataclass
 class Scripted:
-    """A pod that serves one model, and answers its POSTs with `answer`, to the byte."""
+    """A pod that serves one model, and answers POSTs (but /tokenize, which it has not) with `answer`, to the byte."""
 
     name: str
     model: str
@@ -35,7 +35,7 @@ class Scripted:
     async def handle(self, call: Call) -> None:
         """One request."""
         await call.read_body()
-        if call.head.startswith(b"POST "):
+        if call.head.startswith(b"POST ") and not call.head.startswith(b"POST /tokenize "):
             self.posts.append(call)
             if self.answer:
                 await call.send(self.answer)
@@ -149,7 +149,7 @@ async def test_failures(tmp_path: Path) -> None:
                 if model != "angry":
                     assert error.value.response.json()["error"]["message"]
             assert error.value.code == "model_not_found"  # a pod that never was healthy has not told its models
-            assert sum(len(pod.posts) for pod in dead) == 3
+            assert sum(bool(pod.posts) for pod in dead) == 3  # a kept connection that dies is tried once more
             assert len(slow.posts) >= 1
 
             def count(model: str, pod: str, code: int) -> float:

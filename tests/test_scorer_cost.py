@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from scorer.cost import PrefillRate
+from scorer.cost import FleetRate, PrefillRate
 
 
 def _pod(tokens_per_s: float, base_s: float, tokens: int, rng: random.Random) -> float:
@@ -20,50 +20,76 @@ def test_the_speed_is_learned(tokens_per_s: float) -> None:
     rng, rate = random.Random(1), PrefillRate(8_000.0)
     for _ in range(24):
         tokens = rng.randint(500, 4000)
-        rate.learn(tokens, _pod(tokens_per_s, 0.0, tokens, rng), 0.0)
+        rate.learn(tokens, _pod(tokens_per_s, 0.0, tokens, rng))
     assert rate.cost_s(4000) == pytest.approx(4000 / tokens_per_s, rel=0.25)
     assert rate.tokens_per_s == pytest.approx(tokens_per_s, rel=0.25)
 
 
 def test_a_slow_pod_is_known_after_a_few_requests() -> None:
-    """Four samples are enough to see most of a tenfold difference."""
-    slow, fast, rng = PrefillRate(8_000.0), PrefillRate(8_000.0), random.Random(2)
+    """Among equal pods, eight samples are enough to see most of a fourfold difference."""
+    fleet, rng = FleetRate(8_000.0), random.Random(2)
+    slow, *others = [PrefillRate(8_000.0, fleet) for _ in range(4)]
+    for _ in range(8):
+        slow.learn(2000, _pod(2_000.0, 0.0, 2000, rng))
+        for other in others:
+            other.learn(2000, _pod(8_000.0, 0.0, 2000, rng))
+    assert slow.cost_s(2000) > 2.5 * max(other.cost_s(2000) for other in others)
+
+
+def test_equal_pods_stay_equal_whatever_is_sent_to_them() -> None:
+    """A pod that sees only short prompts is not slower than one that sees long ones: base is told from speed."""
+    fleet, rng = FleetRate(8_000.0), random.Random(3)
+    short, long = PrefillRate(8_000.0, fleet), PrefillRate(8_000.0, fleet)
+    for _ in range(60):
+        tokens = rng.randint(64, 300)
+        short.learn(tokens, _pod(8_000.0, 0.03, tokens, rng))
+        long.learn(3000, _pod(8_000.0, 0.03, 3000, rng))
+    assert 0.6 < short.token_s / long.token_s < 1.6
+
+
+def test_nobody_is_slow_for_ever() -> None:
+    """What was measured of a pod to which nothing is sent fades, until it counts as the fleet does."""
+    fleet, rng = FleetRate(8_000.0), random.Random(4)
+    unlucky, other = PrefillRate(8_000.0, fleet), PrefillRate(8_000.0, fleet)
     for _ in range(4):
-        slow.learn(2000, _pod(800.0, 0.0, 2000, rng), 0.0)
-        fast.learn(2000, _pod(8_000.0, 0.0, 2000, rng), 0.0)
-    assert slow.cost_s(2000) > 5 * fast.cost_s(2000)
+        unlucky.learn(2000, 2.0)
+    assert unlucky.token_s > 2 * (2000 / 8000) / 2000
+    for _ in range(300):
+        other.learn(2000, _pod(8_000.0, 0.0, 2000, rng))
+    assert unlucky.token_s == pytest.approx(other.token_s, rel=0.1)
 
 
 def test_what_every_request_costs_is_told_from_what_tokens_cost() -> None:
     """A pod with a long step is not a pod with slow prefill."""
-    rng, rate = random.Random(3), PrefillRate(8_000.0)
-    for _ in range(60):
-        rate.learn(8, _pod(8_000.0, 0.05, 8, rng), 0.0)
-        rate.learn(2000, _pod(8_000.0, 0.05, 2000, rng), 0.0)
+    rng, rate = random.Random(5), PrefillRate(8_000.0)
+    for _ in range(100):
+        rate.learn(8, _pod(8_000.0, 0.05, 8, rng))
+        rate.learn(2000, _pod(8_000.0, 0.05, 2000, rng))
     assert rate.cost_s(2000) == pytest.approx(0.25, rel=0.25)
+    assert rate.fleet.base_s == pytest.approx(0.05, rel=0.5)
 
 
-def test_what_waited_does_not_teach() -> None:
-    """Behind a backlog the measured time is the queue's."""
-    rate = PrefillRate(8_000.0)
-    rate.learn(2000, 10.0, backlog_s=9.0)
-    rate.learn(8, 10.0, backlog_s=9.0)
-    assert rate.cost_s(2000) == 0.25 and rate.base_s == 0.0 and rate.samples == 0
+def test_one_stall_is_not_a_speed() -> None:
+    """A pod that once answered after ten minutes is soon known as what it is."""
+    rng, rate = random.Random(6), PrefillRate(8_000.0)
+    for step in range(40):
+        rate.learn(2000, 600.0 if step == 20 else _pod(8_000.0, 0.0, 2000, rng))
+        assert rate.cost_s(2000) < 1.0
+    assert rate.cost_s(2000) == pytest.approx(0.25, rel=0.5)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
 def test_no_time_at_all_does_not_teach(seconds: float) -> None:
     """A clock that stood still or went back says nothing."""
     rate = PrefillRate(8_000.0)
-    rate.learn(2000, seconds, 0.0)
-    assert rate.cost_s(2000) == 0.25
+    rate.learn(2000, seconds)
+    assert rate.cost_s(2000) == 0.25 and rate.samples == 0
 
 
 def test_the_cost_stays_a_cost() -> None:
     """Whatever is measured, a token costs more than nothing and less than for ever."""
-    rng, rate = random.Random(4), PrefillRate(8_000.0)
+    rng, rate = random.Random(7), PrefillRate(8_000.0)
     for _ in range(2000):
-        seconds = rng.choice((1e-9, 1e-4, 0.02, 0.3, 5.0, 600.0))
-        rate.learn(rng.choice((0, 1, 63, 64, 500, 100_000)), seconds, rng.choice((0.0, 0.0, seconds / 5, seconds)))
-        assert 0.0 < rate.token_s < 600.0 and rate.base_s >= 0.0
-        assert rate.cost_s(0) >= 0.0 and rate.cost_s(1000) > rate.cost_s(10)
+        rate.learn(rng.choice((0, 1, 63, 64, 500, 100_000)), rng.choice((1e-9, 1e-4, 0.02, 0.3, 5.0, 600.0)))
+        assert 0.0 < rate.token_s < 600.0 and rate.fleet.base_s >= 0.0
+        assert rate.cost_s(0) == 0.0 and rate.cost_s(1000) > rate.cost_s(10)

@@ -35,8 +35,8 @@ def test_the_backlog_is_what_was_promised() -> None:
     load = _load()
     first = load.admit(500, 10.0)
     second = load.admit(250, 10.0)
-    assert (first.backlog_s, first.cost_s) == (0.0, 0.5)
-    assert (second.backlog_s, second.cost_s) == (0.5, 0.25)
+    assert (first.alone, first.cost_s) == (True, 0.5)
+    assert (second.alone, second.cost_s) == (False, 0.25)
     assert load.backlog_s(10.0) == pytest.approx(0.75)
 
 

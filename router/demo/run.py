@@ -14,7 +14,7 @@ from router.demo.processes import MODEL, SimulatedPod, fleet, forget_all, gatewa
 from router.demo.workload import Conversation, Measured, Shape, conversations, play
 
 _POLICIES = (("round-robin", "round-robin"), ("cache-aware", "predicted-ttft"))
-_POD = ["--num-blocks", "1500", "--prefill-tokens-per-s", "6000", "--max-num-seqs", "64"]
+_POD = ["--num-blocks", "1300", "--prefill-tokens-per-s", "6000", "--max-num-seqs", "64"]
 
 
 def run_demo(pods: int, keep: bool, port: int, seed: int) -> None:

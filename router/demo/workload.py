@@ -30,7 +30,7 @@ class Shape:
     turns: int = 12
     systems: int = 4
     system_words: int = 300
-    documents: int = 18
+    documents: int = 20
     document_words: int = 1500
     turn_words: int = 60
     answer_tokens: int = 20

@@ -1,0 +1,75 @@
+"""How far a feed is to be trusted: what was predicted of its pod against what the pod reported itself.
+
+A single difference proves nothing (a block may be evicted, or stored, between a decision and the pod's own look), so
+only what persists counts: of the last reports, at least half are off by more than events may be late.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal, TypeAlias
+
+Verdict: TypeAlias = Literal["equal", "over", "under"]
+"""The prediction was right; too high: blocks are believed that are gone; too low: blocks are not known."""
+
+REPORTS = 16
+"""Reports that are looked at."""
+WRONG_MIN = 8
+"""Of those, so many wrong ones are an error that persists; it is over when there are fewer than half as many."""
+LATE_BLOCKS = 2
+"""A follow-up may overtake the events of the last blocks of the answer before it: no error, and no proof."""
+PROOFS = 32
+"""So many hits in a row, all foretold exactly, show that an unknown history no longer matters."""
+RESYNC_INTERVAL_S = 60.0
+"""Between two attempts to read a pod's history anew."""
+
+
+class Trust:
+    """The reports of one feed's pod, newest last."""
+
+    def __init__(self) -> None:
+        self.doubted = False  # an error persists
+        self.proofs = 0  # hits in a row that were foretold exactly
+        self.error_tokens = 0  # of the newest report: reported less predicted
+        self._wrong: deque[bool] = deque(maxlen=REPORTS)
+        self._resynced_at = float("-inf")
+        self._unanswered = False  # an error persists and no resync was tried since it was found
+
+    @property
+    def proven(self) -> bool:
+        return self.proofs >= PROOFS
+
+    def report(self, predicted: int, reported: int, block_size: int) -> Verdict:
+        """The pod reports the cached tokens of one request."""
+        error = self.error_tokens = reported - predicted
+        self._wrong.append(abs(error) > LATE_BLOCKS * block_size)
+        wrong = sum(self._wrong)
+        if wrong >= WRONG_MIN:
+            self._unanswered = True
+            self.doubted = True
+        elif wrong < WRONG_MIN // 2 and len(self._wrong) >= WRONG_MIN:
+            self.doubted = self._unanswered = False
+        if error:
+            self.proofs = 0
+            return "under" if error > 0 else "over"
+        if reported:  # that nothing is cached of a new prompt shows nothing
+            self.proofs += 1
+        return "equal"
+
+    def wants_resync(self, now: float) -> bool:
+        """Is it time to read the pod's history anew?"""
+        if not self._unanswered or now < self._resynced_at + RESYNC_INTERVAL_S:
+            return False
+        self._resynced_at, self._unanswered = now, False
+        return True
+
+    def answered(self) -> None:
+        """The pod's history was read, so what was wrong before is mended: only what comes now counts."""
+        self._unanswered = False
+        self._wrong.clear()
+
+    def forget(self) -> None:
+        """Another publisher: what its predecessor reported says nothing of it."""
+        self.doubted = self._unanswered = False
+        self.proofs = 0
+        self._wrong.clear()

@@ -1,0 +1,85 @@
+"""A pod's /metrics -> the figures that we know, by names of all vLLM versions. Pure; what is absent stays absent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from math import isfinite
+
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_NAME = re.compile(r"[^{ ]+")
+
+_SUMS = {  # over engines
+    "vllm:num_requests_running": "running",
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:num_preemptions_total": "preemptions",
+    "vllm:prefix_cache_queries_total": "cache_queries",
+    "vllm:prefix_cache_hits_total": "cache_hits",
+}
+_LARGEST = {"vllm:kv_cache_usage_perc": "kv_usage", "process_start_time_seconds": "started"}
+_OLD = {  # read only where the newer name is absent: some versions have both
+    "vllm:gpu_cache_usage_perc": "vllm:kv_cache_usage_perc",
+    "vllm:gpu_prefix_cache_queries_total": "vllm:prefix_cache_queries_total",
+    "vllm:gpu_prefix_cache_hits_total": "vllm:prefix_cache_hits_total",
+}
+_CONFIG = "vllm:cache_config_info"
+_LORA = "vllm:lora_requests_info"
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Of all engines: running, waiting, preemptions, cache_queries and cache_hits (tokens) summed; kv_usage (0 to 1) of
+    the fullest; started (seconds since the epoch); block_size and blocks of one; lora_max, lora_running, lora_waiting.
+    """
+    samples = _samples(text)
+    for old, name in _OLD.items():
+        if old in samples:
+            samples.setdefault(name, samples[old])
+    figures = {figure: sum(v for _, v in samples[name]) for name, figure in _SUMS.items() if name in samples}
+    figures |= {figure: max(v for _, v in samples[name]) for name, figure in _LARGEST.items() if name in samples}
+    for labels, _ in samples.get(_CONFIG, ()):
+        figures |= _numbers(labels, {"block_size": "block_size", "num_gpu_blocks": "blocks"})
+    if _LORA in samples:  # a series for every state that there was; its value is when
+        figures |= _loras(max(samples[_LORA], key=lambda sample: sample[1])[0])
+    return figures
+
+
+def _samples(text: str) -> dict[str, list[tuple[str, float]]]:
+    """The labels and values of the series that we know, by name."""
+    known = {*_SUMS, *_LARGEST, *_OLD, _CONFIG, _LORA}
+    samples: dict[str, list[tuple[str, float]]] = {}
+    for line in text.splitlines():
+        name = _NAME.match(line)
+        if name is None or name[0] not in known:
+            continue
+        try:
+            value = float(line.rsplit(" ", 1)[1])
+        except (ValueError, IndexError):
+            continue
+        if isfinite(value):
+            samples.setdefault(name[0], []).append((line, value))
+    return samples
+
+
+def _numbers(line: str, wanted: dict[str, str]) -> dict[str, float]:
+    labels, numbers = dict(_LABEL.findall(line)), {}
+    for label, figure in wanted.items():
+        try:
+            value = float(labels[label])
+        except (KeyError, ValueError):
+            continue
+        if isfinite(value):
+            numbers[figure] = value
+    return numbers
+
+
+def _loras(line: str) -> dict[str, float]:
+    labels = dict(_LABEL.findall(line))
+    counts = {
+        "lora_running": _count(labels.get("running_lora_adapters", "").split(",")),
+        "lora_waiting": _count(labels.get("waiting_lora_adapters", "").split(",")),
+    }
+    return _numbers(line, {"max_lora": "lora_max"}) | counts
+
+
+def _count(names: Iterable[str]) -> float:
+    return float(sum(bool(name.strip()) for name in names))

@@ -1,0 +1,629 @@
+"""No request that could be served is lost: the whole gateway in front of bad pods on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+import types
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from router.answers import pod_answer
+from router.api import Gateway
+from router.app import create_app
+from router.config import Config
+from router.fleet import Pod
+from router.proxy import Message, Proxy
+from router.service import Service
+from tests.router_peers import Call, Peer, peer, until
+
+MODEL = "tiny-qwen"
+TOKENIZER = Path(__file__).parent / "vectors" / "vllm-0.32.0" / "tokenizer"
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+EVENT = b"9\r\ndata: 1\n\n\r\n"
+EVENTS = 3
+PATIENCE_S = 10.0
+
+Behaviour = Callable[[Call], Awaitable[None]]
+
+
+def reply(status: int, body: bytes = b"{}", *headers: bytes) -> bytes:
+    """A whole answer."""
+    head = b"".join(header + b"\r\n" for header in headers)
+    return b"HTTP/1.1 %d Said\r\n%bcontent-length: %d\r\n\r\n%b" % (status, head, len(body), body)
+
+
+def says(status: int, body: bytes = b"{}", *headers: bytes) -> Behaviour:
+    """A pod that answers all requests so."""
+
+    async def behave(call: Call) -> None:
+        await call.send(reply(status, body, *headers))
+
+    return behave
+
+
+async def dies(call: Call) -> None:
+    """A pod that hangs up."""
+    call.reset()
+
+
+async def hangs(call: Call) -> None:
+    """A pod that never answers."""
+    await call.gone()
+
+
+async def streams(call: Call) -> None:
+    """A pod that streams."""
+    await call.send(STREAM)
+    for _ in range(EVENTS):
+        await asyncio.sleep(0.002)
+        await call.send(EVENT)
+    await call.send(b"0\r\n\r\n")
+
+
+async def streams_for_ever(call: Call) -> None:
+    """A pod that streams, and does not end."""
+    await call.send(STREAM)
+    for _ in range(EVENTS):
+        await asyncio.sleep(0.002)
+        await call.send(EVENT)
+    await call.gone()
+
+
+class BadPod:
+    """Fine when probed; with requests it does what its behaviour says. `posts` are those that it got."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.posts = 0
+        self.busy = 0
+        self.order: list[str] = []
+        self.seen = Peer()
+
+    async def __call__(self, call: Call) -> None:
+        await call.read_body()
+        if call.head.startswith(b"GET /health "):
+            await call.send(reply(200))
+        elif call.head.startswith(b"GET /v1/models "):
+            await call.send(reply(200, json.dumps({"data": [{"id": MODEL}]}).encode()))
+        elif not call.head.startswith(b"POST /v1/completions "):
+            await call.send(reply(404))
+        else:
+            self.posts += 1
+            self.busy += 1
+            self.order.append(json.loads(call.body).get("user", ""))
+            try:
+                await self.behaviour(call)
+            finally:
+                self.busy -= 1
+
+
+class Answer(NamedTuple):
+    """What a client got."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
+class House:
+    """The gateway, and its pods by name."""
+
+    def __init__(self, service: Service, app: Gateway, pods: dict[str, BadPod]) -> None:
+        self.service = service
+        self.app = app
+        self.pods = pods
+
+    def pod(self, name: str) -> Pod:
+        return self.service.core.fleet.pods[name]
+
+    async def ask(self, body: dict[str, Any] | None = None, **headers: str) -> Answer:
+        """One request of a client that stays."""
+        client = Client(self.app, body or {}, headers)
+        async with asyncio.timeout(PATIENCE_S):
+            await client.run()
+        return client.answer
+
+    async def metric(self, series: str) -> float:
+        """The value of one series, 0 if it is not there."""
+        text = self.service.metrics.text().decode()
+        return next((float(at.rpartition(" ")[2]) for at in text.splitlines() if at.rpartition(" ")[0] == series), 0.0)
+
+    async def at_rest(self) -> None:
+        """Nothing is on its way, nothing is held; waits for the pods to notice."""
+        core = self.service.core
+        loads = [(rank.load.requests, rank.load.prefill_tokens) for rank in core.fleet.ranks]
+        assert loads == [(0, 0)] * len(loads)
+        assert (core.in_flight, core.queue.waiting, core.queue.flows, self.service.in_flight) == (0, 0, 0, 0)
+        await until(lambda: all(upstream.connections == upstream.idle for upstream in self.service.upstreams.values()))
+        await until(lambda: not any(pod.busy for pod in self.pods.values()))
+
+
+class Client:
+    """One request, without a server between: what ASGI says is what this client sees. It may leave."""
+
+    def __init__(self, app: Gateway, body: dict[str, Any], headers: dict[str, str]) -> None:
+        self._app = app
+        self._body: bytes | None = json.dumps({"model": MODEL, "prompt": "x", **body}).encode()
+        fields = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        self._scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": fields}
+        self._left = asyncio.Event()
+        self._sent: list[Message] = []
+        self.events = asyncio.Semaphore(0)
+
+    async def run(self) -> None:
+        await self._app(self._scope, self._receive, self._send)
+
+    def leave(self) -> None:
+        self._left.set()
+
+    @property
+    def started(self) -> bool:
+        return bool(self._sent)
+
+    @property
+    def answer(self) -> Answer:
+        start, *rest = self._sent
+        assert rest[-1]["more_body"] is False
+        return Answer(start["status"], dict(start["headers"]), b"".join(message["body"] for message in rest))
+
+    async def _receive(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if self._left.is_set():
+            raise OSError("the client has left")
+        self._sent.append(message)
+        if message.get("body"):
+            self.events.release()
+
+
+@contextlib.asynccontextmanager
+async def house(*behaviours: Behaviour, **sections: Any) -> AsyncIterator[House]:
+    """The gateway in front of one pod for each behaviour: pod-0, pod-1 … It must be at rest in the end."""
+    pods = {f"pod-{number}": BadPod(behaviour) for number, behaviour in enumerate(behaviours)}
+    async with contextlib.AsyncExitStack() as stack:
+        for pod in pods.values():
+            pod.seen = await stack.enter_async_context(peer(pod))
+        static = [{"name": name, "address": pod.seen.address} for name, pod in pods.items()]
+        given = {"scoring": {"policy": "round-robin"}, "probe": {"interval": 0.03}, **sections}
+        service = Service(Config.model_validate({"discovery": {"static": static}, **given}))
+        async with service.running():
+            here = House(service, create_app(service), pods)
+            yield here
+            await here.at_rest()
+
+
+# --- retries
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_refusal_is_served_by_another(status: int, chunked: bool) -> None:
+    """A pod that says it can't: the client gets the other's answer, each pod is asked once, and it is counted."""
+    body = b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n" if chunked else b"content-length: 2\r\n\r\n{}"
+
+    async def refuses(call: Call) -> None:
+        await call.send(b"HTTP/1.1 %d No\r\n" % status + body)
+
+    async with house(refuses, says(200, b"fine")) as here:
+        answers = [await here.ask() for _ in range(2)]
+        assert [(answer.status, answer.body) for answer in answers] == [(200, b"fine")] * 2
+        assert {answer.headers[b"x-warmroute-pod"] for answer in answers} == {b"pod-1"}
+        assert here.pods["pod-0"].posts == 1
+        assert await here.metric(f'warmroute_retries_total{{reason="status_{status}"}}') == 1
+        series = f'warmroute_requests_total{{code="200",model="{MODEL}",pod="pod-1"}}'
+        assert await here.metric(series) == 2
+
+
+async def test_what_is_an_answer_is_no_refusal() -> None:
+    """400, 404 and 500 are of the request: no other pod is asked."""
+    for status in (400, 404, 500):
+        async with house(says(status, b"its own"), says(200)) as here:
+            assert (await here.ask())[::2] == (status, b"its own")
+            assert here.pods["pod-1"].posts == 0
+
+
+async def test_no_other_pod_is_left() -> None:
+    """The pod's own answer goes to the client as it is: status, Retry-After, body; and is counted as the pod's."""
+    async with house(says(503, b"my own words", b"Retry-After: 7", b"X-Own: 1")) as here:
+        for _ in range(2):
+            answer = await here.ask()
+            assert (answer.status, answer.body) == (503, b"my own words")
+            assert (answer.headers[b"retry-after"], answer.headers[b"x-own"]) == (b"7", b"1")
+            assert answer.headers[b"x-warmroute-pod"] == b"pod-0"
+        assert await here.metric(f'warmroute_requests_total{{code="503",model="{MODEL}",pod="pod-0"}}') == 2
+
+
+async def test_all_refuse() -> None:
+    """At most `attempts_max` pods are asked, each once; the last one's answer is the client's."""
+    behaviours = [says(503, b"%d" % number) for number in range(5)]
+    async with house(*behaviours, upstream={"attempts_max": 3}) as here:
+        answer = await here.ask()
+        asked = [name for name, pod in here.pods.items() if pod.posts]
+        assert sum(pod.posts for pod in here.pods.values()) == len(asked) == 3
+        assert answer.status == 503 and answer.headers[b"x-warmroute-pod"] == f"pod-{answer.body.decode()}".encode()
+
+
+async def test_a_refusal_is_better_than_nothing() -> None:
+    """One pod refuses, the other is dead: the client gets the words of the one that lives."""
+    async with house(says(429, b"later", b"Retry-After: 1"), dies) as here:
+        assert (await here.ask())[::2] == (429, b"later")
+
+
+async def test_refusals_without_an_end() -> None:
+    """A refusal whose body never ends is let go of as soon as another pod has answered."""
+
+    async def goes_on(call: Call) -> None:
+        await call.send(b"HTTP/1.1 503 No\r\ntransfer-encoding: chunked\r\n\r\n" + EVENT)
+        await call.gone()
+
+    async with house(goes_on, says(200, b"fine"), goes_on) as here:  # round-robin comes to pod-1 last
+        assert (await here.ask())[::2] == (200, b"fine")
+        await here.at_rest()
+        assert all(here.pods[name].posts == 1 for name in ("pod-0", "pod-2"))
+
+
+async def test_a_silent_pod_is_left() -> None:
+    """No first byte in time: another pod serves."""
+    async with house(hangs, says(200, b"fine"), upstream={"first_byte_timeout": 0.1}) as here:
+        assert (await here.ask())[::2] == (200, b"fine")
+
+
+async def test_retry_after_is_honoured() -> None:
+    """A pod that names a time is left alone for it, whatever its probes say; and for no longer than is allowed."""
+    busy = says(429, b"", b"Retry-After: 100")
+    async with house(busy, says(200), upstream={"retry_after_max": 0.3}) as here:
+        began = time.monotonic()
+        assert (await here.ask()).status == 200
+        assert not here.pod("pod-0").fit(time.monotonic())
+        while (now := time.monotonic()) < began + 0.25:
+            assert (await here.ask()).status == 200
+            await asyncio.sleep(0.01)
+            if time.monotonic() < began + 0.3:
+                assert here.pods["pod-0"].posts == 1
+        assert here.pod("pod-0").breaker.state(now) == "closed", "it is not ill"
+        here.pods["pod-0"].behaviour = says(200)
+        await until(lambda: here.pod("pod-0").fit(time.monotonic()))
+        assert {(await here.ask()).headers[b"x-warmroute-pod"] for _ in range(4)} == {b"pod-0", b"pod-1"}
+
+
+async def test_an_outage_is_not_amplified() -> None:
+    """All pods refuse all: beside each request's first attempt there are no more retries than the budget has."""
+    budget = {"retry_share": 0.1, "retry_floor": 2, "attempts_max": 3}
+    async with house(says(503), says(503), says(503), upstream=budget) as here:
+        for _ in range(30):
+            assert (await here.ask()).status == 503
+        posts = sum(pod.posts for pod in here.pods.values())
+        assert 30 + 2 <= posts <= 30 + 2 + 3 + 2  # the share, and what the floor may have gained meanwhile
+        assert await here.metric("warmroute_retries_refused_total") >= 20
+
+
+# --- breaker
+
+
+async def test_a_failing_pod_is_ejected_and_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    """Probes are fine and requests fail: no client notices; it is ejected, said once, tried again, and back."""
+    breaker = {"failures_in_row": 3, "open_time": 0.2, "open_time_max": 0.4}
+    caplog.set_level(logging.INFO, "warmroute.attempts")
+    async with house(dies, says(200), says(200), breaker=breaker, scoring={"policy": "round-robin"}) as here:
+        bad = here.pods["pod-0"]
+
+        async def ask_until(condition: Callable[[], bool]) -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                while not condition():
+                    assert (await here.ask()).status == 200
+                    await asyncio.sleep(0.005)
+
+        await ask_until(lambda: here.pod("pod-0").breaker.tripped)
+        assert bad.posts == 3
+        assert await here.metric('warmroute_breaker_state{pod="pod-0"}') == 2
+        assert await here.metric('warmroute_breaker_state{pod="pod-1"}') == 0
+        told = pod_answer(here.pod("pod-0"), here.service.core, time.monotonic())["breaker"]
+        assert (told["state"], told["reason"], told["openings"]) == ("open", "3 requests failed in a row", 1)
+        assert 0 < told["blocked_s"] <= 0.2
+        assert [record.getMessage() for record in caplog.records] == [
+            "pod-0 is ejected: 3 requests failed in a row, the last one with broken_response"
+        ]
+        await ask_until(lambda: here.pod("pod-0").breaker.openings == 2)
+        assert bad.posts == 4, "one request decides"
+        bad.behaviour = says(200)
+        await ask_until(lambda: not here.pod("pod-0").breaker.tripped)
+        assert await here.metric('warmroute_breaker_state{pod="pod-0"}') == 0
+        assert here.pod("pod-0").slow_until > time.monotonic()
+        assert len(caplog.records) == 3
+        assert here.pod("pod-1").breaker.openings == here.pod("pod-2").breaker.openings == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "ejected"), [(429, b"X-A: 1", False), (503, b"Retry-After: 0", False), (503, b"X-A: 1", True)]
+)
+async def test_a_busy_pod_is_not_a_failing_one(status: int, header: bytes, ejected: bool) -> None:
+    """Who says that it has too much to do is left alone, and not ejected; who fails without a word is."""
+    async with house(says(status, b"", header), says(200), breaker={"failures_in_row": 1}) as here:
+        assert (await here.ask()).status == 200
+        assert here.pods["pod-0"].posts == 1
+        assert here.pod("pod-0").breaker.tripped is ejected
+
+
+async def test_a_deciding_request_whose_client_leaves() -> None:
+    """The one request of half-open is given up by its client: another may decide at once."""
+    async with house(dies, says(200), breaker={"failures_in_row": 1, "open_time": 0.5}) as here:
+        here.service.proxy = Proxy(watch_after_s=0.0)
+        breaker, bad = here.pod("pod-0").breaker, here.pods["pod-0"]
+        while not breaker.tripped:
+            assert (await here.ask()).status == 200
+        bad.behaviour = hangs
+        await until(lambda: breaker.state(time.monotonic()) == "half-open" and here.pod("pod-0").fit(time.monotonic()))
+        task = None
+        while task is None or task.done():
+            client = Client(here.app, {}, {})
+            task = asyncio.create_task(client.run())
+            await until(lambda task=task: task.done() or bad.busy == 1)  # type: ignore[misc]
+        assert not here.pod("pod-0").fit(time.monotonic())
+        client.leave()
+        await task
+        assert breaker.blocked_until <= time.monotonic()
+
+
+async def test_a_stream_that_breaks_counts() -> None:
+    """A pod whose streams break in the middle is ejected; each client sees its break."""
+
+    async def breaks(call: Call) -> None:
+        await call.send(STREAM + EVENT)
+        call.reset()
+
+    async with house(breaks, streams, breaker={"failures_in_row": 2}) as here:
+        for _ in range(4):
+            client = Client(here.app, {"stream": True}, {})
+            await client.run()
+        assert here.pod("pod-0").breaker.tripped
+        assert here.pods["pod-0"].posts == 2
+
+
+async def test_the_last_pod_is_never_ejected() -> None:
+    """With one pod, and with two that both fail: somebody is always asked."""
+    async with house(dies, breaker={"failures_in_row": 1}) as here:
+        assert [(await here.ask()).status for _ in range(4)] == [502] * 4
+        assert here.pods["pod-0"].posts == 4
+    async with house(dies, dies, breaker={"failures_in_row": 1}) as here:
+        for _ in range(4):
+            assert (await here.ask()).status == 502
+        assert sum(here.pod(name).breaker.tripped for name in here.pods) == 1
+
+
+async def test_clients_who_leave_are_no_failure() -> None:
+    """However many leave, before or after the first byte, the pod is not ejected."""
+    async with house(hangs, streams_for_ever, breaker={"failures_in_row": 1}) as here:
+        here.service.proxy = Proxy(watch_after_s=0.0)
+        for _ in range(6):
+            client = Client(here.app, {"stream": True}, {})
+            task = asyncio.create_task(client.run())
+            await until(lambda: any(pod.busy for pod in here.pods.values()))
+            client.leave()
+            await asyncio.wait_for(task, PATIENCE_S)
+            await here.at_rest()
+        assert not any(here.pod(name).breaker.tripped for name in here.pods)
+
+
+# --- admission
+
+
+def gated(gate: asyncio.Semaphore) -> Behaviour:
+    """A pod that answers when it is let."""
+
+    async def behave(call: Call) -> None:
+        await gate.acquire()
+        await call.send(reply(200))
+
+    return behave
+
+
+async def test_who_is_over_the_bound_waits_for_its_turn() -> None:
+    """One at a time: the urgent first, then flows in turns, and nobody is refused."""
+    gate = asyncio.Semaphore(0)
+    async with house(gated(gate), gateway={"requests_max": 1}, admission={"wait_max": "10s"}) as here:
+        asked = []
+        for place, (user, flow, priority) in enumerate(
+            [
+                ("first", "a", "0"),
+                *((f"a{number}", "a", "0") for number in range(6)),
+                ("b", "b", "0"),
+                ("urgent", "c", "-1"),
+            ]
+        ):
+            headers = {"x_warmroute_flow": flow, "x_warmroute_priority": priority}
+            asked.append(asyncio.create_task(here.ask({"user": user}, **headers)))
+            await until(lambda place=place: here.pods["pod-0"].posts + here.service.core.queue.waiting == place + 1)
+        assert here.pods["pod-0"].order == ["first"]
+        assert await here.metric("warmroute_admission_waiting") == 8
+        for _ in asked:
+            gate.release()
+        assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 9
+        order = here.pods["pod-0"].order
+        assert order[:2] == ["first", "urgent"]
+        assert [user for user in order if user.startswith("a")] == [f"a{number}" for number in range(6)]
+        assert order.index("b") < len(order) - 1, "it did not wait for all of the other flow"
+        assert await here.metric('warmroute_admissions_total{result="granted"}') == 8
+
+
+async def test_who_waits_too_long_is_told() -> None:
+    """No room in time, or no place in the queue: 429 with Retry-After, as an OpenAI error."""
+    gate = asyncio.Semaphore(0)
+    bounds = {"queue_max": 1, "wait_max": 0.1, "pod_requests_max": 1}
+    async with house(gated(gate), admission=bounds) as here:
+        first = asyncio.create_task(here.ask())
+        await until(lambda: here.pods["pod-0"].posts == 1)
+        waits = asyncio.create_task(here.ask())
+        await until(lambda: here.service.core.queue.waiting == 1)
+        for answer in (await here.ask(), await waits):
+            assert (answer.status, answer.headers[b"retry-after"]) == (429, b"1")
+            assert json.loads(answer.body)["error"]["type"] == "rate_limit_error"
+        gate.release()
+        assert (await first).status == 200
+        results = {r: await here.metric(f'warmroute_admissions_total{{result="{r}"}}') for r in ("full", "timeout")}
+        assert results == {"full": 1, "timeout": 1}
+
+
+async def test_all_that_is_accepted_is_bounded() -> None:
+    """Beyond what may be at pods and what may wait, requests are refused before their body is read."""
+    gate = asyncio.Semaphore(0)
+    async with house(gated(gate), gateway={"requests_max": 1}, admission={"queue_max": 1}) as here:
+        tasks = [asyncio.create_task(here.ask()) for _ in range(2)]
+        await until(lambda: here.service.core.queue.waiting == 1)
+        client = Client(here.app, {}, {})
+        await client.run()
+        assert client.answer.status == 429
+        assert client._body is not None
+        gate.release()
+        gate.release()
+        assert [(await task).status for task in tasks] == [200, 200]
+
+
+async def test_a_waiting_client_that_leaves_is_out() -> None:
+    """It is taken from the queue at once, and the pod never hears of it."""
+    gate = asyncio.Semaphore(0)
+    async with house(gated(gate), gateway={"requests_max": 1}) as here:
+        first = asyncio.create_task(here.ask({"user": "first"}))
+        await until(lambda: here.pods["pod-0"].posts == 1)
+        client = Client(here.app, {"user": "gone"}, {})
+        waits = asyncio.create_task(client.run())
+        await until(lambda: here.service.core.queue.waiting == 1)
+        client.leave()
+        await asyncio.wait_for(waits, PATIENCE_S)
+        assert here.service.core.queue.waiting == 0 and not client.started
+        gate.release()
+        assert (await first).status == 200
+        assert here.pods["pod-0"].order == ["first"]
+
+
+# --- every await
+
+
+@types.coroutine
+def interrupted(coroutine: Coroutine[Any, Any, None], at: int, act: Callable[[], None]) -> Generator[Any, Any, bool]:
+    """Run `coroutine`, and call `act` when it waits for the `at`th time; whether it came to that."""
+    step, resume, value = 0, coroutine.send, None
+    while True:
+        try:
+            waited = resume(value)
+        except StopIteration:
+            return step >= at
+        step += 1
+        if step == at:
+            act()
+        try:
+            value, resume = (yield waited), coroutine.send
+        except BaseException as error:
+            value, resume = error, coroutine.throw
+
+
+async def interrupt(client: Client, at: int, act: Callable[[], None]) -> bool:
+    """`interrupted`, as a task of its own."""
+    return await interrupted(client.run(), at, act)
+
+
+def cancel() -> None:
+    """What a server does that stops."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+async def every_await(here: House, leaving: bool, before: Callable[[], Awaitable[Any]] | None = None) -> int:
+    """Ask again and again, interrupted at the first await, the second … until there are no more; how many there are.
+
+    After each, all is at rest. `leaving`: by the client's leaving, else by cancelling the request's task.
+    """
+    at = 0
+    while True:
+        at += 1
+        held = await before() if before is not None else None
+        prompt = f"{at} {leaving} " + "all that a long prompt says. " * 1500  # long and new: tokenized in a thread
+        client = Client(here.app, {"prompt": prompt, "stream": True}, {})
+        task = asyncio.create_task(interrupt(client, at, client.leave if leaving else cancel))
+        reached = True
+        async with asyncio.timeout(PATIENCE_S):
+            if held is not None:
+                await held(task)
+            ends = asyncio.create_task(_has_all(client)) if leaving else asyncio.create_task(asyncio.sleep(PATIENCE_S))
+            await asyncio.wait((task, ends), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():  # it waits for ever now, and we have seen all its awaits
+                reached = False
+                client.leave()
+            ends.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                reached = await task and reached
+        await here.at_rest()
+        for name in here.pods:
+            here.pod(name).suspect_until = 0.0
+        if not reached:
+            return at - 1
+
+
+async def _has_all(client: Client) -> None:
+    for _ in range(EVENTS):
+        await client.events.acquire()
+    await asyncio.sleep(0.02)
+
+
+TOKENIZED: dict[str, Any] = {
+    "models": [{"name": MODEL, "tokenizer": str(TOKENIZER), "block_size": 16}],
+    "upstream": {"retry_floor": 1000},
+    "breaker": {"failures_in_row": 1000, "failure_share": 1},
+}
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+async def test_stopped_at_every_await(leaving: bool) -> None:
+    """One pod refuses, one dies, one streams: wherever the request is stopped, nothing is left of it anywhere."""
+    last = streams_for_ever if leaving else streams
+    async with house(says(503), dies, last, **TOKENIZED) as here:
+        here.service.proxy = Proxy(watch_after_s=0.0)
+        assert await every_await(here, leaving) >= 6
+        assert here.pods["pod-2"].posts >= 3
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+async def test_stopped_at_every_await_of_a_wait(leaving: bool) -> None:
+    """The same for a request that waits for another to end first."""
+    gate = asyncio.Semaphore(0)
+    after = streams_for_ever if leaving else streams
+
+    async def behave(call: Call) -> None:
+        if b"holds the place" in call.body:
+            await gate.acquire()
+            await call.send(reply(200))
+        else:
+            await after(call)
+
+    async with house(behave, gateway={"requests_max": 1}, **TOKENIZED) as here:
+        here.service.proxy = Proxy(watch_after_s=0.0)
+        queue = here.service.core.queue
+        waited: Counter[bool] = Counter()  # whether it came so far
+
+        async def occupied() -> Callable[[asyncio.Task[bool]], Awaitable[None]]:
+            first = asyncio.create_task(here.ask({"prompt": "holds the place"}))
+            await until(lambda: here.pods["pod-0"].busy == 1)
+
+            async def let_in(task: asyncio.Task[bool]) -> None:
+                await until(lambda: task.done() or queue.waiting == 1)
+                waited[queue.waiting == 1] += 1
+                gate.release()
+                assert (await first).status == 200
+
+            return let_in
+
+        assert await every_await(here, leaving, occupied) >= 5
+        assert waited[True] >= 3

@@ -1,0 +1,75 @@
+"""Slow start: what a new or recovered pod's price is multiplied with, and who gets it."""
+
+from __future__ import annotations
+
+import pytest
+
+from router.core import Asked, Core
+from scorer.pick import pick
+from scorer.policies import Settings
+from scorer.slow_start import slowness
+from tests.test_router_core import MODEL, NOBODY, core_of
+from tests.test_scorer_pick import _candidate
+
+
+def test_it_falls_in_a_straight_line() -> None:
+    """The factor at first, half of what it is above 1 at half time, 1 from the end on."""
+    for left_s, expected in ((30.0, 4.0), (15.0, 2.5), (3.0, 1.3)):
+        assert slowness([left_s, 0.0], 30.0, 4.0) == [pytest.approx(expected), 1.0]
+    assert slowness([0.0, -5.0], 30.0, 4.0) is None
+
+
+def test_only_differences_count() -> None:
+    """Where all are new nothing is raised; else against the least slow."""
+    assert slowness([30.0, 30.0], 30.0, 4.0) is None
+    assert slowness([30.0, 15.0], 30.0, 3.0) == [pytest.approx(1.5), 1.0]
+
+
+def test_a_raised_price_decides() -> None:
+    """Between equals the slow one loses; it wins where the other is dearer by more than the factor."""
+    equals = [_candidate(0), _candidate(1)]
+    assert {pick(equals, Settings(), turn, [4.0, 1.0]).best.number for turn in range(4)} == {1}
+    busier = [_candidate(0), _candidate(1, backlog_s=7.0)]
+    assert pick(busier, Settings(), 0, [4.0, 1.0]).best.number == 0
+    assert pick(busier, Settings(), 0, [5.0, 1.0]).best.number == 1
+
+
+def share(core: Core, pod: str, now: float) -> float:
+    """Of requests that stay, how many go to this pod; they are given back after."""
+    placed = [core.route(Asked(MODEL, 1000), NOBODY, now) for _ in range(60)]
+    for each in placed:
+        core.release(each, True, now)
+    return sum(each.pod.name == pod for each in placed) / len(placed)
+
+
+def test_a_new_pod_is_not_flooded() -> None:
+    """It gets less than its part at first, more later, and its part in the end; those from the start get theirs."""
+    core = core_of(3)
+    late = core.fleet.pods["pod-2"]
+    late.healthy = False
+    assert share(core, "pod-0", 0.0) == 0.5
+    late.healthy = True
+    shares = [share(core, "pod-2", 40.0 + later) for later in (0.0, 15.0, 30.0)]
+    assert 0.0 < shares[0] < shares[1] < shares[2]
+    assert shares[2] == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_so_is_one_that_was_ejected() -> None:
+    """From the moment in which its breaker closes."""
+    core = core_of(2, breaker={"failures_in_row": 1})
+    share(core, "pod-0", 0.0)
+    core.failed(core.route(Asked(MODEL, 100), frozenset(("pod-1",)), 50.0), True, 50.0)
+    probe = core.route(Asked(MODEL, 100), frozenset(("pod-1",)), 60.0)
+    core.release(probe, True, 60.0)
+    core.succeeded(probe, 60.0)
+    assert share(core, "pod-0", 60.0) < 0.3
+    assert share(core, "pod-0", 90.0) == pytest.approx(0.5, abs=0.05)
+
+
+def test_it_can_be_switched_off() -> None:
+    """A slow start of 0 s raises nothing."""
+    core = core_of(2, scoring={"slow_start": 0})
+    core.fleet.pods["pod-1"].healthy = False
+    share(core, "pod-0", 0.0)
+    core.fleet.pods["pod-1"].healthy = True
+    assert share(core, "pod-1", 0.0) == pytest.approx(0.5, abs=0.02)
