@@ -1,7 +1,9 @@
 """One pod's engine hashes (opaque, vLLM's own) to our rows, for one tier.
 
 vLLM reports every physical copy of a block, so a hash may be stored several times and is gone only when each copy was
-removed; more copies than one are rare and kept beside the table.
+removed; more copies than one are rare and kept beside the table. (A request that asks for `kv_cache_report_mode: full`
+makes vLLM tell again of blocks that it only reused. That can't be told from a copy more: such a block may be believed
+after it is gone, until the pod's own reports of cached tokens show it.)
 """
 
 from __future__ import annotations

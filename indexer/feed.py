@@ -75,6 +75,11 @@ class Feed:
         """Some history is not known: of what the pod holds, events may be silent."""
         return self._stream.truncated
 
+    @property
+    def dropped(self) -> int:
+        """Batches that came while others were missing, and were more than may wait: lost, as in a gap."""
+        return self._stream.dropped
+
     def connected(self, now: float) -> int | None:
         """The sockets were connected (again)."""
         return self._act(self._stream.connected(), now)

@@ -47,6 +47,7 @@ class Stream(Generic[T]):
         self.expected = 0
         self.replaying = False
         self.truncated = False  # some history is unknown
+        self.dropped = 0  # batches that came and could not be kept
         self._held: dict[int, tuple[float, T]] = {}
         self._held_max = held_max
         self._applied_clock = 0.0  # of batch `expected - 1`
@@ -173,6 +174,7 @@ class Stream(Generic[T]):
         self._held[number] = (clock, batch)
         if len(self._held) > self._held_max:
             del self._held[min(self._held)]
+            self.dropped += 1
 
     def _contiguous(self) -> list[T]:
         batches = []

@@ -15,18 +15,19 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from router import sources
 from router.config_admission import Admission, Breaker
 from router.config_fleet import ASK_THE_PODS, Discovery, ModelConfig, StaticPod, twice
+from router.config_serving import Serving
 from router.config_tokens import PROFILES, Parity, Profile
 from router.errors import ConfigError
 from router.forms import Bytes, Count, Port, Ratio, Seconds, Section
+from router.keys import KEY_CHARS_MAX, check_key, read_keys
 
 S = TypeVar("S", bound="Section")
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
-OPERATOR_KEY_CHARS_MAX = 4096
 
 
-class Gateway(Section):
-    """The gateway's own server: where it listens, what it takes at most, how it stops."""
+class Gateway(Serving):
+    """The gateway's own server: where it listens, what it takes at most and from whom, how it stops."""
 
     host: str = Field(default="0.0.0.0", min_length=1, description="Address to listen on.")
     port: Port = Field(default=8080, description="Port of the data plane. 0: any free one.")
@@ -68,7 +69,7 @@ class Gateway(Section):
         if self.operator_key is not None:
             if self.operator_key_file is not None:
                 raise ValueError("operator_key and operator_key_file are both given: keep one")
-            _check_key(self.operator_key.get_secret_value())
+            check_key(self.operator_key.get_secret_value(), "the operator key")
         return self
 
 
@@ -395,7 +396,7 @@ def _parsed(model: type[S], text: str, flag: str) -> S:
 
 
 def _line(model: type[Section], error: ValidationError, layers: Sequence[sources.Layer]) -> str:
-    return sources.one_line(model, error, layers, frozenset({"operator_key"}))
+    return sources.one_line(model, error, layers, frozenset({"operator_key", "api_keys"}))
 
 
 def _check_files(config: Config) -> None:
@@ -405,6 +406,21 @@ def _check_files(config: Config) -> None:
             raise ConfigError(f"{where}: tokenizer: there is no {model.tokenizer}/tokenizer.json")
         if model.chat_template is not None and not Path(model.chat_template).is_file():
             raise ConfigError(f"{where}: chat_template: there is no file {model.chat_template}")
+    for what, path in (
+        ("cert_file", config.gateway.tls.cert_file),
+        ("key_file", config.gateway.tls.key_file),
+        ("client_ca_file", config.gateway.tls.client_ca_file),
+    ):
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"gateway.tls.{what}: there is no file {path}")
+    keys = config.gateway.api_keys_file
+    try:
+        if keys is not None and not read_keys(keys):
+            raise ConfigError(f"gateway.api_keys_file: {keys}: holds no key")
+    except OSError as error:
+        raise ConfigError(f"gateway.api_keys_file: {keys}: can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"gateway.api_keys_file: {keys}: {error}") from None
 
 
 def _with_key(config: Config) -> Config:
@@ -415,8 +431,8 @@ def _with_key(config: Config) -> Config:
     where = f"gateway.operator_key_file: {path}"
     try:
         with Path(path).open(encoding="utf-8") as file:
-            key = file.read(OPERATOR_KEY_CHARS_MAX + 2).strip()
-        _check_key(key)
+            key = file.read(KEY_CHARS_MAX + 2).strip()
+        check_key(key, "the operator key")
     except OSError as error:
         raise ConfigError(f"{where}: can't be read: {error.strerror}") from error
     except ValueError as error:  # UnicodeDecodeError is one
@@ -424,9 +440,3 @@ def _with_key(config: Config) -> Config:
         raise ConfigError(f"{where}: {reason}") from None
     gateway = config.gateway.model_copy(update={"operator_key": SecretStr(key)})
     return config.model_copy(update={"gateway": gateway})
-
-
-def _check_key(key: str) -> None:
-    """ValueError unless `key` can stand in an HTTP header."""
-    if not 1 <= len(key) <= OPERATOR_KEY_CHARS_MAX or not all("!" <= character <= "~" for character in key):
-        raise ValueError("the operator key should be 1 to 4096 printable ASCII characters without spaces")

@@ -75,6 +75,8 @@ class Evidence:
 
     def looked(self, queries: float | None, hits: float | None) -> tuple[int, int] | None:
         """The counters now: predicted and reported tokens of the stretch since the last look, if it proves anything."""
+        if queries is not None and queries == self.queries:
+            return None  # it counts a moment after it has answered
         had_queries, had_hits = self.queries, self.hits
         asked, predicted = self.asked_tokens, self.predicted_tokens
         self.queries, self.hits, self.asked_tokens, self.predicted_tokens = queries, hits, 0, 0

@@ -201,7 +201,7 @@ class Metrics:
 
     def _of_events(self) -> Iterator[Metric]:
         events, gaps, replays, orphans, errors = Counter(), Counter(), Counter(), Counter(), Counter()  # type: ignore[var-annotated]
-        predictions, resyncs = Counter(), Counter()  # type: ignore[var-annotated]
+        predictions, resyncs, drops = Counter(), Counter(), Counter()  # type: ignore[var-annotated]
         lag = GaugeMetricFamily("warmroute_event_lag_seconds", "Age of the newest batch when it came.", labels=("pod",))
         for pod in self._core.fleet.pods.values():
             feeds = [rank.feed for rank in pod.ranks if rank.feed is not None]
@@ -215,6 +215,7 @@ class Metrics:
                 for result in ("equal", "over", "under"):
                     predictions[(pod.name, result)] += feed.counts[f"predictions {result}"]
                 resyncs[pod.name] += feed.counts["resyncs"]
+                drops[pod.name] += feed.dropped
                 errors[pod.name] += feed.counts["decode errors"]
             if feeds:
                 lag.add_metric((pod.name,), max(feed.lag_s for feed in feeds))
@@ -223,6 +224,7 @@ class Metrics:
         yield _counter("event_gaps", "Gaps in feeds.", ("pod",), _by_one(gaps))
         yield _counter("event_replays", "Replays asked for.", ("pod", "result"), replays.items())
         yield _counter("event_orphans", "Blocks that came without their parent.", ("pod",), _by_one(orphans))
+        yield _counter("event_drops", "Batches that came and could not wait.", ("pod",), _by_one(drops))
         yield _counter("event_resyncs", "Histories asked for again.", ("pod",), _by_one(resyncs))
         text = "Predictions against the pod's own reports; over: stale blocks, under: unknown ones."
         yield _counter("predictions", text, ("pod", "result"), predictions.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from router.answers import decision_answer, pod_answer
 from router.errors import RouterError
 from router.fleet import Pod
+from router.keys import KeyRing
 from router.service import Service
 
 _KEYS_MAX = 10_000
@@ -46,12 +46,13 @@ class Invalidate(BaseModel):
 
 def operators(service: Service) -> APIRouter:
     """The routes of the operators' plane."""
-    key = service.config.gateway.operator_key
-    secret = key.get_secret_value().encode() if key is not None else None
+    gateway = service.config.gateway
+    key, path = gateway.operator_key, gateway.operator_key_file
+    keys = KeyRing([key.get_secret_value()] if key is not None and path is None else [], path)
+    is_open = key is None and path is None
 
     def allowed(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if secret is not None and not secrets.compare_digest(given, secret):
+        if not is_open and not keys.allows(request.scope["headers"], time.monotonic()):
             raise Forbidden("The operator key is missing or wrong.")
 
     router = APIRouter(dependencies=[Depends(allowed)], tags=["operators"])

@@ -1,19 +1,24 @@
-"""Serving: uvicorn on uvloop and httptools, one or two ports, and leaving without dropping anybody."""
+"""Serving: uvicorn on uvloop with our own protocol, one or two ports, and leaving without dropping anybody."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import logging
+import resource
 import signal
+import ssl
 from types import FrameType
 
 import uvicorn
 import uvloop
 
 from router.app import create_app, create_ops_app
-from router.config import Config
+from router.config import Config, Gateway
+from router.errors import ConfigError
+from router.security import guarded, withheld
 from router.service import Service
+from router.serving import Front, ServingLimits
 
 log = logging.getLogger("warmroute")
 
@@ -24,9 +29,10 @@ _GC_YOUNG = 20_000  # objects made before the young are looked at: about a thous
 class Server(uvicorn.Server):
     """A uvicorn server that, told to stop, is unready for `drain_delay` before it refuses connections."""
 
-    def __init__(self, settings: uvicorn.Config, service: Service) -> None:
+    def __init__(self, settings: uvicorn.Config, service: Service, front: Front) -> None:
         super().__init__(settings)
         self._service = service
+        self._front = front
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         delay_s = self._service.config.gateway.drain_delay
@@ -34,14 +40,17 @@ class Server(uvicorn.Server):
             self._service.draining = True
             super().handle_exit(sig, frame)
             return
-        self._service.draining = True
+        self._service.draining = self._front.leaving = True
         log.info("draining: unready for %g s, then no new connections", delay_s)
         asyncio.get_running_loop().call_later(delay_s, super().handle_exit, sig, frame)
 
 
 def serve(config: Config) -> None:
     """Serve until told to stop; raises `ConfigError` before anything listens."""
+    _check_tls(config.gateway)
     service = Service(config)
+    service.proxy.withheld = withheld(config.gateway)
+    _allow_open_files()
     _spare_the_collector()
     uvloop.run(_serve(service))
 
@@ -53,15 +62,36 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_GC_YOUNG, 20, 100)
 
 
+def _check_tls(gateway: Gateway) -> None:
+    """uvicorn reads the files later, and would end with a traceback."""
+    tls = gateway.tls
+    if tls.cert_file is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.cert_file, tls.key_file)
+        if tls.client_ca_file is not None:
+            context.load_verify_locations(tls.client_ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"gateway.tls: the certificate and key can't be used: {error.strerror}") from error
+
+
+def _allow_open_files() -> None:
+    """As many open files as may be: a stream takes two, and the usual soft limit is 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 async def _serve(service: Service) -> None:
     gateway = service.config.gateway
     # Once all is served, uvicorn gives the signal to the handler that was there before: the default one would kill.
     signal.signal(signal.SIGTERM, _ended_well)
-    main = Server(_settings(service, create_app(service), gateway.port), service)
+    front = _front(service)
+    main = Server(_settings(service, guarded(create_app(service), service), gateway.port, front), service, front)
     if gateway.ops_port is None:
         await main.serve()
         return
-    operators = uvicorn.Server(_settings(service, create_ops_app(service), gateway.ops_port))
+    operators = uvicorn.Server(_settings(service, create_ops_app(service), gateway.ops_port, _front(service)))
     beside = asyncio.get_running_loop().create_task(_without_signals(operators))
     try:
         await main.serve()
@@ -84,14 +114,36 @@ async def _without_signals(server: uvicorn.Server) -> None:
     await server.shutdown()
 
 
-def _settings(service: Service, app: object, port: int) -> uvicorn.Config:
+def _front(service: Service) -> Front:
+    """The limits of one port, as configured; what is refused for them is counted."""
     gateway = service.config.gateway
+    limits = ServingLimits(
+        header_bytes_max=gateway.header_max,
+        header_count_max=gateway.header_count_max,
+        url_bytes_max=gateway.url_max,
+        header_timeout_s=gateway.header_timeout,
+        body_bytes_max=gateway.body_max,
+        body_timeout_s=gateway.body_timeout,
+        body_rate_min=gateway.body_rate_min,
+        bodies_bytes_max=gateway.bodies_max,
+        send_timeout_s=gateway.send_timeout,
+        keep_alive_s=gateway.keep_alive_timeout,
+        requests_per_connection_max=gateway.requests_per_connection_max,
+        connections_max=gateway.connections_max,
+        connections_per_client_max=gateway.connections_per_client_max,
+    )
+    return Front(limits, lambda status: service.metrics.count(None, "", status))
+
+
+def _settings(service: Service, app: object, port: int, front: Front) -> uvicorn.Config:
+    gateway = service.config.gateway
+    tls = gateway.tls
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         host=gateway.host,
         port=port,
         loop="none",
-        http="httptools",
+        http=front,  # type: ignore[arg-type]  # it is called as a class would be
         ws="none",
         lifespan="on",
         access_log=False,
@@ -101,6 +153,9 @@ def _settings(service: Service, app: object, port: int) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         backlog=_BACKLOG,
-        timeout_keep_alive=max(1, round(gateway.keep_alive_timeout)),
+        ssl_certfile=tls.cert_file,
+        ssl_keyfile=tls.key_file,
+        ssl_ca_certs=tls.client_ca_file,
+        ssl_cert_reqs=ssl.CERT_NONE if tls.client_ca_file is None else ssl.CERT_REQUIRED,
         timeout_graceful_shutdown=max(1, round(gateway.drain_timeout)),
     )

@@ -88,6 +88,10 @@ class Pod:
         self._cache.clear()
         self._cleared = True
 
+    def lose_silently(self) -> None:
+        """Everything is gone, and no event will ever tell."""
+        self._cache.clear()
+
     def _publish(self, gone: list[Block], chain: list[Block], held: int, tokens: list[int]) -> tuple[int, bytes]:
         events: list[object] = [{"type": "AllBlocksCleared"}] if self._cleared else []
         self._cleared = False

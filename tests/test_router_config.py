@@ -461,7 +461,9 @@ def test_profiles(profile: str, tmp_path: Path) -> None:
     own = from_yaml(tmp_path, text, {"WARMROUTE_PREFIX_STORE_CONFIG__BYTES_MAX": "3MiB"}).prefix_store_config
     assert (own.pod_mapping_ttl, own.bytes_max, own.piece_bytes) == (7.0, 3 * 2**20, config.piece_bytes)
     (line,) = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith(f"| `{profile}` |")]
-    told = [forms.size(cell) if place < 2 else forms.duration(cell) for place, cell in enumerate(line.split(" | ")[2:5])]
+    told = [
+        forms.size(cell) if place < 2 else forms.duration(cell) for place, cell in enumerate(line.split(" | ")[2:5])
+    ]
     assert told == [config.bytes_max, config.piece_bytes, config.pod_mapping_ttl]
     assert line.endswith(f"| {config.max_pod_sets_per_block} |")
     default = Config().prefix_store_config

@@ -40,12 +40,15 @@ SLOW_S = 10.0  # far above what anything here takes, and far below what an unbou
 
 
 class Anything:
-    """A pod that serves a model for each template, and answers every request."""
+    """A pod that serves a model for each template, and answers every request but those to /tokenize."""
 
     async def __call__(self, call: Call) -> None:
         """One request."""
         await call.read_body()
         path = call.head.split(b" ")[1].decode()
+        if path == "/tokenize":
+            await call.gone()
+            return
         models = {"data": [{"id": name} for name in TEMPLATES]}
         answers = {"/v1/models": models, "/metrics": None, "/version": {"version": "0.32.0"}}
         body = orjson.dumps(answers.get(path, {"ok": True}))
@@ -91,6 +94,24 @@ async def test_templates_of_all_kinds(tmp_path: Path) -> None:
                 else:
                     assert decision.reason.startswith("not rendered: "), name
                     assert decision.asked.tokens > 0
+
+
+async def test_pods_that_do_not_tokenize() -> None:
+    """All pods' /tokenize hang: after the deadline requests are routed by load, and the reason is said."""
+    async with peer(Anything()) as first, peer(Anything()) as second:
+        static = [{"name": f"pod-{n}", "address": seen.address} for n, seen in enumerate((first, second))]
+        tokens = {"deadline": 0.3, "hedge_delay": 0.05}
+        async with in_process({"discovery": {"static": static}, "tokens": tokens}) as (service, client):
+            for number in range(2):
+                body = {"model": "raises", "prompt": f"{number} of a model that nobody configured"}
+                answer = await client.post("/v1/completions", json=body)
+                assert answer.json() == {"ok": True}
+                assert service.core.decisions[-1].reason == "not tokenized: the pods' /tokenize is too slow"
+            ids = {"model": "raises", "prompt": list(range(100))}
+            for expected in ("0", "96"):
+                answer = await client.post("/v1/completions", json=ids)
+                assert answer.headers["x-warmroute-matched-tokens"] == expected
+            assert b'warmroute_tokenizer_questions_total{result="slow"} 2.0' in service.metrics.text()
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])

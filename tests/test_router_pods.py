@@ -58,8 +58,8 @@ async def probed(told: Told, **more: Any) -> AsyncIterator[tuple[Core, Pods, Pee
 def test_recorded_metrics(version: str) -> None:
     """Every recorded version tells the size and number of its blocks, its load, and how full its cache is."""
     figures = parse_metrics((VECTORS / version / "metrics_end.txt").read_text())
-    assert set(figures) == {"running", "waiting", "kv_usage", "block_size", "blocks"}
-    assert figures["block_size"] >= 16 and figures["blocks"] > 16 and 0 <= figures["kv_usage"] <= 2
+    assert set(figures) >= {"running", "waiting", "kv_usage", "block_size", "blocks"}
+    assert figures["block_size"] >= 16 and figures["blocks"] > 16 and 0 <= figures["kv_usage"] <= 1
 
 
 def test_odd_metrics() -> None:

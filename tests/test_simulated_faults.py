@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from indexer.feed import TRUNCATED
+from indexer.feed import DOUBTED, TRUNCATED
+from indexer.trust import RESYNC_INTERVAL_S
 from tests.pod_world import Scene
 
 HEALED_S = 2.0
@@ -91,3 +92,36 @@ def test_a_history_that_is_cut_off(seed: int) -> None:
     scene.errors.clear()
     scene.run(20)
     assert scene.worst_since(HEALED_S) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_no_fault_explains_is_found_by_the_pods_own_reports(seed: int) -> None:
+    """Blocks vanish from the index behind the feed's back: the reports show it, and the history is read again."""
+    scene = Scene(500 + seed)
+    scene.clears = 0.0
+    scene.run(20)
+    feed = scene.side.feed
+    assert feed.state == "exact"
+    scene.side.index.clear("pod")
+    scene.run(4)
+    assert feed.counts["resyncs"] == 1
+    scene.errors.clear()
+    scene.run(4)
+    assert is_healed(scene)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pod_that_says_nothing_of_what_it_lost(seed: int) -> None:
+    """Stale blocks that no history mends: the feed is degraded while it lasts, and asks once an interval."""
+    scene = Scene(600 + seed, systems=1)
+    scene.clears = 0.0
+    scene.run(20)
+    feed = scene.side.feed
+    for _ in range(100):
+        scene.side.pod.lose_silently()
+        scene.run(1)
+    assert feed.state == "degraded" and DOUBTED in feed.reasons
+    assert feed.counts["predictions over"] > 100 > feed.counts["predictions under"]
+    assert feed.counts["resyncs"] == 2 == 1 + 100 // RESYNC_INTERVAL_S
+    scene.run(60)
+    assert feed.state == "exact"

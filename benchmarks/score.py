@@ -1,0 +1,151 @@
+"""The whole of /score's work for one chat, by what the caches know: nothing, the tokens, or the mapping as well.
+
+    python -m benchmarks.score [--tokenizer FOLDER] [--pods 16]
+
+Each figure is CPU time (all threads) beside the same work without any cache in the same run: render, tokenize the whole
+text, hash all blocks, walk the index, score. A miss must cost hardly more than that, a hit hardly anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+from benchmarks.proxy_pods import MODEL
+from indexer.events import BlockStored
+from router.config import load, parse_model
+from router.core import Asked
+from router.fleet import Pod, Rank, RankId
+from router.prompt import Prompt, parse
+from router.rendering import Renderer
+from router.service import Service
+from router.tokenizer import Tokenizer
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad
+
+BLOCK = 16
+SIZES = (2_000, 8_000, 32_000, 128_000)
+ROUNDS = 9
+TINY = Path(__file__).parent.parent / "simulator" / "tiny"
+WORDS = "the of and to in is that for it as was with be by on not he this are or his from at which but have".split()
+
+
+def service_of(folder: Path, pods: int) -> Service:
+    """A gateway's inside with healthy pods that nobody will ask."""
+    service = Service(load(None, {}, {"models": [parse_model(f"name={MODEL},tokenizer={folder}")]}))
+    for number in range(pods):
+        pod = Pod(f"pod-{number}", f"http://pod-{number}", block_size=BLOCK, healthy=True)
+        pod.ranks.append(Rank(RankId(pod.name, 0), pod, PodLoad(PrefillRate(8000.0)), None))
+        service.core.fleet.join(pod)
+        service.core.fleet.learned_models(pod, [{"id": MODEL}])
+    return service
+
+
+def chat(rng: random.Random, tokens: int) -> Prompt:
+    """A conversation of about so many tokens."""
+    turns = max(2, tokens // 400)
+    texts = [" ".join(rng.choice(WORDS) for _ in range(tokens // turns)) for _ in range(turns)]
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+    return parse("/v1/chat/completions", orjson.dumps({"model": MODEL, "messages": messages}))
+
+
+class Bench:
+    """Scores one prompt in every way."""
+
+    def __init__(self, service: Service, folder: Path) -> None:
+        self.service = service
+        self.core = service.core
+        self.renderer, self.tokenizer = Renderer(folder), Tokenizer(folder)
+
+    def without(self, prompt: Prompt) -> Asked:
+        """No cache at all."""
+        rendering = self.renderer.render(prompt)
+        tokens = self.tokenizer.encode(rendering.text, rendering.add_special_tokens)
+        keys = self.core.space.chain(tokens, BLOCK)
+        asked = Asked(MODEL, len(tokens))
+        asked.keys[BLOCK], asked.matches[BLOCK] = keys, self.core.match(keys)
+        self.decide(asked)
+        return asked
+
+    async def within(self, prompt: Prompt) -> Asked:
+        """As /score does it."""
+        encoding = self.service.encoding
+        asked = encoding.now(prompt) or await encoding.later(prompt)
+        self.decide(asked)
+        return asked
+
+    def decide(self, asked: Asked) -> None:
+        self.core.decide(asked, frozenset(), 0.0)
+
+    def hold(self, asked: Asked, prompt: Prompt) -> None:
+        """A third of the pods hold all of it, another third its first half."""
+        rendering = self.renderer.render(prompt)
+        tokens = self.tokenizer.encode(rendering.text, rendering.add_special_tokens)
+        hashes = asked.keys[BLOCK].tolist()
+        for number, rank in enumerate(self.core.fleet.ranks):
+            count = len(hashes) // (number % 3 + 1) if number % 3 < 2 else 0
+            if count:
+                self.core.index.apply(rank.id, BlockStored(hashes[:count], None, tokens[: count * BLOCK], BLOCK))
+
+    def touch(self) -> None:
+        """An event that no mapping survives."""
+        self.core.index.clear(next(iter(self.core.fleet.ranks)).id)
+
+
+async def cpu_us(work: Callable[[], object]) -> float:
+    """CPU of one call, in all threads."""
+    began = time.process_time()
+    result = work()
+    if asyncio.iscoroutine(result):
+        await result
+    return (time.process_time() - began) * 1e6
+
+
+async def measure(bench: Bench, size: int, rng: random.Random) -> None:
+    """One line of the table."""
+    rows: dict[str, list[float]] = {"without": [], "miss": [], "partial": [], "hit": []}
+    tokens = 0
+    for _ in range(ROUNDS):
+        prompt = chat(rng, size)
+        rows["without"].append(await cpu_us(lambda p=prompt: bench.without(p)))  # type: ignore[misc]
+        rows["miss"].append(await cpu_us(lambda p=prompt: bench.within(p)))  # type: ignore[misc]
+        asked = await bench.within(prompt)
+        tokens = asked.tokens
+        bench.hold(asked, prompt)
+        bench.touch()
+        rows["partial"].append(await cpu_us(lambda p=prompt: bench.within(p)))  # type: ignore[misc]
+        assert (await bench.within(prompt)).lookup == "hit"
+        rows["hit"].append(await cpu_us(lambda p=prompt: bench.within(p)))  # type: ignore[misc]
+    base = statistics.median(rows["without"])
+    cells = [
+        f"{name} {statistics.median(row):9.0f} us = {statistics.median(row) / base:6.3f}x" for name, row in rows.items()
+    ]
+    print(f"{tokens:7d} tokens: {'; '.join(cells)}")
+
+
+async def run(bench: Bench) -> None:
+    for size in SIZES:
+        await measure(bench, size, random.Random(size))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", type=Path, default=TINY, help="folder with tokenizer.json and a chat template")
+    parser.add_argument("--pods", type=int, default=16)
+    options = parser.parse_args()
+    bench = Bench(service_of(options.tokenizer, options.pods), options.tokenizer)
+    gc.collect()
+    gc.freeze()
+    asyncio.run(run(bench))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Keys that clients show: from the configuration, and from a file that is read again when it changes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+
+log = logging.getLogger("warmroute")
+
+KEY_CHARS_MAX = 4096
+KEYS_MAX = 100_000
+_FILE_BYTES_MAX = 16 * 2**20
+_LOOK_S = 1.0  # between two looks at the file
+
+
+def check_key(key: str, what: str = "a key") -> None:
+    """ValueError unless `key` can stand in an HTTP header."""
+    if not 1 <= len(key) <= KEY_CHARS_MAX or not all("!" <= character <= "~" for character in key):
+        raise ValueError(f"{what} should be 1 to {KEY_CHARS_MAX} printable ASCII characters without spaces")
+
+
+def read_keys(path: str) -> list[str]:
+    """The keys of a file, one a line; empty lines and those that begin with # are none.
+
+    Raises OSError, or ValueError for what is no file of keys; no text of an error holds a key.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(_FILE_BYTES_MAX + 1)
+    if len(content) > _FILE_BYTES_MAX:
+        raise ValueError(f"is larger than {_FILE_BYTES_MAX} bytes")
+    try:
+        lines = [line.strip() for line in content.decode("ascii").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError("is not ASCII text") from None
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if len(keys) > KEYS_MAX:
+        raise ValueError(f"holds more than {KEYS_MAX} keys")
+    for key in keys:
+        check_key(key)
+    return keys
+
+
+class KeyRing:
+    """Which keys are good. A file that can't be read leaves them as they were; an empty one takes all of its away.
+
+    Keys are kept and looked up as digests under a secret of this process: how long a look-up takes tells nothing
+    about a key, however many there are.
+    """
+
+    def __init__(self, keys: Iterable[str], path: str | None = None) -> None:
+        self._secret = secrets.token_bytes(32)
+        self._given = frozenset(self._digest(key.encode()) for key in keys)
+        self._good = self._given
+        self._path = path
+        self._look_at = float("-inf")
+        self._seen: tuple[int, int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"<KeyRing keys={len(self._good)}>"
+
+    def allows(self, headers: Iterable[tuple[bytes, bytes]], now: float) -> bool:
+        """Whether a good key is shown, as `Authorization: Bearer` or `x-api-key`. `now`: monotonic seconds."""
+        if self._path is not None and now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            self._look(self._path)
+        return any(self._digest(key) in self._good for key in shown_keys(headers))
+
+    def _digest(self, key: bytes) -> bytes:
+        return blake2b(key, key=self._secret, digest_size=32).digest()
+
+    def _look(self, path: str) -> None:
+        try:
+            status = os.stat(path)
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen == self._seen:
+                return
+            keys = read_keys(path)
+        except (OSError, ValueError) as error:
+            if self._seen != (0, 0, 0):  # said once
+                log.error("keys stay as they were: %s: %s", path, getattr(error, "strerror", None) or error)
+            self._seen = (0, 0, 0)
+            return
+        if self._seen is not None:
+            log.info("%d keys read anew from %s", len(keys), path)
+        self._seen = seen
+        self._good = self._given | {self._digest(key.encode()) for key in keys}
+
+
+def shown_keys(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
+    """The keys that a request shows; header names are in lower case."""
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                yield key.strip()
+        elif name == b"x-api-key":
+            yield value.strip()

@@ -1,0 +1,87 @@
+"""Who may use the data plane: API keys, origins; and what of a request is not for the pods to see."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.middleware.cors import CORSMiddleware
+
+from router.config import Gateway
+from router.errors import RouterError
+from router.exchange import App
+from router.keys import KeyRing
+from router.ops import operators
+from router.proxy import Receive, Scope, Send, send_error
+from router.service import Service
+
+log = logging.getLogger("warmroute")
+
+_OPEN = frozenset(("healthz", "readyz"))  # first segments of paths; probes show no key
+_KEYS = frozenset((b"authorization", b"x-api-key"))
+_OF_ORIGINS = frozenset((b"origin", b"access-control-request-method", b"access-control-request-headers"))
+_TOLD = ("x-request-id", "x-warmroute-pod", "x-warmroute-matched-tokens", "retry-after")
+
+
+class Unauthorized(RouterError):
+    """401: no good API key is shown."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Guard:
+    """An ASGI application in front of the data plane: it lets in who shows a good key."""
+
+    def __init__(self, app: App, keys: KeyRing, open_segments: frozenset[str], service: Service) -> None:
+        """`open_segments`: what is not closed, by the first segment of its path."""
+        self._app = app
+        self._keys = keys
+        self._open = open_segments
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._lets_in(scope):
+            self._service.metrics.count(None, "", Unauthorized.status)
+            ours = [(b"www-authenticate", b"Bearer"), (b"x-request-id", self._service.request_id())]
+            await send_error(send, Unauthorized("The API key is missing or wrong."), ours)
+            return
+        await self._app(scope, receive, send)
+
+    def _lets_in(self, scope: Scope) -> bool:
+        first = scope["path"].split("/", 2)[1:2]
+        return (first[:1] and first[0] in self._open) or self._keys.allows(scope["headers"], time.monotonic())
+
+
+def guarded(app: App, service: Service) -> App:
+    """`app` behind what the configuration asks for; itself, if that is nothing.
+
+    Operators' endpoints, where they are on the same port, have a key of their own.
+    """
+    gateway = service.config.gateway
+    if gateway.asks_for_keys:
+        keys = KeyRing([key.get_secret_value() for key in gateway.api_keys], gateway.api_keys_file)
+        segments = _OPEN
+        if gateway.ops_port is None:
+            segments |= {route.path.split("/")[1] for route in operators(service).routes}  # type: ignore[attr-defined]
+            if gateway.operator_key is None:
+                log.warning("API keys are asked for, but operators' endpoints on the same port are open to all")
+        app = Guard(app, keys, segments, service)
+    if gateway.cors_origins:  # outermost: a browser's question before a request shows no key
+        app = CORSMiddleware(
+            app,
+            allow_origins=gateway.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_TOLD,
+        )
+    return app
+
+
+def withheld(gateway: Gateway) -> frozenset[bytes]:
+    """The headers of clients that pods do not see: about origins (that is the gateway's to answer), and its keys."""
+    forward = gateway.forward_api_keys
+    if forward is None:
+        forward = not gateway.asks_for_keys
+    return _OF_ORIGINS if forward else _OF_ORIGINS | _KEYS

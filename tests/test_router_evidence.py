@@ -1,0 +1,169 @@
+"""What pods report of their caches, as proof for or against what is believed of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from indexer.events import BlockStored
+from indexer.feed import DOUBTED
+from indexer.trust import PROOFS, WRONG_MIN
+from router.attempts import is_alone
+from router.core import Core, Placed
+from router.fleet import Evidence, Pod
+from router.prompt import parse
+from tests.router_peers import until
+from tests.test_router_core import NOBODY, SIZE, asked, core_of, store, tokens_of
+from tests.test_router_pods import Told, probed
+
+
+def _served(core: Core, seed: int, count: int = 161, **more: Any) -> Placed:
+    placed = core.route(asked(core, seed, count, **{"alone": True, **more}), NOBODY, 0.0)
+    core.release(placed, True, 0.0)
+    core.index.expire(1e6)
+    return placed
+
+
+def _counts(core: Core) -> dict[str, int]:
+    feed = core.fleet.pods["pod-0"].ranks[0].feed
+    assert feed is not None
+    return {result: feed.counts[f"predictions {result}"] for result in ("equal", "over", "under")}
+
+
+def test_reports_are_told_apart() -> None:
+    """Right, too high, too low: of a pod that holds 160 tokens of a prompt."""
+    core = core_of(1)
+    store(core, "pod-0", 1)
+    for reported in (160, 160, 0, 320):
+        core.reported(_served(core, 1, 400), 400, reported)
+    assert _counts(core) == {"equal": 2, "over": 1, "under": 1}
+
+
+def test_an_error_that_persists_degrades_the_feed() -> None:
+    """And its history is asked for again, once; when the pod's reports are as foretold, it is exact."""
+    core = core_of(1)
+    store(core, "pod-0", 1)
+    feed = core.fleet.pods["pod-0"].ranks[0].feed
+    assert feed is not None and feed.state == "exact"
+    for _ in range(WRONG_MIN):
+        core.reported(_served(core, 1), 161, 0)
+    assert feed.state == "degraded" and feed.reasons == [DOUBTED]
+    assert feed.mend(5.0) == 0 and feed.mend(5.0) is None
+    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 160, "until the history comes"
+    feed.replay_ended(True, 5.0)
+    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 0, "the pod has none"
+    for _ in range(WRONG_MIN):
+        core.reported(_served(core, 1), 161, 0)
+    assert feed.state == "exact" and feed.counts["resyncs"] == 1
+
+
+def test_what_is_no_proof() -> None:
+    """Several prompts or answers, other tokens than ours, our own guess that the pod will hold a block."""
+    core = core_of(1)
+    core.reported(_served(core, 1, alone=False), 161, 160)
+    core.reported(_served(core, 2), 162, 160)
+    first = core.route(asked(core, 3, 161, alone=True), NOBODY, 0.0)
+    second = core.route(asked(core, 3, 161, alone=True), NOBODY, 0.0)
+    assert second.decision.matched_tokens == 160
+    core.reported(second, 161, 0)
+    assert _counts(core) == {"equal": 0, "over": 0, "under": 0}
+    core.reported(first, 161, 0)
+    assert _counts(core) == {"equal": 1, "over": 0, "under": 0}
+
+
+def test_silence_is_zero_only_of_old_versions_that_report() -> None:
+    """Up to 0.23 a zero is left out; of a pod that never reports, and of newer ones, silence is no number."""
+    core = core_of(1)
+    pod = core.fleet.pods["pod-0"]
+    for version, reports, counted in (
+        (None, False, 0),
+        ("0.20.2", True, 2),
+        ("0.23.1rc1", True, 2),
+        ("0.24.0", True, 1),
+    ):
+        pod.version, pod.evidence = version, Evidence()
+        before = sum(_counts(core).values())
+        if reports:
+            core.reported(_served(core, 1), 161, 0)
+        core.reported(_served(core, 1), 161, None)
+        assert sum(_counts(core).values()) - before == counted, version
+
+
+def test_unknown_history_is_proven_harmless() -> None:
+    """A feed that was joined late is exact when enough hits in a row are as foretold; until then, own picks count."""
+    core = core_of(1)
+    rank = core.fleet.pods["pod-0"].ranks[0]
+    feed = rank.feed
+    assert feed is not None
+    feed._stream.truncated = True
+    assert feed.state == "degraded" and not rank.tells
+    core.release(core.route(asked(core, 9), NOBODY, 0.0), True, 0.0)
+    core.index.expire(core.config.index.predicted_ttl + 1)
+    assert core.decide(asked(core, 9), NOBODY, 0.0).matched_tokens == 144, "nobody else would tell of it"
+    store(core, "pod-0", 1)
+    for _ in range(PROOFS):
+        core.reported(_served(core, 1), 161, 160)
+    assert feed.state == "exact" and rank.tells
+
+
+def test_counters_prove_a_stretch_that_was_all_ours() -> None:
+    """Where responses tell nothing: only if the pod looked up exactly the tokens that were sent to it."""
+    evidence = Evidence()
+    assert evidence.source == "none" and evidence.looked(1000, 400) is None
+    assert evidence.source == "counters"
+    evidence.unreported(100, 32)
+    assert evidence.looked(1100, 432) == (32, 32)
+    assert evidence.looked(1100, 432) is None, "nothing was sent"
+    evidence.unreported(100, 32)
+    assert evidence.looked(1300, 500) is None, "others sent something, too"
+    evidence.unreported(100, 32)
+    assert evidence.looked(100, 16) is None, "it was started anew"
+    evidence.unreported(100, 32)
+    assert evidence.looked(None, None) is None and evidence.source == "none"
+
+
+@pytest.mark.parametrize(
+    ("more", "alone"),
+    [
+        (b"", True), (b',"n":1,"best_of":1,"prompt_logprobs":null', True), (b',"n":2', False), (b',"best_of":3', False),
+        (b',"prompt_logprobs":0', False), (b',"use_beam_search":true', False),
+    ],
+)  # fmt: skip
+def test_usage_of_one_prompt(more: bytes, alone: bool) -> None:
+    """Siblings hit each other, and prompt_logprobs reads no cache."""
+    assert is_alone(parse("/v1/completions", b'{"model":"m","prompt":"a"' + more + b"}")) == alone
+    assert not is_alone(parse("/v1/completions", b'{"model":"m","prompt":["a","b"]' + more + b"}"))
+
+
+async def test_a_pod_that_was_started_anew() -> None:
+    """Its metrics tell: what it reported before is forgotten, and its feed is asked whether it is still the same."""
+    told = Told()
+    told.answers["/metrics"] = (200, b"process_start_time_seconds 1000.5\n")
+    silent = {"events": "tcp://127.0.0.1:9", "replay": "tcp://127.0.0.1:10"}
+    async with probed(told, **silent) as (core, _, _):
+        pod: Pod = core.fleet.pods["a"]
+        await until(lambda: pod.engine.get("started") == 1000.5)
+        pod.evidence.usage = True
+        told.answers["/metrics"] = (200, b"process_start_time_seconds 2000.5\n")
+        await until(lambda: pod.engine.get("started") == 2000.5)
+        feed = pod.ranks[0].feed
+        assert feed is not None and not pod.evidence.usage
+        await until(lambda: feed._stream.replaying)
+
+
+async def test_counters_are_looked_at_where_responses_tell_nothing() -> None:
+    """Two scrapes with just our request between them are one report."""
+    told = Told()
+    counters = b"vllm:prefix_cache_queries_total 1000\nvllm:prefix_cache_hits_total 160\n"
+    told.answers["/metrics"] = (200, counters)
+    async with probed(told, events="tcp://127.0.0.1:9") as (core, _, _):
+        pod = core.fleet.pods["a"]
+        await until(lambda: pod.evidence.queries == 1000)
+        event = BlockStored(list(range(10)), None, tokens_of(1), SIZE)
+        core.index.apply(pod.ranks[0].id, event)
+        pod.evidence.unreported(161, 160)
+        told.answers["/metrics"] = (200, b"vllm:prefix_cache_queries_total 1161\nvllm:prefix_cache_hits_total 320\n")
+        feed = pod.ranks[0].feed
+        assert feed is not None
+        await until(lambda: feed.counts["predictions equal"] == 1)
