@@ -19,6 +19,7 @@ log = logging.getLogger("warmroute.attempts")
 
 _Headers = Sequence[tuple[bytes, bytes]]
 
+_UNKNOWN = "the prefix is not known"  # a label must be bounded; the whole reason is in the decision
 _CLIENT_GONE = 499  # nginx's number for an answer that nobody waited for
 _INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
 _OWN_BOUND = "pool_full"  # a failure that is no fault of the pod
@@ -108,7 +109,7 @@ class Routing:
             raise
         decision = placed.decision
         metrics.stages["score"].observe(time.monotonic() - now)
-        metrics.picks[decision.reason] += 1
+        metrics.picks[decision.pick.reason if self.asked.reason is None else _UNKNOWN] += 1
         metrics.predicted_tokens += decision.matched_tokens
         return Attempt(self, core, metrics, self._upstreams[decision.rank.id.pod], placed)
 

@@ -206,8 +206,8 @@ class _Examination:
         wanted = {name for model in self._config.models for name in (model.name, *model.aliases)}
         if self._pod.model is not None and self._pod.model not in served:
             self._findings.wrong(f"it serves {names}, and not {self._pod.model}, which the configuration says.")
-        elif not served & wanted:
-            self._findings.wrong(f"it serves {names}: no model of that name is configured, so it is routed by load.")
+        elif wanted and not served & wanted:
+            self._findings.wrong(f"it serves {names}, and none of the configured models: {', '.join(sorted(wanted))}.")
         else:
             self._findings.fine(f"it serves {names}.")
 

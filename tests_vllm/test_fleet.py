@@ -96,13 +96,16 @@ async def test_conversations(gateway: Gateway, talker: Talkers, rng: random.Rand
 
 
 async def test_without_a_pause(gateway: Gateway, talker: Talkers, rng: random.Random) -> None:
-    """The next turn is asked as soon as the last has ended, before its events are there: what is promised counts."""
+    """The next turn is asked as soon as the last has ended, before its events are there: what was promised counts.
+
+    Only the block that the last answer's own tokens filled may not be known yet, so these are no evidence of the rest.
+    """
     heard = []
-    asks = talker("without a pause")
-    asks.pause_s = 0.0
+    asks = talker("without a pause", sequential=False)
     for talk in conversations(asks, rng, 4):
         heard += await in_turns([talk], turns=6)
-    assert_agree(heard)
+    for each in heard:
+        assert 0 <= each.cached - each.predicted <= BLOCK_SIZE, str(each)
 
 
 async def test_token_ids(gateway: Gateway, talker: Talkers, rng: random.Random) -> None:
@@ -166,6 +169,7 @@ async def test_all_at_once(gateway: Gateway, talker: Talkers, rng: random.Random
     talks = conversations(talker("all at once", sequential=False), rng, 12)
     await at_once(talks, turns=5)
     stayed = sum(before == after for talk in talks for before, after in zip(talk.pods, talk.pods[1:], strict=False))
+    assert {pod for talk in talks for pod in talk.pods} == set(PODS), "equal servers share the work"
     notes.append(f"all at once: {stayed} of {sum(len(talk.pods) - 1 for talk in talks)} turns where the last one was")
     gateway.settle(PODS)
     for talk in talks:
