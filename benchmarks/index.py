@@ -1,33 +1,56 @@
-"""The index beside a plain dict of int masks (and NVIDIA Dynamo's indexer, where its wheel is installed), in one run.
+"""The index beside a plain dict of int masks and beside NVIDIA Dynamo's indexer, on the same fleet in the same run.
 
-    python benchmarks/index.py [--pods 64] [--blocks 60000] [--pages-max N]
+    python -m benchmarks.index [--pods 64] [--blocks 60000] [--dynamo PYTHON]
 
-Conversations share system prompts and each other's beginnings; every pod holds a random choice of them. Each figure is
-the median over rotating chains (one chain alone would sit in the CPU's cache and flatter everybody).
+Conversations share system prompts and each other's beginnings; every pod holds a random choice of them. Each time is
+the median over rotating chains (one chain alone would sit in the CPU's cache and flatter everybody). The dict knows
+nothing of engine hashes and copies; the index does, and makes its keys from tokens. PYTHON: an interpreter that has
+`ai-dynamo-runtime` and numpy; its `RadixTree.find_matches` is the equivalent call. Ends with exit code 1 if a target
+is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import random
-import resource
 import statistics
-import time
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import NamedTuple
 
 import numpy as np
 
-from indexer.blocks import Keys, KeySpace
-from indexer.events import BlockRemoved, BlockStored
+from indexer.blocks import Keys, KeySpace, Tokens
+from indexer.events import BlockStored
 from indexer.index import PrefixIndex
 
-BLOCK = 16
-Chain = tuple[np.ndarray, Keys]
+SIZE = 16  # tokens a block
+EVENT_BLOCKS = 128
+TOKEN_MAX = 150_000
+SYSTEM_BLOCKS, SYSTEMS = 64, 8
+LENGTHS = [300, 600, 1100, 2300, 128] * 6 + [9000]  # of chains, in blocks
+DISTINCT_SHARE = 0.72  # distinct blocks for each entry
+HELD = (32, 64, 128, 512, 2_048, 8_192)
+CHAINS_MAX = 128
+ROUNDS = 512
+DICT_TARGETS = {512: 2.0, 2_048: 3.0, 8_192: 3.0}  # times faster than the dict
+SHORT_BLOCKS, SHORT_TARGET_US = 64, 50.0
+BYTES_TARGET, DICT_BYTES_TARGET = 65.0, 0.45
+
+
+class Chain(NamedTuple):
+    tokens: Tokens
+    keys: Keys
 
 
 class DictIndex:
-    """The plain design: key -> int mask of pods; engine hash -> key for each pod."""
+    """The plain design: key -> int mask of pods."""
 
     def __init__(self) -> None:
         self.masks: dict[int, int] = {}
@@ -40,7 +63,7 @@ class DictIndex:
     def match(self, keys: list[int]) -> dict[int, int]:
         left, hits, at = -1, {}, 0
         get = self.masks.get
-        for at, key in enumerate(keys):  # noqa: B007
+        for at, key in enumerate(keys):
             now = left & get(key, 0)
             if now != left:
                 gone = left & ~now if left != -1 else 0
@@ -55,90 +78,147 @@ class DictIndex:
             left &= left - 1
         return hits
 
+    def nbytes(self, pods: int, entries: int) -> int:
+        """With what an event needs besides: a dict from engine hash to key for each pod, at sizes that dicts have."""
+        masks = sys.getsizeof(self.masks) + sum(28 + 32 for _ in self.masks)  # an int mask and an int key
+        one = sys.getsizeof(dict.fromkeys(range(entries // pods)))
+        return masks + pods * one + entries * 32  # and an int hash
 
-def chains(rng: np.random.Generator, space: KeySpace, count: int, lengths: list[int]) -> list[Chain]:
-    """Conversations: one of eight system prompts of 64 blocks, then their own text."""
-    systems = [rng.integers(0, 150_000, 64 * BLOCK, dtype=np.uint32) for _ in range(8)]
-    made = []
-    for i in range(count):
-        own = rng.integers(0, 150_000, (lengths[i % len(lengths)] - 64) * BLOCK, dtype=np.uint32)
-        tokens = np.concatenate([systems[i % 8], own])
-        made.append((tokens, space.chain(tokens, BLOCK)))
+
+def chains(rng: np.random.Generator, space: KeySpace, blocks: int) -> list[Chain]:
+    """Conversations of so many distinct blocks: one of eight system prompts, then their own text."""
+    systems = [rng.integers(0, TOKEN_MAX, SYSTEM_BLOCKS * SIZE, dtype=np.uint32) for _ in range(SYSTEMS)]
+    made: list[Chain] = []
+    while blocks > 0:
+        own = LENGTHS[len(made) % len(LENGTHS)] - SYSTEM_BLOCKS
+        text = rng.integers(0, TOKEN_MAX, own * SIZE, dtype=np.uint32)
+        tokens = np.concatenate([systems[len(made) % SYSTEMS], text])
+        made.append(Chain(tokens, space.chain(tokens, SIZE)))
+        blocks -= own
     return made
 
 
-def fill(index: PrefixIndex, plain: DictIndex, made: list[Chain], pods: int, blocks: int, fresh: bool) -> int:
-    """Give every pod `blocks` blocks of randomly chosen chains, in events of at most 128 blocks; returns entries."""
-    rng = random.Random(1)
-    entries = 0
-    spent = [0.0, 0.0]
+def place(rng: random.Random, made: list[Chain], pods: int, blocks: int) -> list[tuple[int, int]]:
+    """(pod, chain) for every chain that a pod holds: a random choice, up to `blocks` a pod."""
+    placed = []
     for pod in range(pods):
-        held = 0
-        for chain in rng.sample(range(len(made)), len(made)):
-            tokens, keys = made[chain]
-            if held + len(keys) > blocks:
-                continue
-            hashes = (keys ^ np.uint64(pod * 0x9E3779B97F4A7C15 & (1 << 64) - 1)).tolist()
-            events = []
-            for start in range(0, len(keys), 128):
-                part = tokens[start * BLOCK : (start + 128) * BLOCK]
-                events.append(BlockStored(hashes[start : start + 128], hashes[start - 1] if start else None, part, BLOCK))
-            began = time.process_time()
-            for event in events:
-                index.apply(pod, event)
-            spent[0] += time.process_time() - began
-            as_list = keys.tolist()
-            began = time.process_time()
-            plain.store(pod, as_list)
-            spent[1] += time.process_time() - began
-            held += len(keys)
-            if held > blocks - 300:
+        left = blocks
+        for number in rng.sample(range(len(made)), len(made)):
+            if len(made[number].keys) <= left:
+                placed.append((pod, number))
+                left -= len(made[number].keys)
+            if left < min(LENGTHS):
                 break
-        entries += held
-    print(f"fill, ns/entry: index with keys and engine hashes {spent[0] / entries * 1e9:.0f}, bare dict {spent[1] / entries * 1e9:.0f}")
+    return placed
+
+
+def hashes_of(keys: Keys, pod: int) -> Keys:
+    """What the pod calls these blocks."""
+    return keys ^ np.uint64(pod * 0x9E37_79B9_7F4A_7C15 & (1 << 64) - 1)
+
+
+def events_of(chain: Chain, pod: int) -> list[BlockStored]:
+    hashes, events = hashes_of(chain.keys, pod).tolist(), []
+    for start in range(0, len(hashes), EVENT_BLOCKS):
+        tokens = chain.tokens[start * SIZE : (start + EVENT_BLOCKS) * SIZE]
+        parent = hashes[start - 1] if start else None
+        events.append(BlockStored(hashes[start : start + EVENT_BLOCKS], parent, tokens, SIZE))
+    return events
+
+
+def fill(index: PrefixIndex, plain: DictIndex, made: list[Chain], placed: list[tuple[int, int]]) -> int:
+    """Both hold what is placed; returns how many (pod, block) entries that is."""
+    entries, ours_s, plain_s = 0, 0.0, 0.0
+    for pod, number in placed:
+        events, keys = events_of(made[number], pod), made[number].keys.tolist()
+        began = process_time()
+        for event in events:
+            index.apply(pod, event)
+        ours_s += process_time() - began
+        began = process_time()
+        plain.store(pod, keys)
+        plain_s += process_time() - began
+        entries += len(keys)
+    print(
+        f"fill, ns/entry: {ours_s / entries * 1e9:.0f} with keys and engine hashes; "
+        f"bare dict {plain_s / entries * 1e9:.0f}"
+    )
     return entries
 
 
-def median_us(call: Callable[[int], object], rounds: int) -> float:
+def median_us(call: Callable[[int], object]) -> float:
     times = []
-    for i in range(rounds):
-        began = time.perf_counter()
-        call(i)
-        times.append(time.perf_counter() - began)
+    for number in range(ROUNDS):
+        began = perf_counter()
+        call(number)
+        times.append(perf_counter() - began)
     return statistics.median(times) * 1e6
+
+
+def rotating(made: list[Chain], placed: list[tuple[int, int]], blocks: int) -> list[int]:
+    """Chains of which some pod holds so many leading blocks."""
+    held = dict.fromkeys(number for _, number in placed if len(made[number].keys) >= blocks)
+    return list(held)[:CHAINS_MAX]
+
+
+def dynamo_us(python: str, made: list[Chain], placed: list[tuple[int, int]]) -> dict[int, float]:
+    """Medians by held blocks, measured by the other interpreter on the same fleet and the same chains."""
+    child = Path(__file__).with_name("index_dynamo.py")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "fleet.npz"
+        asked = [(blocks, number) for blocks in HELD for number in rotating(made, placed, blocks)]
+        ends = np.cumsum([len(chain.keys) for chain in made])
+        np.savez(file, keys=np.concatenate([chain.keys for chain in made]), ends=ends, placed=placed, asked=asked)
+        told = subprocess.run([python, str(child), str(file), str(ROUNDS)], check=True, capture_output=True, text=True)
+    return {int(blocks): us for blocks, us in json.loads(told.stdout).items()}
+
+
+def measure(
+    index: PrefixIndex, plain: DictIndex, made: list[Chain], placed: list[tuple[int, int]], python: str | None
+) -> bool:
+    """Prints a line for each number of held blocks; False if a target was missed."""
+    theirs = dynamo_us(python, made, placed) if python else {}
+    fine = True
+    for blocks in HELD:
+        keys = [made[number].keys[:blocks] for number in rotating(made, placed, blocks)]
+        lists = [each.tolist() for each in keys]
+        matches = [index.match(each) for each in keys]
+        for match, as_list in zip(matches, lists, strict=True):
+            assert {pod: hit.blocks for pod, hit in match.hits.items()} == plain.match(as_list)
+        ours = median_us(lambda n, keys=keys: index.match(keys[n % len(keys)]))  # type: ignore[misc]
+        plainly = median_us(lambda n, lists=lists: plain.match(lists[n % len(lists)]))  # type: ignore[misc]
+        index.apply("elsewhere", BlockStored([1], None, np.zeros(SIZE, np.uint32), SIZE))
+        checked = median_us(lambda n, matches=matches: index.unchanged(matches[n % len(matches)]))  # type: ignore[misc]
+        missed = plainly / ours < DICT_TARGETS.get(blocks, 0.0) or (blocks == SHORT_BLOCKS and ours > SHORT_TARGET_US)
+        missed = missed or (blocks in DICT_TARGETS and theirs.get(blocks, ours) < ours)
+        dynamo = f"; Dynamo {theirs[blocks]:7.1f} us = {theirs[blocks] / ours:4.2f}x" if blocks in theirs else ""
+        fine = fine and not missed
+        print(
+            f"{blocks:5d} held blocks, {len(keys):3d} chains: {ours:6.1f} us; dict {plainly:7.1f} us = "
+            f"{plainly / ours:4.1f}x{dynamo}; unchanged {checked:4.1f} us{'   MISSED' if missed else ''}"
+        )
+    return fine
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pods", type=int, default=64)
-    parser.add_argument("--blocks", type=int, default=60_000)
+    parser.add_argument("--blocks", type=int, default=60_000, help="that each pod holds")
+    parser.add_argument("--dynamo", metavar="PYTHON", help="interpreter with ai-dynamo-runtime")
     arguments = parser.parse_args()
-    rng = np.random.default_rng(7)
     space = KeySpace(3)
-    held = [300, 600, 1100, 2300, 64 + 64] * 6 + [9000]
-    distinct = int(arguments.pods * arguments.blocks * 0.72)
-    count = distinct // (sum(held) // len(held) - 64)
-    made = chains(rng, space, count, held)
-    print(f"{count} chains, {sum(len(k) for _, k in made) / 1e6:.2f}M blocks")
+    distinct = int(arguments.pods * arguments.blocks * DISTINCT_SHARE)
+    made = chains(np.random.default_rng(7), space, distinct)
+    placed = place(random.Random(1), made, arguments.pods, arguments.blocks)
     gc.freeze()
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    index, plain = PrefixIndex(space, 6_000_000, arguments.pods), DictIndex()
-    entries = fill(index, plain, made, arguments.pods, arguments.blocks, True)
-    print(f"{entries / 1e6:.2f}M entries, {len(plain.masks) / 1e6:.2f}M distinct, rows {index.blocks / 1e6:.2f}M; "
-          f"index {index.nbytes / entries:.1f} bytes/entry, sets {len(index._sets)}; rss of all {(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024:.0f} MiB")
-    held_chains = [keys for _, keys in made if index.match(keys[:1]).hits and max(h.blocks for h in index.match(keys).hits.values()) == len(keys)]
-    for blocks in (32, 64, 128, 512, 1024, 2048, 8192):
-        rotating = [keys[:blocks] for keys in held_chains if len(keys) >= blocks][:128]
-        lists = [k.tolist() for k in rotating]
-        for keys, as_list in zip(rotating, lists, strict=True):
-            assert {p: h.blocks for p, h in index.match(keys).hits.items()} == plain.match(as_list)
-        ours = median_us(lambda i: index.match(rotating[i % len(rotating)]), 512)
-        theirs = median_us(lambda i: plain.match(lists[i % len(lists)]), 512)
-        matches = [index.match(k) for k in rotating]
-        check = median_us(lambda i: (index._known(("x", i)) if False else index.unchanged(matches[i % len(rotating)])), 512)
-        index._version += 1
-        check = median_us(lambda i: index.unchanged(matches[i % len(rotating)]), 512)
-        print(f"{blocks:5d} held blocks x {len(rotating):3d} chains: {ours:7.1f} us, dict {theirs:7.1f} us = {theirs / ours:4.1f}x; unchanged {check:.1f} us")
+    index, plain = PrefixIndex(space, 2 * distinct + (1 << 16), arguments.pods + 1), DictIndex()
+    entries = fill(index, plain, made, placed)
+    ours, theirs = index.nbytes / entries, plain.nbytes(arguments.pods, entries) / entries
+    missed = ours > BYTES_TARGET or ours > DICT_BYTES_TARGET * theirs
+    print(f"{entries / 1e6:.2f}M entries, {len(plain.masks) / 1e6:.2f}M distinct blocks, {len(made)} chains")
+    print(f"bytes/entry: {ours:.1f}; of dicts {theirs:.0f} = {ours / theirs:.2f}x{'   MISSED' if missed else ''}")
+    fine = measure(index, plain, made, placed, arguments.dynamo) and not missed
+    sys.exit(0 if fine else 1)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class PrefixIndex:
         self._orphans_max = orphans_max
         self._pods: dict[Pod, Account] = {}
         self._pod_of_bit: dict[int, Pod] = {}
+        self._octets: dict[tuple[int, int], tuple[Pod, ...]] = {}  # (byte of a mask, its value) -> pods, of this epoch
         self._active = 0
         self._hybrid = 0  # bits of pods whose hits also hang on sliding windows
         self._bits = list(range(self._width - 1, -1, -1))
@@ -189,6 +190,7 @@ class PrefixIndex:
         if known is None:
             return
         self._epoch += 1
+        self._octets.clear()
         self._active &= ~known.masks[0]
         self._hybrid &= ~known.masks[0]
         del self._pod_of_bit[known.bit]
@@ -234,6 +236,7 @@ class PrefixIndex:
             self._pod_of_bit[known.bit] = pod
             self._active |= 1 << known.bit
             self._epoch += 1
+            self._octets.clear()
         return known
 
     # --- hits ---
@@ -245,12 +248,24 @@ class PrefixIndex:
         for blocks, pods in walk.drops:
             if not blocks:
                 continue
-            hit = Hit(blocks, blocks)
-            while pods:
-                bit = (pods & -pods).bit_length() - 1
-                pods &= pods - 1
-                hits[self._pod_of_bit[bit]] = self._by_plane(walk.runs, bit, blocks) if mixed else hit
+            names = self._names(pods)
+            if mixed:
+                hits.update((pod, self._by_plane(walk.runs, self._pods[pod].bit, blocks)) for pod in names)
+            else:
+                hits.update(dict.fromkeys(names, Hit(blocks, blocks)))
         return hits
+
+    def _names(self, pods: int) -> list[Pod]:
+        """The pods of a mask, looked up eight at a time."""
+        names: list[Pod] = []
+        for place, octet in enumerate(pods.to_bytes((pods.bit_length() + 7) // 8, "little")):
+            if octet:
+                eight = self._octets.get((place, octet))
+                if eight is None:
+                    bits = (8 * place + bit for bit in range(8) if octet >> bit & 1)
+                    eight = self._octets[(place, octet)] = tuple(self._pod_of_bit[bit] for bit in bits)
+                names += eight
+        return names
 
     def _mind_windows(self, hits: dict[Pod, Hit], runs: list[tuple[int, int]], blocks: int) -> None:
         """Shorten the hits of pods with sliding-window groups to where the window's blocks are held, too."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections import deque
 from typing import Any, Protocol, cast
@@ -15,6 +17,7 @@ from router.heads import Refused, Target, check_fields, parse_target, without_up
 from router.serving_limits import ServingLimits
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
+_RESET = struct.pack("ii", 1, 0)  # do not linger
 _REMEMBERED_BYTES_MAX = 128  # of a target that is parsed once, not for each request
 _EXTENSIONS: dict[str, dict[str, Any]] = {"http.response.trailers": {}}
 
@@ -216,7 +219,7 @@ class ClientConnection(asyncio.Protocol):
         """Half closed is closed: a client that can't ask any more is taken to have left."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state.connections.discard(self)  # type: ignore[arg-type]
+        self._state.connections.discard(self)
         self._owner.lost(self, self._client and self._client[0])
         self._deaf = True
         self.transport = self._parser = self._reading = None
@@ -402,7 +405,10 @@ class ClientConnection(asyncio.Protocol):
             transport.write_eof()
 
     def _abort(self) -> None:
+        """Cut with a reset: the end of a connection could be taken for the end of a response."""
         if self.transport is not None:
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
     def _drop(self, exchange: Exchange) -> None:

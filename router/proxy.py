@@ -136,6 +136,7 @@ class Proxy:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._attempts_max = attempts_max
+        self.withheld: frozenset[bytes] = frozenset()  # headers of clients (lower case) that pods do not see
         self._watch_after_s = watch_after_s
         self._clock = clock
         self._unwatched: set[_Flight] = set()
@@ -208,7 +209,7 @@ class Proxy:
     async def _ask(self, flight: _Flight, assignment: Assignment) -> Response | UpstreamError:
         """Ask one pod: its response, which nobody has seen yet, or why there is none."""
         scope = flight.scope
-        headers = _replaced(scope["headers"], assignment.request_headers)
+        headers = _replaced(scope["headers"], assignment.request_headers, self.withheld)
         try:
             return await assignment.upstream.request(scope["method"], _target(scope), headers, flight.body)
         except UpstreamError as error:
@@ -239,6 +240,10 @@ class Proxy:
                     tail.add(chunk)
                     await flight.send({"type": "http.response.body", "body": chunk, "more_body": not done})
                     bytes_out += len(chunk)
+                elif not bytes_out:
+                    await flight.send(
+                        {"type": "http.response.body", "body": b"", "more_body": True}
+                    )  # out with the head
                 if done:
                     break
                 await response.more()
@@ -284,9 +289,11 @@ def _target(scope: Scope) -> bytes:
     return path + b"?" + query if query else path
 
 
-def _replaced(headers: HeaderList, ours: HeaderList) -> list[tuple[bytes, bytes]]:
-    """`headers` with `ours` in place of those of the same names."""
-    names = {name for name, _ in ours}
+def _replaced(
+    headers: HeaderList, ours: HeaderList, withheld: frozenset[bytes] = frozenset()
+) -> list[tuple[bytes, bytes]]:
+    """`headers` with `ours` in place of those of the same names, and without those that are `withheld`."""
+    names = withheld.union([name for name, _ in ours])
     return [*[field for field in headers if field[0] not in names], *ours]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 _DECAY = 0.9  # of a pod's older samples: about the last ten count
 _FLEET_DECAY = 0.97  # of the fleet's: about the last thirty
-_FADE = 0.98  # of what is known of one pod, for each sample of another
+_FADE = 0.95  # of what is known of one pod, for each sample of another
 _LEAN_TOKENS = 2048  # of the fleet's speed, weighed against the tokens that a pod's own speed was seen on
 _BASE_FALLS, _BASE_RISES = 0.2, 0.02  # of a residual: nothing is quicker than the base, much that is slower waited
 _BASE_TOKENS = 256  # a prefill of so many tokens says half as much of the base as an empty one
