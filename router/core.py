@@ -270,25 +270,22 @@ class Core:
             size = rank.block_size or 0
             match = matches.get(size)
             hit = match.hits.get(rank.id, MISS) if match is not None else MISS
-            matched = hit.usable((tokens - 1) // size) * size if hit.blocks else 0
-            worth = float(matched) if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
+            matched, worth = 0, 0.0
+            if hit.blocks:
+                matched = hit.usable((tokens - 1) // size) * size
+                worth = matched if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
             hits.append(hit)
-            room = self._room(rank, size)
+            blocks = rank.pod.blocks
+            evicted = 0
+            if blocks is not None and rank.feed is not None:  # what it must give up, where its room is known
+                evicted = max(0, tokens - matched - (blocks - self.index.held(rank.id)) * size)
             candidates.append(
                 Candidate(
                     number, tokens, matched, worth,
-                    load.requests, load.prefill_tokens, load.backlog_s(now), load.rate.token_s,
-                    0 if room is None else max(0, tokens - matched - room),
+                    load.requests, load.prefill_tokens, load.backlog_s(now), load.rate.token_s, evicted,
                 )
             )  # fmt: skip
         return candidates, hits
-
-    def _room(self, rank: Rank, size: int) -> int | None:
-        """Tokens that the pod can take without giving up what it holds, None if that is not known."""
-        blocks = rank.pod.blocks
-        if blocks is None or rank.feed is None:
-            return None
-        return (blocks - self.index.held(rank.id)) * size
 
     def _share(self, hit: Hit) -> float:
         gpu, cpu, disk = self._weights
