@@ -35,6 +35,14 @@ class KeySpace:
         """`seed`: a random 64-bit number, kept secret."""
         self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
 
+    def reseed(self, seed: int) -> None:
+        """Other keys from now on: whoever keeps some has to forget them."""
+        self._seed = seed & 0xFFFF_FFFF_FFFF_FFFF
+
+    @property
+    def seed(self) -> int:
+        return self._seed
+
     def root(self, block_size: int) -> int:
         """The parent of every first block: chains of different block sizes never meet."""
         return xxhash.xxh3_64_intdigest(block_size.to_bytes(4, "little"), self._seed)

@@ -121,9 +121,14 @@ class EngineMap:
         _count_down(self.aliases, row)
         return False
 
-    def rows(self) -> NDArray[np.uint32]:
-        """All rows named (some twice, if two hashes name one), shape (n,)."""
-        rows = self._row_array[: self._unused]
+    @property
+    def entries(self) -> int:
+        """Entries in use or free again."""
+        return self._unused
+
+    def rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint32]:
+        """All rows named (some twice, if two hashes name one), shape (n,); of entries `start` to `stop` only."""
+        rows = self._row_array[start : self._unused if stop is None else min(stop, self._unused)]
         named: NDArray[np.uint32] = rows[rows != 0]
         return named
 

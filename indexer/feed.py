@@ -47,6 +47,7 @@ class Feed:
         self._reasons: dict[str, None] = {}
         self._heard = False
         self._suspected = False
+        self._unread = False  # its history is to be read anew
 
     @property
     def state(self) -> State:
@@ -136,10 +137,20 @@ class Feed:
         if self._suspected:
             self._suspected = False
             return self.connected(now)
+        if self._unread:
+            self._unread = False
+            return self._act(self._stream.resync(), now)
         if not self.trust.wants_resync(now):
             return None
         self.counts["resyncs"] += 1
         return self._act(self._stream.resync(), now)
+
+    def reread(self) -> None:
+        """All that was made of its batches is of no use any more: forget it, and have its history again."""
+        self.forget()
+        self.trust.forget()
+        self._stream.forgotten()
+        self._unread = self._heard
 
     def forget(self) -> None:
         """Believe nothing of this pod any more."""

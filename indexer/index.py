@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.blocks import Keys, KeySpace
+from indexer.changes import Changes
 from indexer.errors import IndexerError
-from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.holders import HolderSets
 from indexer.ledger import PLANES, PREDICTED, WINDOW, Account, Applied, Ledger
 from indexer.match import Hit, Match, Pod, Walk
@@ -105,6 +106,24 @@ class PrefixIndex:
         hashes = known.tiers.get("gpu")
         return len(known.predicted) + (len(hashes) if hashes is not None else 0)
 
+    def confirmed(self, pod: Pod, tier: Tier, start: int, entries_max: int) -> tuple[Keys, int]:
+        """Keys of blocks that the pod holds in a tier, a slice: the first has `start` 0, the next what is returned; 0 ends.
+
+        Between two slices the pod may change: what is held all the while is in some slice.
+        """
+        known = self._pods.get(pod)
+        hashes = known.tiers.get(tier) if known is not None else None
+        if hashes is None:
+            return np.zeros(0, np.uint64), 0
+        stop = start + entries_max
+        keys: Keys = self._pages.key_array[hashes.rows(start, stop)]
+        return keys, stop if stop < hashes.entries else 0
+
+    def is_hybrid(self, pod: Pod) -> bool:
+        """Do the pod's hits hang on sliding windows, too?"""
+        known = self._pods.get(pod)
+        return known is not None and known.windows is not None
+
     @property
     def pods(self) -> Iterable[Pod]:
         return self._pods.keys()
@@ -174,6 +193,10 @@ class PrefixIndex:
                 gone += len(expired)
         return gone
 
+    def watch(self, pod: Pod, changes: Changes | None) -> None:
+        """Note in `changes` what becomes of the pod's confirmed blocks, until it is dropped; None: no longer."""
+        self._known(pod).changes = changes
+
     def clear(self, pod: Pod) -> Applied:
         """`pod` stays, and holds nothing."""
         known = self._pods.get(pod)
@@ -181,7 +204,8 @@ class PrefixIndex:
             return Applied()
         removed = sum(len(m) for m in known.tiers.values())
         self.drop(pod)
-        self._known(pod).group = known.group
+        anew = self._known(pod)
+        anew.group, anew.changes = known.group, known.changes
         return Applied(removed=removed)
 
     def drop(self, pod: Pod) -> None:
@@ -189,6 +213,8 @@ class PrefixIndex:
         known = self._pods.pop(pod, None)
         if known is None:
             return
+        if known.changes is not None:
+            known.changes.clear()
         self._epoch += 1
         self._octets.clear()
         self._active &= ~known.masks[0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from indexer.blocks import Extras, KeySpace
+from indexer.changes import Changes
 from indexer.engine import EngineMap
 from indexer.events import PREFIX_KINDS, BlockRemoved, BlockStored, Tier
 from indexer.orphans import Orphans
@@ -46,6 +47,7 @@ class Account:
     predicted: dict[int, float] = field(default_factory=dict)  # row -> when it expires
     group: int | None = None  # the KV-cache group that is indexed
     windows: Windows | None = None  # of hybrid models
+    changes: Changes | None = None  # for whoever copies this pod's blocks
 
     def find(self, engine_hash: int, first: EngineMap) -> int:
         """The row of a hash, in any tier; 0 if there is none."""
@@ -136,10 +138,15 @@ class Ledger:
         if predicted:
             for row in rows:
                 predicted.pop(row, None)
+        if account.changes is not None:
+            account.changes.hold(tier, self._keys_of(rows))
         if held:
             hashes.named_again(set(held).difference(copied))
         if lost:
-            table.unhold([row for row in lost if hashes.unnamed(row)], mask)
+            gone = [row for row in lost if hashes.unnamed(row)]
+            if account.changes is not None:
+                account.changes.unhold(tier, self._keys_of(gone))
+            table.unhold(gone, mask)
         if account.windows is not None and tier == "gpu":
             inside = [r for h, r in zip(engine_hashes, rows, strict=False) if account.windows.holds(h)]
             table.hold(inside, account.masks[WINDOW])
@@ -167,8 +174,14 @@ class Ledger:
         lost = account.masks[PLANES.index(tier)]
         if account.windows is not None and tier == "gpu":
             lost |= account.masks[WINDOW]
+        if account.changes is not None:
+            account.changes.unhold(tier, self._keys_of(gone))
         self._table.unhold(gone, lost)
         return len(engine_hashes) - len(unknown), unknown
+
+    def _keys_of(self, rows: list[int]) -> list[int]:
+        keys = self._table.pages.keys
+        return [keys[row] for row in rows]
 
     # --- the groups beside the indexed one ---
 

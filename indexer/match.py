@@ -16,9 +16,9 @@ from indexer.pages import PAGE, Pages
 Pod: TypeAlias = Hashable
 """Whoever publishes one feed: the index does not look inside."""
 
-_SHORT = 24 * PAGE  # keys of a chain that is looked up one by one: numpy's fixed costs are not worth it
-_FIRST = 6 * PAGE  # keys of a longer chain that are, so that a short prefix costs little
-_GROWTH = 20  # each further stretch is this much longer than all before: a short prefix costs little
+_SHORT = 8 * PAGE  # keys of a chain that is looked up one by one: numpy's fixed costs are not worth it
+_FIRST = 3 * PAGE  # keys of a longer chain that are, so that a short prefix costs little
+_GROWTH = 40  # each further stretch is this much longer than all before: a short prefix costs little
 
 
 class Hit(NamedTuple):
@@ -118,7 +118,7 @@ class Walk:
         return len(rows)
 
     def _stretch(self, keys: Keys, start: int) -> None:
-        rows = self._pages.find_chain(keys)
+        rows = self._pages.find_chain(keys, int(self.rows[-1][-1]))
         numbers = self._pages.set_array[rows]
         borders = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         end = 0

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 PAGE = 8
 _LAST = PAGE - 1
+_RUN_MIN = 64  # rows; shorter runs are not worth looking for the next,
+_SHORT_RUNS_MAX = 4  # except for the few where prompts branch off
+_RUN_MAX = 1024  # rows compared at once
 _SCALAR_MAX = 48  # below this many keys, a Python loop beats numpy's fixed costs
 
 
@@ -135,11 +138,42 @@ class Pages:
             wrong = wrong[(self.key_array[further] != keys[wrong]) & (further != 0)]
         return rows
 
-    def find_chain(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        """As `find_all`, for consecutive keys of one chain from depth 0 mod 8: a probe for every whole page.
+    def find_chain(self, keys: NDArray[np.uint64], behind: int = 0) -> NDArray[np.uint32]:
+        """As `find_all`, for consecutive keys of one chain from depth 0 mod 8, which follows on the row `behind`.
 
         Past the first key without a row, rows may be given as 0 though they exist: a prefix ends there.
         """
+        rows = np.zeros(len(keys), np.uint32)
+        done = self._straight(keys, behind, rows)
+        if done < len(keys):
+            done -= done % PAGE
+            rows[done:] = self._by_pages(keys[done:])
+        return rows
+
+    def _straight(self, keys: NDArray[np.uint64], behind: int, rows: NDArray[np.uint32]) -> int:
+        """Follow a chain as long as its rows lie one behind the other in long runs; how many keys that were.
+
+        Chains are stored in long events and evicted from their tails, so pages are mostly taken in order.
+        """
+        count, done, short = len(keys), 0, 0
+        while done < count:
+            piece = keys[done : done + _RUN_MAX]
+            stored = self.key_array[behind + 1 : behind + 1 + len(piece)]
+            same = stored == piece[: len(stored)]
+            length = int(same.argmin()) if not same.all() else len(stored)
+            rows[done : done + length] = np.arange(behind + 1, behind + 1 + length, dtype=np.uint32)
+            done, behind = done + length, behind + length
+            if length < len(piece):
+                short += length < _RUN_MIN
+                if short > _SHORT_RUNS_MAX:
+                    break
+                behind = self.find(int(keys[done])) - 1
+                if behind < 0:
+                    return count  # the prefix ends here
+        return done
+
+    def _by_pages(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        """A probe for every whole page, wherever it lies."""
         whole = len(keys) // PAGE
         rows = np.zeros(len(keys), np.uint32)
         if whole:

@@ -140,6 +140,10 @@ class Stream(Generic[T]):
         self.replaying = self._doubted = self._proven = True
         return Ready("late", replay_from=0)
 
+    def forgotten(self) -> None:
+        """What was made of the batches so far was forgotten: history is missing until it is read again."""
+        self.truncated = self.truncated or self.expected > 0
+
     def cleared(self) -> None:
         """The pod said that it holds nothing, or has shown that what is known is enough: no history is missed."""
         self.truncated = False
