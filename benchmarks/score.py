@@ -24,7 +24,7 @@ from indexer.events import BlockStored
 from router.config import load, parse_model
 from router.core import Asked
 from router.fleet import Pod, Rank, RankId
-from router.prompt import Prompt, parse
+from router.prompt import parse
 from router.rendering import Renderer
 from router.service import Service
 from router.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ from scorer.cost import PrefillRate
 from scorer.load import PodLoad
 
 BLOCK = 16
+PATH = "/v1/chat/completions"
 SIZES = (2_000, 8_000, 32_000, 128_000)
 ROUNDS = 9
 TINY = Path(__file__).parent.parent / "simulator" / "tiny"
@@ -49,12 +50,12 @@ def service_of(folder: Path, pods: int) -> Service:
     return service
 
 
-def chat(rng: random.Random, tokens: int) -> Prompt:
-    """A conversation of about so many tokens."""
+def chat(rng: random.Random, tokens: int) -> bytes:
+    """The body of a conversation of about so many tokens."""
     turns = max(2, tokens // 400)
     texts = [" ".join(rng.choice(WORDS) for _ in range(tokens // turns)) for _ in range(turns)]
     messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
-    return parse("/v1/chat/completions", orjson.dumps({"model": MODEL, "messages": messages}))
+    return orjson.dumps({"model": MODEL, "messages": messages})
 
 
 class Bench:
@@ -65,9 +66,9 @@ class Bench:
         self.core = service.core
         self.renderer, self.tokenizer = Renderer(folder), Tokenizer(folder)
 
-    def without(self, prompt: Prompt) -> Asked:
+    def without(self, body: bytes) -> Asked:
         """No cache at all."""
-        rendering = self.renderer.render(prompt)
+        rendering = self.renderer.render(parse(PATH, body))
         tokens = self.tokenizer.encode(rendering.text, rendering.add_special_tokens)
         keys = self.core.space.chain(tokens, BLOCK)
         asked = Asked(MODEL, len(tokens))
@@ -75,19 +76,20 @@ class Bench:
         self.decide(asked)
         return asked
 
-    async def within(self, prompt: Prompt) -> Asked:
-        """As /score does it."""
+    async def within(self, body: bytes) -> Asked:
+        """As the gateway does it."""
         encoding = self.service.encoding
-        asked = encoding.now(prompt) or await encoding.later(prompt)
+        known = encoding.recalled(PATH, body)
+        asked = known[1] if known is not None else await encoding.understood(PATH, body, parse(PATH, body))
         self.decide(asked)
         return asked
 
     def decide(self, asked: Asked) -> None:
         self.core.decide(asked, frozenset(), 0.0)
 
-    def hold(self, asked: Asked, prompt: Prompt) -> None:
+    def hold(self, asked: Asked, body: bytes) -> None:
         """A third of the pods hold all of it, another third its first half."""
-        rendering = self.renderer.render(prompt)
+        rendering = self.renderer.render(parse(PATH, body))
         tokens = self.tokenizer.encode(rendering.text, rendering.add_special_tokens)
         hashes = asked.keys[BLOCK].tolist()
         for number, rank in enumerate(self.core.fleet.ranks):
@@ -114,16 +116,16 @@ async def measure(bench: Bench, size: int, rng: random.Random) -> None:
     rows: dict[str, list[float]] = {"without": [], "miss": [], "partial": [], "hit": []}
     tokens = 0
     for _ in range(ROUNDS):
-        prompt = chat(rng, size)
-        rows["without"].append(await cpu_us(lambda p=prompt: bench.without(p)))  # type: ignore[misc]
-        rows["miss"].append(await cpu_us(lambda p=prompt: bench.within(p)))  # type: ignore[misc]
-        asked = await bench.within(prompt)
+        body = chat(rng, size)
+        rows["without"].append(await cpu_us(lambda p=body: bench.without(p)))  # type: ignore[misc]
+        rows["miss"].append(await cpu_us(lambda p=body: bench.within(p)))  # type: ignore[misc]
+        asked = await bench.within(body)
         tokens = asked.tokens
-        bench.hold(asked, prompt)
+        bench.hold(asked, body)
         bench.touch()
-        rows["partial"].append(await cpu_us(lambda p=prompt: bench.within(p)))  # type: ignore[misc]
-        assert (await bench.within(prompt)).lookup == "hit"
-        rows["hit"].append(await cpu_us(lambda p=prompt: bench.within(p)))  # type: ignore[misc]
+        rows["partial"].append(await cpu_us(lambda p=body: bench.within(p)))  # type: ignore[misc]
+        assert (await bench.within(body)).lookup == "hit"
+        rows["hit"].append(await cpu_us(lambda p=body: bench.within(p)))  # type: ignore[misc]
     base = statistics.median(rows["without"])
     cells = [
         f"{name} {statistics.median(row):9.0f} us = {statistics.median(row) / base:6.3f}x" for name, row in rows.items()

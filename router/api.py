@@ -89,8 +89,7 @@ class Gateway:
         prompt = parse(path, body)
         if path in _NOTHING_COMPUTED:
             return prompt, Asked(prompt.model, reason="nothing is computed for this request")
-        asked = encoding.now(prompt) or await encoding.later(prompt)
-        encoding.remember(path, body, prompt, asked)
+        asked = await encoding.understood(path, body, prompt)
         metrics.understood(asked)
         if not asked.tokens:
             asked.tokens = len(body) // _TOKENS_BY_BYTES

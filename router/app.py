@@ -10,16 +10,20 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.routing import Match
 
 from router.answers import score_answer
 from router.api import Gateway
 from router.bodies import read_body
+from router.core import Asked
 from router.errors import BadRequest, RouterError
+from router.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors
 from router.ops import operators
 from router.prompt import Prompt, parse, parse_query
 from router.service import Service
 
 _VERSION = "0.1.0"
+_SCORE_ERRORS = errors(400, 401, 404, 413, 429, 502, 503, 504)
 
 
 def create_app(service: Service) -> Gateway:
@@ -47,7 +51,7 @@ def create_ops_app(service: Service) -> FastAPI:
 
 
 def _fastapi(lifespan: Any) -> FastAPI:
-    app = FastAPI(title="warmroute", version=_VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = Described(title="warmroute", version=_VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
 
     @app.exception_handler(RouterError)
     async def ours(request: Request, error: RouterError) -> Response:
@@ -70,9 +74,18 @@ def _fastapi(lifespan: Any) -> FastAPI:
     async def otherwise(request: Request, error: Exception) -> Response:
         refused = BadRequest(f"{request.url.path[:200]} does not take {request.method}.")
         refused.status, refused.code = 405, "method_not_allowed"
-        return Response(refused.body(), 405, getattr(error, "headers", None), "application/json")
+        return Response(refused.body(), 405, {"allow": _methods_of(app, request)}, "application/json")
 
     return app
+
+
+def _methods_of(app: FastAPI, request: Request) -> str:
+    """The methods that this path takes, over all routes: Starlette knows those of the first one only."""
+    methods: set[str] = set()
+    for route in app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return ", ".join(sorted(methods))
 
 
 def _health(service: Service) -> APIRouter:
@@ -83,7 +96,7 @@ def _health(service: Service) -> APIRouter:
         """The process is up."""
         return {"status": "ok"}
 
-    @router.get("/readyz")
+    @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "Not ready"}})
     async def readyz() -> Response:
         """200 when requests can be served; else 503 with the reasons."""
         reasons = service.unready()
@@ -98,26 +111,37 @@ def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
     router.include_router(_health(service))
     body_max = service.config.gateway.body_max
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses=errors(401))
     async def models() -> dict[str, Any]:
         """The union of the pods' models."""
         return {"object": "list", "data": service.core.fleet.union_of_models()}
 
-    @router.post("/score")
+    @router.post("/score", openapi_extra=SCORE_BODY, responses=_SCORE_ERRORS)
     async def score(request: Request) -> Response:
         """Who would serve this prompt, and why. Sends nothing to any pod and changes no load."""
         body = await read_body(request.scope, request.receive, body_max)
+        known = service.encoding.recalled("/score", body)
+        if known is not None:
+            return _scored(service, *known)
         prompt = parse("/score", body)
-        if "text_1" in prompt.fields or "queries" in prompt.fields:  # vLLM's own /score, for cross-encoders
+        if not _PROMPTS.intersection(prompt.fields):  # vLLM's own /score, for cross-encoders
             return _Forwarded(gateway, body)
-        return await _score(service, prompt)
+        return _scored(service, prompt, await service.encoding.understood("/score", body, prompt))
 
-    @router.get("/score")
+    @router.get("/score", openapi_extra=SCORE_QUERY, responses=_SCORE_ERRORS)
     async def score_of_prompt(request: Request) -> Response:
         """The same for `?model=…&prompt=…`."""
-        return await _score(service, parse_query(request.query_params))
+        prompt = parse_query(request.query_params)
+        query: bytes = request.scope["query_string"]
+        known = service.encoding.recalled("/score?", query)
+        asked = known[1] if known is not None else await service.encoding.understood("/score?", query, prompt)
+        return _scored(service, prompt, asked)
 
     return router
+
+
+_PROMPTS = frozenset(("prompt", "messages", "token_ids"))
+_NO_TIME_US = dict.fromkeys(("render", "tokenize", "keys", "lookup"), 0)  # of what was known
 
 
 class _Forwarded(Response):
@@ -132,8 +156,7 @@ class _Forwarded(Response):
         await self._gateway.proxied(scope, receive, send, self._body)
 
 
-async def _score(service: Service, prompt: Prompt) -> Response:
-    asked = service.encoding.now(prompt) or await service.encoding.later(prompt)
+def _scored(service: Service, prompt: Prompt, asked: Asked) -> Response:
     pods = prompt.fields.get("pods")
     if pods is not None:
         if not isinstance(pods, list) or not all(isinstance(pod, str) for pod in pods):
@@ -141,7 +164,7 @@ async def _score(service: Service, prompt: Prompt) -> Response:
         asked.pods = frozenset(pods)
     now = time.monotonic()
     decision = service.core.decide(asked, frozenset(), now)
-    timing_us = {**asked.timing_us, "score": round((time.monotonic() - now) * 1e6)}
+    timing_us = {**_NO_TIME_US, **asked.timing_us, "score": round((time.monotonic() - now) * 1e6)}
     return _json(score_answer(decision, prompt.model, asked.lookup, timing_us))
 
 

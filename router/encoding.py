@@ -107,7 +107,13 @@ class Encoding:
             self._find(asked, ending, size, "partial")
         return known.prompt, asked
 
-    def remember(self, path: str, body: bytes, prompt: Prompt, asked: Asked) -> None:
+    async def understood(self, path: str, body: bytes, prompt: Prompt) -> Asked:
+        """What a body that was not seen before asks; kept for the next time."""
+        asked = self.now(prompt) or await self.later(prompt)
+        self._remember(path, body, prompt, asked)
+        return asked
+
+    def _remember(self, path: str, body: bytes, prompt: Prompt, asked: Asked) -> None:
         """Keep what a body means, if all of it is known and will be the same tomorrow."""
         if asked.endings and not asked.reason and not self._tells_time(prompt):
             epoch = self._core.fleet.epoch

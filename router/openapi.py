@@ -1,0 +1,111 @@
+"""What our OpenAPI document says beside what FastAPI sees itself: errors, and what we parse on our own."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+_INVALID = "422"  # FastAPI's own status for what is not valid; ours is 400
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, as OpenAI says it."""
+
+    message: str
+    type: str
+    code: int | str
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+class Readiness(BaseModel):
+    """Whether requests can be served, and why not."""
+
+    status: str
+    reasons: list[str]
+
+
+class Described(FastAPI):
+    """A FastAPI application whose document knows only the errors that are listed."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop(_INVALID, None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document.get("components", {}).get("schemas", {}).pop(name, None)
+        return document
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may fail with these."""
+    return {status: {"model": ErrorBody, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+def _parameter(name: str, what: str, required: bool = False, **schema: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "query",
+        "required": required,
+        "description": what,
+        "schema": {"type": "string", **schema},
+    }
+
+
+_MESSAGE = {
+    "type": "object",
+    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
+    "required": ["role", "content"],
+}
+_PROMPTS: dict[str, dict[str, Any]] = {
+    "prompt": {"type": "string", "description": "Text, as of a completion."},
+    "messages": {"type": "array", "minItems": 1, "items": _MESSAGE, "description": "Messages, as of a chat."},
+    "token_ids": {
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+        "description": "The prompt's token ids.",
+    },
+}
+_SHARED = {
+    "model": {"type": "string", "description": "Served by at least one pod. May be left out if there is only one."},
+    "pods": {"type": "array", "items": {"type": "string"}, "description": "Only these pods."},
+    "cache_salt": {"type": "string", "minLength": 1, "description": "As of the request that is meant."},
+}
+
+SCORE_QUERY: dict[str, Any] = {
+    "parameters": [
+        _parameter("prompt", "Text, as of a completion.", required=True),
+        _parameter("model", "Served by at least one pod. May be left out if there is only one."),
+        _parameter("pods", "Only these pods: names with commas between."),
+        _parameter("cache_salt", "As of the request that is meant.", minLength=1),
+    ]
+}
+"""Of `GET /score`."""
+
+SCORE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One prompt in one of three forms. Every field that changes how a chat is rendered may be there.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "oneOf": [
+                        {"title": name, "properties": {name: schema, **_SHARED}, "required": [name]}
+                        for name, schema in _PROMPTS.items()
+                    ],
+                }
+            }
+        },
+    }
+}
+"""Of `POST /score`."""
