@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup chart-test test-vllm clean
+.PHONY: demo test lint setup chart-test test-vllm test-redis clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,10 @@ chart-test: setup
 test-vllm: setup
 	$(BIN)/python -m tests_vllm.install $(VLLM_PIP)
 	$(BIN)/python -m pytest tests_vllm
+
+# The index that gateways share, against a real server: `apt-get install redis-server` (or valkey-server) first.
+test-redis: setup
+	$(BIN)/python -m pytest tests_redis
 
 clean:
 	rm -rf $(VENV)

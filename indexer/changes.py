@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from types import MappingProxyType
 from typing import NamedTuple
 
-from indexer.events import Tier
+from indexer.events import TIERS, Tier
 
 TIER_BITS = MappingProxyType({"gpu": 1, "cpu": 2, "disk": 4})
 """In a code, tiers that hold the block now are in the low four bits, those that have given it up in the next four."""
@@ -18,7 +18,7 @@ _GIVEN_UP = 4
 
 
 class Delta(NamedTuple):
-    """`blocks`: key -> code. `cleared`: before that, everything was given up. `lost`: more has changed than was kept."""
+    """`blocks`: key -> code. `cleared`: everything was given up before. `lost`: more has changed than was kept."""
 
     blocks: dict[int, int]
     cleared: bool = False
@@ -26,42 +26,46 @@ class Delta(NamedTuple):
 
 
 class Changes:
-    """See the module. Keeps at most `blocks_max` blocks; beyond them all are dropped, counted, and the delta is lost."""
+    """Keeps `blocks_max` blocks of a tier; beyond them all are dropped and counted, the delta is lost."""
 
     def __init__(self, blocks_max: int) -> None:
         self.dropped = 0
         self._blocks_max = blocks_max
-        self._blocks: dict[int, int] = {}
+        self._codes: dict[Tier, dict[int, int]] = {tier: {} for tier in TIERS}
         self._cleared = False
         self._lost = False
 
     def hold(self, tier: Tier, keys: Iterable[int]) -> None:
         """The pod holds these blocks in `tier`."""
-        bit, blocks = TIER_BITS[tier], self._blocks
-        keep = ~(bit << _GIVEN_UP)
-        for key in keys:
-            blocks[key] = blocks.get(key, 0) & keep | bit
-        self._bound()
+        self._note(tier, keys, TIER_BITS[tier])
 
     def unhold(self, tier: Tier, keys: Iterable[int]) -> None:
         """It holds them there no more."""
-        bit, blocks = TIER_BITS[tier], self._blocks
-        for key in keys:
-            blocks[key] = blocks.get(key, 0) & ~bit | bit << _GIVEN_UP
-        self._bound()
+        self._note(tier, keys, TIER_BITS[tier] << _GIVEN_UP)
 
     def clear(self) -> None:
         """It holds nothing."""
-        self._blocks = {}
+        self._forget()
         self._cleared, self._lost = True, False
 
     def take(self) -> Delta:
         """All that is new, once."""
-        delta = Delta(self._blocks, self._cleared, self._lost)
-        self._blocks, self._cleared, self._lost = {}, False, False
+        blocks, *others = self._codes.values()
+        for codes in others:
+            for key, code in codes.items():
+                blocks[key] = blocks.get(key, 0) | code
+        delta = Delta(blocks, self._cleared, self._lost)
+        self._forget()
+        self._cleared = self._lost = False
         return delta
 
-    def _bound(self) -> None:
-        if len(self._blocks) > self._blocks_max:
-            self.dropped += len(self._blocks)
-            self._blocks, self._lost = {}, True
+    def _note(self, tier: Tier, keys: Iterable[int], code: int) -> None:
+        codes = self._codes[tier]
+        codes.update(dict.fromkeys(keys, code))  # without a loop: this is on the way of every event
+        if len(codes) > self._blocks_max:
+            self.dropped += sum(map(len, self._codes.values()))
+            self._forget()
+            self._lost = True
+
+    def _forget(self) -> None:
+        self._codes = {tier: {} for tier in TIERS}

@@ -72,6 +72,11 @@ class Feed:
         return reasons
 
     @property
+    def replaying(self) -> bool:
+        """A gap is being closed: what is known is as old as the gap."""
+        return self._stream.replaying
+
+    @property
     def truncated(self) -> bool:
         """Some history is not known: of what the pod holds, events may be silent."""
         return self._stream.truncated

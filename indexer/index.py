@@ -107,7 +107,7 @@ class PrefixIndex:
         return len(known.predicted) + (len(hashes) if hashes is not None else 0)
 
     def confirmed(self, pod: Pod, tier: Tier, start: int, entries_max: int) -> tuple[Keys, int]:
-        """Keys of blocks that the pod holds in a tier, a slice: the first has `start` 0, the next what is returned; 0 ends.
+        """A slice of the keys of what the pod holds in a tier, and where the next one starts; 0: there is none.
 
         Between two slices the pod may change: what is held all the while is in some slice.
         """

@@ -59,6 +59,8 @@ class Gateway:
                 body = await read_body(scope, receive, self._body_max)
             began = time.monotonic()
             prompt, asked = await self._understand(scope, body)
+            if service.sharing is not None:
+                await service.sharing.ask(asked)
             asked.alone = is_alone(prompt)
             model = prompt.model
             streaming = prompt.stream

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.routing import Match
+from starlette.routing import compile_path
 
 from router.answers import score_answer
 from router.api import Gateway
@@ -18,7 +18,7 @@ from router.bodies import read_body
 from router.core import Asked
 from router.errors import BadRequest, RouterError
 from router.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors
-from router.ops import operators
+from router.ops import NotFound, operators
 from router.prompt import Prompt, parse, parse_query
 from router.service import Service
 
@@ -64,6 +64,14 @@ def _fastapi(lifespan: Any) -> FastAPI:
         place = ".".join(str(part) for part in first["loc"][1:])
         return Response(BadRequest(f"{place}: {first['msg']}").body(), 400, media_type="application/json")
 
+    @app.exception_handler(400)
+    async def unreadable(request: Request, error: Exception) -> Response:
+        return Response(BadRequest("The body can't be read.").body(), 400, media_type="application/json")
+
+    @app.exception_handler(500)
+    async def ours_alone(request: Request, error: Exception) -> Response:
+        return Response(RouterError("The gateway failed.").body(), 500, media_type="application/json")
+
     @app.exception_handler(404)
     async def nowhere(request: Request, error: Exception) -> Response:
         unknown = RouterError(f"There is no {request.url.path[:200]} here.")
@@ -74,17 +82,17 @@ def _fastapi(lifespan: Any) -> FastAPI:
     async def otherwise(request: Request, error: Exception) -> Response:
         refused = BadRequest(f"{request.url.path[:200]} does not take {request.method}.")
         refused.status, refused.code = 405, "method_not_allowed"
-        return Response(refused.body(), 405, {"allow": _methods_of(app, request)}, "application/json")
+        return Response(refused.body(), 405, {"allow": _methods_of(app, request.url.path)}, "application/json")
 
     return app
 
 
-def _methods_of(app: FastAPI, request: Request) -> str:
-    """The methods that this path takes, over all routes: Starlette knows those of the first one only."""
+def _methods_of(app: FastAPI, path: str) -> str:
+    """The methods that a path takes, over all its routes: Starlette's own answer knows those of the first only."""
     methods: set[str] = set()
-    for route in app.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
-            methods |= getattr(route, "methods", None) or set()
+    for template, operations in app.openapi()["paths"].items():
+        if compile_path(template)[0].match(path):
+            methods.update(method.upper() for method in operations)
     return ", ".join(sorted(methods))
 
 
@@ -122,11 +130,14 @@ def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
         body = await read_body(request.scope, request.receive, body_max)
         known = service.encoding.recalled("/score", body)
         if known is not None:
+            await service.ask_others(known[1])
             return _scored(service, *known)
         prompt = parse("/score", body)
         if not _PROMPTS.intersection(prompt.fields):  # vLLM's own /score, for cross-encoders
             return _Forwarded(gateway, body)
-        return _scored(service, prompt, await service.encoding.understood("/score", body, prompt))
+        asked = await service.encoding.understood("/score", body, prompt)
+        await service.ask_others(asked)
+        return _scored(service, prompt, asked)
 
     @router.get("/score", openapi_extra=SCORE_QUERY, responses=_SCORE_ERRORS)
     async def score_of_prompt(request: Request) -> Response:
@@ -135,6 +146,7 @@ def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
         query: bytes = request.scope["query_string"]
         known = service.encoding.recalled("/score?", query)
         asked = known[1] if known is not None else await service.encoding.understood("/score?", query, prompt)
+        await service.ask_others(asked)
         return _scored(service, prompt, asked)
 
     return router
@@ -159,8 +171,10 @@ class _Forwarded(Response):
 def _scored(service: Service, prompt: Prompt, asked: Asked) -> Response:
     pods = prompt.fields.get("pods")
     if pods is not None:
-        if not isinstance(pods, list) or not all(isinstance(pod, str) for pod in pods):
+        if not isinstance(pods, list) or not pods or not all(isinstance(pod, str) for pod in pods):
             raise BadRequest("pods is not a list of names")
+        if not any(pod in service.core.fleet.pods for pod in pods):
+            raise NotFound("There are no such pods.")
         asked.pods = frozenset(pods)
     now = time.monotonic()
     decision = service.core.decide(asked, frozenset(), now)

@@ -134,6 +134,8 @@ class ClientConnection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """A look at the clock: end what is over a limit."""
+        if self._active is not None and self._reading is None and not self._overhead_bytes and not self.write_paused:
+            return  # it is the application's turn: of many connections most are here, or idle
         transport, limits = self.transport, self._limits
         if transport is None:
             return
@@ -246,7 +248,7 @@ class ClientConnection(asyncio.Protocol):
         self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        self._headers.append((name.lower(), value.rstrip()))  # llhttp takes whitespace off before a value only
 
     def on_headers_complete(self) -> None:
         parser, limits = self._parser, self._limits

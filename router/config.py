@@ -16,6 +16,7 @@ from router import sources
 from router.config_admission import Admission, Breaker
 from router.config_fleet import ASK_THE_PODS, Discovery, ModelConfig, StaticPod, twice
 from router.config_serving import Serving
+from router.config_shared import SharedRedis
 from router.config_tokens import PROFILES, Parity, Profile
 from router.errors import ConfigError
 from router.forms import Bytes, Count, Port, Ratio, Seconds, Section
@@ -107,6 +108,7 @@ class Index(Section):
     orphans_max: Count = Field(
         default=100_000, ge=0, le=100_000_000, description="Blocks kept whose parent is not known yet."
     )
+    redis: SharedRedis = SharedRedis()
 
 
 class PrefixStore(Section):
@@ -396,7 +398,7 @@ def _parsed(model: type[S], text: str, flag: str) -> S:
 
 
 def _line(model: type[Section], error: ValidationError, layers: Sequence[sources.Layer]) -> str:
-    return sources.one_line(model, error, layers, frozenset({"operator_key", "api_keys"}))
+    return sources.one_line(model, error, layers, frozenset({"operator_key", "api_keys", "url"}))
 
 
 def _check_files(config: Config) -> None:

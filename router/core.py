@@ -16,7 +16,7 @@ from router.budget import RetryBudget
 from router.config import Config
 from router.errors import Full, NoFitPod, NoRetry
 from router.fairness import FairQueue
-from router.fleet import Fleet, Pod, Rank
+from router.fleet import Fleet, Pod, Rank, RankId
 from scorer.candidates import Candidate, Pick
 from scorer.load import Ticket
 from scorer.pick import pick
@@ -34,6 +34,7 @@ class Asked:
     keys: dict[int, Keys] = field(default_factory=dict)
     endings: dict[int, Ending] = field(default_factory=dict)  # where the prefix store keeps this prompt's mappings
     matches: dict[int, Match] = field(default_factory=dict)
+    shared: dict[int, dict[RankId, Hit]] = field(default_factory=dict)  # as other gateways know pods, where they do
     lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
     pods: frozenset[str] | None = None  # only these
@@ -66,6 +67,7 @@ class Placed(NamedTuple):
     decision: Decision
     ticket: Ticket
     prediction: Prediction | None
+    hit: Hit  # as known here
     pod: Pod
     epoch: int  # of the pod's breaker
 
@@ -132,14 +134,15 @@ class Core:
         if breaker.tripped:
             breaker.sent(now, self._breaker)
         ticket = rank.load.admit(round(best.tokens - best.worth) + asked.further, now)
-        prediction = None
+        prediction, hit = None, decision.hits[best.number]
         keys = asked.keys.get(rank.block_size or 0)
         if keys is not None:
-            held = decision.hits[best.number].blocks
-            if held < len(keys):
+            if hit.blocks and asked.shared:
+                hit = self.match(keys).hits.get(rank.id, MISS)
+            if hit.blocks < len(keys):
                 expires = now + self._predicted_ttl_s(rank)
-                prediction = self.index.predict(rank.id, keys, held, expires)
-        return Placed(decision, ticket, prediction, pod, breaker.epoch)
+                prediction = self.index.predict(rank.id, keys, hit.blocks, expires)
+        return Placed(decision, ticket, prediction, hit, pod, breaker.epoch)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
         placed.ticket.load.first_byte(placed.ticket, now, streaming)
@@ -165,9 +168,11 @@ class Core:
         if not pod.evidence.usage:
             pod.evidence.unreported(prompt_tokens, decision.matched_tokens)
             return
-        sure = asked.alone and prompt_tokens == asked.tokens and rank.block_size in asked.keys
-        if sure and rank.feed is not None and not decision.hits[decision.pick.best.number].predicted:
-            rank.feed.reported(decision.matched_tokens, cached_tokens or 0)
+        size, hit = rank.block_size or 0, placed.hit
+        sure = asked.alone and prompt_tokens == asked.tokens and size in asked.keys
+        if sure and rank.feed is not None and not hit.predicted:
+            matched = hit.usable((asked.tokens - 1) // size) * size if hit.blocks else 0
+            rank.feed.reported(matched, cached_tokens or 0)
 
     def suspect(self, pod: str, now: float) -> None:
         """A request could not reach the pod: until the next probe, others come first."""
@@ -270,6 +275,9 @@ class Core:
             size = rank.block_size or 0
             match = matches.get(size)
             hit = match.hits.get(rank.id, MISS) if match is not None else MISS
+            if asked.shared:
+                others = asked.shared.get(size, {}).get(rank.id, MISS)
+                hit = others if others.blocks > hit.blocks else hit
             matched, worth = 0, 0.0
             if hit.blocks:
                 matched = hit.usable((tokens - 1) // size) * size

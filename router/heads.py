@@ -18,7 +18,6 @@ Fields = Iterable[tuple[bytes, bytes]]
 _TYPES = {500: "internal_error", 429: "rate_limit_error", 503: "service_unavailable"}
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _AUTHORITY = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*").fullmatch  # RFC 3986, 3.2, without user information
-_OWS = b" \t"  # llhttp takes it off before a value, and not behind
 _LOOKALIKES = frozenset((b"content_length", b"transfer_encoding"))  # some servers take _ for -, and frame by these
 _UPGRADES = frozenset((b"connection", b"upgrade", b"http2-settings"))
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -84,7 +83,7 @@ def check_fields(version: str, headers: Sequence[tuple[bytes, bytes]], names: Ma
     """Refuse what could be read in two ways. `names`: `headers` (lower-case names) as a mapping."""
     if version == "1.1":
         host = names.get(b"host")
-        if host is None or _AUTHORITY(host.rstrip(_OWS)) is None:
+        if host is None or _AUTHORITY(host) is None:
             raise Refused(400, "There is no Host header." if host is None else "The Host header is not a host.")
     elif version != "1.0":
         raise Refused(505, f"HTTP/{version} is not spoken here.")
@@ -96,12 +95,12 @@ def check_fields(version: str, headers: Sequence[tuple[bytes, bytes]], names: Ma
             raise Refused(400, "HTTP/1.0 has no transfer codings.")
         if b"content-length" in names:
             raise Refused(400, "There are both Content-Length and Transfer-Encoding.")
-        if coding.rstrip(_OWS).lower() != b"chunked":
+        if coding.lower() != b"chunked":
             raise Refused(501, "The only transfer coding that is understood is chunked.")
     if not _LOOKALIKES.isdisjoint(names):
         raise Refused(400, "A header's name looks like that of a length or a coding.")
     expected = names.get(b"expect")
-    if expected is not None and expected.rstrip(_OWS).lower() != b"100-continue":
+    if expected is not None and expected.lower() != b"100-continue":
         raise Refused(417, "The only expectation that can be met is 100-continue.")
 
 

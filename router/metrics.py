@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from indexer.prefixes import PrefixStats
 from router.admission import RESULTS
@@ -102,6 +103,10 @@ class Metrics:
         self.picks: Counter[str] = Counter()
         self._registry = CollectorRegistry()
         self._registry.register(self)
+
+    def join(self, collector: Collector) -> None:
+        """Have the series of another part in the scrape."""
+        self._registry.register(collector)
 
     def text(self) -> bytes:
         """The Prometheus text format."""

@@ -60,14 +60,9 @@ def _parameter(name: str, what: str, required: bool = False, **schema: Any) -> d
     }
 
 
-_MESSAGE = {
-    "type": "object",
-    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string"}},
-    "required": ["role", "content"],
-}
 _PROMPTS: dict[str, dict[str, Any]] = {
-    "prompt": {"type": "string", "description": "Text, as of a completion."},
-    "messages": {"type": "array", "minItems": 1, "items": _MESSAGE, "description": "Messages, as of a chat."},
+    "prompt": {"type": "string", "minLength": 1, "description": "Text, as of a completion."},
+    "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}, "description": "As of a chat."},
     "token_ids": {
         "type": "array",
         "minItems": 1,
@@ -77,15 +72,15 @@ _PROMPTS: dict[str, dict[str, Any]] = {
 }
 _SHARED = {
     "model": {"type": "string", "description": "Served by at least one pod. May be left out if there is only one."},
-    "pods": {"type": "array", "items": {"type": "string"}, "description": "Only these pods."},
+    "pods": {"type": "array", "minItems": 1, "items": {"type": "string"}, "description": "Only these pods."},
     "cache_salt": {"type": "string", "minLength": 1, "description": "As of the request that is meant."},
 }
 
 SCORE_QUERY: dict[str, Any] = {
     "parameters": [
-        _parameter("prompt", "Text, as of a completion.", required=True),
+        _parameter("prompt", "Text, as of a completion.", required=True, minLength=1),
         _parameter("model", "Served by at least one pod. May be left out if there is only one."),
-        _parameter("pods", "Only these pods: names with commas between."),
+        _parameter("pods", "Only these pods: names with commas between.", pattern="^[^,]+(,[^,]+)*$"),
         _parameter("cache_salt", "As of the request that is meant.", minLength=1),
     ]
 }
@@ -94,7 +89,7 @@ SCORE_QUERY: dict[str, Any] = {
 SCORE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One prompt in one of three forms. Every field that changes how a chat is rendered may be there.",
+        "description": "One prompt in one of three forms; with messages, every field of a chat may be there.",
         "content": {
             "application/json": {
                 "schema": {

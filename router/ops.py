@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from router.answers import decision_answer, pod_answer
 from router.errors import RouterError
 from router.fleet import Pod
 from router.keys import KeyRing
+from router.openapi import errors
 from router.service import Service
 
 _KEYS_MAX = 10_000
@@ -39,7 +41,9 @@ class Invalidate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    keys: list[Annotated[int, Field(ge=0, lt=1 << 64)]] | None = Field(default=None, max_length=_KEYS_MAX)
+    keys: list[Annotated[int, Field(strict=True, ge=0, le=(1 << 64) - 1)]] | None = Field(
+        default=None, max_length=_KEYS_MAX
+    )
     pod: str | None = None
     model: str | None = None
 
@@ -55,7 +59,7 @@ def operators(service: Service) -> APIRouter:
         if not is_open and not keys.allows(request.scope["headers"], time.monotonic()):
             raise Forbidden("The operator key is missing or wrong.")
 
-    router = APIRouter(dependencies=[Depends(allowed)], tags=["operators"])
+    router = APIRouter(dependencies=[Depends(allowed)], tags=["operators"], responses=errors(401))
     _observe(router, service)
     _change(router, service)
     return router
@@ -64,7 +68,7 @@ def operators(service: Service) -> APIRouter:
 def _observe(router: APIRouter, service: Service) -> None:
     core = service.core
 
-    @router.get("/metrics", response_class=Response)
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus text."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -75,7 +79,7 @@ def _observe(router: APIRouter, service: Service) -> None:
         now = time.monotonic()
         return {"pods": [pod_answer(pod, core, now) for pod in core.fleet.pods.values()]}
 
-    @router.get("/decisions")
+    @router.get("/decisions", responses=errors(400))
     async def decisions(limit: Annotated[int, Query(ge=1, le=10_000)] = 50) -> dict[str, Any]:
         """The last picks, newest first, with every candidate's figures."""
         now = time.monotonic()
@@ -93,23 +97,24 @@ def _observe(router: APIRouter, service: Service) -> None:
             "index": {"blocks": index.blocks, "bytes": index.nbytes, "pods": pods},
             "prefix_store": {**asdict(stats), "lookups": dict(service.metrics.prefix_lookups)},
             "hit_ratio": service.metrics.window.ratio(time.monotonic()),
+            "shared_index": service.sharing.status() if service.sharing is not None else None,
         }
 
 
 def _change(router: APIRouter, service: Service) -> None:
     core, store = service.core, service.encoding.store
 
-    @router.post("/pods/{name}/drain")
+    @router.post("/pods/{name}/drain", responses=errors(404))
     async def drain(name: str) -> dict[str, Any]:
         """Send nothing new to a pod."""
         return _draining(_pod(service, name), True)
 
-    @router.post("/pods/{name}/undrain")
+    @router.post("/pods/{name}/undrain", responses=errors(404))
     async def undrain(name: str) -> dict[str, Any]:
         """Send to a pod again."""
         return _draining(_pod(service, name), False)
 
-    @router.post("/cache/invalidate")
+    @router.post("/cache/invalidate", responses=errors(400, 404))
     async def invalidate(what: Invalidate) -> dict[str, Any]:
         """Forget mappings of block keys, or what pods are known to hold."""
         forgotten = [_pod(service, what.pod)] if what.pod is not None else []

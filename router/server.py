@@ -24,6 +24,7 @@ from router.serving import Front, ServingLimits
 log = logging.getLogger("warmroute")
 
 _BACKLOG = 2048
+_SWEEP_S = 1.0  # between two looks at all connections
 _GC_YOUNG = 20_000  # objects made before the young are looked at: about a thousand requests
 
 
@@ -119,6 +120,7 @@ async def _without_signals(server: uvicorn.Server) -> None:
 def _front(service: Service) -> Front:
     """The limits of one port, as configured; what is refused for them is counted."""
     gateway = service.config.gateway
+    shortest_s = min(gateway.header_timeout, gateway.body_timeout, gateway.send_timeout, gateway.keep_alive_timeout)
     limits = ServingLimits(
         header_bytes_max=gateway.header_max,
         header_count_max=gateway.header_count_max,
@@ -133,6 +135,7 @@ def _front(service: Service) -> Front:
         requests_per_connection_max=gateway.requests_per_connection_max,
         connections_max=gateway.connections_max,
         connections_per_client_max=gateway.connections_per_client_max,
+        sweep_interval_s=min(_SWEEP_S, shortest_s / 4),
     )
     return Front(limits, lambda status: service.metrics.count(None, "", status))
 

@@ -8,15 +8,20 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from indexer.blocks import KeySpace
 from router.config import Config
-from router.core import Core
+from router.core import Asked, Core
 from router.encoding import Encoding
+from router.errors import ConfigError
 from router.metrics import Metrics
 from router.pods import Pods
 from router.proxy import Proxy
 from router.upstream import Upstream, UpstreamLimits
+
+if TYPE_CHECKING:
+    from router.sharing import Sharing
 
 _HOUSEKEEPING_S = 0.05  # between two looks at what has expired
 _CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
@@ -35,6 +40,7 @@ class Service:
         self.metrics = Metrics(self.core, self.encoding.stats, questions=self.encoding.pod_tokens.counts)
         self.pods = Pods(self.core, config)
         self.proxy = Proxy(config.upstream.attempts_max)
+        self.sharing = self._sharing()
         self.draining = False
         self.started = False
         self.in_flight = 0
@@ -44,6 +50,8 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Everything runs inside."""
+        if self.sharing is not None:
+            await self.sharing.start()
         await self.pods.start()
         self.started = True
         loop = asyncio.get_running_loop()
@@ -56,9 +64,16 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self.encoding.close()
+            if self.sharing is not None:
+                await self.sharing.stop()
             await self.pods.stop()
             for upstream in self.upstreams.values():
                 await upstream.aclose()
+
+    async def ask_others(self, asked: Asked) -> None:
+        """What other gateways know of pods that are not known exactly here; by a deadline of some ms."""
+        if self.sharing is not None:
+            await self.sharing.ask(asked)
 
     def request_id(self) -> bytes:
         """A new request id: unique among all gateways' by chance, in this one by counting."""
@@ -76,6 +91,33 @@ class Service:
         if any(name not in unloaded for name in fit):
             return []
         return [f"{name}: the first state of its feed is not loaded" for name in fit] or ["no pod is fit"]
+
+    def _sharing(self) -> Sharing | None:
+        """The shared index, if there is one; what it needs is imported only then. Raises `ConfigError`."""
+        given = self.config.index.redis
+        if given.url is None:
+            return None
+        try:
+            from router.sharing import Sharing
+        except ImportError as error:
+            raise ConfigError(f"index.redis needs more: pip install 'warmroute[redis]' ({error})") from error
+        sharing = Sharing(given, self.core, secrets.token_hex(8), self._reseeded, time.monotonic)
+        self.metrics.join(sharing)
+        return sharing
+
+    def _reseeded(self) -> None:
+        """All block keys have changed: forget the old ones, and read all pods' histories again."""
+        for rank in self.core.fleet.ranks:
+            if rank.feed is not None:
+                rank.feed.reread()
+            self.core.index.clear(rank.id)
+        self._forget_keys()
+        if self.started:  # what is being tokenized now may still come with old ones
+            asyncio.get_running_loop().call_later(2 * self.config.tokens.deadline, self._forget_keys)
+
+    def _forget_keys(self) -> None:
+        self.encoding.store.clear()
+        self.core.fleet.changed()
 
     async def _housekeeping(self) -> None:
         """What expires, in slices."""

@@ -28,7 +28,7 @@ class ServingLimits:
     pipelined_max: int = 16  # requests that wait for the answers to those before them
     unread_bytes_max: int = 256 * 1024  # of a body that the application does not take: reading pauses above it
     linger_s: float = 2.0  # what a refused client still sends is read so long, so that it sees the refusal
-    sweep_interval_s: float = 0.5
+    sweep_interval_s: float = 1.0
 
     def check_head(self, target: bytes, headers: Sequence[tuple[bytes, bytes]], read_bytes: int) -> None:
         """Raises `Refused` for a head that is too large; it came within `read_bytes`, perhaps with more behind it."""
