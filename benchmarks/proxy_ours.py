@@ -13,6 +13,8 @@ import uvicorn
 
 from router.errors import BadRequest, NoFitPod
 from router.proxy import HeaderList, Outcome, Proxy, Receive, Scope, Send, send_error
+from router.serving import Front
+from router.serving_limits import ServingLimits
 from router.upstream import Upstream
 
 
@@ -99,7 +101,7 @@ def main() -> None:
         host="127.0.0.1",
         port=options.port,
         loop="uvloop",
-        http="httptools",
+        http=Front(ServingLimits()),  # type: ignore[arg-type]
         lifespan="off",
         access_log=False,
         log_level="warning",

@@ -33,12 +33,6 @@ class Gateway(Serving):
     host: str = Field(default="0.0.0.0", min_length=1, description="Address to listen on.")
     port: Port = Field(default=8080, description="Port of the data plane. 0: any free one.")
     ops_port: Port | None = Field(default=None, description="Port of the operators' endpoints. null: the data port.")
-    workers: Count = Field(
-        default=1,
-        ge=1,
-        le=64,
-        description="Processes. More than one do not share load in flight: routing gets worse.",
-    )
     body_max: Bytes = Field(default=64 * MIB, ge=KIB, le=GIB, description="Largest request body; above it: 413.")
     header_max: Bytes = Field(default=64 * KIB, ge=KIB, le=MIB, description="Largest request head (line and headers).")
     requests_max: Count = Field(
@@ -87,12 +81,6 @@ class Index(Section):
 
     tier_weights: TierWeights = TierWeights()
     blocks_max: Count = Field(default=8_000_000, ge=1024, le=1_000_000_000, description="Distinct blocks kept.")
-    engine_hashes_max: Count = Field(
-        default=16_000_000,
-        ge=1024,
-        le=1_000_000_000,
-        description="Engine hashes kept, over all pods: one for each block that a pod holds.",
-    )
     predicted_ttl: Seconds = Field(
         default=30.0,
         ge=0,
@@ -164,12 +152,6 @@ class Tokens(Section):
     """Tokenization, the dearest part of a cold decision."""
 
     threads: Count = Field(default=2, ge=1, le=64, description="Threads that tokenize long texts.")
-    inline_chars_max: Count = Field(
-        default=8192,
-        ge=0,
-        le=MIB,
-        description="New text up to so many characters is tokenized at once, without a thread.",
-    )
     deadline: Seconds = Field(
         default=2.0, gt=0, le=60, description="After it a request is routed by load alone, and says so."
     )
@@ -309,7 +291,6 @@ class Probe(Section):
     interval: Seconds = Field(default=2.0, gt=0, le=3600, description="Between two probes of a pod.")
     timeout: Seconds = Field(default=2.0, gt=0, le=60, description="For one probe.")
     failures_max: Count = Field(default=3, ge=1, le=100, description="Failures in a row after which a pod is unfit.")
-    metrics_interval: Seconds = Field(default=1.0, gt=0, le=3600, description="Between two scrapes of a pod's metrics.")
 
 
 class Decisions(Section):

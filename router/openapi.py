@@ -60,27 +60,35 @@ def _parameter(name: str, what: str, required: bool = False, **schema: Any) -> d
     }
 
 
+_TOKEN_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_TEXTS = {"type": "array", "minItems": 1, "maxItems": 1, "items": {"anyOf": [{"type": "string"}, _TOKEN_IDS]}}
 _PROMPTS: dict[str, dict[str, Any]] = {
-    "prompt": {"type": "string", "minLength": 1, "description": "Text, as of a completion."},
-    "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}, "description": "As of a chat."},
-    "token_ids": {
-        "type": "array",
-        "minItems": 1,
-        "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
-        "description": "The prompt's token ids.",
+    "prompt": {
+        "anyOf": [{"type": "string", "minLength": 1}, _TOKEN_IDS, _TEXTS],
+        "description": "Text or token ids, as of a completion; also as the only one of a list.",
     },
+    "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}, "description": "As of a chat."},
+    "token_ids": {**_TOKEN_IDS, "description": "The prompt's token ids."},
 }
 _SHARED = {
-    "model": {"type": "string", "description": "Served by at least one pod. May be left out if there is only one."},
-    "pods": {"type": "array", "minItems": 1, "items": {"type": "string"}, "description": "Only these pods."},
-    "cache_salt": {"type": "string", "minLength": 1, "description": "As of the request that is meant."},
+    "model": {
+        "type": ["string", "null"],
+        "description": "Served by at least one pod. May be left out if there is only one.",
+    },
+    "pods": {
+        "type": ["array", "null"],
+        "minItems": 1,
+        "items": {"type": "string"},
+        "description": "Only these pods; names that are not known do not count.",
+    },
+    "cache_salt": {"type": ["string", "null"], "minLength": 1, "description": "As of the request that is meant."},
 }
 
 SCORE_QUERY: dict[str, Any] = {
     "parameters": [
         _parameter("prompt", "Text, as of a completion.", required=True, minLength=1),
         _parameter("model", "Served by at least one pod. May be left out if there is only one."),
-        _parameter("pods", "Only these pods: names with commas between.", pattern="^[^,]+(,[^,]+)*$"),
+        _parameter("pods", "Only these pods: names with commas between.", minLength=1),
         _parameter("cache_salt", "As of the request that is meant.", minLength=1),
     ]
 }

@@ -55,11 +55,11 @@ def test_defaults_need_no_source() -> None:
 
 def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path) -> None:
     """Each source wins over those below it, key by key."""
-    text = "gateway: {port: 1, workers: 2, host: file}\nupstream: {attempts_max: 5}"
+    text = "gateway: {port: 1, requests_max: 2, host: file}\nupstream: {attempts_max: 5}"
     environ = {"WARMROUTE_GATEWAY__PORT": "2", "WARMROUTE_GATEWAY__HOST": "environment"}
-    config = from_yaml(tmp_path, text, environ, gateway__port=3, gateway__workers=None)
+    config = from_yaml(tmp_path, text, environ, gateway__port=3, gateway__requests_max=None)
     gateway = config.gateway
-    assert (gateway.port, gateway.host, gateway.workers) == (3, "environment", 2)
+    assert (gateway.port, gateway.host, gateway.requests_max) == (3, "environment", 2)
     assert (config.upstream.attempts_max, config.upstream.connect_timeout) == (5, 2.0)
 
 
@@ -184,7 +184,7 @@ def test_every_key_may_be_written_in_either_case(tmp_path: Path) -> None:
         ("prefixStore: {}", "prefixStore: unknown key; did you mean prefixStoreConfig?"),
         ("prefixStoreConfig: {podMappingTL: 1}", "did you mean prefixStoreConfig.podMappingTTL?"),
         ("discovery: {static: [{adress: x}]}", "static.0.adress: unknown key; did you mean discovery.static.address?"),
-        ("probe: {zzz: 1}", "probe.zzz: unknown key; known here: interval, timeout, failures_max, metrics_interval"),
+        ("probe: {zzz: 1}", "probe.zzz: unknown key; known here: interval, timeout, failures_max"),
     ],
 )  # fmt: skip
 def test_unknown_keys_name_the_nearest(tmp_path: Path, text: str, line: str) -> None:
@@ -233,7 +233,7 @@ def test_sizes(text: object, size: int) -> None:
         ("models: [{name: a}, {name: b, aliases: [a]}]", "models: the name or alias a is given twice"),
         ("models: [{tokenizer: pod}]", "models.0.name: is missing"),
         ("gateway: {port: 1, ops_port: 1}", "gateway: ops_port is the same as port"),
-        ("gateway: {port: -1, workers: 0}", "gateway.port: should be greater than or equal to 0, not -1 (and 1 more)"),
+        ("gateway: {port: -1, requests_max: 0}", "gateway.port: should be greater than or equal to 0, not -1 (and 1 more)"),
     ],
 )  # fmt: skip
 def test_bad_values_are_one_plain_line(tmp_path: Path, text: str, line: str) -> None:
