@@ -39,5 +39,21 @@ test-vllm: setup
 test-redis: setup
 	$(BIN)/python -m pytest tests_redis
 
+# Pods killed, stopped, slowed and lied for under steady load: every request is counted. Some minutes.
+test-chaos: setup
+	$(BIN)/python -m pytest tests_chaos
+
+# The shared index against a real server: install redis-server (or valkey-server) before.
+test-redis: setup
+	$(BIN)/python -m pytest tests_redis
+
+# Our OpenAPI description held against the gateway by schemathesis, in a venv of its own.
+test-fidelity: setup .venv-fidelity/bin/schemathesis
+	$(BIN)/python -m pytest tests_fidelity
+
+.venv-fidelity/bin/schemathesis:
+	$(PYTHON) -m venv .venv-fidelity
+	.venv-fidelity/bin/python -m pip install --quiet --disable-pip-version-check 'schemathesis>=4,<5'
+
 clean:
 	rm -rf $(VENV)

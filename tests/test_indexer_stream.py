@@ -161,7 +161,7 @@ def _publish(clock: float, stream: Stream[int], history: list[float], believed: 
 
 
 def test_any_loss_is_repaired_by_a_whole_history() -> None:
-    """Under random losses and restarts, after a batch that arrives, all of the current publisher's history is believed."""
+    """Under random losses and restarts, once a batch arrives, all of the current publisher's history is believed."""
     for seed in range(60):
         rng = random.Random(seed)
         stream, history, believed = Stream[int](1000), [], []  # type: ignore[var-annotated]

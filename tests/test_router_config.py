@@ -233,7 +233,10 @@ def test_sizes(text: object, size: int) -> None:
         ("models: [{name: a}, {name: b, aliases: [a]}]", "models: the name or alias a is given twice"),
         ("models: [{tokenizer: pod}]", "models.0.name: is missing"),
         ("gateway: {port: 1, ops_port: 1}", "gateway: ops_port is the same as port"),
-        ("gateway: {port: -1, requests_max: 0}", "gateway.port: should be greater than or equal to 0, not -1 (and 1 more)"),
+        (
+            "gateway: {port: -1, requests_max: 0}",
+            "gateway.port: should be greater than or equal to 0, not -1 (and 1 more)",
+        ),
     ],
 )  # fmt: skip
 def test_bad_values_are_one_plain_line(tmp_path: Path, text: str, line: str) -> None:

@@ -245,7 +245,7 @@ async def test_score_refuses(http: httpx.AsyncClient) -> None:
         ({"model": MODEL, "prompt": "a", "pods": "pod-0"}, 400),
         ({"model": "unheard", "prompt": "a"}, 404),
         ({"model": MODEL, "prompt": "a", "pods": ["unheard"]}, 404),
-            ({"model": MODEL, "prompt": "a", "pods": []}, 400),
+        ({"model": MODEL, "prompt": "a", "pods": []}, 400),
     ):
         answer = await http.post("/score", json=body)
         assert answer.status_code == status, answer.text
