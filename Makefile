@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup chart-test test-vllm test-redis clean
+.PHONY: demo test lint setup chart-test test-vllm test-redis test-chaos test-fidelity clean
 
 setup: $(VENV)/.ready
 
@@ -42,10 +42,6 @@ test-redis: setup
 # Pods killed, stopped, slowed and lied for under steady load: every request is counted. Some minutes.
 test-chaos: setup
 	$(BIN)/python -m pytest tests_chaos
-
-# The shared index against a real server: install redis-server (or valkey-server) before.
-test-redis: setup
-	$(BIN)/python -m pytest tests_redis
 
 # Our OpenAPI description held against the gateway by schemathesis, in a venv of its own.
 test-fidelity: setup .venv-fidelity/bin/schemathesis
