@@ -64,11 +64,13 @@ class Routing:
         queue = self._core.queue
         if queue.waiting and not exclude and queue.holds(self.asked.model):
             raise Full("Others wait for the same pods.")
+        if exclude:
+            self._ask_anew()
         return self._take(exclude)
 
     async def wait(self, full: Full) -> Attempt:
         """As `route`, when the turn has come; raises `Saturated` where it does not come soon."""
-        self.asked = replace(self.asked, matches={})  # they will be old
+        self._ask_anew()
         return await self._admission.wait(self, full)
 
     def freed(self) -> None:
@@ -98,6 +100,10 @@ class Routing:
 
     def leave(self, taken: Attempt) -> None:
         taken.finished(Outcome(None, 0, None, client_gone=True, error="cancelled"), time.monotonic())
+
+    def _ask_anew(self) -> None:
+        """Time passes before the next decision: who holds the blocks is to be looked up again."""
+        self.asked = replace(self.asked, matches={})
 
     def _take(self, exclude: frozenset[str]) -> Attempt:
         now = time.monotonic()
