@@ -50,14 +50,14 @@ _SEED_BITS = 64
 
 @dataclass(slots=True, frozen=True)
 class SharedLimits:
-    """See `index.redis` of the configuration, which has the reasons. `connections`: for questions at the same time."""
+    """See `index.redis` of the configuration, which has the reasons. `questions_max`: at the same time."""
 
     blocks_max: int = 1_000_000
     keys_max: int = 8192
     block_ttl_s: float = 1800.0
     lease_s: float = 3.0
     timeout_s: float = 1.0
-    connections: int = 16
+    questions_max: int = 16
 
 
 class Write(NamedTuple):
@@ -89,7 +89,7 @@ class SharedIndex:
             "retry": Retry(NoBackoff(), 0),  # who calls knows better when to try again
         }
         pool = BlockingConnectionPool.from_url(
-            url, max_connections=limits.connections, timeout=limits.timeout_s, **given
+            url, max_connections=limits.questions_max + 1, timeout=limits.timeout_s, **given
         )
         self._redis = Redis(connection_pool=pool)
         self._shas: dict[str, str] = {}

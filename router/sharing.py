@@ -30,6 +30,7 @@ _ROUND_S = 0.01  # between two batches
 _LOOK_S = 0.1  # between two looks at whose knowledge is exact
 _RENEWALS = 4  # in one lease
 _RECONNECT_S = 0.5
+_CANCEL_S = 0.1
 _FAILURES_MAX = 3
 _PODS_MAX = 512  # asked for at once
 
@@ -42,9 +43,9 @@ class Sharing(Collector):
     ) -> None:
         """`owner`: unique among all gateways. `reseeded` is called when all block keys have changed."""
         assert given.url is not None
-        self.counts: Counter[str] = Counter(answered=0, timeout=0, error=0)
-        limits = SharedLimits(given.blocks_max, given.keys_max, given.block_ttl, given.lease, given.timeout)
-        self._index = SharedIndex(given.url.get_secret_value(), given.key_prefix, owner, limits)
+        self.counts: Counter[str] = Counter(answered=0, timeout=0, error=0, refused=0)
+        self._limits = SharedLimits(given.blocks_max, given.keys_max, given.block_ttl, given.lease, given.timeout)
+        self._index = SharedIndex(given.url.get_secret_value(), given.key_prefix, owner, self._limits)
         self._mirror = Mirror(core.index, core.fleet, given.queue_max, given.block_ttl)
         self._given = given
         self._core = core
@@ -58,6 +59,7 @@ class Sharing(Collector):
         self._unsure: dict[RankId, str] = {}
         self._look_at = self._renew_at = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._questions: set[asyncio.Task[Any]] = set()
 
     @property
     def up(self) -> bool:
@@ -74,30 +76,39 @@ class Sharing(Collector):
 
     async def stop(self) -> None:
         """Leave: other gateways may take our pods at once."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks: set[asyncio.Task[Any]] = {*self._questions, *([self._task] if self._task is not None else [])}
+        while tasks:  # more than once: before Python 3.12 `wait_for` may swallow a cancellation, and redis-py uses it
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=_CANCEL_S)
         try:
             async with asyncio.timeout(self._given.timeout):
                 if self._connected:
-                    await self._index.drop(self._mirror.names)
+                    names = {named(rank.id) for rank in self._core.fleet.ranks}  # some may be taken, and not ours yet
+                    await self._index.drop([*names.union(self._mirror.names)])
                 await self._index.aclose()
-        except (RedisError, OSError) as error:
-            log.debug("leaving: %s", error)
+        except Exception as error:  # the leases end by themselves
+            log.debug("leaving: %r", error)
 
     async def ask(self, asked: Asked) -> None:
         """What others know of pods that are not known exactly here; by the deadline, or not at all."""
         if not self._unsure or not asked.keys or not self.up:
             return
-        try:
-            async with asyncio.timeout(self._given.deadline):
-                for size in asked.keys:
-                    asked.shared[size] = await self._hits(asked, size)
-        except TimeoutError:
-            self._failed("timeout")
-        except (RedisError, OSError):
-            self._failed("error")
+        if len(self._questions) >= self._limits.questions_max:
+            self.counts["refused"] += 1
+            return
+        question = asyncio.get_running_loop().create_task(self._answer(asked))
+        self._questions.add(question)
+        question.add_done_callback(self._questions.discard)
+        # Not cancelled: it may be opening a connection, for which the deadline is too short.
+        await asyncio.wait([question], timeout=self._given.deadline)
         asked.matches.clear()  # they may be old: others decided meanwhile
+        hits = question.result() if question.done() else None
+        if hits is not None:
+            self.counts["answered"] += 1
+            asked.shared, self._failures = hits, 0
+        else:
+            self._failed("error" if question.done() else "timeout")
 
     def status(self) -> dict[str, Any]:
         """For `/cache/status`."""
@@ -129,6 +140,14 @@ class Sharing(Collector):
 
     # --- asking ---
 
+    async def _answer(self, asked: Asked) -> dict[int, dict[RankId, Hit]] | None:
+        """The hits by block size; None if Redis does not give them: whatever fails there must not cost a request."""
+        try:
+            return {size: await self._hits(asked, size) for size in asked.keys}
+        except Exception as error:
+            log.debug("not answered: %r", error)
+            return None
+
     async def _hits(self, asked: Asked, size: int) -> dict[RankId, Hit]:
         """The hits of those candidates that are not known exactly, by what others know."""
         ids = [rank.id for rank in self._core.fleet.serving(asked.model) if rank.block_size == size]
@@ -137,8 +156,6 @@ class Sharing(Collector):
             return {}
         names = [self._unsure[pod] for pod in pods]
         hits = await self._index.match(asked.keys[size], names)
-        self.counts["answered"] += 1
-        self._failures = 0
         return {pod: hits[name] for pod, name in zip(pods, names, strict=True) if name in hits}
 
     def _failed(self, result: str) -> None:
@@ -156,7 +173,7 @@ class Sharing(Collector):
                     await self._connect()
                 await self._round()
                 await asyncio.sleep(_ROUND_S)
-            except (RedisError, OSError) as error:
+            except Exception as error:  # whatever it is: requests go on, and it is tried again
                 self._went_away(error)
                 await asyncio.sleep(_RECONNECT_S * random.uniform(0.5, 1.5))
 

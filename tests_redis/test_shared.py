@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,10 +14,13 @@ import pytest
 
 from indexer.blocks import KeySpace
 from indexer.match import Hit
+from router.config import Config
 from router.fleet import Fleet, RankId
 from router.mirror import Mirror, named
 from router.shared import RedisError, SharedIndex, SharedLimits, Write
+from router.sharing import Sharing
 from tests.test_indexer_index import _LONG, _SHORT, _Walk
+from tests.test_router_core import core_of
 from tests_redis.conftest import Server
 
 PODS = tuple(RankId(pod, 0) for pod in "abcd")
@@ -261,6 +266,18 @@ async def test_scripts_that_were_flushed_are_there_again(server: Server) -> None
         with pytest.raises(RedisError):
             await index.take(["a"])
         assert await index.take(["a"]) == [True]
+
+
+async def test_a_gateway_can_always_leave(server: Server) -> None:
+    """Wherever it is just now in talking to the server; and its pods are free at once."""
+    for number in range(60):
+        config = Config.model_validate({"index": {"redis": {"url": server.url, "key_prefix": PREFIX}}})
+        sharing = Sharing(config.index.redis, core_of(2), str(number), lambda: None, time.monotonic)
+        await sharing.start()
+        await asyncio.sleep(random.random() * 0.02)
+        async with asyncio.timeout(5):
+            await sharing.stop()
+        assert server.client().keys(f"{PREFIX}pod:*") == []
 
 
 @pytest.mark.parametrize("stop", [Server.kill, Server.freeze], ids=["killed", "frozen"])
