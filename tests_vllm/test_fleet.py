@@ -210,7 +210,7 @@ async def test_killed_and_restarted(
     at_victim = [talk for talk in talks if talk.pods[0] == victim.name]
 
     asks.phase, asks.sequential = "under a kill", False
-    long: dict[str, Any] = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}  # none has ended when the kill comes
+    long: dict[str, Any] = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}  # longer than the kill takes
     in_flight = asyncio.gather(*(talk.turn(stream=False, temperature=0, **long) for talk in at_victim))
     await asyncio.to_thread(wait_until, lambda: gateway.rank(victim.name)["load"]["requests"] > 0, 5.0, "not begun")
     await asyncio.to_thread(victim.process.kill)
