@@ -16,9 +16,9 @@ from router.answers import score_answer
 from router.api import Gateway
 from router.bodies import read_body
 from router.core import Asked
-from router.errors import BadRequest, RouterError
+from router.errors import BadRequest, MethodNotAllowed, NoSuchPath, NotFound, RouterError
 from router.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors
-from router.ops import NotFound, operators
+from router.ops import operators
 from router.prompt import Prompt, parse, parse_query
 from router.service import Service
 
@@ -74,15 +74,15 @@ def _fastapi(lifespan: Any) -> FastAPI:
 
     @app.exception_handler(404)
     async def nowhere(request: Request, error: Exception) -> Response:
-        unknown = RouterError(f"There is no {request.url.path[:200]} here.")
-        unknown.status, unknown.type, unknown.code = 404, "invalid_request_error", "not_found"
-        return Response(unknown.body(), 404, media_type="application/json")
+        unknown = NoSuchPath(f"There is no {request.url.path[:200]} here.")
+        return Response(unknown.body(), unknown.status, media_type="application/json")
 
     @app.exception_handler(405)
     async def otherwise(request: Request, error: Exception) -> Response:
-        refused = BadRequest(f"{request.url.path[:200]} does not take {request.method}.")
-        refused.status, refused.code = 405, "method_not_allowed"
-        return Response(refused.body(), 405, {"allow": _methods_of(app, request.url.path)}, "application/json")
+        refused = MethodNotAllowed(f"{request.url.path[:200]} does not take {request.method}.")
+        return Response(
+            refused.body(), refused.status, {"allow": _methods_of(app, request.url.path)}, "application/json"
+        )
 
     return app
 

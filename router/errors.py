@@ -33,6 +33,33 @@ class BadRequest(RouterError):
     type = "invalid_request_error"
 
 
+class MethodNotAllowed(BadRequest):
+    """405: the path is ours, and does not take this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class Forbidden(RouterError):
+    """401: the operator key is missing or wrong."""
+
+    status = 401
+    type = "authentication_error"
+
+
+class NotFound(RouterError):
+    """404: there is no such pod or model."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class NoSuchPath(NotFound):
+    """404: nothing is served at this path."""
+
+    code = "not_found"
+
+
 class UnknownModel(RouterError):
     """404: no pod serves this model; the message names the known ones."""
 

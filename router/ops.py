@@ -12,7 +12,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from router.answers import decision_answer, pod_answer
-from router.errors import RouterError
+from router.errors import Forbidden, NotFound
 from router.fleet import Pod
 from router.keys import KeyRing
 from router.openapi import errors
@@ -20,20 +20,6 @@ from router.service import Service
 
 _KEYS_MAX = 10_000
 _CLEANUP_SLICE = 200
-
-
-class Forbidden(RouterError):
-    """401: the operator key is missing or wrong."""
-
-    status = 401
-    type = "authentication_error"
-
-
-class NotFound(RouterError):
-    """404: there is no such pod or model."""
-
-    status = 404
-    type = "invalid_request_error"
 
 
 class Invalidate(BaseModel):
