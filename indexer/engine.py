@@ -1,9 +1,7 @@
 """One pod's engine hashes (opaque, vLLM's own) to our rows, for one tier.
 
 vLLM reports every physical copy of a block, so a hash may be stored several times and is gone only when each copy was
-removed; more copies than one are rare and kept beside the table. (A request that asks for `kv_cache_report_mode: full`
-makes vLLM tell again of blocks that it only reused. That can't be told from a copy more: such a block may be believed
-after it is gone, until the pod's own reports of cached tokens show it.)
+removed; more copies than one are rare and kept beside the table.
 """
 
 from __future__ import annotations
@@ -44,11 +42,14 @@ class EngineMap:
             entry = following[entry]
         return self._rows[entry] if entry else 0
 
-    def name(self, engine_hashes: Iterable[int], rows: Iterable[int]) -> tuple[list[int], list[int]]:
+    def name(
+        self, engine_hashes: Iterable[int], rows: Iterable[int], again: bool = False
+    ) -> tuple[list[int], list[int]]:
         """Each hash names its row from now on.
 
-        Returns the rows that their hash named before, which have a copy more; and those that lost a name: their hash
-        named other content before, so the pod's events contradict each other, and the newer one counts.
+        Returns the rows that their hash named before, which have a copy more (unless they are told of `again`); and
+        those that lost a name: their hash named other content before, so the pod's events contradict each other, and
+        the newer one counts.
         """
         free, hashes, named, following, heads, mask = self._places()
         copied: list[int] = []
@@ -71,7 +72,8 @@ class EngineMap:
                     self._unused = entry + 1
                 hashes[entry], following[entry], heads[bucket] = engine_hash, first, entry
             elif named[entry] == row:
-                self.copies[engine_hash] = self.copies.get(engine_hash, 0) + 1
+                if not again:
+                    self.copies[engine_hash] = self.copies.get(engine_hash, 0) + 1
                 copied.append(row)
             else:
                 self.copies.pop(engine_hash, None)

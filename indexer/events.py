@@ -19,7 +19,8 @@ class BlockStored(msgspec.Struct, frozen=True):
     """Blocks that a pod now holds; block i has `tokens[i * block_size : (i + 1) * block_size]`.
 
     `hashes` and `parent` are engine hashes, reduced to their low 64 bits; `parent` None: block 0 starts the prompt.
-    `extras`: one entry a block, or None where the pod's version does not report them.
+    `extras`: one entry a block, or None where the pod's version does not report them. `again`: those of the blocks that
+    are held already are told of once more, and are no further copies.
     """
 
     hashes: list[int]
@@ -33,6 +34,7 @@ class BlockStored(msgspec.Struct, frozen=True):
     group: int | None = None
     kind: str | None = None
     window: int | None = None
+    again: bool = False
 
 
 class BlockRemoved(msgspec.Struct, frozen=True):

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from indexer import wire
 from indexer.errors import WireError
 from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
@@ -48,6 +50,8 @@ class Feed:
         self._heard = False
         self._suspected = False
         self._unread = False  # its history is to be read anew
+        self._full_reports = 0  # requests in flight that have the pod tell again of the blocks that it reuses
+        self._full_report_until: float | None = None  # their events may come until then; None: there was none yet
 
     @property
     def state(self) -> State:
@@ -131,6 +135,20 @@ class Feed:
             self._stream.cleared()
             self._reasons.clear()
 
+    def full_report_began(self) -> None:
+        """A request is on its way that has the pod tell again of the blocks that it reuses.
+
+        As vLLM tells it, that can't be told from a further copy. So while there is such a request, and in what is
+        replayed later, no store that starts a prompt is taken for copies of what is held: one copy too few is a block
+        that we do not know, one too many would be a block that we believe in after it is gone.
+        """
+        self._full_reports += 1
+
+    def full_report_ended(self, until: float) -> None:
+        """Such a request has ended; its events may come `until` then."""
+        self._full_reports -= 1
+        self._full_report_until = max(until, self._full_report_until or 0.0)
+
     def suspect(self) -> None:
         """Something else than the feed says that the pod was started anew."""
         self._suspected = True
@@ -178,11 +196,18 @@ class Feed:
         if ready.forget:
             self.forget()
             self.counts["forgotten"] += 1
+        again = self._tells_again(ready.verdict == "in_order", now)
         for batch in ready.apply:
-            self._apply(batch)
+            self._apply(batch, again)
         return ready.replay_from
 
-    def _apply(self, batch: Batch) -> None:
+    def _tells_again(self, live: bool, now: float) -> bool:
+        """May a batch tell again of blocks that the pod only reused? `live`: it comes without any delay of ours."""
+        if self._full_reports or self._full_report_until is None:
+            return self._full_reports > 0
+        return not live or now - max(0.0, self.lag_s) < self._full_report_until
+
+    def _apply(self, batch: Batch, again: bool) -> None:
         counts = self.counts
         if batch.bad:
             counts["decode errors"] += len(batch.bad)
@@ -191,6 +216,8 @@ class Feed:
         for event in _joined(batch.events):
             if isinstance(event, BlockStored):
                 self._learn(event)
+                if again and event.parent is None:
+                    event = msgspec.structs.replace(event, again=True)
                 lora = self._adapter(event)
                 applied = self._index.apply(self.pod, event, lora)
                 counts["stored"] += applied.stored

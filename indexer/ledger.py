@@ -105,7 +105,7 @@ class Ledger:
                 account.orphans.add(event)
                 return Applied(orphans=len(event.hashes))
         rows = self._table.pages.follow(self._keys(event, row, lora), row)
-        self._name(account, event.tier, event.hashes, rows, account.predicted)
+        self._name(account, event.tier, event.hashes, rows, account.predicted, event.again)
         stored = len(rows)
         return Applied(stored, refused=len(event.hashes) - stored) if stored < len(event.hashes) else Applied(stored)
 
@@ -128,11 +128,17 @@ class Ledger:
         return Applied(stored=len(known), ignored=len(event.hashes) - len(known))
 
     def _name(
-        self, account: Account, tier: Tier, engine_hashes: list[int], rows: list[int], predicted: dict[int, float]
+        self,
+        account: Account,
+        tier: Tier,
+        engine_hashes: list[int],
+        rows: list[int],
+        predicted: dict[int, float],
+        again: bool = False,
     ) -> None:
         """The pod holds these rows, which are all different, under these hashes; that confirms what was `predicted`."""
         hashes, table = account.tiers[tier], self._table
-        copied, lost = hashes.name(engine_hashes, rows)
+        copied, lost = hashes.name(engine_hashes, rows, again)
         mask = account.masks[PLANES.index(tier)]
         held = table.hold(rows, mask, account.masks[PREDICTED] if predicted else 0)
         if predicted:
@@ -193,7 +199,7 @@ class Ledger:
         if account.windows is None:
             account.windows = Windows()
         windows, hashes = account.windows, account.tiers.get("gpu")
-        windows.store(event.group, -(-(event.window - 1) // event.block_size), event.hashes)
+        windows.store(event.group, -(-(event.window - 1) // event.block_size), event.hashes, event.again)
         if hashes is not None:
             inside = [row for h in event.hashes if windows.holds(h) and (row := hashes.find(h))]
             self._table.hold(inside, account.masks[WINDOW])

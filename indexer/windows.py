@@ -17,10 +17,11 @@ class Windows:
         self.needed = 0  # blocks
         self._groups: dict[int, Counter[int]] = {}
 
-    def store(self, group: int, needed: int, engine_hashes: Iterable[int]) -> None:
-        """A group keeps these blocks; its window needs so many of them before a hit."""
+    def store(self, group: int, needed: int, engine_hashes: Iterable[int], again: bool = False) -> None:
+        """A group keeps these blocks; its window needs so many of them before a hit. `again`: no further copies."""
         self.needed = max(self.needed, needed)
-        self._groups.setdefault(group, Counter()).update(engine_hashes)
+        copies = self._groups.setdefault(group, Counter())
+        copies.update([h for h in engine_hashes if h not in copies] if again else engine_hashes)
 
     def remove(self, group: int, engine_hashes: Iterable[int]) -> list[int]:
         """One copy less of each: the hashes that this group no longer keeps."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from router.admission import Admission
-from router.attempts import Attempt, Routing, is_alone
+from router.attempts import Attempt, Routing, asks_full_report, is_alone
 from router.bodies import ClientGone, read_body
 from router.core import Asked
 from router.errors import BadRequest, RouterError, Saturated
@@ -61,7 +61,7 @@ class Gateway:
             prompt, asked = await self._understand(scope, body)
             if service.sharing is not None:
                 await service.sharing.ask(asked)
-            asked.alone = is_alone(prompt)
+            asked.alone, asked.full_report = is_alone(prompt), asks_full_report(prompt)
             model = prompt.model
             streaming = prompt.stream
             routing = Routing(

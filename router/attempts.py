@@ -225,6 +225,17 @@ def is_alone(prompt: Prompt) -> bool:
     return not several and fields.get("prompt_logprobs") is None and not fields.get("use_beam_search")
 
 
+def asks_full_report(prompt: Prompt) -> bool:
+    """Will the pod's events tell again of the blocks that this request reuses? A body of tokens says so further in."""
+    fields = prompt.fields
+    if "vllm_xargs" not in fields and "sampling_params" not in fields:
+        return False
+    sampling = fields.get("sampling_params")
+    further = (sampling.get("vllm_xargs"), sampling.get("extra_args")) if isinstance(sampling, dict) else ()
+    asked = (fields.get("vllm_xargs"), *further)
+    return any(isinstance(each, dict) and each.get("kv_cache_report_mode") == "full" for each in asked)
+
+
 def _tell(change: Change, end: str | int | None) -> None:
     if change.open:
         log.warning("%s is ejected: %s, the last one with %s", change.pod, change.reason, end)

@@ -88,7 +88,7 @@ class Index(Section):
         description="A routed prompt's blocks count as held so long without an event.",
     )
     predicted_grace: Seconds = Field(
-        default=1.0, ge=0, le=60, description="After a response, events may take so long to confirm its blocks."
+        default=1.0, ge=0, le=60, description="After a response, the events of its request may take so long."
     )
     blind_ttl: Seconds = Field(
         default=300.0, ge=0, le=86400, description="As predicted_ttl, for a pod without events: nothing confirms."

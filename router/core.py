@@ -39,6 +39,7 @@ class Asked:
     reason: str | None = None  # why the prefix is not known
     pods: frozenset[str] | None = None  # only these
     alone: bool = False  # the cached tokens that the pod will report are those of this one prompt
+    full_report: bool = False  # the pod will tell again of the blocks that it reuses
     timing_us: dict[str, int] = field(default_factory=dict)
 
 
@@ -134,6 +135,8 @@ class Core:
         if breaker.tripped:
             breaker.sent(now, self._breaker)
         ticket = rank.load.admit(round(best.tokens - best.worth) + asked.further, now)
+        if asked.full_report and rank.feed is not None:
+            rank.feed.full_report_began()
         prediction, hit = None, decision.hits[best.number]
         keys = asked.keys.get(rank.block_size or 0)
         if keys is not None:
@@ -152,13 +155,15 @@ class Core:
         if not placed.ticket.load.release(placed.ticket):
             return
         self.in_flight -= 1
+        rank, told_by = placed.decision.rank, now + self.config.index.predicted_grace
+        if placed.decision.asked.full_report and rank.feed is not None:
+            rank.feed.full_report_ended(told_by)
         if placed.prediction is None:
             return
-        rank = placed.decision.rank
         if not served:
             self.index.settle(placed.prediction, now)
         elif rank.tells:  # its events tell the truth, a moment after the response
-            self.index.settle(placed.prediction, now + self.config.index.predicted_grace)
+            self.index.settle(placed.prediction, told_by)
 
     def reported(self, placed: Placed, prompt_tokens: int, cached_tokens: int | None) -> None:
         """What the pod says of a prompt that it has served: proof of what was believed of it, or against it."""
