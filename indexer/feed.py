@@ -27,6 +27,7 @@ TRUNCATED = "history before the feed was joined is not known"
 UNDECODABLE = "events could not be decoded"
 ORPHANS = "blocks came whose parents are not known"
 BLOCK_SIZE = "the block size is not the configured one"
+DISPUTED = "two publishers seem to speak in its name"
 DOUBTED = "the pod's own reports of cached tokens differ from what its events say"
 
 
@@ -50,6 +51,7 @@ class Feed:
         self._heard = False
         self._suspected = False
         self._unread = False  # its history is to be read anew
+        self._disputed = False
         self._full_reports = 0  # requests in flight that have the pod tell again of the blocks that it reuses
         self._full_report_until: float | None = None  # their events may come until then; None: there was none yet
 
@@ -65,6 +67,8 @@ class Feed:
         if not self._heard:
             return ["nothing was heard of its feed"]
         reasons = list(self._reasons)
+        if self._disputed:
+            reasons.append(DISPUTED)
         if self._stream.replaying:
             reasons.append(REPLAYING)
         if self._stream.truncated:
@@ -83,7 +87,7 @@ class Feed:
     @property
     def truncated(self) -> bool:
         """Some history is not known: of what the pod holds, events may be silent."""
-        return self._stream.truncated
+        return self._stream.truncated or self._disputed
 
     @property
     def dropped(self) -> int:
@@ -155,7 +159,7 @@ class Feed:
 
     def mend(self, now: float) -> int | None:
         """From time to time: is the pod still the same? And where an error persists, all of its history is wanted."""
-        if self._stream.replaying:
+        if self._stream.replaying or self._disputed:
             return None
         if self._suspected:
             self._suspected = False
@@ -168,12 +172,17 @@ class Feed:
         self.counts["resyncs"] += 1
         return self._act(self._stream.resync(), now)
 
+    def dispute(self) -> None:
+        """Who speaks is not clear: believe nothing, until `reread`."""
+        self.forget()
+        self._disputed = True
+
     def reread(self) -> None:
         """All that was made of its batches is of no use any more: forget it, and have its history again."""
         self.forget()
         self.trust.forget()
         self._stream.forgotten()
-        self._unread = self._heard
+        self._unread, self._disputed = self._heard, False
 
     def forget(self) -> None:
         """Believe nothing of this pod any more."""
@@ -196,6 +205,8 @@ class Feed:
         if ready.forget:
             self.forget()
             self.counts["forgotten"] += 1
+        if self._disputed:
+            return None
         again = self._tells_again(ready.verdict == "in_order", now)
         for batch in ready.apply:
             self._apply(batch, again)

@@ -80,6 +80,13 @@ class _Maps(msgspec.Struct, array_like=True):
     data_parallel_rank: int | None = None
 
 
+class _Ranked(msgspec.Struct, array_like=True):
+    ts: float
+    events: msgspec.Raw
+    data_parallel_rank: int | None = None
+
+
+_decode_ranked = msgspec.msgpack.Decoder(_Ranked).decode
 _decode_envelope = msgspec.msgpack.Decoder(_Envelope).decode
 _decode_arrays = msgspec.msgpack.Decoder(_Arrays).decode
 _decode_maps = msgspec.msgpack.Decoder(_Maps).decode
@@ -99,6 +106,17 @@ _KNOWN = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
 def decode(payload: bytes | memoryview) -> Batch:
     """One payload to one Batch; `WireError` if the payload as a whole is not a batch of events."""
     return _whole(payload) or _piecemeal(payload)
+
+
+def rank_of(payload: bytes | memoryview) -> int | None:
+    """The data-parallel rank that a payload is of, its events left unread; `WireError` if it is not a batch."""
+    try:
+        rank = _decode_ranked(payload).data_parallel_rank
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise WireError(f"not a batch of events: {error}") from error
+    if rank is not None and rank < 0:
+        raise WireError(f"a batch of rank {rank}")
+    return rank
 
 
 def _whole(payload: bytes | memoryview) -> Batch | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +21,18 @@ import zmq
 from indexer.blocks import KeySpace
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
+from router.bound import BoundEndpoint
 from router.config import Config
-from router.config_fleet import ASK_THE_PODS, ModelConfig, StaticPod
+from router.config_fleet import ASK_THE_PODS, ModelConfig, StaticPod, middle_of
 from router.encoding import renderer_of
 from router.errors import ConfigError
-from router.feeds import FeedLimits, FeedReader
+from router.feeds import FeedReader
 from router.figures import parse_metrics
 from router.fleet import RankId
-from router.pods import pod_client, port_plus
+from router.pods import bound_endpoint, feed_limits, pod_client
 from router.prompt import parse
 from router.rendering import Renderer, RenderError
+from router.sockets import port_plus
 from router.tokenizer import Tokenizer
 
 _PODS_AT_ONCE = 16
@@ -138,12 +142,19 @@ async def _check_pods(config: Config, local: list[Local], wait_s: float) -> list
     """All pods, some at a time; each one's lines are printed as soon as those before it are."""
     room = asyncio.Semaphore(_PODS_AT_ONCE)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    bound: BoundEndpoint | str | None
+    try:
+        bound = bound_endpoint(context, config, time.monotonic)
+    except ConfigError as error:
+        bound = error.message
 
     async def one(pod: StaticPod) -> Findings:
         async with room:
-            return await _Examination(config, pod, local, context, wait_s).run()
+            return await _Examination(config, pod, local, context, bound, wait_s).run()
 
     try:
+        if isinstance(bound, BoundEndpoint):
+            bound.start()
         tasks = [asyncio.create_task(one(pod)) for pod in config.discovery.static]
         done = []
         for task in tasks:
@@ -153,6 +164,8 @@ async def _check_pods(config: Config, local: list[Local], wait_s: float) -> list
                 click.echo(line)
         return done
     finally:
+        if isinstance(bound, BoundEndpoint):
+            bound.stop()
         context.destroy(linger=0)
 
 
@@ -165,12 +178,15 @@ class _Examination:
         pod: StaticPod,
         local: list[Local],
         context: zmq.Context[zmq.Socket[bytes]],
+        bound: BoundEndpoint | str | None,
         wait_s: float,
     ) -> None:
+        """`bound`: the endpoint that publishers connect to, or why there can't be one here."""
         self._config = config
         self._pod = pod
         self._local = local
         self._context = context
+        self._bound = bound
         self._wait_s = wait_s
         self._findings = Findings(pod.name)
 
@@ -188,6 +204,8 @@ class _Examination:
                 self._findings.wrong(f"{address} says {healthy.status_code} to /health.")
             await self._models(client)
             size = await self._metrics(client)
+            if self._pod.events is None and self._bound is not None:
+                await self._publisher(client)
             await self._feeds(size)
             await self._tokens(client)
         return self._findings
@@ -226,34 +244,58 @@ class _Examination:
 
     async def _feeds(self, metrics_size: int | None) -> None:
         pod = self._pod
-        if pod.events is None:
+        if pod.events is None and self._bound is None:
             self._findings.wrong("no event feed is configured: it is routed by what was sent to it.")
             self._block_size(metrics_size, None)
             return
-        ranks = range(pod.data_parallel_size)
-        learned = await asyncio.gather(*(self._feed(rank) for rank in ranks))
-        self._block_size(metrics_size, next((size for size in learned if size), None))
+        if isinstance(self._bound, str):
+            self._findings.wrong(f"{self._bound}: if the gateway runs here, its /pods tells of this pod's events.")
+        readers = [self._reader(rank) for rank in range(pod.data_parallel_size)]
+        if pod.events is None and isinstance(self._bound, BoundEndpoint):
+            self._bound.join(pod, readers)
+        await asyncio.gather(*(self._listen(reader) for reader in readers))
+        for rank, reader in enumerate(readers):
+            self._judge_feed(reader, rank)
+        self._block_size(metrics_size, next((r.feed.block_size for r in readers if r.feed.block_size), None))
 
-    async def _feed(self, rank: int) -> int | None:
-        """Listen to one rank's feed and ask its replay; the block size of its events."""
-        pod, events = self._pod, port_plus(self._pod.events or "", rank)
+    async def _publisher(self, client: httpx.AsyncClient) -> None:
+        """Does the publisher of a pod without `events` connect, under a topic that names it? vLLM tells since 0.31."""
+        sources = await _json(client.get("/kv_event_sources"))
+        for source in sources.values() if isinstance(sources, dict) else ():
+            endpoint, topic = str(source.get("endpoint")), str(source.get("topic"))
+            if "*" in endpoint or "::" in endpoint or not endpoint.startswith("tcp://"):
+                self._findings.wrong(f"its publisher does not connect, it listens at {endpoint}.")
+            elif not {topic, middle_of(topic)}.intersection(self._pod.claims):
+                self._findings.wrong(f"its publisher's topic {topic!r} does not name it.")
+            else:
+                self._findings.fine(f"its publisher connects to {endpoint}, under {topic!r}.")
+
+    def _reader(self, rank: int) -> FeedReader:
+        """Listens to one rank's feed and asks its replay, into an index of its own."""
+        pod = self._pod
+        events = port_plus(pod.events, rank) if pod.events else None
         replay = port_plus(pod.replay, rank) if pod.replay else None
-        name = f"rank {rank}: " if pod.data_parallel_size > 1 else ""
         index = PrefixIndex(KeySpace(secrets.randbits(64)), self._config.index.blocks_max, pods_max=1)
         feed = Feed(index, RankId(pod.name, rank), self._config.events.queue_max)
-        limits = FeedLimits(replay_timeout_s=min(self._config.events.replay_timeout, self._wait_s), replay_retries=0)
-        reader = FeedReader(self._context, feed, events, replay, limits)
+        given = feed_limits(self._config.events)
+        limits = replace(given, replay_timeout_s=min(given.replay_timeout_s, self._wait_s), replay_retries=0)
+        return FeedReader(self._context, feed, events, replay, limits)
+
+    async def _listen(self, reader: FeedReader) -> None:
         reader.start()
         try:
-            await _until(lambda: feed.last_heard is not None and reader.joined.is_set(), self._wait_s)
-            await _until(reader.joined.is_set, limits.replay_timeout_s + _JOIN_GRACE_S)
+            await _until(lambda: reader.feed.last_heard is not None and reader.joined.is_set(), self._wait_s)
+            patience_s = min(self._config.events.replay_timeout, self._wait_s) + _JOIN_GRACE_S
+            await _until(reader.joined.is_set, patience_s)
         finally:
             await reader.stop()
-        self._judge_feed(feed, name, events, replay, reader.joined.is_set())
-        return feed.block_size
 
-    def _judge_feed(self, feed: Feed, name: str, events: str, replay: str | None, joined: bool) -> None:
-        findings, counts = self._findings, feed.counts
+    def _judge_feed(self, reader: FeedReader, rank: int) -> None:
+        pod, findings, feed, counts = self._pod, self._findings, reader.feed, reader.feed.counts
+        name = f"rank {rank}: " if pod.data_parallel_size > 1 else ""
+        place = pod.events or self._config.events.bind or ""
+        events, joined = port_plus(place, rank), reader.joined.is_set()
+        replay = port_plus(pod.replay, rank) if pod.replay else None
         if not joined and feed.last_heard is None:
             findings.wrong(f"{name}no publisher of events answers at {events}.")
             return

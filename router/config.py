@@ -14,7 +14,8 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from router import sources
 from router.config_admission import Admission, Breaker
-from router.config_fleet import ASK_THE_PODS, Discovery, ModelConfig, StaticPod, twice
+from router.config_events import Events
+from router.config_fleet import ASK_THE_PODS, Discovery, ModelConfig, StaticPod, check_bound, twice
 from router.config_serving import Serving
 from router.config_shared import SharedRedis
 from router.config_tokens import PROFILES, Parity, Profile
@@ -253,38 +254,6 @@ class UpstreamConfig(Section):
     )
 
 
-class Events(Section):
-    """KV-event feeds of the pods."""
-
-    queue_max: Count = Field(
-        default=10_000,
-        ge=1,
-        le=10_000_000,
-        description="Batches of one feed that wait to be applied; above it: a gap.",
-    )
-    receive_hwm: Count = Field(
-        default=100_000,
-        ge=0,
-        le=10_000_000,
-        description="ZMQ's receive high-water mark, as vLLM's own for sending. 0: none.",
-    )
-    replay_timeout: Seconds = Field(
-        default=5.0, gt=0, le=300, description="For a replay to end; vLLM looks for requests every 0.1 s."
-    )
-    replay_retries: Count = Field(
-        default=3, ge=0, le=100, description="Replays tried again before blocks are forgotten."
-    )
-    batch_bytes_max: Bytes = Field(
-        default=16 * MIB, ge=KIB, le=GIB, description="Largest batch that is decoded; a larger one is a gap."
-    )
-    slice_seconds: Seconds = Field(
-        default=0.001,
-        gt=0,
-        le=0.1,
-        description="Events are applied for so long at most before requests have their turn.",
-    )
-
-
 class Probe(Section):
     """Probing of the pods."""
 
@@ -333,6 +302,7 @@ class Config(Section):
     def _check(self) -> Self:
         if name := twice(name for model in self.models for name in (model.name, *model.aliases)):
             raise ValueError(f"models: the name or alias {name} is given twice")
+        check_bound(self.discovery.static, self.events.bind)
         return self
 
     @property

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from router.forms import PORT_MAX, Address, Count, Endpoint, ModelName, Name, Section, Version
+from router.forms import PORT_MAX, Address, Count, Endpoint, ModelName, Name, Section, Topic, Version
 
 ASK_THE_PODS = "pod"
 """A model's `tokenizer` when the pods' own /tokenize is asked."""
@@ -22,7 +22,12 @@ class StaticPod(Section):
     name: Name = Field(description="Name of the pod in headers, metrics and answers; unique.")
     address: Address = Field(description="Base URL of its HTTP server: `http://…`, `https://…` or `unix:/…`.")
     events: Endpoint | None = Field(
-        default=None, description="Its KV-event feed (ZMQ PUB): `tcp://…` or `ipc://…`. null: routed blind."
+        default=None,
+        description="Its KV-event feed (ZMQ PUB): `tcp://…` or `ipc://…`. null: `events.bind`, else routed blind.",
+    )
+    topic: Topic | None = Field(
+        default=None,
+        description="Its topic at `events.bind`. null: `kv@…@…` with its name or the host:port of its address.",
     )
     replay: Endpoint | None = Field(
         default=None,
@@ -38,8 +43,8 @@ class StaticPod(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.replay is not None and self.events is None:
-            raise ValueError("replay is given without events")
+        if self.topic is not None and self.events is not None:
+            raise ValueError("topic is for a pod that connects to events.bind, and this one has events of its own")
         if self.data_parallel_size > 1 and any(port == 0 for _, port, _ in self.sockets()):
             raise ValueError("an ipc:// endpoint has no port to count ranks from: data_parallel_size must be 1")
         if any(end > PORT_MAX + 1 for _, _, end in self.sockets()):
@@ -47,6 +52,18 @@ class StaticPod(Section):
         if _overlap([self]) is not None:
             raise ValueError("events and replay share a port or path")
         return self
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """What tells the frames of this pod at the bound endpoint: its topic, else what the topic's middle may be."""
+        if self.topic is not None:
+            return (self.topic,)
+        parts = urlsplit(self.address)
+        if parts.hostname is None:
+            return (self.name,)
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        return tuple(dict.fromkeys((self.name, f"{host}:{port}")))
 
     def sockets(self) -> Iterable[tuple[str, int, int]]:
         """Host, first port and port after the last of each ZMQ endpoint; path, 0 and 1 of an ipc:// one."""
@@ -115,6 +132,34 @@ class ModelConfig(Section):
             return None
         major, minor = re.findall("[0-9]+", self.vllm_version)[:2]
         return int(major), int(minor)
+
+
+def middle_of(topic: str) -> str | None:
+    """What names the pod in `kv@<pod>@<model>`; None of another topic."""
+    kind, _, rest = topic.partition("@")
+    middle, at, _ = rest.partition("@")
+    return middle if kind == "kv" and at and middle else None
+
+
+def check_bound(pods: Iterable[StaticPod], bind: str | None) -> None:
+    """ValueError if pods can't be told apart at the endpoint `bind`, or count on one that is not there."""
+    claimed: dict[str, str] = {}
+    bound = sorted((pod for pod in pods if pod.events is None), key=lambda pod: pod.topic is not None)
+    for pod in bound:  # those with a topic of their own last: it must not be what names another one
+        where = f"discovery.static: {pod.name}: "
+        if bind is None:
+            if pod.replay is not None or pod.topic is not None:
+                given = "replay" if pod.replay is not None else "topic"
+                raise ValueError(f"{where}{given} is given without events, and there is no events.bind")
+            continue
+        middle = middle_of(pod.topic) if pod.topic is not None else None
+        for claim in pod.claims:
+            other = claimed.get(middle or "") or claimed.setdefault(claim, pod.name)
+            if other != pod.name:
+                raise ValueError(f"{where}its topic {claim!r} could be that of {other}, too: give both a topic")
+        ranks, parts = pod.data_parallel_size, urlsplit(bind)
+        if ranks > 1 and (parts.scheme == "ipc" or int(bind.rpartition(":")[2]) + ranks > PORT_MAX + 1):
+            raise ValueError(f"{where}events.bind has no ports for {ranks} ranks: rank r connects to its port + r")
 
 
 def twice(names: Iterable[str]) -> str | None:

@@ -10,65 +10,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from indexer.feed import Feed
+from router.sockets import FeedLimits, Readable, Resolve, Subscription, addresses
 
 log = logging.getLogger("warmroute.feeds")
 
 _END = b"\xff" * 8  # the sequence number of a replay's end marker
-_RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
-_KEEPALIVE_IDLE_S = 30
-
-
-@dataclass(slots=True, frozen=True)
-class FeedLimits:
-    """`slice_s`: longest stretch of applying events at once. `replay_timeout_s`: silence that ends a replay."""
-
-    receive_hwm: int = 100_000
-    batch_bytes_max: int = 16 << 20
-    slice_s: float = 0.001
-    replay_timeout_s: float = 5.0
-    replay_retries: int = 2
-
-
-class Readable:
-    """Calls `on_message` for each message of a socket, in slices; ZMQ's descriptor only signals changes."""
-
-    def __init__(self, socket: zmq.Socket[bytes], slice_s: float, on_message: Callable[[list[bytes]], None]) -> None:
-        self._socket = socket
-        self._slice_s = slice_s
-        self._on_message = on_message
-        self._loop = asyncio.get_running_loop()
-        self._fd = int(socket.getsockopt(zmq.FD))
-        self._again: asyncio.Handle | None = None
-        self._loop.add_reader(self._fd, self._drain)
-        self._again = self._loop.call_soon(self._drain)
-
-    def close(self) -> None:
-        self._loop.remove_reader(self._fd)
-        if self._again is not None:
-            self._again.cancel()
-        self._socket.close(linger=0)
-
-    def _drain(self) -> None:
-        """Read until nothing is there; a longer stretch goes on after the loop's other work."""
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
-        until = time.monotonic() + self._slice_s
-        while not self._socket.closed:
-            try:
-                message = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._on_message(message)
-            if time.monotonic() > until:
-                self._again = self._loop.call_soon(self._drain)
-                return
 
 
 class FeedReader:
@@ -78,47 +28,41 @@ class FeedReader:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         feed: Feed,
-        events: str,
+        events: str | None,
         replay: str | None,
         limits: FeedLimits,
         clock: Callable[[], float] = time.monotonic,
+        resolve: Resolve = addresses,
     ) -> None:
-        """`events` and `replay`: the endpoints of this rank."""
+        """`events` and `replay`: the endpoints of this rank; without `events`, somebody else calls `frame`."""
         self.feed = feed
         self._context = context
         self._events = events
         self._replay_endpoint = replay
         self._limits = limits
         self._clock = clock
-        self._readables: list[Readable] = []
+        self._resolve = resolve
+        self._subscription: Subscription | None = None
         self._replaying: asyncio.Task[None] | None = None
         self._state = feed.state
         self.joined = asyncio.Event()  # the first replay has ended: the first state is loaded
 
     def start(self) -> None:
         """Subscribe; connecting goes on behind."""
-        socket = self._context.socket(zmq.SUB)
-        socket.setsockopt(zmq.RCVHWM, self._limits.receive_hwm)
-        socket.setsockopt(zmq.IPV6, 1)
-        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, _KEEPALIVE_IDLE_S)
-        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        socket.subscribe(b"")  # the topic may hold any text; who speaks is known by the feed
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self._readables = [
-            Readable(monitor, self._limits.slice_s, self._connected),
-            Readable(socket, self._limits.slice_s, self._frame),
-        ]
-        socket.connect(self._events)
+        if self._events is None:
+            self.connected()
+            return
+        self._subscription = Subscription(
+            self._context, self._events, self._limits, self.frame, self.connected, self._resolve
+        )
 
     async def stop(self) -> None:
         if self._replaying is not None:
             self._replaying.cancel()
             await asyncio.gather(self._replaying, return_exceptions=True)
-        for readable in reversed(self._readables):
-            readable.close()
-        self._readables = []
+        if self._subscription is not None:
+            await self._subscription.close()
+            self._subscription = None
 
     def mend(self) -> None:
         """Ask for what the feed wants again, if anything."""
@@ -129,11 +73,16 @@ class FeedReader:
         elif self.feed.state != self._state:
             self._say_state()
 
-    def _connected(self, message: list[bytes]) -> None:
-        parse_monitor_message(message)
+    @property
+    def replays(self) -> bool:
+        """Can the pod be asked for what did not come?"""
+        return self._replay_endpoint is not None
+
+    def connected(self) -> None:
+        """The publisher may be another one now, or may have said what did not come."""
         self._replay_if(self.feed.connected(self._clock()))
 
-    def _frame(self, message: list[bytes]) -> None:
+    def frame(self, message: list[bytes]) -> None:
         """`[topic, sequence number, payload]`."""
         if len(message) != 3 or len(message[1]) != 8 or len(message[2]) > self._limits.batch_bytes_max:
             self.feed.counts["decode errors"] += 1
@@ -154,8 +103,8 @@ class FeedReader:
         """Ask for all batches from `start`, again where something is missing in the middle, then close the gap."""
         feed, complete = self.feed, False
         again: int | None = start
-        for _ in range(1 + self._limits.replay_retries):
-            batches, complete = await self._fetch(again or 0) if self._replay_endpoint else ([], False)
+        for attempt in range(1 + self._limits.replay_retries):
+            batches, complete = await self._fetch(again or 0, attempt) if self._replay_endpoint else ([], False)
             anew = await self._believe(batches)
             if anew is not None:
                 self._replaying = None
@@ -182,9 +131,15 @@ class FeedReader:
                 until = self._clock() + self._limits.slice_s
         return None
 
-    async def _fetch(self, start: int) -> tuple[list[tuple[int, bytes]], bool]:
+    async def _fetch(self, start: int, attempt: int) -> tuple[list[tuple[int, bytes]], bool]:
         """All that the pod sends for `start`, and whether its end marker came. Read without work: the pod's socket
         drops silently what is not fetched in time."""
+        try:
+            places = await self._resolve(self._replay_endpoint or "")
+        except OSError as error:
+            log.warning("%s: replay failed: its host is not known: %s", self.feed.pod, error.strerror or error)
+            await asyncio.sleep(self._limits.reconnect_max_s)
+            return [], False
         batches: list[tuple[int, bytes]] = []
         ended = asyncio.get_running_loop().create_future()
         heard = self._clock()
@@ -202,7 +157,7 @@ class FeedReader:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.IPV6, 1)
-        socket.connect(self._replay_endpoint or "")
+        socket.connect(places[attempt % len(places)])
         readable = Readable(socket, self._limits.slice_s, on_message)
         try:
             socket.send_multipart([b"", start.to_bytes(8, "big")], zmq.NOBLOCK)

@@ -103,6 +103,19 @@ def _endpoint(text: str) -> str:
     return text.rstrip("/")
 
 
+def _bind_endpoint(text: str) -> str:
+    if not text.startswith("tcp://*:"):
+        return _endpoint(text)
+    _endpoint(text.replace("*", "0.0.0.0", 1))
+    return text.rstrip("/")
+
+
+def _topic(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("should be printable text")
+    return text
+
+
 def _version(value: object) -> object:
     # Unquoted, YAML reads 0.20 as the number 0.2: another version.
     if isinstance(value, int | float):
@@ -119,4 +132,6 @@ Name = Annotated[str, Field(pattern=NAME, max_length=253)]
 ModelName = Annotated[str, Field(pattern=MODEL_NAME, max_length=512)]
 Address = Annotated[str, AfterValidator(_address)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+BindEndpoint = Annotated[str, AfterValidator(_bind_endpoint)]
+Topic = Annotated[str, AfterValidator(_topic), Field(min_length=1, max_length=512)]
 Version = Annotated[str, BeforeValidator(_version), Field(pattern=r"^v?[0-9]+\.[0-9]+([.+a-z-].*)?$")]

@@ -63,7 +63,13 @@ def _observe(router: APIRouter, service: Service) -> None:
     async def pods() -> dict[str, Any]:
         """All that is known of each pod."""
         now = time.monotonic()
-        return {"pods": [pod_answer(pod, core, now) for pod in core.fleet.pods.values()]}
+        bound = service.pods.bound
+        return {
+            "pods": [pod_answer(pod, core, now) for pod in core.fleet.pods.values()],
+            "events_bound": None
+            if bound is None
+            else {"endpoint": bound.endpoint, "unclaimed": bound.unclaimed, "named": list(bound.topics)},
+        }
 
     @router.get("/decisions", responses=errors(400))
     async def decisions(limit: Annotated[int, Query(ge=1, le=10_000)] = 50) -> dict[str, Any]:

@@ -15,12 +15,15 @@ import httpx
 import zmq
 
 from indexer.feed import Feed
+from router.bound import BoundEndpoint, BoundLimits
 from router.config import Config
+from router.config_events import Events
 from router.config_fleet import StaticPod
 from router.core import Core
-from router.feeds import FeedLimits, FeedReader
+from router.feeds import FeedReader
 from router.figures import parse_metrics
 from router.fleet import Evidence, Pod, Rank, RankId
+from router.sockets import FeedLimits, port_plus
 from scorer.cost import FleetRate, PrefillRate
 from scorer.load import PodLoad
 
@@ -126,6 +129,8 @@ class Pods:
         self._clock = clock
         self._rate = FleetRate(config.scoring.prefill_tokens_per_second)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._limits = feed_limits(config.events)
+        self.bound = bound_endpoint(self._context, config, clock)
         self._readers: dict[str, list[FeedReader]] = {}
         self._joined_at: dict[str, float] = {}
         self._probers: dict[str, Prober] = {}
@@ -136,6 +141,8 @@ class Pods:
     async def start(self) -> None:
         """Join all configured pods, and wait until each was probed once and had time to load its first state."""
         self._mending = asyncio.get_running_loop().create_task(self._mend())
+        if self.bound is not None:
+            self.bound.start()
         for given in self._config.discovery.static:
             self.join(given)
         waits = [prober.probed.wait() for prober in self._probers.values()]
@@ -150,6 +157,8 @@ class Pods:
             await asyncio.gather(self._mending, return_exceptions=True)
         for name in list(self._tasks):
             await self.leave(name)
+        if self.bound is not None:
+            self.bound.stop()
         self._context.destroy(linger=0)
 
     def join(self, given: StaticPod) -> None:
@@ -167,6 +176,8 @@ class Pods:
         self._tasks[pod.name] = asyncio.get_running_loop().create_task(prober.run())
         self._readers[pod.name] = readers
         self._joined_at[pod.name] = self._clock()
+        if self.bound is not None and given.events is None:
+            self.bound.join(given, readers)
         for reader in readers:
             reader.start()
 
@@ -176,6 +187,8 @@ class Pods:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await self._clients.pop(name).aclose()
+        if self.bound is not None:
+            self.bound.leave(name)
         for reader in self._readers.pop(name):
             await reader.stop()
         del self._probers[name], self._joined_at[name]
@@ -194,6 +207,8 @@ class Pods:
     async def _mend(self) -> None:
         while True:
             await asyncio.sleep(_MEND_S)
+            if self.bound is not None:
+                self.bound.look()
             for readers in self._readers.values():
                 for reader in readers:
                     reader.mend()
@@ -202,18 +217,12 @@ class Pods:
         config, events = self._config, self._config.events
         load = PodLoad(PrefillRate(config.scoring.prefill_tokens_per_second, self._rate))
         name = RankId(pod.name, number)
-        if given.events is None:
+        if given.events is None and self.bound is None:
             return Rank(name, pod, load, None), None
         feed = Feed(self._core.index, name, events.queue_max, self._block_size(given))
-        limits = FeedLimits(
-            events.receive_hwm,
-            events.batch_bytes_max,
-            events.slice_seconds,
-            events.replay_timeout,
-            events.replay_retries,
-        )
         replay = port_plus(given.replay, number) if given.replay else None
-        reader = FeedReader(self._context, feed, port_plus(given.events, number), replay, limits, self._clock)
+        place = port_plus(given.events, number) if given.events else None
+        reader = FeedReader(self._context, feed, place, replay, self._limits, self._clock)
         return Rank(name, pod, load, feed), reader
 
     def _block_size(self, given: StaticPod) -> int | None:
@@ -224,18 +233,41 @@ class Pods:
         return None
 
 
+def feed_limits(events: Events) -> FeedLimits:
+    """As configured."""
+    return FeedLimits(
+        receive_hwm=events.receive_hwm,
+        batch_bytes_max=events.batch_bytes_max,
+        slice_s=events.slice_seconds,
+        replay_timeout_s=events.replay_timeout,
+        replay_retries=events.replay_retries,
+        reconnect_s=events.reconnect_delay,
+        reconnect_max_s=events.reconnect_delay_max,
+        connect_timeout_s=events.connect_timeout,
+        heartbeat_s=events.heartbeat_interval,
+        heartbeat_timeout_s=events.heartbeat_timeout,
+        keepalive_idle_s=events.keepalive_idle,
+        keepalive_interval_s=events.keepalive_interval,
+        keepalive_probes=events.keepalive_probes,
+    )
+
+
+def bound_endpoint(
+    context: zmq.Context[zmq.Socket[bytes]], config: Config, clock: Callable[[], float]
+) -> BoundEndpoint | None:
+    """The endpoint that publishers connect to, if there is one; raises `ConfigError`."""
+    events = config.events
+    if events.bind is None:
+        return None
+    ranks = max((pod.data_parallel_size for pod in config.discovery.static if pod.events is None), default=1)
+    limits = BoundLimits(events.topics_named_max, events.disputes_max, events.dispute_time)
+    return BoundEndpoint(context, events.bind, ranks, feed_limits(events), limits, clock)
+
+
 async def _within(waits: Iterable[Coroutine[Any, Any, object]], timeout_s: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await asyncio.gather(*waits)
-
-
-def port_plus(endpoint: str, number: int) -> str:
-    """Publishers of further ranks listen on the ports after the first."""
-    if not number:
-        return endpoint
-    head, _, port = endpoint.rpartition(":")
-    return f"{head}:{int(port) + number}"
 
 
 def pod_client(address: str, timeout_s: float) -> httpx.AsyncClient:

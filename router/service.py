@@ -39,6 +39,8 @@ class Service:
         self.encoding = Encoding(config, self.core, space, self.upstreams)
         self.metrics = Metrics(self.core, self.encoding.stats, questions=self.encoding.pod_tokens.counts)
         self.pods = Pods(self.core, config)
+        if self.pods.bound is not None:
+            self.metrics.join(self.pods.bound)
         self.proxy = Proxy(config.upstream.attempts_max)
         self.sharing = self._sharing()
         self.draining = False

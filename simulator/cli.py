@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -61,6 +62,7 @@ def _fault(text: str) -> tuple[str, object]:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65_535), default=8_000, show_default=True)
 @click.option("--events-port", type=click.IntRange(0, 65_535), default=0, help="PUB of rank 0; 0: any.")
+@click.option("--events-endpoint", default="", help="As vLLM's endpoint, e.g. tcp://router:5557: connected to.")
 @click.option("--replay-port", type=click.IntRange(0, 65_535), default=0, help="Replay of rank 0; 0: any.")
 @click.option("--topic", default=None, help="Default: kv@HOST:PORT@MODEL.")
 @click.option(
@@ -117,7 +119,7 @@ def _fault(text: str) -> tuple[str, object]:
 )
 @click.option("--fault", "faults", multiple=True, metavar="NAME=VALUE", help="May be repeated; see above.")
 def simulate(
-    host: str, port: int, events_port: int, replay_port: int, topic: str | None, model_path: Path,
+    host: str, port: int, events_port: int, events_endpoint: str, replay_port: int, topic: str | None, model_path: Path,
     served_model_name: str | None, loras: tuple[str, ...], vllm_version: str, event_format: EventFormat | None,
     event_hashes: HashKind | None, hash_seed: str | None, block_size: int, num_blocks: int,
     max_model_len: int | None, max_num_seqs: int, max_num_batched_tokens: int, data_parallel_size: int,
@@ -125,6 +127,8 @@ def simulate(
     time_scale: float, buffer_steps: int, forced_outputs: Path | None, faults: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Checks what was given and serves until a signal."""
+    if events_endpoint and not re.fullmatch(r"tcp://.+:[1-9][0-9]{0,4}", events_endpoint):
+        raise click.BadParameter("should be like tcp://router:5557", param_hint="--events-endpoint")
     name = served_model_name or model_path.resolve().name
     capacity = (num_blocks - 1) * block_size
     try:
@@ -140,6 +144,7 @@ def simulate(
             ranks=data_parallel_size,
             host=host,
             events_port=events_port,
+            events_endpoint=events_endpoint,
             replay_port=replay_port,
             topic=f"kv@{host}:{port}@{name}" if topic is None else topic,
             buffer_steps=buffer_steps,

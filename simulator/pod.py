@@ -22,7 +22,10 @@ from simulator.publisher import BUFFER_STEPS, SEND_HWM, Publisher
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All of a pod that is not its model. Port 0: any; else rank r publishes at port + r."""
+    """All of a pod that is not its model. Port 0: any; else rank r publishes at port + r.
+
+    `events_endpoint`, if given, is vLLM's own setting of that name: bound if it has `*` or `::`, else connected to.
+    """
 
     dialect: Dialect
     limits: Limits = field(default_factory=Limits)
@@ -31,6 +34,7 @@ class Settings:
     ranks: int = 1
     host: str = "127.0.0.1"
     events_port: int = 0
+    events_endpoint: str = ""
     replay_port: int = 0
     topic: str = ""
     buffer_steps: int = BUFFER_STEPS
@@ -56,12 +60,12 @@ class Pod:
     async def start(self) -> None:
         """Bind the feeds and start the engines. Raises zmq.ZMQError when an address is taken."""
         settings = self._settings
+        given = settings.events_endpoint
+        connects = bool(given) and "*" not in given and "::" not in given
         for engine in self.engines:
-            endpoints = [
-                f"tcp://{settings.host}:{port + engine.rank if port else '*'}"
-                for port in (settings.events_port, settings.replay_port)
-            ]
-            engine.publisher.bind(*endpoints)
+            events = _of_rank(given or f"tcp://{settings.host}:{settings.events_port}", engine.rank)
+            replay = _of_rank(f"tcp://{settings.host}:{settings.replay_port}", engine.rank)
+            engine.publisher.open(events, replay, connects)
             engine.misbehave(self.faults)
             engine.publisher.start()
             self.tasks.append(asyncio.create_task(engine.run(time.monotonic)))
@@ -129,3 +133,9 @@ class Pod:
             "waiting": len(scheduler.waiting), "block_size": pool.block_size, "blocks_used": pool.used,
             "blocks_free": pool.free, "blocks_cached": pool.cached, **dict(counters),
         }  # fmt: skip
+
+
+def _of_rank(endpoint: str, rank: int) -> str:
+    """As vLLM counts: the ranks have the ports from the given one on, to bind and to connect to. Port 0: any."""
+    head, _, port = endpoint.rpartition(":")
+    return f"{head}:{int(port) + rank}" if int(port) else f"{head}:*"

@@ -39,12 +39,18 @@ class Publisher:
         self._router = self._context.socket(zmq.ROUTER)
         self._task: asyncio.Task[None] | None = None
 
-    def bind(self, endpoint: str, replay_endpoint: str) -> None:
-        """Bind both sockets (port `*` or 0: any); raises zmq.ZMQError when an address is taken."""
+    def open(self, endpoint: str, replay_endpoint: str, connects: bool = False) -> None:
+        """Bind both sockets (port `*` or 0: any); raises zmq.ZMQError when an address is taken.
+
+        `connects`: `endpoint` is where somebody listens to many publishers.
+        """
         self._pub.set_hwm(SEND_HWM)
-        self._pub.bind(endpoint)
+        if connects:
+            self._pub.connect(endpoint)
+        else:
+            self._pub.bind(endpoint)
         self._router.bind(replay_endpoint)
-        self.endpoint = self._pub.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.endpoint = endpoint if connects else self._pub.getsockopt_string(zmq.LAST_ENDPOINT)
         self.replay_endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def start(self) -> None:

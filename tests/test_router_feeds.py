@@ -22,7 +22,8 @@ from indexer.blocks import Keys, KeySpace
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
 from indexer.match import MISS
-from router.feeds import FeedLimits, FeedReader
+from router.feeds import FeedReader
+from router.sockets import FeedLimits
 from tests.processes import free_ports
 from tests.router_peers import until
 

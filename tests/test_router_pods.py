@@ -15,7 +15,8 @@ from indexer.blocks import KeySpace
 from router.config import Config
 from router.config_fleet import StaticPod
 from router.core import Core
-from router.pods import Pods, parse_metrics, pod_client, port_plus
+from router.pods import Pods, parse_metrics, pod_client
+from router.sockets import port_plus
 from tests.router_peers import Call, Peer, peer, until
 
 VECTORS = Path(__file__).parent / "vectors"

@@ -1,0 +1,88 @@
+"""The part of the configuration that describes how pods' KV events come."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from router.forms import BindEndpoint, Bytes, Count, Seconds, Section
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+
+class Events(Section):
+    """KV-event feeds of the pods."""
+
+    bind: BindEndpoint | None = Field(
+        default=None,
+        description="Endpoint that publishers of pods without `events` connect to: `tcp://*:5557`.",
+    )
+    queue_max: Count = Field(
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+        description="Batches of one feed that wait to be applied; above it: a gap.",
+    )
+    receive_hwm: Count = Field(
+        default=100_000,
+        ge=0,
+        le=10_000_000,
+        description="ZMQ's receive high-water mark for each publisher, as vLLM's own for sending. 0: none.",
+    )
+    replay_timeout: Seconds = Field(
+        default=5.0, gt=0, le=300, description="For a replay to end; vLLM looks for requests every 0.1 s."
+    )
+    replay_retries: Count = Field(
+        default=3, ge=0, le=100, description="Replays tried again before blocks are forgotten."
+    )
+    batch_bytes_max: Bytes = Field(
+        default=16 * MIB, ge=KIB, le=GIB, description="Largest batch that is decoded; a larger one is a gap."
+    )
+    slice_seconds: Seconds = Field(
+        default=0.001,
+        gt=0,
+        le=0.1,
+        description="Events are applied for so long at most before requests have their turn.",
+    )
+    reconnect_delay: Seconds = Field(
+        default=0.1, ge=0.01, le=60, description="Before a connection is tried again; each time twice as long."
+    )
+    reconnect_delay_max: Seconds = Field(
+        default=0.5, ge=0.01, le=300, description="The longest such delay. A host that is a name is looked up anew."
+    )
+    connect_timeout: Seconds = Field(default=1.0, ge=0.05, le=60, description="For one attempt to connect.")
+    heartbeat_interval: Seconds = Field(
+        default=1.0,
+        ge=0.05,
+        le=600,
+        description="Of ZMQ's own heartbeat: it finds connections that died silently.",
+    )
+    heartbeat_timeout: Seconds = Field(
+        default=3.0, ge=0.05, le=600, description="A publisher that does not answer it for so long is connected anew."
+    )
+    keepalive_idle: Seconds = Field(
+        default=30.0, ge=1, le=7200, description="TCP keepalive: a connection silent for so long is probed."
+    )
+    keepalive_interval: Seconds = Field(default=5.0, ge=1, le=600, description="TCP keepalive: between two probes.")
+    keepalive_probes: Count = Field(
+        default=3, ge=1, le=100, description="TCP keepalive: unanswered probes after which the connection is dead."
+    )
+    topics_named_max: Count = Field(
+        default=100, ge=0, le=10_000, description="Bound endpoint: topics of no pod that the log names, once each."
+    )
+    disputes_max: Count = Field(
+        default=4,
+        ge=2,
+        le=1000,
+        description="Bound endpoint: so many restarts of a feed within dispute_time are two who use one topic.",
+    )
+    dispute_time: Seconds = Field(
+        default=60.0, ge=1, le=3600, description="Bound endpoint: nothing is believed of such a feed for so long."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.reconnect_delay > self.reconnect_delay_max:
+            raise ValueError("reconnect_delay is longer than reconnect_delay_max")
+        return self

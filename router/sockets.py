@@ -1,0 +1,208 @@
+"""The SUB sockets of feeds: their limits, how they are read, and how one stays connected to its publisher.
+
+ZMQ looks names up in the very thread that moves all sockets' bytes, so one slow look-up would hold back every feed; and
+of a name that has addresses of both families it takes IPv6 ones only, where vLLM listens on IPv4 unless told otherwise.
+So names are looked up here, beside the loop, and ZMQ is given addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+log = logging.getLogger("warmroute.feeds")
+
+Resolve: TypeAlias = Callable[[str], Awaitable[list[str]]]
+
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+@dataclass(slots=True, frozen=True)
+class FeedLimits:
+    """`slice_s`: longest stretch of applying events at once. `replay_timeout_s`: silence that ends a replay.
+
+    A connection is dead when nothing answers for `heartbeat_timeout_s`, or as many keepalive probes.
+    """
+
+    receive_hwm: int = 100_000
+    batch_bytes_max: int = 16 << 20
+    slice_s: float = 0.001
+    replay_timeout_s: float = 5.0
+    replay_retries: int = 2
+    reconnect_s: float = 0.1
+    reconnect_max_s: float = 0.5
+    connect_timeout_s: float = 1.0
+    heartbeat_s: float = 1.0
+    heartbeat_timeout_s: float = 3.0
+    keepalive_idle_s: float = 30.0
+    keepalive_interval_s: float = 5.0
+    keepalive_probes: int = 3
+
+
+class Readable:
+    """Calls `on_message` for each message of a socket, in slices; ZMQ's descriptor only signals changes."""
+
+    def __init__(self, socket: zmq.Socket[bytes], slice_s: float, on_message: Callable[[list[bytes]], None]) -> None:
+        self._socket = socket
+        self._slice_s = slice_s
+        self._on_message = on_message
+        self._loop = asyncio.get_running_loop()
+        self._fd = int(socket.getsockopt(zmq.FD))
+        self._again: asyncio.Handle | None = None
+        self._loop.add_reader(self._fd, self._drain)
+        self._again = self._loop.call_soon(self._drain)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+        if self._again is not None:
+            self._again.cancel()
+        self._socket.close(linger=0)
+
+    def _drain(self) -> None:
+        """Read until nothing is there; a longer stretch goes on after the loop's other work."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        until = time.monotonic() + self._slice_s
+        while not self._socket.closed:
+            try:
+                message = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._on_message(message)
+            if time.monotonic() > until:
+                self._again = self._loop.call_soon(self._drain)
+                return
+
+
+class Subscription:
+    """A SUB socket that is connected to one publisher, again and again, wherever its host's name leads."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        limits: FeedLimits,
+        on_message: Callable[[list[bytes]], None],
+        on_connected: Callable[[], None],
+        resolve: Resolve,
+    ) -> None:
+        self._endpoint = endpoint
+        self._patience_s = limits.connect_timeout_s + limits.reconnect_max_s
+        self._on_connected = on_connected
+        self._resolve = resolve
+        self._up, self._down = asyncio.Event(), asyncio.Event()
+        self._socket = subscriber(context, limits)
+        monitor = self._socket.get_monitor_socket(_EVENTS)
+        self._readables = [
+            Readable(monitor, limits.slice_s, self._noticed),
+            Readable(self._socket, limits.slice_s, on_message),
+        ]
+        self._following: asyncio.Task[None] | None = None
+        if has_name(endpoint):
+            self._following = asyncio.get_running_loop().create_task(self._follow())
+        else:
+            self._socket.connect(endpoint)
+
+    async def close(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        for readable in reversed(self._readables):
+            readable.close()
+
+    def _noticed(self, message: list[bytes]) -> None:
+        if parse_monitor_message(message)["event"] == zmq.EVENT_DISCONNECTED:
+            self._up.clear()
+            self._down.set()
+            return
+        self._down.clear()
+        self._up.set()
+        self._on_connected()
+
+    async def _follow(self) -> None:
+        """Each address in turn; the one that is connected stays as long as it is, or soon is again."""
+        unknown = False
+        while True:
+            try:
+                places, unknown = await self._resolve(self._endpoint), False
+            except OSError as error:
+                if not unknown:
+                    log.warning("%s: its host is not known: %s", self._endpoint, error.strerror or error)
+                places, unknown = [], True
+            for place in places:
+                self._socket.connect(place)
+                while await self._is_up():
+                    await self._down.wait()
+                self._socket.disconnect(place)
+            if not places:
+                await asyncio.sleep(self._patience_s)
+
+    async def _is_up(self) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience_s):
+                return await self._up.wait()
+        return False
+
+
+def subscriber(context: zmq.Context[zmq.Socket[bytes]], limits: FeedLimits) -> zmq.Socket[bytes]:
+    """A SUB socket to all topics, not connected yet."""
+    made = context.socket(zmq.SUB)
+    made.setsockopt(zmq.RCVHWM, limits.receive_hwm)
+    made.setsockopt(zmq.IPV6, 1)
+    made.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, round(limits.keepalive_idle_s))
+    made.setsockopt(zmq.TCP_KEEPALIVE_INTVL, round(limits.keepalive_interval_s))
+    made.setsockopt(zmq.TCP_KEEPALIVE_CNT, limits.keepalive_probes)
+    made.setsockopt(zmq.RECONNECT_IVL, round(limits.reconnect_s * 1000))
+    made.setsockopt(zmq.RECONNECT_IVL_MAX, round(limits.reconnect_max_s * 1000))
+    made.setsockopt(zmq.CONNECT_TIMEOUT, round(limits.connect_timeout_s * 1000))
+    made.setsockopt(zmq.HEARTBEAT_IVL, round(limits.heartbeat_s * 1000))
+    made.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(limits.heartbeat_timeout_s * 1000))
+    made.setsockopt(zmq.HEARTBEAT_TTL, round(limits.heartbeat_timeout_s * 1000))
+    made.subscribe(b"")  # the topic may hold any text
+    return made
+
+
+def has_name(endpoint: str) -> bool:
+    """Is the endpoint's host a name, to be looked up?"""
+    if not endpoint.startswith("tcp://"):
+        return False
+    try:
+        ipaddress.ip_address(_host_of(endpoint))
+    except ValueError:
+        return True
+    return False
+
+
+async def addresses(endpoint: str) -> list[str]:
+    """The endpoint once for each address of its host, IPv4 ones first; raises OSError if the name is not known."""
+    if not has_name(endpoint):
+        return [endpoint]
+    port = endpoint.rpartition(":")[2]
+    found = await asyncio.get_running_loop().getaddrinfo(_host_of(endpoint), None, type=socket.SOCK_STREAM)
+    found.sort(key=lambda each: each[0] != socket.AF_INET)
+    hosts = [f"[{where[0]}]" if family == socket.AF_INET6 else where[0] for family, _, _, _, where in found]
+    return [f"tcp://{host}:{port}" for host in dict.fromkeys(hosts)]
+
+
+def port_plus(endpoint: str, number: int) -> str:
+    """Publishers of further ranks are at the ports after the first."""
+    if not number:
+        return endpoint
+    head, _, port = endpoint.rpartition(":")
+    return f"{head}:{int(port) + number}"
+
+
+def _host_of(endpoint: str) -> str:
+    return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
