@@ -107,6 +107,8 @@ class Feed:
             return None if self._stream.replaying else self._act(self._stream.connected(), now)
         self.last_clock = batch.ts
         ready = self._stream.live(number, batch.ts, batch)
+        if ready.verdict == "gap":
+            self.counts["missed"] += number - self._stream.expected
         if ready.verdict != "restart":  # counted where it is acted on: a replay finds restarts, too
             self.counts[ready.verdict] += 1
         return self._act(ready, now)

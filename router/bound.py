@@ -53,8 +53,8 @@ class _Voice:
 class _Speaker:
     """A pod. `rank`: of its only feed, the number that its publisher gives; it need not be 0."""
 
+    pod: StaticPod
     voices: list[_Voice]
-    claims: Sequence[str] = ()
     rank: int | None = None
 
     def voice(self, rank: int) -> _Voice | None:
@@ -85,10 +85,12 @@ class BoundEndpoint(Collector):
         self._limits = limits
         self._bound_limits = bound_limits
         self._clock = clock
-        self._speakers: dict[str, _Speaker] = {}  # by what claims their frames
         self._pods: dict[str, _Speaker] = {}
+        self._topics: dict[str, _Speaker] = {}  # of pods that were given one
+        self._middles: dict[str, _Speaker] = {}  # of the topics of all others
         self._unasked: dict[_Voice, float] = {}  # since when it may be another publisher
-        self._connected_at: float | None = None
+        self._look_at: float | None = None
+        self._connected_at = 0.0  # the newest connection
         self._readables: list[Readable] = []
         self._socket = subscriber(context, limits)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.batch_bytes_max)
@@ -115,27 +117,27 @@ class BoundEndpoint(Collector):
     def join(self, pod: StaticPod, readers: Sequence[FeedReader]) -> None:
         """Frames of this pod go to its readers, one a rank."""
         times = self._bound_limits.disputes_max
-        speaker = _Speaker([_Voice(reader, deque(maxlen=times)) for reader in readers], pod.claims)
+        speaker = _Speaker(pod, [_Voice(reader, deque(maxlen=times)) for reader in readers])
         self._pods[pod.name] = speaker
-        self._speakers.update(dict.fromkeys(speaker.claims, speaker))
+        self._claimed(pod).update(dict.fromkeys(pod.claims, speaker))
 
     def leave(self, name: str) -> None:
         speaker = self._pods.pop(name, None)
         if speaker is not None:
-            for claim in speaker.claims:
-                del self._speakers[claim]
+            for claim in speaker.pod.claims:
+                del self._claimed(speaker.pod)[claim]
             for voice in speaker.voices:
                 self._unasked.pop(voice, None)
 
     def look(self) -> None:
         """From time to time: whose connection was made anew is not told, so all that are silent since are asked."""
         now = self._clock()
-        if self._connected_at is not None and now >= self._connected_at + _SETTLE_S:
+        if self._look_at is not None and now >= self._look_at:
             for speaker in self._pods.values():
                 for voice in speaker.voices:
                     if voice.reader.replays:  # else it could only be forgotten
                         self._unasked[voice] = self._connected_at
-            self._connected_at = None
+            self._look_at = None
         for voice, since in list(self._unasked.items()):
             feed = voice.reader.feed
             if feed.replaying:
@@ -149,14 +151,18 @@ class BoundEndpoint(Collector):
         text = "Frames at the bound endpoint that name no pod."
         yield CounterMetricFamily("warmroute_event_frames_unclaimed", text, value=self.unclaimed)
 
+    def _claimed(self, pod: StaticPod) -> dict[str, _Speaker]:
+        return self._middles if pod.topic is None else self._topics
+
     def _connected(self, message: list[bytes]) -> None:
-        if self._connected_at is None:
-            self._connected_at = self._clock()
+        self._connected_at = self._clock()
+        if self._look_at is None:
+            self._look_at = self._connected_at + _SETTLE_S
 
     def _frame(self, message: list[bytes]) -> None:
         """`[topic, sequence number, payload]`, of whomever."""
         topic = message[0].decode("utf-8", "replace")
-        speaker = self._speakers.get(topic) or self._speakers.get(middle_of(topic) or "")
+        speaker = self._topics.get(topic) or self._middles.get(middle_of(topic) or "")
         if speaker is None:
             self._nobodys(topic, "names no pod")
             return

@@ -44,11 +44,11 @@ def chain(count: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
     return np.arange(count * SIZE, dtype=np.uint32)
 
 
-def stored(number: int, clock: float) -> bytes:
+def stored(number: int, clock: float, rank: int = 0) -> bytes:
     """Batch `number` of a publisher that stores block after block of one chain."""
     tokens = chain(number + 1)[number * SIZE :].tolist()
     event = ["BlockStored", [number + 1], number or None, tokens, SIZE, None, "GPU"]
-    return msgspec.msgpack.encode([clock, [event], 0])
+    return msgspec.msgpack.encode([clock, [event], rank])
 
 
 @dataclass
@@ -60,6 +60,8 @@ class Publisher:
     events: str
     replay: str
     topic: bool = True
+    name: bytes = b"kv@pod-0@m"
+    rank: int = 0
     born: float = field(default_factory=time.time)
     history: list[bytes] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
@@ -68,13 +70,13 @@ class Publisher:
     async def publish(self, payload: bytes | None = None, lost: bool = False) -> None:
         """The next batch: `payload`, or one more block of the chain."""
         number = len(self.history)
-        self.history.append(payload or stored(number, self.born + number * 1e-3))
+        self.history.append(payload or stored(number, self.born + number * 1e-3, self.rank))
         if not lost:
             await self.send(number, self.history[number])
 
     async def send(self, number: int, payload: bytes) -> None:
         """One frame, whatever it says."""
-        await self.pub.send_multipart([b"kv@pod-0@m", number.to_bytes(8, "big"), payload])
+        await self.pub.send_multipart([self.name, number.to_bytes(8, "big"), payload])
 
     async def subscribed(self) -> None:
         """Return when a subscriber is there: what is sent from now on arrives."""
@@ -84,7 +86,7 @@ class Publisher:
 
     def whole(self, start: int) -> Iterable[list[bytes]]:
         """The answers of a pod that is well."""
-        topic = [b"kv@pod-0@m"] if self.topic else []
+        topic = [self.name] if self.topic else []
         for number in range(start, len(self.history)):
             yield [*topic, number.to_bytes(8, "big"), self.history[number]]
         yield [*([b""] if self.topic else []), END, b""]
@@ -98,14 +100,19 @@ class Publisher:
 
 
 @contextlib.asynccontextmanager
-async def publisher(ports: list[int] | None = None, **options: Any) -> AsyncIterator[Publisher]:
-    """A publisher on its ports; XPUB is PUB that tells of its subscribers."""
+async def publisher(
+    ports: list[int] | None = None, connects: str | None = None, hwm: int = 1000, **options: Any
+) -> AsyncIterator[Publisher]:
+    """A publisher on its ports, or one that `connects`; XPUB is PUB that tells of its subscribers."""
     events, replay = (f"tcp://127.0.0.1:{port}" for port in ports or free_ports(2))
+    events = connects or events
     with zmq.asyncio.Context() as context, context.socket(zmq.XPUB) as pub, context.socket(zmq.ROUTER) as router:
         pub.setsockopt(zmq.XPUB_VERBOSE, 1)
         for socket in (pub, router):
             socket.setsockopt(zmq.LINGER, 0)
-        pub.bind(events)
+        pub.setsockopt(zmq.SNDHWM, hwm)
+        pub.setsockopt(zmq.IPV6, "[" in events)
+        (pub.connect if connects else pub.bind)(events)
         router.bind(replay)
         speaker = Publisher(pub, router, events, replay, **options)
         serving = asyncio.create_task(speaker.serve())
