@@ -8,6 +8,7 @@ under one topic, nothing is believed of that feed.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from router.sockets import FeedLimits, Readable, port_plus, subscriber
 
 log = logging.getLogger("warmroute.feeds")
 
-_SETTLE_S = 0.5  # pods come back together: those that are silent are asked once after it
+_SETTLE_S = 0.2  # pods come back together: those that are silent are asked once after it
 _TOPIC_SHOWN_MAX = 200
 
 
@@ -89,7 +90,7 @@ class BoundEndpoint(Collector):
         self._topics: dict[str, _Speaker] = {}  # of pods that were given one
         self._middles: dict[str, _Speaker] = {}  # of the topics of all others
         self._unasked: dict[_Voice, float] = {}  # since when it may be another publisher
-        self._look_at: float | None = None
+        self._looking: asyncio.TimerHandle | None = None  # soon after a connection
         self._connected_at = 0.0  # the newest connection
         self._readables: list[Readable] = []
         self._socket = subscriber(context, limits)
@@ -110,6 +111,8 @@ class BoundEndpoint(Collector):
         ]
 
     def stop(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
         for readable in reversed(self._readables):
             readable.close()
         self._socket.close(linger=0)
@@ -130,14 +133,7 @@ class BoundEndpoint(Collector):
                 self._unasked.pop(voice, None)
 
     def look(self) -> None:
-        """From time to time: whose connection was made anew is not told, so all that are silent since are asked."""
-        now = self._clock()
-        if self._look_at is not None and now >= self._look_at:
-            for speaker in self._pods.values():
-                for voice in speaker.voices:
-                    if voice.reader.replays:  # else it could only be forgotten
-                        self._unasked[voice] = self._connected_at
-            self._look_at = None
+        """From time to time: ask those that could not be asked when somebody had connected."""
         for voice, since in list(self._unasked.items()):
             feed = voice.reader.feed
             if feed.replaying:
@@ -156,8 +152,17 @@ class BoundEndpoint(Collector):
 
     def _connected(self, message: list[bytes]) -> None:
         self._connected_at = self._clock()
-        if self._look_at is None:
-            self._look_at = self._connected_at + _SETTLE_S
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_SETTLE_S, self._ask_the_silent)
+
+    def _ask_the_silent(self) -> None:
+        """Whose connection was made anew is not told: all that are silent since may have been cut off."""
+        self._looking = None
+        for speaker in self._pods.values():
+            for voice in speaker.voices:
+                if voice.reader.replays:  # else it could only be forgotten
+                    self._unasked[voice] = self._connected_at
+        self.look()
 
     def _frame(self, message: list[bytes]) -> None:
         """`[topic, sequence number, payload]`, of whomever."""

@@ -49,9 +49,11 @@ class Events(Section):
         default=0.1, ge=0.01, le=60, description="Before a connection is tried again; each time twice as long."
     )
     reconnect_delay_max: Seconds = Field(
-        default=0.5, ge=0.01, le=300, description="The longest such delay. A host that is a name is looked up anew."
+        default=0.25, ge=0.01, le=300, description="The longest such delay. A host that is a name is looked up anew."
     )
-    connect_timeout: Seconds = Field(default=1.0, ge=0.05, le=60, description="For one attempt to connect.")
+    connect_timeout: Seconds = Field(
+        default=1.0, ge=0.05, le=60, description="For one attempt to connect, the handshake included."
+    )
     heartbeat_interval: Seconds = Field(
         default=1.0,
         ge=0.05,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import zmq
 
 from indexer.feed import Feed
-from router.sockets import FeedLimits, Readable, Resolve, Subscription, addresses
+from router.sockets import FeedLimits, Readable, Resolve, Subscription, addresses, asker
 
 log = logging.getLogger("warmroute.feeds")
 
@@ -154,9 +154,7 @@ class FeedReader:
             elif len(number) == 8:
                 batches.append((int.from_bytes(number, "big"), message[-1]))
 
-        socket = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.IPV6, 1)
+        socket = asker(self._context, self._limits)
         socket.connect(places[attempt % len(places)])
         readable = Readable(socket, self._limits.slice_s, on_message)
         try:

@@ -40,7 +40,7 @@ class FeedLimits:
     replay_timeout_s: float = 5.0
     replay_retries: int = 2
     reconnect_s: float = 0.1
-    reconnect_max_s: float = 0.5
+    reconnect_max_s: float = 0.25
     connect_timeout_s: float = 1.0
     heartbeat_s: float = 1.0
     heartbeat_timeout_s: float = 3.0
@@ -157,8 +157,22 @@ class Subscription:
 
 def subscriber(context: zmq.Context[zmq.Socket[bytes]], limits: FeedLimits) -> zmq.Socket[bytes]:
     """A SUB socket to all topics, not connected yet."""
-    made = context.socket(zmq.SUB)
+    made = _socket(context, zmq.SUB, limits)
     made.setsockopt(zmq.RCVHWM, limits.receive_hwm)
+    made.subscribe(b"")  # the topic may hold any text
+    return made
+
+
+def asker(context: zmq.Context[zmq.Socket[bytes]], limits: FeedLimits) -> zmq.Socket[bytes]:
+    """A DEALER for replays, not connected yet; without a mark, as a pod drops silently what is over it."""
+    made = _socket(context, zmq.DEALER, limits)
+    made.setsockopt(zmq.RCVHWM, 0)
+    return made
+
+
+def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, limits: FeedLimits) -> zmq.Socket[bytes]:
+    """One that finds out soon that nobody is there any more, or is again."""
+    made = context.socket(kind)
     made.setsockopt(zmq.IPV6, 1)
     made.setsockopt(zmq.TCP_KEEPALIVE, 1)
     made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, round(limits.keepalive_idle_s))
@@ -167,10 +181,10 @@ def subscriber(context: zmq.Context[zmq.Socket[bytes]], limits: FeedLimits) -> z
     made.setsockopt(zmq.RECONNECT_IVL, round(limits.reconnect_s * 1000))
     made.setsockopt(zmq.RECONNECT_IVL_MAX, round(limits.reconnect_max_s * 1000))
     made.setsockopt(zmq.CONNECT_TIMEOUT, round(limits.connect_timeout_s * 1000))
+    made.setsockopt(zmq.HANDSHAKE_IVL, round(limits.connect_timeout_s * 1000))
     made.setsockopt(zmq.HEARTBEAT_IVL, round(limits.heartbeat_s * 1000))
     made.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(limits.heartbeat_timeout_s * 1000))
     made.setsockopt(zmq.HEARTBEAT_TTL, round(limits.heartbeat_timeout_s * 1000))
-    made.subscribe(b"")  # the topic may hold any text
     return made
 
 
@@ -190,7 +204,10 @@ async def addresses(endpoint: str) -> list[str]:
     if not has_name(endpoint):
         return [endpoint]
     port = endpoint.rpartition(":")[2]
-    found = await asyncio.get_running_loop().getaddrinfo(_host_of(endpoint), None, type=socket.SOCK_STREAM)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(_host_of(endpoint), None, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label of the name is empty or too long
+        raise OSError(socket.EAI_NONAME, f"it is no name of a host: {error}") from error
     found.sort(key=lambda each: each[0] != socket.AF_INET)
     hosts = [f"[{where[0]}]" if family == socket.AF_INET6 else where[0] for family, _, _, _, where in found]
     return [f"tcp://{host}:{port}" for host in dict.fromkeys(hosts)]
