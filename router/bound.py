@@ -100,7 +100,9 @@ class BoundEndpoint(Collector):
                 self._socket.bind(port_plus(endpoint, rank))
         except zmq.ZMQError as error:
             self._socket.close(linger=0)
-            raise ConfigError(f"events.bind: {port_plus(endpoint, rank)} can't be bound: {error.strerror}") from None
+            raise ConfigError(
+                f"events.bind: {port_plus(endpoint, rank)} can't be bound: {zmq.strerror(error.errno or 0)}"
+            ) from None
 
     def start(self) -> None:
         """Listen from now on."""

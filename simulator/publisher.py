@@ -50,7 +50,7 @@ class Publisher:
         else:
             self._pub.bind(endpoint)
         self._router.bind(replay_endpoint)
-        self.endpoint = endpoint if connects else self._pub.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.endpoint = self._pub.getsockopt_string(zmq.LAST_ENDPOINT) if endpoint.endswith("*") else endpoint
         self.replay_endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def start(self) -> None:

@@ -47,6 +47,24 @@ def served(port: int, fleet: list[PodProcess], tmp_path_factory: pytest.TempPath
         yield served
 
 
+def check(folder: Path, static: list[dict[str, Any]], port: int) -> Result:
+    """`warmroute check` of pods that connect to `port`."""
+    file = folder / "check.json"
+    models = [{"name": MODEL, "tokenizer": str(TOKENIZER)}]
+    events = {"bind": f"tcp://127.0.0.1:{port}"}
+    file.write_text(json.dumps({"discovery": {"static": static}, "models": models, "events": events}))
+    return CliRunner().invoke(main, ["check", "--config", str(file), "--wait", "0.5"])
+
+
+def test_check(fleet: list[PodProcess], port: int, tmp_path: Path) -> None:
+    """Before the gateway runs, so first here: the publishers connect, under topics that name them; replays answer."""
+    result = check(tmp_path, [configured(pod) for pod in fleet], port)
+    assert result.exit_code == 0, result.output
+    assert f"✓ pod-0: its publisher connects to tcp://127.0.0.1:{port}, under 'kv@pod-0@{MODEL}'." in result.output
+    assert result.output.count("✓ pod-1: its publisher connects to") == 2
+    assert "✓ pod-1: rank 1: the replay at" in result.output
+
+
 async def test_events_arrive(fleet: list[PodProcess], served: GatewayProcess) -> None:
     """Of each pod and rank, as its own: `/pods` tells, and what is predicted is what the pod reports."""
     async with httpx.AsyncClient(**PLAIN) as http:
@@ -97,24 +115,6 @@ async def test_full_reports(fleet: list[PodProcess], served: GatewayProcess) -> 
         assert not await stale()
     counts = served.ranks()["pod-0"][0]["events"]["counts"]
     assert counts["removed"] > 30 and not counts.get("unknown removals")
-
-
-def check(folder: Path, static: list[dict[str, Any]], port: int) -> Result:
-    """`warmroute check` of pods that connect to `port`."""
-    file = folder / "check.json"
-    models = [{"name": MODEL, "tokenizer": str(TOKENIZER)}]
-    events = {"bind": f"tcp://127.0.0.1:{port}"}
-    file.write_text(json.dumps({"discovery": {"static": static}, "models": models, "events": events}))
-    return CliRunner().invoke(main, ["check", "--config", str(file), "--wait", "0.5"])
-
-
-def test_check(fleet: list[PodProcess], port: int, tmp_path: Path) -> None:
-    """Before the gateway runs: the publishers connect under topics that name them, and their replays answer."""
-    result = check(tmp_path, [configured(pod) for pod in fleet], port)
-    assert result.exit_code == 0, result.output
-    assert f"✓ pod-0: its publisher connects to tcp://127.0.0.1:{port}, under 'kv@pod-0@{MODEL}'." in result.output
-    assert result.output.count("✓ pod-1: its publisher connects to") == 2
-    assert "✓ pod-1: rank 1: the replay at" in result.output
 
 
 def test_check_beside_the_gateway(fleet: list[PodProcess], served: GatewayProcess, port: int, tmp_path: Path) -> None:
