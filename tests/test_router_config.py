@@ -276,6 +276,53 @@ def test_pods_that_can_not_be(tmp_path: Path, text: str, line: str) -> None:
     assert line in refusal(tmp_path, text)
 
 
+BOUND = "events: {bind: 'tcp://*:5557'}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (pods("name: a, address: 'http://x', topic: t"), "a: topic is given without events, and there is no events"),
+        (BOUND + pods("name: a, address: 'http://x', topic: t, events: 'tcp://x:1'"), "has events of its own"),
+        (BOUND + pods("name: a, address: 'http://x', topic: \"a\\nb\""), "static.0.topic: should be printable text"),
+        (BOUND + pods("name: 'x:80', address: 'http://y'", "name: b, address: 'http://x'"),
+         "b: its topic 'x:80' could be that of x:80, too"),
+        (BOUND + pods("name: a, address: 'http://x', topic: t", "name: b, address: 'http://y', topic: t"),
+         "b: its topic 't' could be that of a, too"),
+        (BOUND + pods("name: a, address: 'http://x'", "name: b, address: 'http://y', topic: kv@a@m"),
+         "b: its topic 'kv@a@m' could be that of a, too"),
+        (pods("name: a, address: 'http://x', data_parallel_size: 2") + "\nevents: {bind: 'tcp://*:65535'}",
+         "a: events.bind has no ports for 2 ranks"),
+        (pods("name: a, address: 'http://x', data_parallel_size: 2") + "\nevents: {bind: 'ipc:///run/x'}",
+         "a: events.bind has no ports for 2 ranks"),
+        ("events: {bind: 'tcp://*'}", "events.bind: "),
+        ("events: {bind: 'tcp://*:0'}", "events.bind: should be like tcp://"),
+        ("events: {bind: 'udp://*:1'}", "events.bind: should be like tcp://"),
+        ("events: {reconnect_delay: 2s}", "events: reconnect_delay is longer than reconnect_delay_max"),
+    ],
+)  # fmt: skip
+def test_bound_endpoints_that_can_not_be(tmp_path: Path, text: str, line: str) -> None:
+    """At the bound endpoint every pod must be told from all others, and every rank have its port."""
+    assert line in refusal(tmp_path, text)
+
+
+def test_bound_endpoints_that_can_be(tmp_path: Path) -> None:
+    """Pods are told by what they were given, else by their name or the host and port of their address."""
+    text = pods(
+        "name: a, address: 'http://x:8000', replay: 'tcp://x:1'",
+        "name: b, address: 'http://[FD00::7]:8000'",
+        "name: c, address: 'https://z', topic: 'kv@pod@m1'",
+        "name: d, address: 'unix:/run/d', topic: 'kv@pod@m2'",
+        "name: e, address: 'unix:/run/e'",
+        "name: f, address: 'http://f', events: 'tcp://f:1'",
+    )
+    for bind in ("tcp://*:5557", "tcp://[::]:5557", "tcp://10.0.0.1:5557", "ipc:///run/events"):
+        config = from_yaml(tmp_path, f"{text}\nevents: {{bind: '{bind}'}}")
+        assert config.events.bind == bind
+    claims = [pod.claims for pod in config.discovery.static]
+    assert claims[:5] == [("a", "x:8000"), ("b", "[fd00::7]:8000"), ("kv@pod@m1",), ("kv@pod@m2",), ("e",)]
+
+
 def test_pods_that_can_be(tmp_path: Path) -> None:
     """IPv6, Unix sockets, IPC feeds, and ranks side by side on one host."""
     text = pods(
