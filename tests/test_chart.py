@@ -38,13 +38,14 @@ FULL: dict[str, Any] = {
     "config": {"discovery": {"static": [POD]}, "index": {"blocks_max": 123456789}},
     "operatorKey": {"existingSecret": "warmroute-key", "key": "token"},
     "tokenizers": {"mountPath": "/tokenizers", "volume": {"persistentVolumeClaim": {"claimName": "tokenizers"}}},
-    "ports": {"data": 18080, "ops": 19090},
+    "ports": {"data": 18080, "ops": 19090, "events": 15557, "eventRanks": 2},
     "service": {"type": "LoadBalancer", "port": 8080, "annotations": {"a": "b"}},
     "serviceAccount": {"annotations": {"a": "b"}},
     "drain": {"delaySeconds": 7, "timeoutSeconds": 600},
     "autoscaling": {"enabled": True},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "networkPolicy": {"enabled": True, "from": [{"podSelector": {}}], "opsFrom": [{"namespaceSelector": {}}],
+                      "eventsFrom": [{"podSelector": {"matchLabels": {"app": "vllm"}}}],
                       "egress": [{"to": [{"podSelector": {}}]}]},
     "env": [{"name": "WARMROUTE_GATEWAY__LOG_LEVEL", "value": "debug"}],
     "podAnnotations": {"a": "b"}, "podLabels": {"c": "d"}, "nodeSelector": {"e": "f"},
@@ -152,8 +153,8 @@ def test_default_config_is_accepted(tmp_path: Path) -> None:
         for name in re.findall(r"name: (WARMROUTE_\w+), value", TEMPLATES["deployment.yaml"])
         if not name.endswith("KEY_FILE")
     }
-    environ["WARMROUTE_GATEWAY__PORT"] = "8080"
-    assert len(environ) == 3
+    environ |= {"WARMROUTE_GATEWAY__PORT": "8080", "WARMROUTE_EVENTS__BIND": "tcp://*:5557"}
+    assert len(environ) == 4
     config = load(str(file), environ, {})
     assert (config.gateway.ops_port, config.gateway.drain_timeout) == (9090, 120.0)
 
@@ -248,14 +249,17 @@ def test_full_install(tmp_path: Path) -> None:
     assert mounts.keys() == volumes.keys()
     assert mounts["tokenizers"] == "/tokenizers"
     assert volumes["operator-key"]["secret"]["items"] == [{"key": "token", "path": "operator-key"}]
-    assert {port["containerPort"] for port in container["ports"]} == {18080, 19090}
+    assert {port["containerPort"] for port in container["ports"]} == {18080, 19090, 15557, 15558}
+    assert {15557, 15558} < {port["port"] for port in objects["Service"]["spec"]["ports"]}
     config = config_of(objects, tmp_path)
     assert (config.gateway.port, config.gateway.ops_port, config.gateway.drain_timeout) == (18080, 19090, 600.0)
-    assert config.index.blocks_max == 123456789
+    assert config.index.blocks_max == 123456789 and config.events.bind == "tcp://*:15557"
     assert config.discovery.static[0].name == "pod-0"
     policy = objects["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["ingress"][1]["from"] == [{"namespaceSelector": {}}]
+    assert policy["ingress"][2]["from"] == [{"podSelector": {"matchLabels": {"app": "vllm"}}}]
+    assert [port["port"] for port in policy["ingress"][2]["ports"]] == ["events-0", "events-1"]
 
 
 @engine
@@ -309,3 +313,5 @@ def test_notes_say_what_is_missing(tmp_path: Path) -> None:
     bare, full = (helm(tmp_path, "install", values)["info"]["notes"] for values in ({}, FULL))
     assert "There are no pods yet" in bare and "endpoints are open" in bare
     assert "There are no pods yet" not in full and "endpoints are open" not in full
+    assert "connects to one replica only" in full and "can speak for any pod" not in full
+    assert "one replica" not in bare and "can speak" not in bare

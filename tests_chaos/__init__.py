@@ -1,1 +1,1 @@
-"""Troubled pods under steady load, as real processes: `make test-chaos`. Takes about two minutes."""
+"""Troubled pods under steady load, as real processes: `make test-chaos`. Takes about six minutes."""
