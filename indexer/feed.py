@@ -96,6 +96,8 @@ class Feed:
 
     def connected(self, now: float) -> int | None:
         """The sockets were connected (again)."""
+        if self._disputed:
+            return None
         return self._act(self._stream.connected(), now)
 
     def frame(self, number: int, payload: bytes, now: float) -> int | None:
@@ -161,14 +163,16 @@ class Feed:
 
     def mend(self, now: float) -> int | None:
         """From time to time: is the pod still the same? And where an error persists, all of its history is wanted."""
-        if self._stream.replaying or self._disputed:
+        if self._disputed:
+            return None
+        if self._unread:  # a replay that is under way does not bring all of it
+            self._unread = False
+            return self._act(self._stream.resync(), now)
+        if self._stream.replaying:
             return None
         if self._suspected:
             self._suspected = False
             return self.connected(now)
-        if self._unread:
-            self._unread = False
-            return self._act(self._stream.resync(), now)
         if not self.trust.wants_resync(now):
             return None
         self.counts["resyncs"] += 1

@@ -93,16 +93,14 @@ class BoundEndpoint(Collector):
         self._looking: asyncio.TimerHandle | None = None  # soon after a connection
         self._connected_at = 0.0  # the newest connection
         self._readables: list[Readable] = []
+        self._ports = 0
         self._socket = subscriber(context, limits)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.batch_bytes_max)
         try:
-            for rank in range(ranks):
-                self._socket.bind(port_plus(endpoint, rank))
-        except zmq.ZMQError as error:
+            self._bind(ranks)
+        except ConfigError:
             self._socket.close(linger=0)
-            raise ConfigError(
-                f"events.bind: {port_plus(endpoint, rank)} can't be bound: {zmq.strerror(error.errno or 0)}"
-            ) from None
+            raise
 
     def start(self) -> None:
         """Listen from now on."""
@@ -120,7 +118,8 @@ class BoundEndpoint(Collector):
         self._socket.close(linger=0)
 
     def join(self, pod: StaticPod, readers: Sequence[FeedReader]) -> None:
-        """Frames of this pod go to its readers, one a rank."""
+        """Frames of this pod go to its readers, one a rank. Raises `ConfigError` if a rank's port can't be bound."""
+        self._bind(len(readers))
         times = self._bound_limits.disputes_max
         speaker = _Speaker(pod, [_Voice(reader, deque(maxlen=times)) for reader in readers])
         self._pods[pod.name] = speaker
@@ -148,6 +147,15 @@ class BoundEndpoint(Collector):
         """For Prometheus."""
         text = "Frames at the bound endpoint that name no pod."
         yield CounterMetricFamily("warmroute_event_frames_unclaimed", text, value=self.unclaimed)
+
+    def _bind(self, ranks: int) -> None:
+        while self._ports < ranks:
+            place = port_plus(self.endpoint, self._ports)
+            try:
+                self._socket.bind(place)
+            except zmq.ZMQError as error:
+                raise ConfigError(f"events.bind: {place} can't be bound: {zmq.strerror(error.errno or 0)}") from None
+            self._ports += 1
 
     def _claimed(self, pod: StaticPod) -> dict[str, _Speaker]:
         return self._middles if pod.topic is None else self._topics

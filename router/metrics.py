@@ -206,7 +206,7 @@ class Metrics:
 
     def _of_events(self) -> Iterator[Metric]:
         events, gaps, replays, orphans, errors = Counter(), Counter(), Counter(), Counter(), Counter()  # type: ignore[var-annotated]
-        predictions, resyncs, drops = Counter(), Counter(), Counter()  # type: ignore[var-annotated]
+        predictions, resyncs, drops, missed = Counter(), Counter(), Counter(), Counter()  # type: ignore[var-annotated]
         lag = GaugeMetricFamily("warmroute_event_lag_seconds", "Age of the newest batch when it came.", labels=("pod",))
         for pod in self._core.fleet.pods.values():
             feeds = [rank.feed for rank in pod.ranks if rank.feed is not None]
@@ -214,6 +214,7 @@ class Metrics:
                 for kind in ("stored", "removed", "cleared", "ignored", "unknown events"):
                     events[(pod.name, kind.split()[0])] += feed.counts[kind]
                 gaps[pod.name] += feed.counts["gap"]
+                missed[pod.name] += feed.counts["missed"]
                 replays[(pod.name, "complete")] += feed.counts["replay complete"]
                 replays[(pod.name, "failed")] += feed.counts["replay failed"]
                 orphans[pod.name] += feed.counts["orphans"]
@@ -227,6 +228,7 @@ class Metrics:
         yield lag
         yield _counter("events", "Blocks, by what events said.", ("pod", "type"), events.items())
         yield _counter("event_gaps", "Gaps in feeds.", ("pod",), _by_one(gaps))
+        yield _counter("event_missed", "Batches that were missing at gaps.", ("pod",), _by_one(missed))
         yield _counter("event_replays", "Replays asked for.", ("pod", "result"), replays.items())
         yield _counter("event_orphans", "Blocks that came without their parent.", ("pod",), _by_one(orphans))
         yield _counter("event_drops", "Batches that came and could not wait.", ("pod",), _by_one(drops))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from indexer.blocks import KeySpace
-from indexer.feed import BLOCK_SIZE, ORPHANS, REPLAYING, TRUNCATED, UNDECODABLE, Feed
+from indexer.feed import BLOCK_SIZE, DISPUTED, ORPHANS, REPLAYING, TRUNCATED, UNDECODABLE, Feed
 from indexer.index import Holding, PrefixIndex
 
 SPACE = KeySpace(0x5EED)
@@ -217,3 +217,22 @@ def test_forget() -> None:
     assert index.holding("pod") == Holding(0, 0, 0, 0, 0)
     feed.frame(1, _batch(1.0, _stored([2])), 0.0)
     assert _held(index, [2]) == 1
+
+
+def test_a_dispute() -> None:
+    """While it is not clear who speaks, nothing is believed, asked or not; then its whole history is."""
+    feed, index = _feed()
+    feed.frame(0, _batch(1.0, _stored([1, 2])), 0.0)
+    assert feed.connected(0.0) == 0  # a replay is under way
+    feed.dispute()
+    assert _held(index, [1, 2]) == 0 and (feed.state, feed.truncated) == ("degraded", True)
+    feed.replayed(0, _batch(9.0, _stored([3, 4])), 0.0)  # another publisher's
+    feed.replay_ended(True, 0.0)
+    feed.suspect()
+    assert feed.connected(1.0) is None is feed.mend(1.0)
+    assert _held(index, [3, 4]) == 0 and DISPUTED in feed.reasons
+    feed.reread()
+    assert feed.mend(2.0) == 0
+    feed.replayed(0, _batch(1.0, _stored([1, 2])), 2.0)
+    feed.replay_ended(True, 2.0)
+    assert _held(index, [1, 2]) == 2 and feed.state == "exact"

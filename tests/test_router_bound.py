@@ -371,10 +371,13 @@ async def test_more_than_waits_its_turn() -> None:
         listening(pod("pod-0", replay=place(replays[1])), port=port, limits=replace(LIMITS, receive_hwm=2)) as room,
         speaking(port, "kv@pod-0@m", ports=replays, hwm=2) as first,
     ):
-        for number in range(120):
+        await first.publish()
+        await until(lambda: room.held("pod-0") == 1)
+        await asyncio.sleep(0.3)  # a silent one would have been asked by now, which would hide what is lost
+        for number in range(1, 121):
             first.history.append(padded(number, first.born + number))
             first.pub.send_multipart([first.name, number.to_bytes(8, "big"), first.history[number]])
-        await until(lambda: room.held("pod-0") > 0)
+        await until(lambda: room.held("pod-0") > 1)
         async with asyncio.timeout(20):
             while room.held("pod-0") < len(first.history):  # what was lost last shows with the next frame
                 await first.publish(stored(len(first.history), first.born + len(first.history)))
