@@ -248,10 +248,10 @@ class _Examination:
             self._findings.wrong("no event feed is configured: it is routed by what was sent to it.")
             self._block_size(metrics_size, None)
             return
-        if isinstance(self._bound, str):
-            self._findings.wrong(f"{self._bound}: if the gateway runs here, its /pods tells of this pod's events.")
         readers = [self._reader(rank) for rank in range(pod.data_parallel_size)]
-        if pod.events is None and isinstance(self._bound, BoundEndpoint):
+        if pod.events is None and isinstance(self._bound, str):
+            self._findings.wrong(f"{self._bound}: if the gateway runs here, its /pods tells of this pod's events.")
+        elif pod.events is None and self._bound is not None:
             self._bound.join(pod, readers)
         await asyncio.gather(*(self._listen(reader) for reader in readers))
         for rank, reader in enumerate(readers):
