@@ -249,10 +249,11 @@ class _Examination:
             self._block_size(metrics_size, None)
             return
         readers = [self._reader(rank) for rank in range(pod.data_parallel_size)]
-        if pod.events is None and isinstance(self._bound, str):
-            self._findings.wrong(f"{self._bound}: if the gateway runs here, its /pods tells of this pod's events.")
-        elif pod.events is None and self._bound is not None:
-            self._bound.join(pod, readers)
+        bound = self._bound if pod.events is None else None
+        if isinstance(bound, BoundEndpoint):
+            bound.join(pod, readers)
+        elif bound is not None:
+            self._findings.wrong(f"{bound}: if the gateway runs here, its /pods tells of this pod's events.")
         await asyncio.gather(*(self._listen(reader) for reader in readers))
         for rank, reader in enumerate(readers):
             self._judge_feed(reader, rank)
