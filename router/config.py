@@ -151,7 +151,9 @@ class PrefixStore(Section):
 class Tokens(Section):
     """Tokenization, the dearest part of a cold decision."""
 
-    threads: Count = Field(default=2, ge=1, le=64, description="Threads that tokenize long texts.")
+    threads: Count = Field(
+        default=1, ge=1, le=64, description="Threads that tokenize long texts; each takes 30 MB for each model."
+    )
     deadline: Seconds = Field(
         default=2.0, gt=0, le=60, description="After it a request is routed by load alone, and says so."
     )

@@ -27,9 +27,9 @@ from router.pod_tokens import AS_BY_DEFAULT, AsServed, NotTold, PodTokens, PodTo
 from router.prompt import Prompt
 from router.recall import Recall, Recalled
 from router.rendering import Renderer, RenderError, RenderOptions
-from router.token_keys import TokenKeys
+from router.token_keys import Encoded, TokenKeys
 from router.tokenizer import Tokenizer
-from router.tokens import Encoded, Encoder, TokensLimits, TokensUnavailable
+from router.tokens import Encoder, TokensLimits, TokensUnavailable
 from router.upstream import Upstream
 
 _IDS_MAX = 1 << 20  # given as ids: the keys of so many take 40 ms, on the loop
@@ -46,9 +46,8 @@ class _Model(NamedTuple):
 
 
 class _Encodes(Protocol):
-    """What makes tokens and keys of a `source`, whatever that is."""
+    """What makes tokens and keys of a `source`, whatever that is; gives way only where it has to."""
 
-    def encode_now(self, source: Any, block_size: int, lora: str | None, salt: str | None) -> Encoded | None: ...
     async def encode(self, source: Any, block_size: int, lora: str | None, salt: str | None) -> Encoded: ...
 
 
@@ -108,8 +107,11 @@ class Encoding:
         return known.prompt, asked
 
     async def understood(self, path: str, body: bytes, prompt: Prompt) -> Asked:
-        """What a body that was not seen before asks; kept for the next time."""
-        asked = self.now(prompt) or await self.later(prompt)
+        """What a body that was not seen before asks; kept for the next time. Raises `UnknownModel`.
+
+        Long new text is tokenized in threads, and pods are asked where they must be, by the deadline.
+        """
+        asked = await self._understood(prompt)
         self._remember(path, body, prompt, asked)
         return asked
 
@@ -119,23 +121,7 @@ class Encoding:
             epoch = self._core.fleet.epoch
             self._recall.put(path, body, Recalled(prompt, asked.tokens, asked.further, asked.endings, epoch))
 
-    def now(self, prompt: Prompt) -> Asked | None:
-        """What is asked, or None where `later` must be awaited: too much text is new. Raises `UnknownModel`."""
-        asked, question = self._question(prompt)
-        if question is None:
-            return asked
-        try:
-            for size in question.sizes:
-                encoded = question.encoder.encode_now(question.source, size, question.lora, question.salt)
-                if encoded is None:
-                    return None
-                self._add(asked, encoded, size)
-        except (TokensUnavailable, NotTold) as error:
-            asked.reason = f"not tokenized: {error.reason}"
-        return self._answered(asked, prompt, question)
-
-    async def later(self, prompt: Prompt) -> Asked:
-        """As `now`; long new text is tokenized in threads, and pods are asked where they must be, by the deadline."""
+    async def _understood(self, prompt: Prompt) -> Asked:
         asked, question = self._question(prompt)
         if question is None:
             return asked
@@ -145,9 +131,6 @@ class Encoding:
                 self._add(asked, encoded, size)
         except (TokensUnavailable, NotTold) as error:
             asked.reason = f"not tokenized: {error.reason}"
-        return self._answered(asked, prompt, question)
-
-    def _answered(self, asked: Asked, prompt: Prompt, question: _Question) -> Asked:
         if question.local is not None and asked.reason is None:
             self.parity.offer(question.local, prompt)
         return asked
@@ -241,7 +224,7 @@ class Encoding:
 
     def _load(self, model: ModelConfig, names: tuple[str, ...], space: KeySpace, config: Config) -> _Model:
         tokens = TokensLimits(deadline_s=config.tokens.deadline)
-        tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes)
+        tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, config.tokens.threads)
         encoder = Encoder(model.name, tokenizer, space, self.store, self._pool, tokens)
         return _Model(model.name, renderer_of(model), encoder, self.parity.watch(names, _as_served(model)))
 
