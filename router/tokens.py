@@ -25,11 +25,16 @@ Unavailable = Literal["busy", "deadline", "failed", "text"]
 
 
 class TokensUnavailable(Exception):
-    """This prompt's tokens can't be had (in time): it is routed by load alone. `reason` is one of a few words."""
+    """This prompt's tokens can't be had (in time). `reason` is one of a few words.
 
-    def __init__(self, reason: Unavailable) -> None:
+    `beginning`: what is known of its first tokens, if anything; `rest_bytes`: of text after them.
+    """
+
+    def __init__(self, reason: Unavailable, beginning: Encoded | None = None, rest_bytes: int = 0) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.beginning = beginning
+        self.rest_bytes = rest_bytes
 
 
 class Text(Protocol):
@@ -111,13 +116,13 @@ class Encoder:
         if isinstance(answer, Encoded):
             return answer
         if self._waiting_bytes + len(prompt.text) > self._limits.waiting_bytes_max:
-            raise TokensUnavailable("busy")
+            raise self._unavailable("busy", prompt, variant, answer)
         self._waiting_bytes += len(prompt.text)
         try:
             async with asyncio.timeout(self._limits.deadline_s):
                 return await self._encode_long(prompt, variant, answer)
         except TimeoutError:
-            raise TokensUnavailable("deadline") from None
+            raise self._unavailable("deadline", prompt, variant, answer) from None
         finally:
             self._waiting_bytes -= len(prompt.text)
 
@@ -141,6 +146,14 @@ class Encoder:
             self._store.failures += 1
             begun = begun._replace(found=None)
             return begun if len(data) > self._inline_max else self._without_store(prompt, variant, begun)
+
+    def _unavailable(self, reason: Unavailable, prompt: Text, variant: Variant, begun: _Begun) -> TokensUnavailable:
+        """With the tokens that are known by now; truncation would take them off."""
+        found = begun.found
+        if found is None or found.block is None or prompt.truncate_prompt_tokens is not None:
+            return TokensUnavailable(reason)
+        beginning = Encoded(self._store.ending(found.block, variant), found.block, "partial", 0.0, 0.0)
+        return TokensUnavailable(reason, beginning, len(found.data) - found.known)
 
     # --- text that is new
 
