@@ -56,6 +56,11 @@ class Feed:
         self._full_report_until: float | None = None  # their events may come until then; None: there was none yet
 
     @property
+    def heard(self) -> bool:
+        """Something of it is known: it is not blind."""
+        return self._heard
+
+    @property
     def state(self) -> State:
         if not self._heard:
             return "blind"
