@@ -20,7 +20,7 @@ from tests_chaos.settings import PACE, SETTINGS
 
 CUT_S = 30.0
 HEALED_S = 2.0
-"""A promise that the project makes, not a measurement of this machine: here a time may fail a test."""
+"""A promise of the README's, not a measurement of this machine: here a time may fail a test."""
 GIVE_UP_S = 20.0
 TALKS = 24
 BLOCKS = 128  # of the pod: less than the talks have, so that old ones are evicted all the time
