@@ -52,7 +52,7 @@ class Events(Section):
         default=0.25, ge=0.01, le=300, description="The longest such delay. A host that is a name is looked up anew."
     )
     connect_timeout: Seconds = Field(
-        default=1.0, ge=0.05, le=60, description="For one attempt to connect, the handshake included."
+        default=0.5, ge=0.05, le=60, description="For one attempt to connect, and as long again for the handshake."
     )
     heartbeat_interval: Seconds = Field(
         default=1.0,

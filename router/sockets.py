@@ -41,7 +41,7 @@ class FeedLimits:
     replay_retries: int = 2
     reconnect_s: float = 0.1
     reconnect_max_s: float = 0.25
-    connect_timeout_s: float = 1.0
+    connect_timeout_s: float = 0.5
     heartbeat_s: float = 1.0
     heartbeat_timeout_s: float = 3.0
     keepalive_idle_s: float = 30.0
