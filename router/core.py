@@ -222,7 +222,6 @@ class Core:
         left = [rank for rank in ranks if rank.id.pod not in exclude]
         fit = [rank for rank in left if rank.pod.fit(now)]
         if len(fit) < len(left):
-            self.fleet.cold.update(rank.pod for rank in left if not rank.pod.healthy)
             if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
                 willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]
                 fit = [rank for rank in willing if rank.pod.healthy and not rank.pod.draining]
@@ -255,7 +254,7 @@ class Core:
         return Decision(now, asked, ranks, hits, best, asked.reason or best.reason)
 
     def _slowness(self, ranks: Sequence[Rank], now: float) -> list[float] | None:
-        for pod in [pod for pod in self.fleet.cold if pod.healthy]:
+        for pod in [pod for pod in self.fleet.cold if pod.fit(now)]:
             self.fleet.cold.discard(pod)
             self._start_slowly(pod, now)
         scoring = self.config.scoring

@@ -65,6 +65,7 @@ class Prober:
             pod.failures += 1
             if pod.failures >= self._probe.failures_max:
                 pod.healthy = False
+                self._core.fleet.cold.add(pod)
         if was != pod.healthy:
             log.info("%s is %s", pod.name, "fit" if pod.healthy else "unfit: it does not answer probes")
 
@@ -101,6 +102,7 @@ class Prober:
         if before is not None and before != figures.get("started", before):
             log.info("%s has been started anew", pod.name)
             pod.evidence = Evidence()
+            self._core.fleet.cold.add(pod)
             for rank in pod.ranks:
                 if rank.feed is not None:
                     rank.feed.suspect()

@@ -105,6 +105,25 @@ async def test_failures_in_a_row() -> None:
         assert pod.failures == 0
 
 
+async def test_who_starts_slowly() -> None:
+    """A pod that was away is cold also if nobody asked for it meanwhile; so is one that was restarted unnoticed."""
+    told = Told()
+    metrics = told.answers["/metrics"][1]
+    told.answers["/metrics"] = (200, metrics + b"process_start_time_seconds 1.0\n")
+    async with probed(told) as (core, _, _):
+        pod, cold = core.fleet.pods["a"], core.fleet.cold
+        cold.clear()
+        told.answers["/health"] = (500, b"")
+        await until(lambda: not pod.healthy)
+        told.answers["/health"] = (200, b"")
+        await until(lambda: pod.healthy)
+        assert pod in cold
+        cold.clear()
+        told.answers["/metrics"] = (200, metrics + b"process_start_time_seconds 2.0\n")
+        await until(lambda: pod in cold)
+        assert pod.healthy
+
+
 async def test_what_can_not_be_read() -> None:
     """A pod whose /v1/models is nonsense is not fit; one without version and metrics is."""
     told = Told()
