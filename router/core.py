@@ -87,7 +87,8 @@ class Core:
         self.config = config
         self.space = space
         self.fleet = Fleet()
-        self.index = PrefixIndex(space, config.index.blocks_max, orphans_max=config.index.orphans_max)
+        given = config.index
+        self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max)
         self.decisions: deque[Decision] = deque(maxlen=config.decisions.kept)
         self.turn = 0
         self.in_flight = 0
@@ -221,10 +222,9 @@ class Core:
             ranks = [rank for rank in ranks if rank.id.pod in asked.pods]
         left = [rank for rank in ranks if rank.id.pod not in exclude]
         fit = [rank for rank in left if rank.pod.fit(now)]
-        if len(fit) < len(left):
-            if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
-                willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]
-                fit = [rank for rank in willing if rank.pod.healthy and not rank.pod.draining]
+        if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
+            willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]
+            fit = [rank for rank in willing if rank.pod.healthy and not rank.pod.draining]
         if not fit:
             raise NoFitPod(f"None of the {len(ranks)} pods for this request is fit to take it now.")
         return fit

@@ -15,7 +15,9 @@ from indexer.blocks import KeySpace
 from router.config import Config
 from router.config_fleet import StaticPod
 from router.core import Core
-from router.pods import Pods, parse_metrics, pod_client, port_plus
+from router.pod_client import PodClient
+from router.pods import Pods, parse_metrics, port_plus
+from router.trust import Trusts
 from tests.router_peers import Call, Peer, peer, until
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -46,7 +48,7 @@ async def probed(told: Told, **more: Any) -> AsyncIterator[tuple[Core, Pods, Pee
         static = [{"name": "a", "address": seen.address, **more}]
         config = Config.model_validate({"discovery": {"static": static}, "probe": PROBE})
         core = Core(config, KeySpace(1))
-        pods = Pods(core, config)
+        pods = Pods(core, config, Trusts(config.upstream))
         await pods.start()
         try:
             yield core, pods, seen
@@ -177,7 +179,7 @@ async def test_feed_that_never_comes() -> None:
     async with peer(Told()) as seen:
         static = [{"name": "a", "address": seen.address, "events": "tcp://127.0.0.1:1"}]
         config = Config.model_validate({"discovery": {"static": static}, "probe": {**PROBE, "timeout": 0.2}})
-        pods = Pods(Core(config, KeySpace(1)), config, lambda: now)
+        pods = Pods(Core(config, KeySpace(1)), config, Trusts(config.upstream), lambda: now)
         await pods.start()
         try:
             assert pods.unloaded == {"a"}
@@ -196,5 +198,5 @@ def test_ports_of_ranks() -> None:
 
 async def test_unix_socket(tmp_path: Path) -> None:
     """A pod on a Unix socket is probed as any other."""
-    async with peer(Told(), path=str(tmp_path / "pod")) as seen, pod_client(seen.address, 2.0) as client:
-        assert (await client.get("/version")).json() == {"version": "0.32.0"}
+    async with peer(Told(), path=str(tmp_path / "pod")) as seen, PodClient(seen.address, 2.0) as client:
+        assert (await client.get(b"/version")).body == b'{"version": "0.32.0"}'
