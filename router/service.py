@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from router.sharing import Sharing
 
 _HOUSEKEEPING_S = 0.05  # between two looks at what has expired
-_SWEEP_S = 0.25  # between two looks at a pod's connections
+_SWEEP_S = 1.0  # between two looks at all connections of a pod, as at those of clients
 _CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
 
 
