@@ -29,8 +29,7 @@ async def test_nothing_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str
             return gateway(tmp_path, static, gateway=DRAIN, **SETTINGS)
 
         service = Service()
-        for _ in range(GATEWAYS):
-            served.append(await asyncio.to_thread(stack.enter_context, start()))
+        served += [await asyncio.to_thread(stack.enter_context, start()) for _ in range(GATEWAYS)]
         service.gateways += served
 
         async def rolling() -> None:
