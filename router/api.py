@@ -61,7 +61,7 @@ class Gateway:
             prompt, asked = await self._understand(scope, body)
             if service.sharing is not None:
                 await service.sharing.ask(asked)
-            asked.alone = is_alone(prompt)
+            asked.alone, asked.tells_cached = is_alone(prompt), prompt.tells_cached
             model = prompt.model
             streaming = prompt.stream
             routing = Routing(

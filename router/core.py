@@ -39,6 +39,7 @@ class Asked:
     reason: str | None = None  # why the prefix is not known
     pods: frozenset[str] | None = None  # only these
     alone: bool = False  # the cached tokens that the pod will report are those of this one prompt
+    tells_cached: bool = True  # the response's usage tells cached tokens, if the pod does at all
     timing_us: dict[str, int] = field(default_factory=dict)
 
 
