@@ -17,6 +17,7 @@ from router.config import Config
 from router.errors import Full, NoFitPod, NoRetry
 from router.fairness import FairQueue
 from router.fleet import Fleet, Pod, Rank, RankId
+from router.texts import BLOCK_TOKENS
 from scorer.candidates import Candidate, Pick
 from scorer.load import Ticket
 from scorer.pick import pick
@@ -35,6 +36,7 @@ class Asked:
     endings: dict[int, Ending] = field(default_factory=dict)  # where the prefix store keeps this prompt's mappings
     matches: dict[int, Match] = field(default_factory=dict)
     shared: dict[int, dict[RankId, Hit]] = field(default_factory=dict)  # as other gateways know pods, where they do
+    text: Keys | None = None  # of the text's blocks, where nothing is known of the tokens
     lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
     pods: frozenset[str] | None = None  # only these
@@ -59,7 +61,8 @@ class Decision(NamedTuple):
 
     @property
     def matched_tokens(self) -> int:
-        return self.pick.best.matched
+        """What is promised: nothing where only the text is known."""
+        return self.pick.best.matched if self.asked.text is None else 0
 
 
 class Placed(NamedTuple):
@@ -67,6 +70,7 @@ class Placed(NamedTuple):
 
     decision: Decision
     ticket: Ticket
+    book: PrefixIndex  # where the prediction was entered
     prediction: Prediction | None
     hit: Hit  # as known here
     pod: Pod
@@ -90,6 +94,9 @@ class Core:
         self.fleet = Fleet()
         given = config.index
         self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max)
+        self.texts = PrefixIndex(
+            space, given.text_blocks_max, given.pods_max
+        )  # of our own picks: nothing confirms them
         self.decisions: deque[Decision] = deque(maxlen=config.decisions.kept)
         self.turn = 0
         self.in_flight = 0
@@ -136,15 +143,8 @@ class Core:
         if breaker.tripped:
             breaker.sent(now, self._breaker)
         ticket = rank.load.admit(round(best.tokens - best.worth) + asked.further, now)
-        prediction, hit = None, decision.hits[best.number]
-        keys = asked.keys.get(rank.block_size or 0)
-        if keys is not None:
-            if hit.blocks and asked.shared:
-                hit = self.match(keys).hits.get(rank.id, MISS)
-            if hit.blocks < len(keys):
-                expires = now + self._predicted_ttl_s(rank)
-                prediction = self.index.predict(rank.id, keys, hit.blocks, expires)
-        return Placed(decision, ticket, prediction, hit, pod, breaker.epoch)
+        book, hit, prediction = self._predict(asked, rank, decision.hits[best.number], now)
+        return Placed(decision, ticket, book, prediction, hit, pod, breaker.epoch)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
         placed.ticket.load.first_byte(placed.ticket, now, streaming)
@@ -156,10 +156,9 @@ class Core:
         self.in_flight -= 1
         if placed.prediction is None:
             return
-        rank = placed.decision.rank
         if not served:
-            self.index.settle(placed.prediction, now)
-        elif rank.tells:  # its events tell the truth, a moment after the response
+            placed.book.settle(placed.prediction, now)
+        elif placed.book is self.index and placed.decision.rank.tells:  # the truth, a moment after the response
             self.index.settle(placed.prediction, now + self.config.index.predicted_grace)
 
     def reported(self, placed: Placed, prompt_tokens: int, cached_tokens: int | None) -> None:
@@ -214,6 +213,7 @@ class Core:
         self.fleet.leave(pod.name)
         for rank in pod.ranks:
             self.index.drop(rank.id)
+            self.texts.drop(rank.id)
 
     # --- inside ---
 
@@ -252,7 +252,7 @@ class Core:
         candidates, hits = self._candidates(asked, ranks, now)
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
         best = pick(candidates, self._settings, self.turn, slow)
-        return Decision(now, asked, ranks, hits, best, asked.reason or best.reason)
+        return Decision(now, asked, ranks, hits, best, _reason(asked, best))
 
     def _slowness(self, ranks: Sequence[Rank], now: float) -> list[float] | None:
         for pod in [pod for pod in self.fleet.cold if pod.fit(now)]:
@@ -270,10 +270,13 @@ class Core:
     def _candidates(self, asked: Asked, ranks: Sequence[Rank], now: float) -> tuple[list[Candidate], list[Hit]]:
         tokens, candidates, hits = asked.tokens, [], []
         matches = {size: asked.matches.get(size) or self.match(keys) for size, keys in asked.keys.items()}
+        text = self.texts.match(asked.text) if asked.text is not None else None
         for number, rank in enumerate(ranks):
             load = rank.load
             size = rank.block_size or 0
             match = matches.get(size)
+            if text is not None:
+                match, size = text, BLOCK_TOKENS
             hit = match.hits.get(rank.id, MISS) if match is not None else MISS
             if asked.shared:
                 others = asked.shared.get(size, {}).get(rank.id, MISS)
@@ -299,8 +302,31 @@ class Core:
         gpu, cpu, disk = self._weights
         return (gpu * (hit.gpu + hit.predicted) + cpu * hit.cpu + disk * hit.disk) / hit.blocks
 
-    def _predicted_ttl_s(self, rank: Rank) -> float:
-        return self.config.index.predicted_ttl if rank.tells else self.config.index.blind_ttl
+    def _predict(self, asked: Asked, rank: Rank, hit: Hit, now: float) -> tuple[PrefixIndex, Hit, Prediction | None]:
+        """Enter the prompt's blocks as predicted for the picked rank. Returns where, and the hit as known here."""
+        if asked.text is not None:
+            return self.texts, hit, self._predict_all(self.texts, rank, asked.text, hit, now)
+        index, keys = self.index, asked.keys.get(rank.block_size or 0)
+        if keys is None:
+            return index, hit, None
+        if hit.blocks and asked.shared:
+            hit = self.match(keys).hits.get(rank.id, MISS)
+        if not rank.tells:
+            return index, hit, self._predict_all(index, rank, keys, hit, now)
+        if hit.blocks >= len(keys):
+            return index, hit, None
+        return index, hit, index.predict(rank.id, keys, hit.blocks, now + self.config.index.predicted_ttl)
+
+    def _predict_all(self, index: PrefixIndex, rank: Rank, keys: Keys, hit: Hit, now: float) -> Prediction:
+        """Where nothing confirms, what is used again lives on; a failure takes back what was new only."""
+        prediction = index.predict(rank.id, keys, 0, now + self.config.index.blind_ttl)
+        return prediction._replace(rows=prediction.rows[hit.blocks :])
+
+
+def _reason(asked: Asked, best: Pick) -> str:
+    if asked.reason is None:
+        return best.reason
+    return f"{asked.reason}; its text: {best.reason}" if best.best.matched else asked.reason
 
 
 class _Bounds(NamedTuple):

@@ -123,15 +123,16 @@ class Service:
 
     async def _housekeeping(self) -> None:
         """What expires, in slices."""
-        index, store = self.core.index, self.encoding.store
+        indexes, store = (self.core.index, self.core.texts), self.encoding.store
         cleanup_at = time.monotonic() + self.config.cache_cleanup_interval
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             now = time.monotonic()
-            index.expire(now)
             self.core.fleet.notice_sizes()
-            while index.sweep():
-                await asyncio.sleep(0)
+            for index in indexes:
+                index.expire(now)
+                while index.sweep():
+                    await asyncio.sleep(0)
             if now >= cleanup_at:
                 cleanup_at = now + self.config.cache_cleanup_interval
                 while not store.cleanup_expired(now, _CLEANUP_SLICE).done:
