@@ -33,6 +33,7 @@ _LOAD_S = 10.0  # a feed that has not loaded its first state by then is not wait
 _DETAILS_EVERY = 5  # probes between two looks at models, version and metrics of a pod that is known
 _NULL_BLOCKS = 1  # of num_gpu_blocks, vLLM keeps one for itself
 _UNVERIFIED = "%s: ITS CERTIFICATE IS NOT CHECKED (tls.verify is off): whoever answers at %s gets prompts and keys"
+_WELCOME = (b"/version", b"/metrics")  # of what is asked, not needed
 _MEND_S = 0.5  # between two looks at whether a feed wants its pod's history again
 
 
@@ -77,14 +78,17 @@ class Prober:
 
     async def _ask_details(self) -> bool:
         """Models are needed; the version and the metrics are welcome."""
-        try:
-            models = orjson.loads(await self._asked(b"/v1/models") or b"")["data"]
-            self._core.fleet.learned_models(self._pod, [m for m in models if isinstance(m.get("id"), str)])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s: /v1/models can't be read: %s", self._pod.name, error)
+        models = await self._asked(b"/v1/models")
+        if models is None:
             return False
+        try:
+            known = [m for m in orjson.loads(models)["data"] if isinstance(m.get("id"), str)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: /v1/models can't be read: %s", self._pod.name, error or type(error).__name__)
+            return False
+        self._core.fleet.learned_models(self._pod, known)
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            self._pod.version = orjson.loads(await self._asked(b"/version") or b"")["version"]
+            self._pod.version = orjson.loads(await self._asked(b"/version") or b"null")["version"]
         await self._ask_metrics()
         return True
 
@@ -94,14 +98,18 @@ class Prober:
             self._learn(parse_metrics(text.decode(errors="replace")))
 
     async def _asked(self, target: bytes) -> bytes | None:
-        """The pod's answer, if it is a good one."""
+        """The pod's answer, if it is a good one; what is wrong is said once in a row of failures."""
         try:
             answer = await self._client.get(target)
         except UpstreamError as error:
             if self._pod.failures == 0:
                 log.info("%s: %s can't be asked: %s", self._pod.name, target.decode(), error)
             return None
-        return answer.body if answer.fine else None
+        if answer.fine:
+            return answer.body
+        if self._pod.failures == 0 and target not in _WELCOME:
+            log.info("%s says %d to %s", self._pod.name, answer.status, target.decode())
+        return None
 
     @property
     def _needs_counters(self) -> bool:

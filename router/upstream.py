@@ -31,7 +31,7 @@ class Address:
 
     @staticmethod
     def parse(text: str) -> Address:
-        """`http://host:port`, `https://host`, `host:port`, `[::1]:8000` or `unix:/path`. Raises `ValueError`."""
+        """`http://host:port`, `https://host`, `host:port`, `[::1]:8000`, `unix:/path`. Raises `ValueError`."""
         if text.startswith("unix:"):
             path = text.removeprefix("unix:").removeprefix("//")  # unix:///path, as URLs are written
             if not path.startswith("/"):

@@ -385,6 +385,8 @@ def test_parse_pod() -> None:
     assert (pod.name, pod.address, pod.events, pod.replay) == ("pod-0", "http://h:1", "tcp://h:2", "tcp://h:4")
     assert pod.data_parallel_size == 2
     assert parse_pod("name=p,address=unix:/a,b").address == "unix:/a,b"
+    tls = parse_pod('name=p,address=https://h,tls={"ca_file":"a,b","verify":false}').tls
+    assert (tls.ca_file, tls.verify) == ("a,b", False)
 
 
 def test_parse_model() -> None:
