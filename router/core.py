@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from indexer.blocks import Keys, KeySpace
 from indexer.index import Prediction, PrefixIndex
@@ -24,6 +24,8 @@ from scorer.pick import pick
 from scorer.policies import Settings
 from scorer.slow_start import slowness
 
+_new = tuple.__new__
+
 
 @dataclass(slots=True)
 class Asked:
@@ -35,7 +37,7 @@ class Asked:
     keys: dict[int, Keys] = field(default_factory=dict)
     endings: dict[int, Ending] = field(default_factory=dict)  # where the prefix store keeps this prompt's mappings
     matches: dict[int, Match] = field(default_factory=dict)
-    shared: dict[int, dict[RankId, Hit]] = field(default_factory=dict)  # as other gateways know pods, where they do
+    shared: Mapping[int, Mapping[RankId, Hit]] | None = None  # as other gateways know pods, where they do
     text: Keys | None = None  # of the text's blocks, where nothing is known of the tokens
     lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
@@ -218,10 +220,11 @@ class Core:
     # --- inside ---
 
     def _fit(self, asked: Asked, exclude: frozenset[str], now: float) -> Sequence[Rank]:
-        ranks = self.fleet.serving(asked.model)
+        ranks = left = self.fleet.serving(asked.model)
         if asked.pods is not None:
-            ranks = [rank for rank in ranks if rank.id.pod in asked.pods]
-        left = [rank for rank in ranks if rank.id.pod not in exclude]
+            ranks = left = [rank for rank in ranks if rank.id.pod in asked.pods]
+        if exclude:
+            left = [rank for rank in ranks if rank.id.pod not in exclude]
         fit = [rank for rank in left if rank.pod.fit(now)]
         if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
             willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]
@@ -267,35 +270,36 @@ class Core:
         pod.slow_until = now + self.config.scoring.slow_start
         self._slow_until = max(self._slow_until, pod.slow_until)
 
+    def _hits(self, asked: Asked, ranks: Sequence[Rank]) -> list[Hit]:
+        """What each of `ranks` holds of the prompt."""
+        if asked.text is not None:
+            hits = self.texts.match(asked.text).hits
+            return [hits.get(rank.id, MISS) for rank in ranks]
+        found = {size: (asked.matches.get(size) or self.match(keys)).hits for size, keys in asked.keys.items()}
+        if asked.shared:
+            return [_better(found, asked.shared, rank) for rank in ranks]
+        if not any(found.values()):
+            return [MISS] * len(ranks)
+        return [found[size].get(rank.id, MISS) if (size := rank.block_size) in found else MISS for rank in ranks]
+
     def _candidates(self, asked: Asked, ranks: Sequence[Rank], now: float) -> tuple[list[Candidate], list[Hit]]:
-        tokens, candidates, hits = asked.tokens, [], []
-        matches = {size: asked.matches.get(size) or self.match(keys) for size, keys in asked.keys.items()}
-        text = self.texts.match(asked.text) if asked.text is not None else None
+        tokens, candidates, hits = asked.tokens, [], self._hits(asked, ranks)
         for number, rank in enumerate(ranks):
-            load = rank.load
-            size = rank.block_size or 0
-            match = matches.get(size)
-            if text is not None:
-                match, size = text, BLOCK_TOKENS
-            hit = match.hits.get(rank.id, MISS) if match is not None else MISS
-            if asked.shared:
-                others = asked.shared.get(size, {}).get(rank.id, MISS)
-                hit = others if others.blocks > hit.blocks else hit
-            matched, worth = 0, 0.0
-            if hit.blocks:
+            load, hit, blocks = rank.load, hits[number], rank.pod.blocks
+            matched, worth, evicted = 0, 0.0, 0
+            if hit is not MISS:
+                size = (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS
                 matched = hit.usable((tokens - 1) // size) * size
                 worth = matched if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
-            hits.append(hit)
-            blocks = rank.pod.blocks
-            evicted = 0
             if blocks is not None and rank.feed is not None:  # what it must give up, where its room is known
-                evicted = max(0, tokens - matched - (blocks - self.index.held(rank.id)) * size)
-            candidates.append(
-                Candidate(
-                    number, tokens, matched, worth,
-                    load.requests, load.prefill_tokens, load.backlog_s(now), load.rate.token_s, evicted,
-                )
+                room = (blocks - self.index.held(rank.id)) * (rank.block_size or 0)
+                evicted = max(0, tokens - matched - room)
+            backlog_s = load.backlog_s(now) if load.prefill_tokens else 0.0
+            figures = (
+                number, tokens, matched, worth,
+                load.requests, load.prefill_tokens, backlog_s, load.rate.token_s, evicted,
             )  # fmt: skip
+            candidates.append(_new(Candidate, figures))  # by name it would cost three times as much
         return candidates, hits
 
     def _share(self, hit: Hit) -> float:
@@ -317,10 +321,22 @@ class Core:
             return index, hit, None
         return index, hit, index.predict(rank.id, keys, hit.blocks, now + self.config.index.predicted_ttl)
 
-    def _predict_all(self, index: PrefixIndex, rank: Rank, keys: Keys, hit: Hit, now: float) -> Prediction:
+    def _predict_all(self, index: PrefixIndex, rank: Rank, keys: Keys, hit: Hit, now: float) -> Prediction | None:
         """Where nothing confirms, what is used again lives on; a failure takes back what was new only."""
-        prediction = index.predict(rank.id, keys, 0, now + self.config.index.blind_ttl)
-        return prediction._replace(rows=prediction.rows[hit.blocks :])
+        ttl_s, start = self.config.index.blind_ttl, hit.blocks
+        if start and index.believed_until(rank.id, int(keys[0])) < now + ttl_s / 2:
+            start = 0
+        if start == len(keys):
+            return None
+        prediction = index.predict(rank.id, keys, start, now + ttl_s)
+        return prediction._replace(rows=prediction.rows[hit.blocks - start :])
+
+
+def _better(ours: Mapping[int, Mapping[Any, Hit]], others: Mapping[int, Mapping[RankId, Hit]], rank: Rank) -> Hit:
+    """The longer hit of what is known here and what other gateways know."""
+    size = rank.block_size or 0
+    here, there = (known.get(size, {}).get(rank.id, MISS) for known in (ours, others))
+    return there if there.blocks > here.blocks else here
 
 
 def _reason(asked: Asked, best: Pick) -> str:

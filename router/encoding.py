@@ -105,9 +105,9 @@ class Encoding:
         known = self._recall.get(path, body, self._core.fleet.epoch)
         if known is None:
             return None
-        asked = Asked(known.prompt.model, known.tokens, known.further)
+        asked = Asked(known.prompt.model, known.tokens, known.further, known.keys, known.endings)
         for size, ending in known.endings.items():
-            self._find(asked, ending, size, "partial")
+            self._look_up(asked, ending, size, "partial")
         return known.prompt, asked
 
     async def understood(self, path: str, body: bytes, prompt: Prompt) -> Asked:
@@ -125,7 +125,9 @@ class Encoding:
         """Keep what a body means, if all of it is known and will be the same tomorrow."""
         if asked.endings and not asked.reason and not self._tells_time(prompt):
             epoch = self._core.fleet.epoch
-            self._recall.put(path, body, Recalled(prompt, asked.tokens, asked.further, asked.endings, epoch))
+            self._recall.put(
+                path, body, Recalled(prompt, asked.tokens, asked.further, asked.keys, asked.endings, epoch)
+            )
 
     async def _understood(self, prompt: Prompt) -> Asked:
         asked, question = self._question(prompt)
@@ -214,13 +216,13 @@ class Encoding:
         asked.tokens = encoded.count
         asked.timing_us["tokenize"] = round(encoded.tokenize_us)
         asked.timing_us["keys"] = round(encoded.keys_us)
-        self._find(asked, encoded.ending, size, encoded.lookup)
+        asked.endings[size] = encoded.ending
+        asked.keys[size] = encoded.ending.keys
+        self._look_up(asked, encoded.ending, size, encoded.lookup)
 
-    def _find(self, asked: Asked, ending: Ending, size: int, lookup: Literal["partial", "miss"]) -> None:
+    def _look_up(self, asked: Asked, ending: Ending, size: int, lookup: Literal["partial", "miss"]) -> None:
         """The match: the kept one if it still holds, else a new one."""
         began = monotonic()
-        asked.endings[size] = ending
-        asked.keys[size] = ending.keys
         match = self.store.find_mapping(ending, asked.pods, began)
         if match is None:
             match = self._core.match(ending.keys)

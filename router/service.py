@@ -46,7 +46,7 @@ class Service:
         self.draining = False
         self.started = False
         self.in_flight = 0
-        self._ids = secrets.token_hex(6)
+        self._ids = f"{secrets.token_hex(6)}-{os.getpid():x}".encode()
         self._requests = 0
 
     @contextlib.asynccontextmanager
@@ -80,7 +80,7 @@ class Service:
     def request_id(self) -> bytes:
         """A new request id: unique among all gateways' by chance, in this one by counting."""
         self._requests += 1
-        return f"{self._ids}-{os.getpid():x}-{self._requests:x}".encode()
+        return b"%b-%x" % (self._ids, self._requests)
 
     def unready(self) -> list[str]:
         """Why requests should go elsewhere now; empty when ready."""
