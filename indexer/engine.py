@@ -86,7 +86,7 @@ class EngineMap:
         gone: list[int] = []
         unknown: list[int] = []
         for engine_hash in engine_hashes:
-            if engine_hash in copies:
+            if copies and engine_hash in copies:
                 _count_down(copies, engine_hash)
                 continue
             bucket = engine_hash & mask
@@ -103,7 +103,7 @@ class EngineMap:
             row: int = named[entry]
             named[entry] = 0
             free.append(entry)
-            if row in aliases:
+            if aliases and row in aliases:
                 _count_down(aliases, row)
             else:
                 gone.append(row)

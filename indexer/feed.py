@@ -7,12 +7,11 @@ nothing was heard at all. In doubt the pod's blocks are forgotten: empty is hone
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
 from indexer import wire
 from indexer.errors import WireError
-from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
+from indexer.events import Batch, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
 from indexer.match import Pod
 from indexer.stream import Ready, Stream
@@ -187,27 +186,31 @@ class Feed:
         if batch.bad:
             counts["decode errors"] += len(batch.bad)
             self._reasons[UNDECODABLE] = None
-        counts["unknown events"] += len(batch.unknown)
-        for event in _joined(batch.events):
+        if batch.unknown:
+            counts["unknown events"] += len(batch.unknown)
+        for event in batch.events:
             if isinstance(event, BlockStored):
                 self._learn(event)
                 lora = self._adapter(event)
                 applied = self._index.apply(self.pod, event, lora)
                 counts["stored"] += applied.stored
-                counts["refused"] += applied.refused
-                counts["ignored"] += applied.ignored
+                if applied.refused:
+                    counts["refused"] += applied.refused
+                if applied.ignored:
+                    counts["ignored"] += applied.ignored
                 if applied.orphans:
                     counts["orphans"] += applied.orphans
                     self._reasons[ORPHANS] = None
-            elif isinstance(event, AllBlocksCleared):
+            elif isinstance(event, BlockRemoved):
+                applied = self._index.apply(self.pod, event)
+                counts["removed"] += applied.removed
+                if applied.unknown:
+                    counts["unknown removals"] += applied.unknown
+            else:
                 self._index.apply(self.pod, event)
                 self._stream.cleared()
                 self._reasons.clear()
                 counts["cleared"] += 1
-            else:
-                applied = self._index.apply(self.pod, event)
-                counts["removed"] += applied.removed
-                counts["unknown removals"] += applied.unknown
 
     def _learn(self, event: BlockStored) -> None:
         if len(event.tokens):
@@ -218,27 +221,3 @@ class Feed:
         if number is None or not 0 < number <= len(self.adapters):
             return None
         return self.adapters[number - 1]
-
-
-def _joined(events: Iterable[Event]) -> Iterator[Event]:
-    """The same events, but neighbouring removals are one: vLLM says each removed block by itself."""
-    removed: BlockRemoved | None = None
-    for event in events:
-        if isinstance(event, BlockRemoved):
-            if removed is None:
-                removed = event
-                hashes = event.hashes
-            elif removed.tier == event.tier and removed.group == event.group:
-                if hashes is removed.hashes:
-                    hashes = hashes.copy()
-                hashes += event.hashes
-            else:
-                yield BlockRemoved(hashes, removed.tier, removed.group)
-                removed, hashes = event, event.hashes
-            continue
-        if removed is not None:
-            yield BlockRemoved(hashes, removed.tier, removed.group)
-            removed = None
-        yield event
-    if removed is not None:
-        yield BlockRemoved(hashes, removed.tier, removed.group)

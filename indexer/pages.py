@@ -39,6 +39,7 @@ class Pages:
         self.stamp_array: NDArray[np.uint64] = np.zeros(self.pages_max + 1, np.uint64)
         self._live_array: NDArray[np.uint8] = np.zeros(self.pages_max + 1, np.uint8)
         self.keys = self.key_array.data
+        self._blank = np.zeros(PAGE, np.uint64).data
         self.sets = self.set_array.data
         self.stamps = self.stamp_array.data
         self.live = self._live_array.data
@@ -92,7 +93,8 @@ class Pages:
         rows: list[int] = []
         for key in keys:
             behind = row + 1
-            if row and stored[behind] == key:
+            there = stored[behind]  # nothing behind row 0
+            if there == key:
                 row = behind
             else:  # `find`, and then `place` where a child sits behind its parent, without their calls
                 bucket = key & mask
@@ -101,7 +103,7 @@ class Pages:
                     known = following[known]
                 if known:
                     row = known
-                elif row and behind & _LAST and not stored[behind]:
+                elif not there and behind & _LAST and row:
                     row = behind
                     stored[row], following[row], heads[bucket] = key, first, row
                 else:
@@ -113,19 +115,21 @@ class Pages:
 
     def free(self, page: int) -> None:
         """Forget all keys of a page of which no row is held."""
-        keys, heads, following, mask = self.keys, self._heads, self._next, self._mask
-        for row in range(page * PAGE, page * PAGE + PAGE):
-            key = keys[row]
+        heads, following, mask = self._heads, self._next, self._mask
+        row = page * PAGE
+        keys = self.keys[row : row + PAGE]
+        for row, key in enumerate(keys.tolist(), row):
             if not key:
                 continue
-            at = heads[key & mask]
+            bucket = key & mask
+            at = heads[bucket]
             if at == row:
-                heads[key & mask] = following[row]
+                heads[bucket] = following[row]
             else:
                 while following[at] != row:
                     at = following[at]
                 following[at] = following[row]
-            keys[row] = 0
+        keys[:] = self._blank
         self._free.append(page)
 
     def find_all(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:

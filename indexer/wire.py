@@ -3,13 +3,15 @@
 A payload is msgpack `[ts, [event, …], data_parallel_rank?]`. An event is positional, `["BlockStored", …]` (up to
 0.23), or a map, `{"type": "BlockStored", …}` (since 0.24), either of them perhaps inside a `bin`. Trailing fields
 and keys that we do not know are ignored; fields that a version lacks have their default. One event that can't be
-decoded spoils that event only: its reason is in `Batch.bad`.
+decoded spoils that event only: its reason is in `Batch.bad`. Neighbouring removals are one: vLLM says each removed
+block by itself.
 """
 
 from __future__ import annotations
 
 from array import array
 from math import isfinite
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -80,6 +82,8 @@ class _Maps(msgspec.Struct, array_like=True):
     data_parallel_rank: int | None = None
 
 
+_Said: TypeAlias = _Stored | _Removed | _Cleared
+
 _decode_envelope = msgspec.msgpack.Decoder(_Envelope).decode
 _decode_arrays = msgspec.msgpack.Decoder(_Arrays).decode
 _decode_maps = msgspec.msgpack.Decoder(_Maps).decode
@@ -93,6 +97,7 @@ _HEADER = 10
 _FIRST_EVENT = {0xDC: _HEADER + 3, 0xDD: _HEADER + 5}  # else it follows at once
 _FIRST_EVENT_LATEST = _HEADER + 5
 
+_REMOVED = frozenset({_Removed, _RemovedMap})
 _KNOWN = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
 
 
@@ -112,11 +117,12 @@ def _whole(payload: bytes | memoryview) -> Batch | None:
             batch = _decode_arrays(payload)
         else:
             return None
-        if not isfinite(batch.ts):
-            return None
-        return Batch(batch.ts, [_value(event) for event in batch.events], batch.data_parallel_rank)
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+    if not isfinite(batch.ts):
+        return None
+    bad: list[str] = []
+    return Batch(batch.ts, _values(batch.events, bad), batch.data_parallel_rank, tuple(bad))
 
 
 def _piecemeal(payload: bytes | memoryview) -> Batch:
@@ -127,7 +133,7 @@ def _piecemeal(payload: bytes | memoryview) -> Batch:
         raise WireError(f"not a batch of events: {error}") from error
     if not isfinite(envelope.ts):  # no clock: a restart could never be told from a duplicate
         raise WireError(f"a batch at {envelope.ts}")
-    events: list[Event] = []
+    events: list[_Said] = []
     bad: list[str] = []
     unknown: list[str] = []
     for raw in envelope.events:
@@ -135,16 +141,16 @@ def _piecemeal(payload: bytes | memoryview) -> Batch:
             events.append(_event(raw))
         except _UnknownEvent as error:
             unknown.append(str(error))
-        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             bad.append(str(error))
-    return Batch(envelope.ts, events, envelope.data_parallel_rank, tuple(bad), tuple(unknown))
+    return Batch(envelope.ts, _values(events, bad), envelope.data_parallel_rank, tuple(bad), tuple(unknown))
 
 
 class _UnknownEvent(Exception):
     """A well-formed event of a type that we do not know: counted, never wrong."""
 
 
-def _event(raw: msgspec.Raw | bytes) -> Event:
+def _event(raw: msgspec.Raw | bytes) -> _Said:
     first = memoryview(raw)[0]
     if 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
         decoder = _decode_array
@@ -155,13 +161,13 @@ def _event(raw: msgspec.Raw | bytes) -> Event:
     else:
         raise ValueError(f"an event starts with byte 0x{first:02x}")
     try:
-        return _value(decoder(raw))
+        return decoder(raw)
     except msgspec.ValidationError as error:
         _raise_unknown(raw)
         raise ValueError(str(error)) from error
 
 
-def _event_in_bin(inner: bytes) -> Event:
+def _event_in_bin(inner: bytes) -> _Said:
     if not inner or inner[0] in (0xC4, 0xC5, 0xC6):
         raise ValueError("an event in a bin holds no event")
     return _event(inner)
@@ -174,18 +180,43 @@ def _raise_unknown(raw: msgspec.Raw | bytes) -> None:
         raise _UnknownEvent(tag[:64])
 
 
-def _value(event: _Stored | _Removed | _Cleared) -> Event:
-    if isinstance(event, _Removed):  # one for every block that a full cache gives up
-        tier = _TIER_OF_MEDIUM.get(event.medium) or _tier(event.medium)
-        hashes = [v & _HASH_MASK if v.__class__ is int else _hash(v) for v in event.block_hashes]
-        return BlockRemoved(hashes, tier, event.group_idx)
+def _values(events: list[_Said], bad: list[str]) -> list[Event]:
+    """What events say; why one says nothing sound goes to `bad`."""
+    values: list[Event] = []
+    for event in _joined(events):
+        try:
+            values.append(_value(event))
+        except (ValueError, OverflowError) as error:
+            bad.append(str(error))
+    return values
+
+
+def _joined(events: list[_Said]) -> list[_Said]:
+    """The same events, but neighbouring removals are one: a full cache gives up as many blocks as it takes."""
+    joined: list[_Said] = []
+    last: _Removed | None = None
+    for event in events:
+        if event.__class__ not in _REMOVED:  # `isinstance` of a struct costs as much as all of this
+            last = None
+        elif last is not None and event.medium == last.medium and event.group_idx == last.group_idx:
+            last.block_hashes += event.block_hashes
+            continue
+        else:
+            last = event
+        joined.append(event)
+    return joined
+
+
+def _value(event: _Said) -> Event:
     if isinstance(event, _Stored):
         return _stored(event)
+    if isinstance(event, _Removed):
+        return BlockRemoved(_hashes(event.block_hashes), _tier(event.medium), event.group_idx)
     return AllBlocksCleared()
 
 
 def _stored(event: _Stored) -> BlockStored:
-    hashes = [v & _HASH_MASK if v.__class__ is int else _hash(v) for v in event.block_hashes]
+    hashes = _hashes(event.block_hashes)
     size, kind = event.block_size, event.kv_cache_spec_kind
     if size <= 0:
         raise ValueError(f"block_size {size}")
@@ -209,6 +240,16 @@ def _stored(event: _Stored) -> BlockStored:
         kind=kind,
         window=event.kv_cache_spec_sliding_window,
     )
+
+
+def _hashes(values: list[_Hash]) -> list[int]:
+    """Each value's low 64 bits. (Unsigned ints, which nearly all are, stay as they are: a look at the least is enough.)"""
+    try:
+        if min(values, default=0) >= 0:  # type: ignore[type-var, operator]
+            return values  # type: ignore[return-value]
+    except TypeError:  # there are digests
+        pass
+    return [_hash(value) for value in values]
 
 
 def _hash(value: _Hash) -> int:
