@@ -18,6 +18,7 @@ from indexer.pages import FREE, FREED, UNUSED
 
 _ENTRIES_MIN = 1024
 
+_Renamed: TypeAlias = tuple[list[int], list[int]]
 _Places: TypeAlias = tuple[memoryview, memoryview, memoryview, memoryview, int]
 
 
@@ -46,7 +47,7 @@ class EngineMap:
             entry = following[entry]
         return self._rows[entry] if entry else 0
 
-    def name(self, engine_hashes: Iterable[int], rows: Iterable[int]) -> tuple[list[int], list[int]]:
+    def name(self, engine_hashes: Iterable[int], rows: Iterable[int]) -> _Renamed:
         """Each hash names its row from now on.
 
         Returns the rows that their hash named before, which have a copy more; and those that lost a name: their hash
@@ -68,7 +69,7 @@ class EngineMap:
                 else:
                     entry = unused
                     if entry > mask:
-                        self._grow()
+                        self.grow()
                         hashes, named, following, heads, mask = self._places()
                         bucket = engine_hash & mask
                         first = heads[bucket]
@@ -117,6 +118,19 @@ class EngineMap:
         marks[FREE], marks[FREED] = free, freed
         return gone, unknown
 
+    def renamed(self, engine_hashes: Iterable[int], rows: Iterable[int], before: Iterable[int]) -> _Renamed:
+        """What `name` returns, of hashes that were named by other means: `before` each named this row, or 0: none."""
+        copied: list[int] = []
+        lost: list[int] = []
+        for engine_hash, row, earlier in zip(engine_hashes, rows, before, strict=False):
+            if earlier == row:
+                self.copies[engine_hash] = self.copies.get(engine_hash, 0) + 1
+                copied.append(row)
+            elif earlier:
+                self.copies.pop(engine_hash, None)
+                lost.append(earlier)
+        return copied, lost
+
     def named_again(self, rows: Iterable[int]) -> None:
         """These rows got a name while they had one."""
         for row in rows:
@@ -149,12 +163,13 @@ class EngineMap:
         self.row_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
         self.next_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
         self.head_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
+        self.arrays = (self.hash_array, self.row_array, self.next_array, self.head_array, self.mark_array)
         self._hashes = self.hash_array.data
         self._rows = self.row_array.data
         self._next = self.next_array.data
         self._heads = self.head_array.data
 
-    def _grow(self) -> None:
+    def grow(self) -> None:
         """Double, when every entry is in use: entries keep their numbers, only the chains are made anew."""
         hashes, rows = self.hash_array, self.row_array
         used = len(hashes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal, TypeAlias
 
-from indexer import wire
 from indexer.errors import WireError
 from indexer.events import Batch, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
@@ -163,7 +162,7 @@ class Feed:
 
     def _decoded(self, payload: bytes) -> Batch | None:
         try:
-            return wire.decode(payload)
+            return self._index.decode(payload)
         except WireError:
             self.counts["decode errors"] += 1
             self._reasons[UNDECODABLE] = None

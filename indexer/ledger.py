@@ -111,12 +111,10 @@ class Ledger:
 
     def _keys(self, event: BlockStored, parent: int, lora: str | None) -> list[int]:
         size, key = event.block_size, self._table.pages.keys[parent] if parent else None
-        name: object = event.lora_name or lora
-        if name is None and event.lora_id:
-            name = ("lora_id", event.lora_id)
-        if name is None and not (event.extras and any(event.extras)):
+        extras = extras_of(event, lora)
+        if extras is None:
             return self._space.follow(event.tokens, size, key)
-        keys: list[int] = self._space.chain_extras(event.tokens, size, key, _extras(event, name)).tolist()
+        keys: list[int] = self._space.chain_extras(event.tokens, size, key, extras).tolist()
         return keys
 
     def _store_known(self, account: Account, event: BlockStored) -> Applied:
@@ -131,10 +129,26 @@ class Ledger:
         self, account: Account, tier: Tier, engine_hashes: list[int], rows: list[int], predicted: dict[int, float]
     ) -> None:
         """The pod holds these rows, which are all different, under these hashes; that confirms what was `predicted`."""
-        hashes, table = account.tiers[tier], self._table
-        copied, lost = hashes.name(engine_hashes, rows)
+        copied, lost = account.tiers[tier].name(engine_hashes, rows)
         mask = account.masks[PLANES.index(tier)]
-        held = table.hold(rows, mask, account.masks[PREDICTED] if predicted else 0)
+        held = self._table.hold(rows, mask, account.masks[PREDICTED] if predicted else 0)
+        self._named(account, tier, rows, held, copied, lost, predicted)
+        if account.windows is not None and tier == "gpu":
+            inside = [r for h, r in zip(engine_hashes, rows, strict=False) if account.windows.holds(h)]
+            self._table.hold(inside, account.masks[WINDOW])
+
+    def _named(
+        self,
+        account: Account,
+        tier: Tier,
+        rows: list[int],
+        held: list[int],
+        copied: list[int],
+        lost: list[int],
+        predicted: dict[int, float],
+    ) -> None:
+        """What follows from `rows` having got names, of which some were `held` before; see `EngineMap.name`."""
+        hashes = account.tiers[tier]
         if predicted:
             for row in rows:
                 predicted.pop(row, None)
@@ -146,10 +160,7 @@ class Ledger:
             gone = [row for row in lost if hashes.unnamed(row)]
             if account.changes is not None:
                 account.changes.unhold(tier, self._keys_of(gone))
-            table.unhold(gone, mask)
-        if account.windows is not None and tier == "gpu":
-            inside = [r for h, r in zip(engine_hashes, rows, strict=False) if account.windows.holds(h)]
-            table.hold(inside, account.masks[WINDOW])
+            self._table.unhold(gone, account.masks[PLANES.index(tier)])
 
     def _adopt(self, account: Account, parents: list[int], lora: str | None, applied: Applied) -> Applied:
         """Store what waited for `parents`, and what waited for that; then apply the removals that came meanwhile."""
@@ -209,8 +220,16 @@ class Ledger:
         return Applied(ignored=len(event.hashes))
 
 
-def _extras(event: BlockStored, lora: object) -> list[Extras | None]:
-    """vLLM lists the LoRA name, if there is one, before the rest; versions before 0.17 list nothing."""
+def extras_of(event: BlockStored, adapter: str | None) -> list[Extras | None] | None:
+    """What goes into each block's key beside its tokens; None: nothing. `adapter`: its name, where the event has none.
+
+    vLLM lists the LoRA name, if there is one, before the rest; versions before 0.17 list nothing.
+    """
+    lora: object = event.lora_name or adapter
+    if lora is None and event.lora_id:
+        lora = ("lora_id", event.lora_id)
+    if lora is None and not (event.extras and any(event.extras)):
+        return None
     extras = []
     for listed in event.extras or [None] * len(event.hashes):
         rest = listed or []

@@ -211,35 +211,41 @@ def _value(event: _Said) -> Event:
     if isinstance(event, _Stored):
         return _stored(event)
     if isinstance(event, _Removed):
-        return BlockRemoved(_hashes(event.block_hashes), _tier(event.medium), event.group_idx)
+        return BlockRemoved(_hashes(event.block_hashes), tier_of(event.medium), event.group_idx)
     return AllBlocksCleared()
 
 
 def _stored(event: _Stored) -> BlockStored:
-    hashes = _hashes(event.block_hashes)
-    size, kind = event.block_size, event.kv_cache_spec_kind
-    if size <= 0:
-        raise ValueError(f"block_size {size}")
-    # Sliding-window groups list only the blocks that are kept; a CPU tier may store without tokens.
-    whole = kind in PREFIX_KINDS and bool(event.token_ids)
-    if whole and len(event.token_ids) != len(hashes) * size:
-        raise ValueError(f"{len(event.token_ids)} tokens for {len(hashes)} blocks of {size}")
     extras = event.extra_keys
-    if extras is not None and len(extras) != len(hashes) and whole:
-        raise ValueError(f"{len(extras)} extra_keys for {len(hashes)} blocks")
-    return BlockStored(
-        hashes=hashes,
+    stored = BlockStored(
+        hashes=_hashes(event.block_hashes),
         parent=None if event.parent_block_hash is None else _hash(event.parent_block_hash),
         tokens=np.frombuffer(array("I", event.token_ids), dtype=np.uint32),
-        block_size=size,
-        tier=_tier(event.medium),
+        block_size=event.block_size,
+        tier=tier_of(event.medium),
         lora_id=event.lora_id,
         lora_name=event.lora_name,
         extras=list(extras) if extras is not None else None,
         group=event.group_idx,
-        kind=kind,
+        kind=event.kv_cache_spec_kind,
         window=event.kv_cache_spec_sliding_window,
     )
+    check(stored)
+    return stored
+
+
+def check(event: BlockStored) -> None:
+    """ValueError if the event contradicts itself."""
+    blocks, size = len(event.hashes), event.block_size
+    if size <= 0:
+        raise ValueError(f"block_size {size}")
+    # Sliding-window groups list only the blocks that are kept; a CPU tier may store without tokens.
+    if event.kind not in PREFIX_KINDS or not len(event.tokens):
+        return
+    if len(event.tokens) != blocks * size:
+        raise ValueError(f"{len(event.tokens)} tokens for {blocks} blocks of {size}")
+    if event.extras is not None and len(event.extras) != blocks:
+        raise ValueError(f"{len(event.extras)} extra_keys for {blocks} blocks")
 
 
 def _hashes(values: list[_Hash]) -> list[int]:
@@ -259,6 +265,7 @@ def _hash(value: _Hash) -> int:
     return value & _HASH_MASK
 
 
-def _tier(medium: str | None) -> Tier:
+def tier_of(medium: str | None) -> Tier:
+    """Where a medium that vLLM names is; None: where it does not say."""
     tier = _TIER_OF_MEDIUM.get(medium)
     return tier if tier is not None else _TIER_OF_MEDIUM.get(medium.upper() if medium else None, "disk")

@@ -1,0 +1,120 @@
+"""The compiled way of believing events: what `Ledger` does block by block, in a few calls of machine code an event.
+
+The tables are the same, so every other part of the index works on them as ever. What is rare (sliding windows, copies,
+rows with several names) is left to the ledger's own way. Imported only where this way is chosen: it needs numba.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer import compiled_loops
+from indexer.blocks import KeySpace
+from indexer.compiled_hash import SIZES
+from indexer.compiled_wire import Reader
+from indexer.events import BlockStored, Tier
+from indexer.ledger import PLANES, PREDICTED, Account, Applied, Ledger, extras_of
+from indexer.table import Table
+from indexer.way import Way
+
+_FEW = 3  # blocks; so few are done faster without a call
+_BLOCKS_MIN = 256  # for which there is room from the start
+
+
+class CompiledLedger(Ledger):
+    """See the module."""
+
+    def __init__(self, space: KeySpace, table: Table) -> None:
+        super().__init__(space, table)
+        pages = table.pages
+        self._pages = (pages.key_array, pages.next_array, pages.head_array, pages.mark_array)
+        self._lay_out(_BLOCKS_MIN)
+
+    def _lay_out(self, blocks: int) -> None:
+        """Room for what the loops say of one event's blocks."""
+        self._keys_room = np.zeros(blocks, np.uint64)
+        self._rows, self._before, self._sets = np.zeros((3, blocks), np.uint32)
+        self._starts = np.zeros(blocks + 1, np.int64)
+        self._numbers = self._sets.data  # the same memory, faster for single numbers
+        self._borders = self._starts.data
+
+    def _store_content(self, account: Account, event: BlockStored, lora: str | None) -> Applied:
+        blocks, size, hashes = len(event.hashes), event.block_size, account.tiers.get(event.tier)
+        plain = blocks > _FEW and size in SIZES and hashes is not None and account.windows is None
+        if not plain or hashes is None or extras_of(event, lora) is not None:
+            return super()._store_content(account, event, lora)
+        if blocks > len(self._rows):
+            self._lay_out(2 * blocks)
+        root, parent = (self._space.root(size), 0) if event.parent is None else (0, event.parent)
+        engine_hashes, pages = _array(event.hashes), self._table.pages
+        stored, named, known, runs = compiled_loops.store(
+            event.tokens, size, np.uint64(root), np.uint64(parent), self._keys_room, self._pages, pages.pages_max,
+            engine_hashes, hashes.arrays, pages.set_array, self._rows, self._before, self._starts,
+        )  # fmt: skip
+        if stored < 0:  # its parent is in another tier, or not known
+            return super()._store_content(account, event, lora)
+        rows = self._rows[:stored]
+        while named < stored:
+            hashes.grow()
+            named, more = compiled_loops.name(named, engine_hashes, rows, hashes.arrays, self._before)
+            known += more
+        predicted = account.predicted
+        mask, instead_of = account.masks[PLANES.index(event.tier)], account.masks[PREDICTED] if predicted else 0
+        held = self._change(rows, runs, mask, instead_of)
+        if known or held or predicted or account.changes is not None:
+            listed = rows.tolist()
+            renamed = hashes.renamed(event.hashes, listed, self._before.tolist()) if known else ([], [])
+            self._named(account, event.tier, listed, held, *renamed, predicted)
+        return Applied(stored, refused=blocks - stored)
+
+    def _forget(self, account: Account, tier: Tier, engine_hashes: Sequence[int]) -> tuple[int, Sequence[int]]:
+        hashes = account.tiers.get(tier)
+        plain = hashes is not None and not hashes.aliases and hashes.copies.keys().isdisjoint(engine_hashes)
+        if hashes is None or not plain or account.windows is not None or len(engine_hashes) <= _FEW:
+            return super()._forget(account, tier, engine_hashes)
+        if len(engine_hashes) > len(self._rows):
+            self._lay_out(2 * len(engine_hashes))
+        found, runs = compiled_loops.remove(
+            _array(engine_hashes), hashes.arrays, self._table.pages.set_array, self._rows, self._before, self._starts
+        )
+        gone = self._before[:found]
+        if account.changes is not None:
+            account.changes.unhold(tier, self._keys_of(gone.tolist()))
+        self._change(gone, runs, 0, account.masks[PLANES.index(tier)])
+        if found == len(engine_hashes):
+            return found, ()
+        known = self._rows[: len(engine_hashes)].tolist()
+        return found, [h for h, row in zip(engine_hashes, known, strict=True) if not row]
+
+    def _change(self, rows: NDArray[np.uint32], runs: int, mask: int, instead_of: int) -> list[int]:
+        """As `Table.hold`, of `rows` in which the holder set changes at `self._starts`; with mask 0 as `unhold`."""
+        table, held = self._table, []
+        sets, numbers, starts, news = table.sets, table.pages.sets, self._borders, self._numbers
+        for run in range(runs):
+            start, end = starts[run], starts[run + 1]
+            old = numbers[rows[start]]
+            before = sets.masks[old]
+            after = before & ~instead_of | mask
+            new = news[run] = old if after == before else sets.number(after)
+            sets.move(old, new, end - start)
+            if before & mask:
+                held += rows[start:end].tolist()
+        compiled_loops.change(
+            runs, rows, self._starts, self._sets, table.pages.set_array, table.pages.stamp_array,
+            table.pages.live_array, table.version, self._pages,
+        )  # fmt: skip
+        return held
+
+
+def _array(engine_hashes: Sequence[int]) -> NDArray[np.uint64]:
+    listed = engine_hashes if isinstance(engine_hashes, array) else array("Q", engine_hashes)
+    return np.frombuffer(listed, np.uint64)
+
+
+def way() -> Way:
+    """The compiled way, with room of its own: not to be shared between threads."""
+    return Way(Reader().decode, CompiledLedger)
