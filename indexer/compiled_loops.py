@@ -1,7 +1,8 @@
-"""The loops of `Pages`, `EngineMap` and `Table` as machine code, on the same arrays, with the same outcome.
+"""The loops of `KeySpace`, `Pages`, `EngineMap` and `Table` as machine code, on the same arrays, with the same outcome.
 
-What they can't see is left to the caller: copies and aliases of engine hashes, and which number a holder set has. Imported
-only where the compiled way is chosen: it needs numba.
+A key is XXH3 (64 bits, seeded), bit for bit what the `xxhash` package gives, for the 17 to 128 bytes that most engines'
+blocks have. What the loops can't see is left to the caller: copies and aliases of engine hashes, and which number a
+holder set has. Imported only where the compiled way is chosen: it needs numba.
 """
 
 from __future__ import annotations
@@ -12,13 +13,68 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from indexer.compiled_hash import chain
 from indexer.pages import FREE, FREED, PAGE, UNUSED
 
 _U32: TypeAlias = NDArray[np.uint32]
 _U64: TypeAlias = NDArray[np.uint64]
 _Map: TypeAlias = tuple[_U64, _U32, _U32, _U32, _U32]
 _Pages: TypeAlias = tuple[_U64, _U32, _U32, _U32]
+
+SIZES = range(5, 33)
+"""Tokens a block for which `chain` is right."""
+
+_LOW = np.uint64(0xFFFF_FFFF)
+_PRIME_1 = np.uint64(0x9E37_79B1_85EB_CA87)
+_PRIME_MX = np.uint64(0x1656_6791_9E37_79F9)
+# XXH3's default secret, its first 128 bytes as little-endian words.
+_SECRET = np.array(
+    [
+        0xBE4B_A423_396C_FEB8, 0x1CAD_21F7_2C81_017C, 0xDB97_9083_E96D_D4DE, 0x1F67_B3B7_A4A4_4072,
+        0x78E5_C0CC_4EE6_79CB, 0x2172_FFCC_7DD0_5A82, 0x8E24_43F7_7446_08B8, 0x4C26_3A81_E690_35E0,
+        0xCB00_C391_BB52_283C, 0xA32E_531B_8B65_D088, 0x4EF9_0DA2_9748_6471, 0xD8AC_DEA9_46EF_1938,
+        0x3F34_9CE3_3F76_FAA8, 0x1D4F_0BC7_C7BB_DCF9, 0x3159_B4CD_4BE0_518A, 0x6473_78D9_C97E_9FC8,
+    ],
+    np.uint64,
+)  # fmt: skip
+
+
+# --- keys ---
+
+
+@njit
+def _folded(a: np.uint64, b: np.uint64) -> np.uint64:
+    """The two halves of the 128-bit product, XORed."""
+    a_low, a_high, b_low, b_high = a & _LOW, a >> np.uint64(32), b & _LOW, b >> np.uint64(32)
+    low, first, second = a_low * b_low, a_high * b_low, a_low * b_high
+    middle = (low >> np.uint64(32)) + (first & _LOW) + second
+    high = a_high * b_high + (first >> np.uint64(32)) + (middle >> np.uint64(32))
+    return (a * b) ^ high
+
+
+@njit
+def _mixed(tokens: _U32, at: int, word: int, seed: np.uint64) -> np.uint64:
+    """Of 16 bytes, from the token `at` on, with the words of the secret from `word` on."""
+    low = np.uint64(tokens[at]) | np.uint64(tokens[at + 1]) << np.uint64(32)
+    high = np.uint64(tokens[at + 2]) | np.uint64(tokens[at + 3]) << np.uint64(32)
+    return _folded(low ^ (_SECRET[word] + seed), high ^ (_SECRET[word + 1] - seed))
+
+
+@njit
+def chain(tokens: _U32, size: int, parent: np.uint64, keys: _U64) -> None:
+    """Fill `keys`, one for each block of `size` tokens; `parent`: the key before the first."""
+    key = parent
+    for block in range(len(keys)):
+        start, end = block * size, (block + 1) * size
+        mixed = np.uint64(4 * size) * _PRIME_1
+        for pair in range((size - 1) // 8, -1, -1):  # from both ends to the middle, 16 bytes each
+            mixed += _mixed(tokens, start + 4 * pair, 4 * pair, key)
+            mixed += _mixed(tokens, end - 4 * pair - 4, 4 * pair + 2, key)
+        mixed = (mixed ^ mixed >> np.uint64(37)) * _PRIME_MX
+        key = mixed ^ mixed >> np.uint64(32)
+        keys[block] = key
+
+
+# --- tables ---
 
 
 @njit
@@ -206,16 +262,17 @@ def store(
 ) -> tuple[int, int, int, int]:  # fmt: skip
     """A stored event, as far as the loops here go: how many rows, where `name` ended, how many it knew, how many runs.
 
-    `parent`: an engine hash; -1 rows if it is not in `table`. It is not looked for if `root`, a key, is not 0.
+    `size` 0: the `keys` are given, and `parent` is a row. Else it is an engine hash, -1 rows if it is not in `table`;
+    it is not looked for if there is a `root`, the key before a chain's first.
     """
-    row, key = 0, root
-    if not root:
-        row = find(parent, table)
-        if not row:
-            return -1, 0, 0, 0
-        key = pages[0][row]
-    keys = keys[: len(engine_hashes)]
-    chain(tokens, size, key, keys)
+    row, key = np.int64(parent), root
+    if size:
+        if not root:
+            row = find(parent, table)
+            if not row:
+                return -1, 0, 0, 0
+            key = pages[0][row]
+        chain(tokens, size, key, keys)
     stored = follow(keys, row, pages, pages_max, rows)
     named, known = name(0, engine_hashes, rows[:stored], table, before)
     return stored, named, known, runs(rows[:stored], numbers, starts)

@@ -7,6 +7,7 @@ parent which is not known waits as an orphan.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,10 +105,14 @@ class Ledger:
             if not row:
                 account.orphans.add(event)
                 return Applied(orphans=len(event.hashes))
-        rows = self._table.pages.follow(self._keys(event, row, lora), row)
+        stored = self._enter(account, event, self._keys(event, row, lora), row)
+        return Applied(stored, refused=len(event.hashes) - stored)
+
+    def _enter(self, account: Account, event: BlockStored, keys: list[int], parent: int) -> int:
+        """The pod holds the blocks with these keys, behind the row `parent`; for how many of them there was room."""
+        rows = self._table.pages.follow(keys, parent)
         self._name(account, event.tier, event.hashes, rows, account.predicted)
-        stored = len(rows)
-        return Applied(stored, refused=len(event.hashes) - stored) if stored < len(event.hashes) else Applied(stored)
+        return len(rows)
 
     def _keys(self, event: BlockStored, parent: int, lora: str | None) -> list[int]:
         size, key = event.block_size, self._table.pages.keys[parent] if parent else None
@@ -126,7 +131,7 @@ class Ledger:
         return Applied(stored=len(known), ignored=len(event.hashes) - len(known))
 
     def _name(
-        self, account: Account, tier: Tier, engine_hashes: list[int], rows: list[int], predicted: dict[int, float]
+        self, account: Account, tier: Tier, engine_hashes: Sequence[int], rows: list[int], predicted: dict[int, float]
     ) -> None:
         """The pod holds these rows, which are all different, under these hashes; that confirms what was `predicted`."""
         copied, lost = account.tiers[tier].name(engine_hashes, rows)
@@ -162,7 +167,7 @@ class Ledger:
                 account.changes.unhold(tier, self._keys_of(gone))
             self._table.unhold(gone, account.masks[PLANES.index(tier)])
 
-    def _adopt(self, account: Account, parents: list[int], lora: str | None, applied: Applied) -> Applied:
+    def _adopt(self, account: Account, parents: Sequence[int], lora: str | None, applied: Applied) -> Applied:
         """Store what waited for `parents`, and what waited for that; then apply the removals that came meanwhile."""
         ready, gone = deque(parents), []
         while ready:
@@ -176,7 +181,9 @@ class Ledger:
             self._forget(account, tier, [engine_hash])
         return applied
 
-    def _forget(self, account: Account, tier: Tier, engine_hashes: list[int]) -> tuple[int, list[int]]:
+    def _forget(
+        self, account: Account, tier: Tier, engine_hashes: Sequence[int]
+    ) -> tuple[int, Sequence[int]]:
         """One copy less of each hash: how many were known, and those that were not."""
         hashes = account.tiers.get(tier)
         if hashes is None:
