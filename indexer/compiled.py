@@ -83,7 +83,7 @@ class CompiledLedger(Ledger):
             listed = rows.tolist()
             renamed = hashes.renamed(event.hashes, listed, self._before.tolist()) if known else ([], [])
             self._named(account, event.tier, listed, held, *renamed, predicted)
-        return stored
+        return int(stored)
 
     def _forget(self, account: Account, tier: Tier, engine_hashes: Sequence[int]) -> tuple[int, Sequence[int]]:
         hashes = account.tiers.get(tier)

@@ -1,9 +1,9 @@
 """One pass of machine code over a payload of plain events, into tables of numbers.
 
-`scan` gives up where anything is not plain: an event in a bin, extra keys, a field twice, a value of another
-type. It never guesses: what it reads it reads as `wire` would. Machine code checks no bounds, so a payload has a byte
-behind it that no msgpack value starts with; whatever ends before that byte may be followed by a look at it. Imported only
-where the compiled way is chosen: it needs numba.
+`scan` gives up where anything is not plain: an event in a bin, extra keys, a field twice, a value of another type. It
+never guesses: what it reads it reads as `wire` would. Machine code checks no bounds, so a payload has a byte behind it
+with which no msgpack value starts: whatever ends before that byte may be followed by a look at it. Imported only where
+the compiled way is chosen: it needs numba.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _Row: TypeAlias = NDArray[np.int64]
 
 (
     KIND, HASHES, HASHES_END, TOKENS, TOKENS_END, HAS_PARENT, PARENT, SIZE, LORA, MEDIUM, MEDIUM_END, ADAPTER,
-    ADAPTER_END, EXTRAS, GROUP, SPEC, SPEC_END, WINDOW, SEEN, WIDTH,
-) = range(20)  # fmt: skip
+    ADAPTER_END, EXTRAS, GROUP, SPEC, SPEC_END, WINDOW, SEEN, FIRST_HASH, WIDTH,
+) = range(21)  # fmt: skip
 """Columns of the table of events: from where to where its hashes and tokens were put, the places of its texts in the
 payload, and numbers; -1 where the event says nothing or nil."""
 
@@ -54,7 +54,7 @@ def _big_endian(data: _Bytes, at: int, count: int) -> np.uint64:
     return value
 
 
-@njit(forceinline=True)
+@njit
 def _unsigned(data: _Bytes, at: int) -> tuple[np.uint64, int]:
     """An int that is written without a sign, and where it ends; -1: it is something else."""
     first = np.int64(data[at])
@@ -67,7 +67,7 @@ def _unsigned(data: _Bytes, at: int) -> tuple[np.uint64, int]:
     return np.uint64(0), -1
 
 
-@njit(forceinline=True)
+@njit
 def _integer(data: _Bytes, at: int) -> tuple[np.uint64, int]:
     """As `_unsigned`, or an int with a sign, of which these are the low 64 bits."""
     first = np.int64(data[at])
@@ -81,7 +81,7 @@ def _integer(data: _Bytes, at: int) -> tuple[np.uint64, int]:
     return _unsigned(data, at)
 
 
-@njit(forceinline=True)
+@njit
 def _number(data: _Bytes, at: int) -> tuple[int, int]:
     """An unsigned int or nil, which is -1, and where it ends."""
     if data[at] == _NIL:
@@ -92,7 +92,7 @@ def _number(data: _Bytes, at: int) -> tuple[int, int]:
     return np.int64(value), end
 
 
-@njit(forceinline=True)
+@njit
 def _header(data: _Bytes, at: int, short: int, long: int) -> tuple[int, int]:
     """The length of an array (0x90, 0xDC) or map (0x80, 0xDE), and where its items start."""
     first = np.int64(data[at])
@@ -153,7 +153,7 @@ def _skip(data: _Bytes, at: int) -> int:
     return _integer(data, at)[1]
 
 
-@njit(forceinline=True)
+@njit
 def _hash(data: _Bytes, at: int) -> tuple[np.uint64, int]:
     """The low 64 bits of an engine hash, an int or a digest, and where it ends."""
     if data[at] != 0xC4:
@@ -172,9 +172,13 @@ def _hashes(data: _Bytes, at: int, hashes: NDArray[np.uint64], filled: int) -> t
     if at < 0 or count > len(data):
         return filled, -1
     for _ in range(count):
-        hashes[filled], at = _hash(data, at)
-        if at < 0:
-            break
+        if data[at] == 0xCF and at + 9 < len(data):  # nearly all; read without a call
+            hashes[filled] = _big_endian(data, at + 1, 8)
+            at += 9
+        else:
+            hashes[filled], at = _hash(data, at)
+            if at < 0:
+                break
         filled += 1
     return filled, at
 
@@ -228,6 +232,7 @@ def _field(
     if number == _TOKENS:
         row[TOKENS_END], at = _tokens(data, at, tokens, row[TOKENS])
     elif number == _HASHES:
+        row[FIRST_HASH] = at + 1  # of a short list
         row[HASHES_END], at = _hashes(data, at, hashes, row[HASHES])
     elif number == _PARENT:
         row[HAS_PARENT] = data[at] != _NIL
@@ -238,7 +243,7 @@ def _field(
             at += 1
     elif number == _EXTRAS:
         row[EXTRAS], at = _nils(data, at)
-    elif number == _SIZE or number == _LORA or number == _GROUP or number == _WINDOW:
+    elif number in (_SIZE, _LORA, _GROUP, _WINDOW):
         value, at = _number(data, at)
         row[SIZE if number == _SIZE else LORA if number == _LORA else GROUP if number == _GROUP else WINDOW] = value
     else:
@@ -295,9 +300,21 @@ def _joins(data: _Bytes, row: _Row, last: _Row) -> bool:
     start, end, other = row[MEDIUM], row[MEDIUM_END], last[MEDIUM]
     if end - start != last[MEDIUM_END] - other or (start < 0) != (other < 0):
         return False
-    for at in range(end - start):
-        if data[start + at] != data[other + at]:
+    at = start
+    while at < end and data[at] == data[other + at - start]:
+        at += 1
+    return at >= end
+
+
+@njit
+def _alike(data: _Bytes, at: int, start: int, end: int, place: int) -> bool:
+    """Is what is at `at` the same as data[start:end], but for the 8 bytes of the one engine hash that is at `place`?"""
+    if at + end - start >= len(data) or data[place] != 0xCF:
+        return False
+    for other in range(start, end):
+        if data[at] != data[other] and not place < other <= place + 8:
             return False
+        at += 1
     return True
 
 
@@ -321,15 +338,24 @@ def scan(
     if at < 0:
         return -1
     count, hashed, counted = 0, 0, 0
+    start, end, first = 0, 0, 0  # of a removal of one block, the last event: a full cache tells of many, all alike
     for _ in range(said):
+        if first and _alike(data, at, start, end, first):
+            hashes[hashed] = _big_endian(data, at + first - start + 1, 8)
+            hashed += 1
+            events[count - 1, HASHES_END] = hashed
+            at += end - start
+            continue
         if count == len(events):
             return -1
         row = events[count]
         row[HASHES] = row[HASHES_END] = hashed
         row[TOKENS] = row[TOKENS_END] = counted
-        at = _event(data, at, row, hashes, tokens)
-        if at < 0:
+        start, end = at, _event(data, at, row, hashes, tokens)
+        if end < 0:
             return -1
+        at = end
+        first = row[FIRST_HASH] if row[KIND] == REMOVED and row[HASHES_END] == hashed + 1 else 0
         hashed, counted = row[HASHES_END], row[TOKENS_END]
         if count and _joins(data, row, events[count - 1]):
             events[count - 1, HASHES_END] = hashed

@@ -48,7 +48,7 @@ class Reader:
     def _value(
         self, kind: int, start: int, end: int, first: int, last: int, has_parent: int, parent: int, size: int,
         lora: int, medium: int, medium_end: int, adapter: int, adapter_end: int, extras: int, group: int, spec: int,
-        spec_end: int, window: int, _seen: int,
+        spec_end: int, window: int, *_rest: int,
     ) -> Event:  # fmt: skip
         """The event of a row; ValueError if it contradicts itself."""
         if kind == CLEARED:

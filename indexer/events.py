@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -22,7 +23,7 @@ class BlockStored(msgspec.Struct, frozen=True):
     `extras`: one entry a block, or None where the pod's version does not report them.
     """
 
-    hashes: list[int]
+    hashes: Sequence[int]
     parent: int | None
     tokens: Tokens
     block_size: int
@@ -38,7 +39,7 @@ class BlockStored(msgspec.Struct, frozen=True):
 class BlockRemoved(msgspec.Struct, frozen=True):
     """One physical copy of each of these blocks is gone; other copies may still be held."""
 
-    hashes: list[int]
+    hashes: Sequence[int]
     tier: Tier = "gpu"
     group: int | None = None
 

@@ -49,7 +49,9 @@ class Prediction(NamedTuple):
 class PrefixIndex:
     """See the module. `pods_max` counts feeds (ranks); twice as many bits exist: dropped ones are swept late."""
 
-    def __init__(self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000, way: Way = PLAIN) -> None:
+    def __init__(
+        self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000, way: Way = PLAIN
+    ) -> None:
         self._pages = Pages(blocks_max)
         self._width = 2 * pods_max
         self._sets = HolderSets(self._width, len(PLANES))

@@ -181,9 +181,7 @@ class Ledger:
             self._forget(account, tier, [engine_hash])
         return applied
 
-    def _forget(
-        self, account: Account, tier: Tier, engine_hashes: Sequence[int]
-    ) -> tuple[int, Sequence[int]]:
+    def _forget(self, account: Account, tier: Tier, engine_hashes: Sequence[int]) -> tuple[int, Sequence[int]]:
         """One copy less of each hash: how many were known, and those that were not."""
         hashes = account.tiers.get(tier)
         if hashes is None:

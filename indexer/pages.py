@@ -5,8 +5,8 @@ A row is one distinct block. Eight rows are a page, whose keys are one cache lin
 a long look-up probes only every eighth key and compares the rest in place (`find_chain`).
 
 Keys are found by separate chaining (`heads`, `next`), which needs no tombstones and never rehashes: all memory is laid
-out at birth (untouched pages cost nothing), so there is no growth and no stall. All state lies in arrays, so that compiled
-code may work on it in turn with the code here.
+out at birth (untouched pages cost nothing), so there is no growth and no stall. All state lies in arrays, so that
+compiled code may work on it, too.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ class Pages:
     def free(self, page: int) -> None:
         """Forget all keys of a page of which no row is held."""
         heads, following, mask, marks = self._heads, self._next, self._mask, self._marks
-        row = page * PAGE
-        keys = self.keys[row : row + PAGE]
-        for row, key in enumerate(keys.tolist(), row):
+        first = page * PAGE
+        keys = self.keys[first : first + PAGE]
+        for row, key in enumerate(keys.tolist(), first):
             if not key:
                 continue
             bucket = key & mask
@@ -134,7 +134,7 @@ class Pages:
                     at = following[at]
                 following[at] = following[row]
         keys[:] = self._blank
-        following[page * PAGE] = marks[FREE]
+        following[first] = marks[FREE]
         marks[FREE], marks[FREED] = page, marks[FREED] + 1
 
     def find_all(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:

@@ -36,7 +36,7 @@ class Ready(msgspec.Struct, Generic[T]):
 
     verdict: Verdict
     forget: bool = False
-    apply: list[T] = []  # noqa: RUF012  (each has its own)
+    apply: list[T] = []
     replay_from: int | None = None
 
 

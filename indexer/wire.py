@@ -10,6 +10,8 @@ block by itself.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
+from contextlib import suppress
 from math import isfinite
 from typing import TypeAlias
 
@@ -161,7 +163,8 @@ def _event(raw: msgspec.Raw | bytes) -> _Said:
     else:
         raise ValueError(f"an event starts with byte 0x{first:02x}")
     try:
-        return decoder(raw)
+        said: _Said = decoder(raw)
+        return said
     except msgspec.ValidationError as error:
         _raise_unknown(raw)
         raise ValueError(str(error)) from error
@@ -180,7 +183,7 @@ def _raise_unknown(raw: msgspec.Raw | bytes) -> None:
         raise _UnknownEvent(tag[:64])
 
 
-def _values(events: list[_Said], bad: list[str]) -> list[Event]:
+def _values(events: Sequence[_Said], bad: list[str]) -> list[Event]:
     """What events say; why one says nothing sound goes to `bad`."""
     values: list[Event] = []
     for event in _joined(events):
@@ -191,7 +194,7 @@ def _values(events: list[_Said], bad: list[str]) -> list[Event]:
     return values
 
 
-def _joined(events: list[_Said]) -> list[_Said]:
+def _joined(events: Sequence[_Said]) -> list[_Said]:
     """The same events, but neighbouring removals are one: a full cache gives up as many blocks as it takes."""
     joined: list[_Said] = []
     last: _Removed | None = None
@@ -249,12 +252,10 @@ def check(event: BlockStored) -> None:
 
 
 def _hashes(values: list[_Hash]) -> list[int]:
-    """Each value's low 64 bits. (Unsigned ints, which nearly all are, stay as they are: a look at the least is enough.)"""
-    try:
-        if min(values, default=0) >= 0:  # type: ignore[type-var, operator]
-            return values  # type: ignore[return-value]
-    except TypeError:  # there are digests
-        pass
+    """The low 64 bits of each."""
+    with suppress(TypeError):  # there are digests
+        if min(values, default=0) >= 0:  # type: ignore[operator]
+            return values  # type: ignore[return-value]  # unsigned ints, as nearly all are: they stay as they are
     return [_hash(value) for value in values]
 
 

@@ -96,6 +96,10 @@ class Index(Section):
     orphans_max: Count = Field(
         default=100_000, ge=0, le=100_000_000, description="Blocks kept whose parent is not known yet."
     )
+    compiled: bool | None = Field(
+        default=None,
+        description="Believe events in machine code: needs the extra warmroute[compiled]. null: if that is installed.",
+    )
     redis: SharedRedis = SharedRedis()
 
 

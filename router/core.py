@@ -11,6 +11,7 @@ from indexer.blocks import Keys, KeySpace
 from indexer.index import Prediction, PrefixIndex
 from indexer.mappings import Ending
 from indexer.match import MISS, Hit, Match
+from indexer.way import PLAIN, Way
 from router.breaker import BreakerLimits
 from router.budget import RetryBudget
 from router.config import Config
@@ -83,11 +84,11 @@ class Change(NamedTuple):
 class Core:
     """See the module."""
 
-    def __init__(self, config: Config, space: KeySpace) -> None:
+    def __init__(self, config: Config, space: KeySpace, way: Way = PLAIN) -> None:
         self.config = config
         self.space = space
         self.fleet = Fleet()
-        self.index = PrefixIndex(space, config.index.blocks_max, orphans_max=config.index.orphans_max)
+        self.index = PrefixIndex(space, config.index.blocks_max, orphans_max=config.index.orphans_max, way=way)
         self.decisions: deque[Decision] = deque(maxlen=config.decisions.kept)
         self.turn = 0
         self.in_flight = 0

@@ -19,6 +19,7 @@ from router.metrics import Metrics
 from router.pods import Pods
 from router.proxy import Proxy
 from router.upstream import Upstream, UpstreamLimits
+from router.ways import way_of
 
 if TYPE_CHECKING:
     from router.sharing import Sharing
@@ -33,7 +34,7 @@ class Service:
     def __init__(self, config: Config) -> None:
         space = KeySpace(secrets.randbits(64))
         self.config = config
-        self.core = Core(config, space)
+        self.core = Core(config, space, way_of(config.index.compiled))
         limits = _limits(config)
         self.upstreams = {pod.name: Upstream(pod.address, limits) for pod in config.discovery.static}
         self.encoding = Encoding(config, self.core, space, self.upstreams)
