@@ -84,7 +84,8 @@ class KeySpace:
 
     def follow(self, tokens: Tokens, block_size: int, parent: int | None = None) -> list[int]:
         """As `chain`, of plain tokens, for whoever takes the keys one by one."""
-        digest, whole = xxhash.xxh3_64_intdigest, tokens[: len(tokens) // block_size * block_size]
+        digest, over = xxhash.xxh3_64_intdigest, len(tokens) % block_size
         key = self.root(block_size) if parent is None else parent
+        whole = tokens[: len(tokens) - over] if over else tokens
         blocks = whole.view(f"V{4 * block_size}").tolist()  # bytes: made and hashed faster than slices of a view
         return [key := digest(block, key) for block in blocks]

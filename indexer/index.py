@@ -148,7 +148,7 @@ class PrefixIndex:
     def apply(self, pod: Pod, event: Event, lora: str | None = None) -> Applied:
         """Believe one event of `pod`'s feed. `lora`: the adapter's name, where the event gives only its number."""
         self._table.version += 1
-        known = self._known(pod)
+        known = self._pods.get(pod) or self._known(pod)
         if isinstance(event, BlockStored):
             applied = self._ledger.store(known, event, lora)
             if known.windows is not None and not self._hybrid & known.masks[0]:

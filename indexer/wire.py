@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from contextlib import suppress
 from math import isfinite
 from typing import TypeAlias
 
@@ -253,9 +252,12 @@ def check(event: BlockStored) -> None:
 
 def _hashes(values: list[_Hash]) -> list[int]:
     """The low 64 bits of each."""
-    with suppress(TypeError):  # there are digests
-        if min(values, default=0) >= 0:  # type: ignore[operator]
-            return values  # type: ignore[return-value]  # unsigned ints, as nearly all are: they stay as they are
+    try:
+        unsigned = min(values, default=0) >= 0  # type: ignore[operator]
+    except TypeError:  # there are digests
+        unsigned = False
+    if unsigned:  # as nearly all are: they stay as they are
+        return values  # type: ignore[return-value]
     return [_hash(value) for value in values]
 
 

@@ -301,7 +301,7 @@ def _said(batch: Batch) -> tuple[list[object], list[str], list[str]]:
     events: list[object] = []
     for e in batch.events:
         if isinstance(e, BlockStored):
-            content = (e.hashes, e.parent, e.tokens.tolist(), e.block_size, e.extras)
+            content = (list(e.hashes), e.parent, e.tokens.tolist(), e.block_size, e.extras)
             events.append(repr((content, e.tier, e.lora_id, e.lora_name, e.group, e.kind, e.window)))
         elif isinstance(e, BlockRemoved):
             events += [repr(("removed", engine_hash, e.tier, e.group)) for engine_hash in e.hashes]
