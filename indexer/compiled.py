@@ -53,7 +53,7 @@ class CompiledLedger(Ledger):
         return Applied(stored, refused=blocks - stored)
 
     def _enter(self, account: Account, event: BlockStored, keys: list[int], parent: int) -> int:
-        if len(keys) <= _FEW or account.windows is not None:
+        if len(keys) <= _FEW or len(keys) != len(event.hashes) or account.windows is not None:
             return super()._enter(account, event, keys, parent)
         room = self._room(len(keys))
         room[:] = keys
