@@ -46,7 +46,8 @@ class Rank:
     @property
     def tells(self) -> bool:
         """Its events will say what becomes of a prompt; if not, our own picks are all that there is to go by."""
-        return self.feed is not None and self.feed.state != "blind" and not self.feed.truncated
+        feed = self.feed
+        return feed is not None and feed.heard and not feed.truncated
 
 
 @dataclass(slots=True, eq=False)
@@ -146,7 +147,7 @@ class Fleet:
     def __init__(self) -> None:
         self.pods: dict[str, Pod] = {}
         self.epoch = 0  # counts changes of who serves what, and how
-        self.cold: set[Pod] = set()  # new, or back from being unhealthy: slow start when they are fit
+        self.cold: set[Pod] = set()  # new, restarted or unhealthy: slow start when they are fit
         self.tokenizers: dict[str, TokenizerState] = {}  # of models that are tokenized here
         self._serving: dict[str, list[Rank]] = {}
         self._served: dict[str, Served] = {}

@@ -18,6 +18,7 @@ from router.errors import ConfigError
 from router.metrics import Metrics
 from router.pods import Pods
 from router.proxy import Proxy
+from router.trust import Trusts
 from router.upstream import Upstream, UpstreamLimits
 from router.ways import way_of
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from router.sharing import Sharing
 
 _HOUSEKEEPING_S = 0.05  # between two looks at what has expired
+_SWEEP_S = 1.0  # between two looks at all connections of a pod, as at those of clients
 _CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
 
 
@@ -35,17 +37,17 @@ class Service:
         space = KeySpace(secrets.randbits(64))
         self.config = config
         self.core = Core(config, space, way_of(config.index.compiled))
-        limits = _limits(config)
-        self.upstreams = {pod.name: Upstream(pod.address, limits) for pod in config.discovery.static}
+        limits, trusts = _limits(config), Trusts(config.upstream)
+        self.upstreams = {pod.name: Upstream(pod.address, limits, trusts.of(pod)) for pod in config.discovery.static}
         self.encoding = Encoding(config, self.core, space, self.upstreams)
         self.metrics = Metrics(self.core, self.encoding.stats, questions=self.encoding.pod_tokens.counts)
-        self.pods = Pods(self.core, config)
+        self.pods = Pods(self.core, config, trusts)
         self.proxy = Proxy(config.upstream.attempts_max)
         self.sharing = self._sharing()
         self.draining = False
         self.started = False
         self.in_flight = 0
-        self._ids = secrets.token_hex(6)
+        self._ids = f"{secrets.token_hex(6)}-{os.getpid():x}".encode()
         self._requests = 0
 
     @contextlib.asynccontextmanager
@@ -79,7 +81,7 @@ class Service:
     def request_id(self) -> bytes:
         """A new request id: unique among all gateways' by chance, in this one by counting."""
         self._requests += 1
-        return f"{self._ids}-{os.getpid():x}-{self._requests:x}".encode()
+        return b"%b-%x" % (self._ids, self._requests)
 
     def unready(self) -> list[str]:
         """Why requests should go elsewhere now; empty when ready."""
@@ -122,15 +124,16 @@ class Service:
 
     async def _housekeeping(self) -> None:
         """What expires, in slices."""
-        index, store = self.core.index, self.encoding.store
+        indexes, store = (self.core.index, self.core.texts), self.encoding.store
         cleanup_at = time.monotonic() + self.config.cache_cleanup_interval
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             now = time.monotonic()
-            index.expire(now)
             self.core.fleet.notice_sizes()
-            while index.sweep():
-                await asyncio.sleep(0)
+            for index in indexes:
+                index.expire(now)
+                while index.sweep():
+                    await asyncio.sleep(0)
             if now >= cleanup_at:
                 cleanup_at = now + self.config.cache_cleanup_interval
                 while not store.cleanup_expired(now, _CLEANUP_SLICE).done:
@@ -139,12 +142,17 @@ class Service:
 
 def _limits(config: Config) -> UpstreamLimits:
     upstream = config.upstream
+    shortest_s = min(upstream.first_byte_timeout, upstream.idle_timeout, upstream.total_timeout)
     return UpstreamLimits(
         connect_timeout_s=upstream.connect_timeout,
         first_byte_timeout_s=upstream.first_byte_timeout,
         idle_timeout_s=upstream.idle_timeout,
         total_timeout_s=upstream.total_timeout,
         keep_idle_s=upstream.keep_alive_idle,
+        idle_max=upstream.idle_connections_max,
         connections_max=upstream.connections_max,
+        head_bytes_max=upstream.response_header_max,
         buffer_bytes_max=upstream.response_buffer_max,
+        whole_bytes_max=min(upstream.response_whole_max, upstream.response_buffer_max),
+        sweep_interval_s=min(_SWEEP_S, shortest_s / 4),
     )
