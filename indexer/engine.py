@@ -12,9 +12,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.pages import FREE, FREED, UNUSED
+
 _ENTRIES_MIN = 1024
 
-_Places: TypeAlias = tuple[list[int], memoryview, memoryview, memoryview, memoryview, int]
+_Renamed: TypeAlias = tuple[list[int], list[int]]
+_Places: TypeAlias = tuple[memoryview, memoryview, memoryview, memoryview, int]
 
 
 class EngineMap:
@@ -23,12 +26,12 @@ class EngineMap:
     def __init__(self) -> None:
         self.copies: dict[int, int] = {}  # hash -> copies beyond the first
         self.aliases: dict[int, int] = {}  # row -> hashes beyond the first that name it
+        self.mark_array: NDArray[np.uint32] = np.array([1, 0, 0], np.uint32)  # see UNUSED, FREE, FREED
+        self._marks = self.mark_array.data
         self._lay_out(_ENTRIES_MIN)
-        self._unused = 1
-        self._free: list[int] = []
 
     def __len__(self) -> int:
-        return self._unused - 1 - len(self._free)
+        return self._marks[UNUSED] - 1 - self._marks[FREED]
 
     @property
     def nbytes(self) -> int:
@@ -42,16 +45,16 @@ class EngineMap:
             entry = following[entry]
         return self._rows[entry] if entry else 0
 
-    def name(
-        self, engine_hashes: Iterable[int], rows: Iterable[int], again: bool = False
-    ) -> tuple[list[int], list[int]]:
+    def name(self, engine_hashes: Iterable[int], rows: Iterable[int], again: bool = False) -> _Renamed:
         """Each hash names its row from now on.
 
         Returns the rows that their hash named before, which have a copy more (unless they are told of `again`); and
         those that lost a name: their hash named other content before, so the pod's events contradict each other, and
         the newer one counts.
         """
-        free, hashes, named, following, heads, mask = self._places()
+        hashes, named, following, heads, mask = self._places()
+        marks = self._marks
+        unused, free, freed = marks
         copied: list[int] = []
         lost: list[int] = []
         for engine_hash, row in zip(engine_hashes, rows, strict=False):
@@ -61,15 +64,15 @@ class EngineMap:
                 entry = following[entry]
             if not entry:
                 if free:
-                    entry = free.pop()
+                    entry, free, freed = free, following[free], freed - 1
                 else:
-                    entry = self._unused
+                    entry = unused
                     if entry > mask:
-                        self._grow()
-                        free, hashes, named, following, heads, mask = self._places()
+                        self.grow()
+                        hashes, named, following, heads, mask = self._places()
                         bucket = engine_hash & mask
                         first = heads[bucket]
-                    self._unused = entry + 1
+                    unused += 1
                 hashes[entry], following[entry], heads[bucket] = engine_hash, first, entry
             elif named[entry] == row:
                 if not again:
@@ -79,16 +82,18 @@ class EngineMap:
                 self.copies.pop(engine_hash, None)
                 lost.append(named[entry])
             named[entry] = row
+        marks[UNUSED], marks[FREE], marks[FREED] = unused, free, freed
         return copied, lost
 
     def forget(self, engine_hashes: Iterable[int]) -> tuple[list[int], list[int]]:
         """A copy of each hash is gone: the rows that no hash names any more, and the hashes that named none."""
-        free, hashes, named, following, heads, mask = self._places()
-        copies, aliases = self.copies, self.aliases
+        hashes, named, following, heads, mask = self._places()
+        copies, aliases, marks = self.copies, self.aliases, self._marks
+        _, free, freed = marks
         gone: list[int] = []
         unknown: list[int] = []
         for engine_hash in engine_hashes:
-            if engine_hash in copies:
+            if copies and engine_hash in copies:
                 _count_down(copies, engine_hash)
                 continue
             bucket = engine_hash & mask
@@ -104,12 +109,27 @@ class EngineMap:
                 heads[bucket] = following[entry]
             row: int = named[entry]
             named[entry] = 0
-            free.append(entry)
-            if row in aliases:
+            following[entry] = free
+            free, freed = entry, freed + 1
+            if aliases and row in aliases:
                 _count_down(aliases, row)
             else:
                 gone.append(row)
+        marks[FREE], marks[FREED] = free, freed
         return gone, unknown
+
+    def renamed(self, engine_hashes: Iterable[int], rows: Iterable[int], before: Iterable[int]) -> _Renamed:
+        """What `name` returns, of hashes that were named by other means: `before` each named this row, or 0: none."""
+        copied: list[int] = []
+        lost: list[int] = []
+        for engine_hash, row, earlier in zip(engine_hashes, rows, before, strict=False):
+            if earlier == row:
+                self.copies[engine_hash] = self.copies.get(engine_hash, 0) + 1
+                copied.append(row)
+            elif earlier:
+                self.copies.pop(engine_hash, None)
+                lost.append(earlier)
+        return copied, lost
 
     def named_again(self, rows: Iterable[int]) -> None:
         """These rows got a name while they had one."""
@@ -126,41 +146,42 @@ class EngineMap:
     @property
     def entries(self) -> int:
         """Entries in use or free again."""
-        return self._unused
+        return self._marks[UNUSED]
 
     def rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint32]:
         """All rows named (some twice, if two hashes name one), shape (n,); of entries `start` to `stop` only."""
-        rows = self._row_array[start : self._unused if stop is None else min(stop, self._unused)]
+        rows = self.row_array[start : self.entries if stop is None else min(stop, self.entries)]
         named: NDArray[np.uint32] = rows[rows != 0]
         return named
 
     def _places(self) -> _Places:
-        return self._free, self._hashes, self._rows, self._next, self._heads, self._mask
+        return self._hashes, self._rows, self._next, self._heads, self._mask
 
     def _lay_out(self, entries: int) -> None:
         self._mask = entries - 1
-        self._hash_array: NDArray[np.uint64] = np.zeros(entries, np.uint64)
-        self._row_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
-        self._next_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
-        self._head_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
-        self._hashes = self._hash_array.data
-        self._rows = self._row_array.data
-        self._next = self._next_array.data
-        self._heads = self._head_array.data
+        self.hash_array: NDArray[np.uint64] = np.zeros(entries, np.uint64)
+        self.row_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
+        self.next_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
+        self.head_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
+        self.arrays = (self.hash_array, self.row_array, self.next_array, self.head_array, self.mark_array)
+        self._hashes = self.hash_array.data
+        self._rows = self.row_array.data
+        self._next = self.next_array.data
+        self._heads = self.head_array.data
 
-    def _grow(self) -> None:
+    def grow(self) -> None:
         """Double, when every entry is in use: entries keep their numbers, only the chains are made anew."""
-        hashes, rows = self._hash_array, self._row_array
+        hashes, rows = self.hash_array, self.row_array
         used = len(hashes)
         self._lay_out(2 * used)
-        self._hash_array[:used], self._row_array[:used] = hashes, rows
+        self.hash_array[:used], self.row_array[:used] = hashes, rows
         entries = np.arange(1, used, dtype=np.uint32)
         while entries.size:  # of those that fall into one bucket, one enters a round
-            buckets = self._hash_array[entries] & np.uint64(self._mask)
-            before = self._head_array[buckets]
-            self._head_array[buckets] = entries
-            entered = self._head_array[buckets] == entries
-            self._next_array[entries[entered]] = before[entered]
+            buckets = self.hash_array[entries] & np.uint64(self._mask)
+            before = self.head_array[buckets]
+            self.head_array[buckets] = entries
+            entered = self.head_array[buckets] == entries
+            self.next_array[entries[entered]] = before[entered]
             entries = entries[~entered]
 
 

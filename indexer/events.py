@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -23,7 +24,7 @@ class BlockStored(msgspec.Struct, frozen=True):
     are held already are told of once more, and are no further copies.
     """
 
-    hashes: list[int]
+    hashes: Sequence[int]
     parent: int | None
     tokens: Tokens
     block_size: int
@@ -40,7 +41,7 @@ class BlockStored(msgspec.Struct, frozen=True):
 class BlockRemoved(msgspec.Struct, frozen=True):
     """One physical copy of each of these blocks is gone; other copies may still be held."""
 
-    hashes: list[int]
+    hashes: Sequence[int]
     tier: Tier = "gpu"
     group: int | None = None
 

@@ -7,14 +7,12 @@ nothing was heard at all. In doubt the pod's blocks are forgotten: empty is hone
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from indexer import wire
 from indexer.errors import WireError
-from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
+from indexer.events import Batch, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
 from indexer.match import Pod
 from indexer.stream import Ready, Stream
@@ -202,7 +200,7 @@ class Feed:
 
     def _decoded(self, payload: bytes) -> Batch | None:
         try:
-            return wire.decode(payload)
+            return self._index.decode(payload)
         except WireError:
             self.counts["decode errors"] += 1
             self._reasons[UNDECODABLE] = None
@@ -234,8 +232,9 @@ class Feed:
         if batch.bad:
             counts["decode errors"] += len(batch.bad)
             self._reasons[UNDECODABLE] = None
-        counts["unknown events"] += len(batch.unknown)
-        for event in _joined(batch.events):
+        if batch.unknown:
+            counts["unknown events"] += len(batch.unknown)
+        for event in batch.events:
             if isinstance(event, BlockStored):
                 self._learn(event)
                 if again and event.parent is None:
@@ -243,20 +242,23 @@ class Feed:
                 lora = self._adapter(event)
                 applied = self._index.apply(self.pod, event, lora)
                 counts["stored"] += applied.stored
-                counts["refused"] += applied.refused
-                counts["ignored"] += applied.ignored
+                if applied.refused:
+                    counts["refused"] += applied.refused
+                if applied.ignored:
+                    counts["ignored"] += applied.ignored
                 if applied.orphans:
                     counts["orphans"] += applied.orphans
                     self._reasons[ORPHANS] = None
-            elif isinstance(event, AllBlocksCleared):
+            elif isinstance(event, BlockRemoved):
+                applied = self._index.apply(self.pod, event)
+                counts["removed"] += applied.removed
+                if applied.unknown:
+                    counts["unknown removals"] += applied.unknown
+            else:
                 self._index.apply(self.pod, event)
                 self._stream.cleared()
                 self._reasons.clear()
                 counts["cleared"] += 1
-            else:
-                applied = self._index.apply(self.pod, event)
-                counts["removed"] += applied.removed
-                counts["unknown removals"] += applied.unknown
 
     def _learn(self, event: BlockStored) -> None:
         if len(event.tokens):
@@ -267,27 +269,3 @@ class Feed:
         if number is None or not 0 < number <= len(self.adapters):
             return None
         return self.adapters[number - 1]
-
-
-def _joined(events: Iterable[Event]) -> Iterator[Event]:
-    """The same events, but neighbouring removals are one: vLLM says each removed block by itself."""
-    removed: BlockRemoved | None = None
-    for event in events:
-        if isinstance(event, BlockRemoved):
-            if removed is None:
-                removed = event
-                hashes = event.hashes
-            elif removed.tier == event.tier and removed.group == event.group:
-                if hashes is removed.hashes:
-                    hashes = hashes.copy()
-                hashes += event.hashes
-            else:
-                yield BlockRemoved(hashes, removed.tier, removed.group)
-                removed, hashes = event, event.hashes
-            continue
-        if removed is not None:
-            yield BlockRemoved(hashes, removed.tier, removed.group)
-            removed = None
-        yield event
-    if removed is not None:
-        yield BlockRemoved(hashes, removed.tier, removed.group)

@@ -22,23 +22,20 @@ class HolderSets:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def moved(self, old: int, mask: int) -> int:
-        """One row moves from set `old` to the set `mask`: its id."""
-        new = self._ids.get(mask)
-        if new is None:
-            new = self._intern(mask)
-        self.counts[new] += 1
-        if old:
-            self.left(old)
-        return new
+    def number(self, mask: int) -> int:
+        """The number of a set. Its rows must be moved to it before another one is asked for."""
+        number = self._ids.get(mask)
+        return self._intern(mask) if number is None else number
 
-    def left(self, old: int) -> None:
-        """One row less has the set `old`, which is not the empty one; the last one gives its number back."""
+    def move(self, old: int, new: int, rows: int) -> None:
+        """So many rows have the set `new` instead of `old`; the last one that leaves a set gives its number back."""
         counts = self.counts
-        counts[old] -= 1
-        if not counts[old]:
-            del self._ids[self.masks[old]]
-            self._free.append(old)
+        counts[new] += rows
+        if old:
+            counts[old] -= rows
+            if not counts[old]:
+                del self._ids[self.masks[old]]
+                self._free.append(old)
 
     def pods(self, number: int) -> int:
         """The mask of pods that hold a block of this set in any plane."""

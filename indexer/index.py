@@ -20,11 +20,12 @@ from indexer.changes import Changes
 from indexer.errors import IndexerError
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.holders import HolderSets
-from indexer.ledger import PLANES, PREDICTED, WINDOW, Account, Applied, Ledger
+from indexer.ledger import PLANES, PREDICTED, WINDOW, Account, Applied
 from indexer.match import Hit, Match, Pod, Walk
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
 from indexer.table import Table
+from indexer.way import PLAIN, Way
 from indexer.windows import longest_hit
 
 
@@ -48,12 +49,15 @@ class Prediction(NamedTuple):
 class PrefixIndex:
     """See the module. `pods_max` counts feeds (ranks); twice as many bits exist: dropped ones are swept late."""
 
-    def __init__(self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000) -> None:
+    def __init__(
+        self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000, way: Way = PLAIN
+    ) -> None:
         self._pages = Pages(blocks_max)
         self._width = 2 * pods_max
         self._sets = HolderSets(self._width, len(PLANES))
         self._table = Table(self._pages, self._sets)
-        self._ledger = Ledger(space, self._table)
+        self._ledger = way.ledger(space, self._table)
+        self.decode = way.decode
         self._orphans_max = orphans_max
         self._pods: dict[Pod, Account] = {}
         self._pod_of_bit: dict[int, Pod] = {}
@@ -147,7 +151,7 @@ class PrefixIndex:
     def apply(self, pod: Pod, event: Event, lora: str | None = None) -> Applied:
         """Believe one event of `pod`'s feed. `lora`: the adapter's name, where the event gives only its number."""
         self._table.version += 1
-        known = self._known(pod)
+        known = self._pods.get(pod) or self._known(pod)
         if isinstance(event, BlockStored):
             applied = self._ledger.store(known, event, lora)
             if known.windows is not None and not self._hybrid & known.masks[0]:

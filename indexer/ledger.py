@@ -7,6 +7,7 @@ parent which is not known waits as an orphan.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,19 +105,21 @@ class Ledger:
             if not row:
                 account.orphans.add(event)
                 return Applied(orphans=len(event.hashes))
-        rows = self._table.pages.follow(self._keys(event, row, lora), row)
+        stored = self._enter(account, event, self._keys(event, row, lora), row)
+        return Applied(stored, refused=len(event.hashes) - stored)
+
+    def _enter(self, account: Account, event: BlockStored, keys: list[int], parent: int) -> int:
+        """The pod holds the blocks with these keys, behind the row `parent`; for how many of them there was room."""
+        rows = self._table.pages.follow(keys, parent)
         self._name(account, event.tier, event.hashes, rows, account.predicted, event.again)
-        stored = len(rows)
-        return Applied(stored, refused=len(event.hashes) - stored) if stored < len(event.hashes) else Applied(stored)
+        return len(rows)
 
     def _keys(self, event: BlockStored, parent: int, lora: str | None) -> list[int]:
         size, key = event.block_size, self._table.pages.keys[parent] if parent else None
-        name: object = event.lora_name or lora
-        if name is None and event.lora_id:
-            name = ("lora_id", event.lora_id)
-        if name is None and not (event.extras and any(event.extras)):
+        extras = extras_of(event, lora)
+        if extras is None:
             return self._space.follow(event.tokens, size, key)
-        keys: list[int] = self._space.chain_extras(event.tokens, size, key, _extras(event, name)).tolist()
+        keys: list[int] = self._space.chain_extras(event.tokens, size, key, extras).tolist()
         return keys
 
     def _store_known(self, account: Account, event: BlockStored) -> Applied:
@@ -131,16 +134,32 @@ class Ledger:
         self,
         account: Account,
         tier: Tier,
-        engine_hashes: list[int],
+        engine_hashes: Sequence[int],
         rows: list[int],
         predicted: dict[int, float],
         again: bool = False,
     ) -> None:
         """The pod holds these rows, which are all different, under these hashes; that confirms what was `predicted`."""
-        hashes, table = account.tiers[tier], self._table
-        copied, lost = hashes.name(engine_hashes, rows, again)
+        copied, lost = account.tiers[tier].name(engine_hashes, rows, again)
         mask = account.masks[PLANES.index(tier)]
-        held = table.hold(rows, mask, account.masks[PREDICTED] if predicted else 0)
+        held = self._table.hold(rows, mask, account.masks[PREDICTED] if predicted else 0)
+        self._named(account, tier, rows, held, copied, lost, predicted)
+        if account.windows is not None and tier == "gpu":
+            inside = [r for h, r in zip(engine_hashes, rows, strict=False) if account.windows.holds(h)]
+            self._table.hold(inside, account.masks[WINDOW])
+
+    def _named(
+        self,
+        account: Account,
+        tier: Tier,
+        rows: list[int],
+        held: list[int],
+        copied: list[int],
+        lost: list[int],
+        predicted: dict[int, float],
+    ) -> None:
+        """What follows from `rows` having got names, of which some were `held` before; see `EngineMap.name`."""
+        hashes = account.tiers[tier]
         if predicted:
             for row in rows:
                 predicted.pop(row, None)
@@ -152,12 +171,9 @@ class Ledger:
             gone = [row for row in lost if hashes.unnamed(row)]
             if account.changes is not None:
                 account.changes.unhold(tier, self._keys_of(gone))
-            table.unhold(gone, mask)
-        if account.windows is not None and tier == "gpu":
-            inside = [r for h, r in zip(engine_hashes, rows, strict=False) if account.windows.holds(h)]
-            table.hold(inside, account.masks[WINDOW])
+            self._table.unhold(gone, account.masks[PLANES.index(tier)])
 
-    def _adopt(self, account: Account, parents: list[int], lora: str | None, applied: Applied) -> Applied:
+    def _adopt(self, account: Account, parents: Sequence[int], lora: str | None, applied: Applied) -> Applied:
         """Store what waited for `parents`, and what waited for that; then apply the removals that came meanwhile."""
         ready, gone = deque(parents), []
         while ready:
@@ -171,7 +187,7 @@ class Ledger:
             self._forget(account, tier, [engine_hash])
         return applied
 
-    def _forget(self, account: Account, tier: Tier, engine_hashes: list[int]) -> tuple[int, list[int]]:
+    def _forget(self, account: Account, tier: Tier, engine_hashes: Sequence[int]) -> tuple[int, Sequence[int]]:
         """One copy less of each hash: how many were known, and those that were not."""
         hashes = account.tiers.get(tier)
         if hashes is None:
@@ -215,8 +231,16 @@ class Ledger:
         return Applied(ignored=len(event.hashes))
 
 
-def _extras(event: BlockStored, lora: object) -> list[Extras | None]:
-    """vLLM lists the LoRA name, if there is one, before the rest; versions before 0.17 list nothing."""
+def extras_of(event: BlockStored, adapter: str | None) -> list[Extras | None] | None:
+    """What goes into each block's key beside its tokens; None: nothing. `adapter`: its name, where the event has none.
+
+    vLLM lists the LoRA name, if there is one, before the rest; versions before 0.17 list nothing.
+    """
+    lora: object = event.lora_name or adapter
+    if lora is None and event.lora_id:
+        lora = ("lora_id", event.lora_id)
+    if lora is None and not (event.extras and any(event.extras)):
+        return None
     extras = []
     for listed in event.extras or [None] * len(event.hashes):
         rest = listed or []

@@ -5,7 +5,8 @@ A row is one distinct block. Eight rows are a page, whose keys are one cache lin
 a long look-up probes only every eighth key and compares the rest in place (`find_chain`).
 
 Keys are found by separate chaining (`heads`, `next`), which needs no tombstones and never rehashes: all memory is laid
-out at birth (untouched pages cost nothing), so there is no growth and no stall.
+out at birth (untouched pages cost nothing), so there is no growth and no stall. All state lies in arrays, so that
+compiled code may work on it, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE = 8
+UNUSED, FREE, FREED = range(3)
+"""Marks of a table whose places are given out in turn and taken back: the first place never used, the first one that is
+free again (each names the next), and how many of those there are."""
 _LAST = PAGE - 1
 _RUN_MIN = 64  # rows; shorter runs are not worth looking for the next,
 _SHORT_RUNS_MAX = 4  # except for the few where prompts branch off
@@ -34,29 +38,30 @@ class Pages:
         self._mask = (1 << bits) - 1
         self.key_array: NDArray[np.uint64] = np.zeros(rows + 1, np.uint64)  # one more: row + 1 is always readable
         self.set_array: NDArray[np.uint32] = np.zeros(rows, np.uint32)
-        self._next_array: NDArray[np.uint32] = np.zeros(rows, np.uint32)
-        self._head_array: NDArray[np.uint32] = np.zeros(1 << bits, np.uint32)
+        self.next_array: NDArray[np.uint32] = np.zeros(rows, np.uint32)
+        self.head_array: NDArray[np.uint32] = np.zeros(1 << bits, np.uint32)
         self.stamp_array: NDArray[np.uint64] = np.zeros(self.pages_max + 1, np.uint64)
-        self._live_array: NDArray[np.uint8] = np.zeros(self.pages_max + 1, np.uint8)
+        self.live_array: NDArray[np.uint8] = np.zeros(self.pages_max + 1, np.uint8)
+        self.mark_array: NDArray[np.uint32] = np.array([1, 0, 0], np.uint32)  # see UNUSED, FREE, FREED
         self.keys = self.key_array.data
+        self._blank = np.zeros(PAGE, np.uint64).data
         self.sets = self.set_array.data
         self.stamps = self.stamp_array.data
-        self.live = self._live_array.data
-        self._next = self._next_array.data
-        self._heads = self._head_array.data
-        self._unused = 1
-        self._free: list[int] = []
+        self.live = self.live_array.data
+        self._next = self.next_array.data
+        self._heads = self.head_array.data
+        self._marks = self.mark_array.data
 
     @property
     def used(self) -> int:
         """Pages in use."""
-        return self._unused - 1 - len(self._free)
+        return self._marks[UNUSED] - 1 - self._marks[FREED]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that was ever used; the rest of the arrays is address space only."""
         row = 8 + 4 + 4
-        return self._unused * (PAGE * row + 9) + self._head_array.nbytes
+        return self._marks[UNUSED] * (PAGE * row + 9) + self.head_array.nbytes
 
     def find(self, key: int) -> int:
         """The row of `key`, 0 if there is none."""
@@ -92,7 +97,8 @@ class Pages:
         rows: list[int] = []
         for key in keys:
             behind = row + 1
-            if row and stored[behind] == key:
+            there = stored[behind]  # nothing behind row 0
+            if there == key:
                 row = behind
             else:  # `find`, and then `place` where a child sits behind its parent, without their calls
                 bucket = key & mask
@@ -101,7 +107,7 @@ class Pages:
                     known = following[known]
                 if known:
                     row = known
-                elif row and behind & _LAST and not stored[behind]:
+                elif not there and behind & _LAST and row:
                     row = behind
                     stored[row], following[row], heads[bucket] = key, first, row
                 else:
@@ -113,27 +119,30 @@ class Pages:
 
     def free(self, page: int) -> None:
         """Forget all keys of a page of which no row is held."""
-        keys, heads, following, mask = self.keys, self._heads, self._next, self._mask
-        for row in range(page * PAGE, page * PAGE + PAGE):
-            key = keys[row]
+        heads, following, mask, marks = self._heads, self._next, self._mask, self._marks
+        first = page * PAGE
+        keys = self.keys[first : first + PAGE]
+        for row, key in enumerate(keys.tolist(), first):
             if not key:
                 continue
-            at = heads[key & mask]
+            bucket = key & mask
+            at = heads[bucket]
             if at == row:
-                heads[key & mask] = following[row]
+                heads[bucket] = following[row]
             else:
                 while following[at] != row:
                     at = following[at]
                 following[at] = following[row]
-            keys[row] = 0
-        self._free.append(page)
+        keys[:] = self._blank
+        following[first] = marks[FREE]
+        marks[FREE], marks[FREED] = page, marks[FREED] + 1
 
     def find_all(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:
         """The rows of many keys at once, shape (n,), 0 where there is none."""
-        rows: NDArray[np.uint32] = self._head_array[keys & np.uint64(self._mask)]
+        rows: NDArray[np.uint32] = self.head_array[keys & np.uint64(self._mask)]
         wrong = np.flatnonzero((self.key_array[rows] != keys) & (rows != 0))
         while wrong.size:
-            further = self._next_array[rows[wrong]]
+            further = self.next_array[rows[wrong]]
             rows[wrong] = further
             wrong = wrong[(self.key_array[further] != keys[wrong]) & (further != 0)]
         return rows
@@ -193,10 +202,13 @@ class Pages:
         return rows
 
     def _page(self) -> int:
-        if self._free:
-            return self._free.pop()
-        if self._unused > self.pages_max:
+        marks = self._marks
+        page: int = marks[FREE]
+        if page:
+            marks[FREE], marks[FREED] = self._next[page * PAGE], marks[FREED] - 1
+            return page
+        page = marks[UNUSED]
+        if page > self.pages_max:
             return 0
-        page = self._unused
-        self._unused += 1
+        marks[UNUSED] = page + 1
         return page

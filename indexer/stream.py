@@ -22,21 +22,21 @@ stale block), what is held is applied, and the stream is `truncated` until the p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeAlias, TypeVar
+
+import msgspec
 
 T = TypeVar("T")
 
 Verdict: TypeAlias = Literal["in_order", "duplicate", "held", "late", "gap", "restart", "replayed", "closed", "lost"]
 
 
-@dataclass(slots=True)
-class Ready(Generic[T]):
+class Ready(msgspec.Struct, Generic[T]):
     """What the caller does now, in this order: forget, apply, replay (instead of a replay that is under way)."""
 
     verdict: Verdict
     forget: bool = False
-    apply: list[T] = field(default_factory=list)
+    apply: list[T] = []
     replay_from: int | None = None
 
 

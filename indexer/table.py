@@ -21,52 +21,68 @@ class Table:
 
     def hold(self, rows: Iterable[int], mask: int, instead_of: int = 0) -> list[int]:
         """Set the bits `mask` of rows, and clear those of `instead_of`; returns the rows that had them set before."""
-        numbers, live, stamps = self.pages.sets, self.pages.live, self.pages.stamps
-        sets, version = self.sets, self.version
-        masks, counts, held = sets.masks, sets.counts, []
-        last, new = -1, 0
+        numbers, sets, masks = self.pages.sets, self.sets, self.sets.masks
+        held: list[int] = []
+        old, new, told, moved = -1, 0, False, 0
+        page, more = 0, 0
         for row in rows:
-            old: int = numbers[row]
-            if old == last:  # neighbours mostly have the same holders
-                counts[new] += 1
-                if old:
-                    sets.left(old)
-            else:
+            number: int = numbers[row]
+            if number != old:  # neighbours mostly have the same holders
+                if moved:
+                    sets.move(old, new, moved)
+                old, moved = number, 0
                 before = masks[old]
-                if before & mask:
-                    held.append(row)
-                    if not before & instead_of:
-                        continue
-                    last = -1  # each of these is told
-                else:
-                    last = old
-                new = sets.moved(old, before & ~instead_of | mask)
-            if not old:
-                live[row // PAGE] += 1
+                told = bool(before & mask)
+                new = old if told and not before & instead_of else sets.number(before & ~instead_of | mask)
+            if told:
+                held.append(row)
+                if new == old:
+                    continue
+            if row // PAGE != page:
+                if page:
+                    self._changed(page, more)
+                page, more = row // PAGE, 0
             numbers[row] = new
-            stamps[row // PAGE] = version
+            moved += 1
+            more += not old
+        if moved:
+            sets.move(old, new, moved)
+        if page:
+            self._changed(page, more)
         return held
 
     def unhold(self, rows: Iterable[int], mask: int) -> None:
         """Clear the bits `mask` of rows; a page of which no row is held is given back."""
-        pages, sets, version = self.pages, self.sets, self.version
-        numbers, live, stamps, masks, counts = pages.sets, pages.live, pages.stamps, sets.masks, sets.counts
-        last, new = -1, 0
+        numbers, sets, masks = self.pages.sets, self.sets, self.sets.masks
+        old, new, moved = -1, 0, 0
+        page, less = 0, 0
         for row in rows:
-            old: int = numbers[row]
-            if old == last:
-                counts[new] += 1
-                sets.left(old)
-            else:
+            number: int = numbers[row]
+            if number != old:
+                if moved:
+                    sets.move(old, new, moved)
+                old, moved = number, 0
                 before = masks[old]
-                if not before & mask:
-                    continue
-                new = sets.moved(old, before & ~mask)
-                last = old
-            page = row // PAGE
+                new = sets.number(before & ~mask) if before & mask else old
+            if new == old:
+                continue
+            if row // PAGE != page:
+                if page:
+                    self._changed(page, -less)
+                page, less = row // PAGE, 0
             numbers[row] = new
-            stamps[page] = version
-            if not new:
-                live[page] -= 1
-                if not live[page]:
-                    pages.free(page)
+            moved += 1
+            less += not new
+        if moved:
+            sets.move(old, new, moved)
+        if page:
+            self._changed(page, -less)
+
+    def _changed(self, page: int, more: int) -> None:
+        """Rows of a page have other holders; `more` of its rows are held than before."""
+        pages = self.pages
+        pages.stamps[page] = self.version
+        if more:
+            pages.live[page] = live = pages.live[page] + more
+            if not live:
+                pages.free(page)

@@ -3,13 +3,16 @@
 A payload is msgpack `[ts, [event, …], data_parallel_rank?]`. An event is positional, `["BlockStored", …]` (up to
 0.23), or a map, `{"type": "BlockStored", …}` (since 0.24), either of them perhaps inside a `bin`. Trailing fields
 and keys that we do not know are ignored; fields that a version lacks have their default. One event that can't be
-decoded spoils that event only: its reason is in `Batch.bad`.
+decoded spoils that event only: its reason is in `Batch.bad`. Neighbouring removals are one: vLLM says each removed
+block by itself.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from math import isfinite
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -86,6 +89,8 @@ class _Ranked(msgspec.Struct, array_like=True):
     data_parallel_rank: int | None = None
 
 
+_Said: TypeAlias = _Stored | _Removed | _Cleared
+
 _decode_ranked = msgspec.msgpack.Decoder(_Ranked).decode
 _decode_envelope = msgspec.msgpack.Decoder(_Envelope).decode
 _decode_arrays = msgspec.msgpack.Decoder(_Arrays).decode
@@ -100,6 +105,7 @@ _HEADER = 10
 _FIRST_EVENT = {0xDC: _HEADER + 3, 0xDD: _HEADER + 5}  # else it follows at once
 _FIRST_EVENT_LATEST = _HEADER + 5
 
+_REMOVED = frozenset({_Removed, _RemovedMap})
 _KNOWN = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
 
 
@@ -130,11 +136,12 @@ def _whole(payload: bytes | memoryview) -> Batch | None:
             batch = _decode_arrays(payload)
         else:
             return None
-        if not isfinite(batch.ts):
-            return None
-        return Batch(batch.ts, [_value(event) for event in batch.events], batch.data_parallel_rank)
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+    if not isfinite(batch.ts):
+        return None
+    bad: list[str] = []
+    return Batch(batch.ts, _values(batch.events, bad), batch.data_parallel_rank, tuple(bad))
 
 
 def _piecemeal(payload: bytes | memoryview) -> Batch:
@@ -145,7 +152,7 @@ def _piecemeal(payload: bytes | memoryview) -> Batch:
         raise WireError(f"not a batch of events: {error}") from error
     if not isfinite(envelope.ts):  # no clock: a restart could never be told from a duplicate
         raise WireError(f"a batch at {envelope.ts}")
-    events: list[Event] = []
+    events: list[_Said] = []
     bad: list[str] = []
     unknown: list[str] = []
     for raw in envelope.events:
@@ -153,16 +160,16 @@ def _piecemeal(payload: bytes | memoryview) -> Batch:
             events.append(_event(raw))
         except _UnknownEvent as error:
             unknown.append(str(error))
-        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             bad.append(str(error))
-    return Batch(envelope.ts, events, envelope.data_parallel_rank, tuple(bad), tuple(unknown))
+    return Batch(envelope.ts, _values(events, bad), envelope.data_parallel_rank, tuple(bad), tuple(unknown))
 
 
 class _UnknownEvent(Exception):
     """A well-formed event of a type that we do not know: counted, never wrong."""
 
 
-def _event(raw: msgspec.Raw | bytes) -> Event:
+def _event(raw: msgspec.Raw | bytes) -> _Said:
     first = memoryview(raw)[0]
     if 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
         decoder = _decode_array
@@ -173,13 +180,14 @@ def _event(raw: msgspec.Raw | bytes) -> Event:
     else:
         raise ValueError(f"an event starts with byte 0x{first:02x}")
     try:
-        return _value(decoder(raw))
+        said: _Said = decoder(raw)
+        return said
     except msgspec.ValidationError as error:
         _raise_unknown(raw)
         raise ValueError(str(error)) from error
 
 
-def _event_in_bin(inner: bytes) -> Event:
+def _event_in_bin(inner: bytes) -> _Said:
     if not inner or inner[0] in (0xC4, 0xC5, 0xC6):
         raise ValueError("an event in a bin holds no event")
     return _event(inner)
@@ -192,41 +200,83 @@ def _raise_unknown(raw: msgspec.Raw | bytes) -> None:
         raise _UnknownEvent(tag[:64])
 
 
-def _value(event: _Stored | _Removed | _Cleared) -> Event:
-    if isinstance(event, _Removed):  # one for every block that a full cache gives up
-        tier = _TIER_OF_MEDIUM.get(event.medium) or _tier(event.medium)
-        hashes = [v & _HASH_MASK if v.__class__ is int else _hash(v) for v in event.block_hashes]
-        return BlockRemoved(hashes, tier, event.group_idx)
+def _values(events: Sequence[_Said], bad: list[str]) -> list[Event]:
+    """What events say; why one says nothing sound goes to `bad`."""
+    values: list[Event] = []
+    for event in _joined(events):
+        try:
+            values.append(_value(event))
+        except (ValueError, OverflowError) as error:
+            bad.append(str(error))
+    return values
+
+
+def _joined(events: Sequence[_Said]) -> list[_Said]:
+    """The same events, but neighbouring removals are one: a full cache gives up as many blocks as it takes."""
+    joined: list[_Said] = []
+    last: _Removed | None = None
+    for event in events:
+        if event.__class__ not in _REMOVED:  # `isinstance` of a struct costs as much as all of this
+            last = None
+        elif last is not None and event.medium == last.medium and event.group_idx == last.group_idx:
+            last.block_hashes += event.block_hashes
+            continue
+        else:
+            last = event
+        joined.append(event)
+    return joined
+
+
+def _value(event: _Said) -> Event:
     if isinstance(event, _Stored):
         return _stored(event)
+    if isinstance(event, _Removed):
+        return BlockRemoved(_hashes(event.block_hashes), tier_of(event.medium), event.group_idx)
     return AllBlocksCleared()
 
 
 def _stored(event: _Stored) -> BlockStored:
-    hashes = [v & _HASH_MASK if v.__class__ is int else _hash(v) for v in event.block_hashes]
-    size, kind = event.block_size, event.kv_cache_spec_kind
-    if size <= 0:
-        raise ValueError(f"block_size {size}")
-    # Sliding-window groups list only the blocks that are kept; a CPU tier may store without tokens.
-    whole = kind in PREFIX_KINDS and bool(event.token_ids)
-    if whole and len(event.token_ids) != len(hashes) * size:
-        raise ValueError(f"{len(event.token_ids)} tokens for {len(hashes)} blocks of {size}")
     extras = event.extra_keys
-    if extras is not None and len(extras) != len(hashes) and whole:
-        raise ValueError(f"{len(extras)} extra_keys for {len(hashes)} blocks")
-    return BlockStored(
-        hashes=hashes,
+    stored = BlockStored(
+        hashes=_hashes(event.block_hashes),
         parent=None if event.parent_block_hash is None else _hash(event.parent_block_hash),
         tokens=np.frombuffer(array("I", event.token_ids), dtype=np.uint32),
-        block_size=size,
-        tier=_tier(event.medium),
+        block_size=event.block_size,
+        tier=tier_of(event.medium),
         lora_id=event.lora_id,
         lora_name=event.lora_name,
         extras=list(extras) if extras is not None else None,
         group=event.group_idx,
-        kind=kind,
+        kind=event.kv_cache_spec_kind,
         window=event.kv_cache_spec_sliding_window,
     )
+    check(stored)
+    return stored
+
+
+def check(event: BlockStored) -> None:
+    """ValueError if the event contradicts itself."""
+    blocks, size = len(event.hashes), event.block_size
+    if size <= 0:
+        raise ValueError(f"block_size {size}")
+    # Sliding-window groups list only the blocks that are kept; a CPU tier may store without tokens.
+    if event.kind not in PREFIX_KINDS or not len(event.tokens):
+        return
+    if len(event.tokens) != blocks * size:
+        raise ValueError(f"{len(event.tokens)} tokens for {blocks} blocks of {size}")
+    if event.extras is not None and len(event.extras) != blocks:
+        raise ValueError(f"{len(event.extras)} extra_keys for {blocks} blocks")
+
+
+def _hashes(values: list[_Hash]) -> list[int]:
+    """The low 64 bits of each."""
+    try:
+        unsigned = min(values, default=0) >= 0  # type: ignore[operator]
+    except TypeError:  # there are digests
+        unsigned = False
+    if unsigned:  # as nearly all are: they stay as they are
+        return values  # type: ignore[return-value]
+    return [_hash(value) for value in values]
 
 
 def _hash(value: _Hash) -> int:
@@ -236,6 +286,7 @@ def _hash(value: _Hash) -> int:
     return value & _HASH_MASK
 
 
-def _tier(medium: str | None) -> Tier:
+def tier_of(medium: str | None) -> Tier:
+    """Where a medium that vLLM names is; None: where it does not say."""
     tier = _TIER_OF_MEDIUM.get(medium)
     return tier if tier is not None else _TIER_OF_MEDIUM.get(medium.upper() if medium else None, "disk")

@@ -11,6 +11,7 @@ from indexer.blocks import Keys, KeySpace
 from indexer.index import Prediction, PrefixIndex
 from indexer.mappings import Ending
 from indexer.match import MISS, Hit, Match
+from indexer.way import PLAIN, Way
 from router.breaker import BreakerLimits
 from router.budget import RetryBudget
 from router.config import Config
@@ -91,12 +92,12 @@ class Change(NamedTuple):
 class Core:
     """See the module."""
 
-    def __init__(self, config: Config, space: KeySpace) -> None:
+    def __init__(self, config: Config, space: KeySpace, way: Way = PLAIN) -> None:
         self.config = config
         self.space = space
         self.fleet = Fleet()
         given = config.index
-        self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max)
+        self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max, way)
         self.texts = PrefixIndex(
             space, given.text_blocks_max, given.pods_max
         )  # of our own picks: nothing confirms them

@@ -20,6 +20,7 @@ from router.pods import Pods
 from router.proxy import Proxy
 from router.trust import Trusts
 from router.upstream import Upstream, UpstreamLimits
+from router.ways import way_of
 
 if TYPE_CHECKING:
     from router.sharing import Sharing
@@ -35,7 +36,7 @@ class Service:
     def __init__(self, config: Config) -> None:
         space = KeySpace(secrets.randbits(64))
         self.config = config
-        self.core = Core(config, space)
+        self.core = Core(config, space, way_of(config.index.compiled))
         limits, trusts = _limits(config), Trusts(config.upstream)
         self.upstreams = {pod.name: Upstream(pod.address, limits, trusts.of(pod)) for pod in config.discovery.static}
         self.encoding = Encoding(config, self.core, space, self.upstreams)

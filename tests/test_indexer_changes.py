@@ -12,6 +12,7 @@ from indexer.events import TIERS, AllBlocksCleared, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
 from tests.index_twin import TwinPod
 from tests.test_indexer_index import _SHORT, PODS, SPACE, _Walk
+from tests.ways import way_under_test
 
 CPU, GPU = TIER_BITS["cpu"], TIER_BITS["gpu"]
 
@@ -56,7 +57,7 @@ def watch(walk: _Walk, pod: str, changes: Changes) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_a_copy_that_follows_is_what_the_index_holds(seed: int) -> None:
     """After any operations, what the changes made of a copy is what the index holds, and as much as the twin does."""
-    walk = _Walk(seed, _SHORT, block_size=1 + seed % 2)
+    walk = _Walk(seed, _SHORT, block_size=(1, 16, 2)[seed % 3])
     watched = {pod: Changes(1 << 20) for pod in PODS}
     copies: dict[str, dict[int, int]] = {pod: {} for pod in PODS}
     for pod, changes in watched.items():
@@ -82,7 +83,7 @@ def store(*tokens: int, tier: Any = "gpu", hashes: list[int] | None = None) -> B
 
 def watched_index(blocks_max: int = 100) -> tuple[PrefixIndex, Changes, list[int]]:
     """An index with one watched pod, its changes, and the keys of the chain 1, 2, 3."""
-    index, changes = PrefixIndex(SPACE, 4096), Changes(blocks_max)
+    index, changes = PrefixIndex(SPACE, 4096, way=way_under_test()), Changes(blocks_max)
     index.watch("a", changes)
     return index, changes, SPACE.chain(np.array([1, 2, 3], np.uint32), 1).tolist()
 

@@ -14,6 +14,7 @@ from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Tier
 from indexer.index import Holding, Prediction, PrefixIndex
 from indexer.match import Hit, Match
 from tests.index_twin import Twin
+from tests.ways import way_under_test
 
 SPACE = KeySpace(0x5EED)
 PODS = ("a", "b", "c", "d")
@@ -38,7 +39,7 @@ class _Walk:
         self.lengths = lengths
         self.chains_max = 6 if lengths is _SHORT else 20
         self.full = blocks_max < _ROOM
-        self.index = PrefixIndex(SPACE, blocks_max, pods_max=len(PODS), orphans_max=orphans_max)
+        self.index = PrefixIndex(SPACE, blocks_max, pods_max=len(PODS), orphans_max=orphans_max, way=way_under_test())
         self.twin = Twin(orphans_max)
         self.chains: list[list[int]] = []
         self.matches: list[tuple[Match, list[int]]] = []
@@ -219,7 +220,7 @@ class _Walk:
 @pytest.mark.parametrize("seed", range(24))
 def test_answers_as_its_twin(seed: int) -> None:
     """After every one of many random operations, matches and holdings are the twin's; in the end nothing is left."""
-    walk = _Walk(seed, _SHORT, block_size=1 + seed % 2)
+    walk = _Walk(seed, _SHORT, block_size=(1, 16, 2)[seed % 3])
     for _ in range(300):
         walk.step()
         walk.check()
@@ -235,7 +236,7 @@ def test_answers_as_its_twin(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_long_chains_are_answered_as_by_the_twin(seed: int) -> None:
     """The same with prefixes far beyond the borders at which many keys are looked up at once."""
-    walk = _Walk(seed, _LONG, block_size=1 + seed % 2, orphans_max=2000)
+    walk = _Walk(seed, _LONG, block_size=(1, 16)[seed % 2], orphans_max=2000)
     walk.chains.append([walk.rng.randrange(3) for _ in range(1100)])
     longest = 0
     for _ in range(50):
@@ -270,7 +271,7 @@ def test_the_walks_reach_what_matters() -> None:
 
 
 def _index(blocks_max: int = 4096, **limits: int) -> PrefixIndex:
-    return PrefixIndex(SPACE, blocks_max, **limits)
+    return PrefixIndex(SPACE, blocks_max, way=way_under_test(), **limits)
 
 
 def _store(

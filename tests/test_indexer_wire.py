@@ -118,6 +118,20 @@ def test_tiers(medium: str | None, tier: str) -> None:
     assert _one(["BlockStored", [1], None, [9], 1, None, medium]).tier == tier
 
 
+def test_neighbouring_removals_are_one() -> None:
+    """vLLM says each by itself; those of another tier or group, or behind another event, stay apart."""
+    removals: list[list[Any]] = [["BlockRemoved", [n], "GPU", 0] for n in (1, 2)]
+    removals += [["BlockRemoved", [3, 4], "CPU", 0], ["BlockRemoved", [5], "CPU", 1]]
+    events = [*removals, ["AllBlocksCleared"], *removals[:2]]
+    expected = [
+        BlockRemoved([1, 2], "gpu", 0), BlockRemoved([3, 4], "cpu", 0), BlockRemoved([5], "cpu", 1),
+        AllBlocksCleared(), BlockRemoved([1, 2], "gpu", 0),
+    ]  # fmt: skip
+    assert decode(_pack([1.5, events])).events == expected
+    in_bins = [_pack(event) for event in events]  # read one by one
+    assert decode(_pack([1.5, in_bins])).events == expected
+
+
 def test_rank() -> None:
     """0.9.0 has no rank; later versions always give one."""
     assert decode(_pack([1, []])) == Batch(1.0, [])
@@ -283,14 +297,17 @@ def test_fuzz_fields(place: int, value: object, as_map: bool) -> None:
 
 
 def _said(batch: Batch) -> tuple[list[object], list[str], list[str]]:
-    """Events in a form that can be compared, and what is bad and unknown."""
-    events = [
-        repr((e.hashes, e.parent, e.tokens.tolist(), e.block_size, e.tier, e.lora_id, e.lora_name, e.extras, e.group))
-        if isinstance(e, BlockStored)
-        else repr(e)
-        for e in batch.events
-    ]
-    return [*events], [*batch.bad], [*batch.unknown]
+    """Events in a form that can be compared, removals block by block, and what is bad and unknown."""
+    events: list[object] = []
+    for e in batch.events:
+        if isinstance(e, BlockStored):
+            content = (list(e.hashes), e.parent, e.tokens.tolist(), e.block_size, e.extras)
+            events.append(repr((content, e.tier, e.lora_id, e.lora_name, e.group, e.kind, e.window)))
+        elif isinstance(e, BlockRemoved):
+            events += [repr(("removed", engine_hash, e.tier, e.group)) for engine_hash in e.hashes]
+        else:
+            events.append(repr(e))
+    return events, [*batch.bad], [*batch.unknown]
 
 
 _events = st.sampled_from(

@@ -19,8 +19,8 @@ FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 500
 
 _PURE_IMPORTS = {
-    "__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "functools", "heapq", "itertools",
-    "math", "operator", "types", "typing", "cachetools", "msgspec", "numpy", "xxhash",
+    "__future__", "abc", "array", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools", "heapq",
+    "itertools", "math", "operator", "types", "typing", "cachetools", "msgspec", "numba", "numpy", "xxhash",
 }  # fmt: skip
 """What cannot reach a socket, clock, random source, environment, log or metric. Add to it what can't either."""
 
