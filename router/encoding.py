@@ -57,7 +57,7 @@ class _Encodes(Protocol):
 class _Question:
     """One prompt, ready for what encodes it. `local`: the model's name, where that is our own tokenizer."""
 
-    source: object
+    source: Any
     encoder: _Encodes
     sizes: list[int]
     lora: str | None

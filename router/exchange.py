@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
+from router.failures import ClientDisconnected
 from router.heads import CONTINUE, response_head, tokens
 
 log = logging.getLogger("warmroute")
@@ -17,10 +18,6 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 _START, _BODY, _TRAILERS, _DONE = range(4)  # what the application says next
 _COPIED_BYTES_MAX = 64 * 1024  # a larger piece goes out beside its framing, not copied into one
 _BODYLESS_STATUSES = (204, 304)
-
-
-class ClientDisconnected(OSError):
-    """The client has left: what is sent goes nowhere."""
 
 
 class Carrier(Protocol):
