@@ -33,6 +33,15 @@ class Gateway(Serving):
     host: str = Field(default="0.0.0.0", min_length=1, description="Address to listen on.")
     port: Port = Field(default=8080, description="Port of the data plane. 0: any free one.")
     ops_port: Port | None = Field(default=None, description="Port of the operators' endpoints. null: the data port.")
+    workers: Count = Field(
+        default=1, ge=1, le=64, description="Processes that serve, each on a core of its own, see above."
+    )
+    workers_ranks_max: Count = Field(
+        default=1024, ge=1, le=65_536, description="Pods (ranks) whose load workers tell each other; not that of more."
+    )
+    workers_timeout: Seconds = Field(
+        default=2.0, gt=0, le=60, description="For the answers of all workers to what an operator asks one of them."
+    )
     body_max: Bytes = Field(default=64 * MIB, ge=KIB, le=GIB, description="Largest request body; above it: 413.")
     header_max: Bytes = Field(default=64 * KIB, ge=KIB, le=MIB, description="Largest request head (line and headers).")
     requests_max: Count = Field(

@@ -17,8 +17,10 @@ from router.config import Config
 from router.errors import Full, NoFitPod, NoRetry
 from router.fairness import FairQueue
 from router.fleet import Fleet, Pod, Rank, RankId
+from scorer.board import Board
 from scorer.candidates import Candidate, Pick
-from scorer.load import Ticket
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad, Ticket
 from scorer.pick import pick
 from scorer.policies import Settings
 from scorer.slow_start import slowness
@@ -83,8 +85,10 @@ class Change(NamedTuple):
 class Core:
     """See the module."""
 
-    def __init__(self, config: Config, space: KeySpace) -> None:
+    def __init__(self, config: Config, space: KeySpace, board: Board | None = None) -> None:
+        """`board`: what the other workers have in flight, where there are any."""
         self.config = config
+        self.board = board
         self.space = space
         self.fleet = Fleet()
         self.index = PrefixIndex(space, config.index.blocks_max, orphans_max=config.index.orphans_max)
@@ -108,6 +112,8 @@ class Core:
 
     def decide(self, asked: Asked, exclude: frozenset[str], now: float) -> Decision:
         """The pick for a request, without acting on it; raises `UnknownModel` or `NoFitPod`."""
+        if self.board is not None:
+            self.board.listen(now)
         return self._decide(asked, self._fit(asked, exclude, now), now)
 
     def route(self, asked: Asked, exclude: frozenset[str], now: float) -> Placed:
@@ -116,12 +122,14 @@ class Core:
         A request that `exclude`s pods is a retry: the bounds of admission let it pass, it has to be in the budget.
         Raises `Full`, `NoRetry`, and what `decide` raises.
         """
+        if self.board is not None:
+            self.board.listen(now)
         ranks = self._fit(asked, exclude, now)
         if exclude:
             if not self.budget.take(now):
                 raise NoRetry("The retry budget is spent.")
         else:
-            if self._bounded or self.in_flight >= self._bounds.requests:
+            if self._bounded or self._all_in_flight >= self._bounds.requests:
                 ranks = self._with_room(ranks)
             self.budget.request(self.in_flight)
         decision = self._decide(asked, ranks, now)
@@ -207,13 +215,24 @@ class Core:
 
     # --- pods ---
 
+    def load_of(self, rank: RankId, rate: PrefillRate) -> PodLoad:
+        """The load of a rank that joins."""
+        return PodLoad(rate) if self.board is None else self.board.join(_told(rank), rate)
+
     def leave(self, pod: Pod) -> None:
         """A pod is gone for good."""
         self.fleet.leave(pod.name)
         for rank in pod.ranks:
             self.index.drop(rank.id)
+            if self.board is not None:
+                self.board.leave(_told(rank.id))
 
     # --- inside ---
+
+    @property
+    def _all_in_flight(self) -> int:
+        """Through all workers."""
+        return self.in_flight if self.board is None else self.in_flight + self.board.in_flight
 
     def _fit(self, asked: Asked, exclude: frozenset[str], now: float) -> Sequence[Rank]:
         ranks = self.fleet.serving(asked.model)
@@ -233,7 +252,7 @@ class Core:
     def _with_room(self, ranks: Sequence[Rank]) -> Sequence[Rank]:
         """Those of `ranks` that may take a new request; raises `Full`."""
         bounds = self._bounds
-        if self.in_flight >= bounds.requests:
+        if self._all_in_flight >= bounds.requests:
             raise Full(f"All {bounds.requests} requests that may be in flight are.")
         if bounds.prefill_tokens is not None:
             queued = sum(rank.load.prefill_tokens for rank in self.fleet.ranks)
@@ -301,6 +320,11 @@ class Core:
 
     def _predicted_ttl_s(self, rank: Rank) -> float:
         return self.config.index.predicted_ttl if rank.tells else self.config.index.blind_ttl
+
+
+def _told(rank: RankId) -> bytes:
+    """How workers call a rank among themselves."""
+    return f"{rank.pod}/{rank.rank}".encode()
 
 
 class _Bounds(NamedTuple):

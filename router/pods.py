@@ -22,7 +22,6 @@ from router.feeds import FeedLimits, FeedReader
 from router.figures import parse_metrics
 from router.fleet import Evidence, Pod, Rank, RankId
 from scorer.cost import FleetRate, PrefillRate
-from scorer.load import PodLoad
 
 log = logging.getLogger("warmroute.pods")
 
@@ -200,8 +199,8 @@ class Pods:
 
     def _rank(self, pod: Pod, given: StaticPod, number: int) -> tuple[Rank, FeedReader | None]:
         config, events = self._config, self._config.events
-        load = PodLoad(PrefillRate(config.scoring.prefill_tokens_per_second, self._rate))
         name = RankId(pod.name, number)
+        load = self._core.load_of(name, PrefillRate(config.scoring.prefill_tokens_per_second, self._rate))
         if given.events is None:
             return Rank(name, pod, load, None), None
         feed = Feed(self._core.index, name, events.queue_max, self._block_size(given))

@@ -1,0 +1,170 @@
+"""What the workers of one host have in flight, told each other over memory that they share.
+
+The memory is a table: a row for each worker, which only that worker writes, and in it a cell for each rank. A cell is
+plain numbers that hold now, not changes: a reader who misses some is right again with the next look, and one who reads
+a cell that is half written is right but for that moment. So there are no locks. Where the memory comes from, and who
+wipes the row of a worker that died, is the caller's to care for.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import xxhash
+
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad, Ticket
+
+_FIELDS = 5  # of a cell: name, requests, prefill tokens, their seconds, until when the pod is busy
+_USED = (0, 0)  # cell and field of a row that say how many cells have been used; ranks follow
+_LOOK_S = 0.002  # between two looks at the others: 10 ms are early enough, and many decisions share the cost of one
+_NUMBER = np.dtype(np.float64)
+_NAME_BITS = 53  # as many as a float holds exactly
+
+Cell: TypeAlias = list[float]
+
+
+class SharedLoad(PodLoad):
+    """The load of a candidate to which other workers send too.
+
+    `requests`, `prefill_tokens` and the backlog are those of all workers, as last heard; `own_…` are those of this one.
+    """
+
+    __slots__ = ("_cell", "_others_promised_s", "_others_requests", "_others_tokens")
+
+    def __init__(self, rate: PrefillRate, cell: memoryview[float] | None) -> None:
+        """`cell`: where to tell the others; None: there is no room."""
+        super().__init__(rate)
+        self._cell = cell
+        self._others_requests = 0
+        self._others_tokens = 0
+        self._others_promised_s = 0.0
+
+    @property
+    def own_requests(self) -> int:
+        return self.requests - self._others_requests
+
+    @property
+    def own_prefill_tokens(self) -> int:
+        return self.prefill_tokens - self._others_tokens
+
+    def admit(self, tokens: int, now: float) -> Ticket:
+        ticket = super().admit(tokens, now)
+        self._tell()
+        return ticket
+
+    def first_byte(self, ticket: Ticket, now: float, measured: bool) -> None:
+        super().first_byte(ticket, now, measured)
+        self._tell()
+
+    def release(self, ticket: Ticket) -> bool:
+        released = super().release(ticket)
+        self._tell()
+        return released
+
+    def hear(self, requests: int, tokens: int, promised_s: float, busy_until: float) -> None:
+        """Another worker has so much more here (or less); by what it knew, the pod is busy until then."""
+        self._others_requests += requests
+        self.requests += requests
+        self._others_tokens += tokens
+        self.prefill_tokens += tokens
+        self._others_promised_s += promised_s
+        self._promised_s += promised_s
+        if busy_until > self._busy_until:
+            self._busy_until = busy_until
+        if not self._others_tokens:  # what is left are rounding errors
+            self._promised_s -= self._others_promised_s
+            self._others_promised_s = 0.0
+
+    def _tell(self) -> None:
+        cell = self._cell
+        if cell is not None:
+            cell[1] = self.requests - self._others_requests
+            cell[2] = self.prefill_tokens - self._others_tokens
+            cell[3] = self._promised_s - self._others_promised_s
+            cell[4] = self._busy_until
+
+
+class Board:
+    """The table as one worker sees it. `in_flight`: requests of all the others, as last heard."""
+
+    def __init__(self, memory: memoryview, workers: int, own: int, ranks_max: int) -> None:
+        """`memory`: of `board_bytes`; `own`: this worker's row. A rank for which there is no cell is not told."""
+        table = np.frombuffer(memory, _NUMBER).reshape(workers, 1 + ranks_max, _FIELDS)
+        self._above, self._below = table[:own], table[own + 1 :]
+        self._used = table[:, *_USED]
+        self._cells: memoryview[float] = table[own].reshape(-1).data
+        self._own = own
+        self._free = list(range(ranks_max, 0, -1))
+        self._places: dict[float, int] = {}  # of ranks, by name: the cells that are ours
+        self._loads: dict[float, SharedLoad] = {}
+        self._seen = np.zeros((workers - 1, 1 + ranks_max, _FIELDS), _NUMBER)
+        self._width = 1  # cells that anybody has used
+        self._look_at = 0.0
+        self.in_flight = 0
+
+    def join(self, name: bytes, rate: PrefillRate) -> SharedLoad:
+        """The load of a rank, told to the others and heard from them. `name`: the same in all workers."""
+        number, cell = _number(name), None
+        if self._free:
+            place = self._places[number] = self._free.pop()
+            cell = self._cells[place * _FIELDS : (place + 1) * _FIELDS]
+            cell[0] = number
+            self._used[self._own] = max(self._used[self._own], place)
+        load = self._loads[number] = SharedLoad(rate, cell)
+        for heard in self._seen[self._seen[..., 0] == number].tolist():
+            _hear(load, heard, 1)
+        return load
+
+    def leave(self, name: bytes) -> None:
+        """A rank is gone for good."""
+        number = _number(name)
+        self._loads.pop(number, None)
+        place = self._places.pop(number, None)
+        if place is not None:
+            for field in range(_FIELDS):
+                self._cells[place * _FIELDS + field] = 0.0
+            self._free.append(place)
+
+    def listen(self, now: float) -> None:
+        """Have what the others have, if it was not looked at a moment ago."""
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_S
+        self._width = width = max(self._width, 1 + int(max(self._used.tolist())))
+        cells = np.concatenate((self._above[:, 1:width], self._below[:, 1:width]))  # a copy: it does not change
+        seen = self._seen[:, 1:width]
+        changed = (cells != seen).any(axis=2)
+        for before, after in zip(seen[changed].tolist(), cells[changed].tolist(), strict=True):
+            self._change(before, after)
+        seen[:] = cells
+
+    def _change(self, before: Cell, after: Cell) -> None:
+        self.in_flight += int(after[1] - before[1])
+        if before[0] != after[0]:  # a pod has left, and another one has its place
+            _hear(self._loads.get(before[0]), before, -1)
+            before = [after[0], 0.0, 0.0, 0.0, 0.0]
+        load = self._loads.get(after[0])
+        if load is not None:
+            load.hear(int(after[1] - before[1]), int(after[2] - before[2]), after[3] - before[3], after[4])
+
+
+def board_bytes(workers: int, ranks_max: int) -> int:
+    """The size of the memory."""
+    return workers * row_bytes(ranks_max)
+
+
+def row_bytes(ranks_max: int) -> int:
+    """The size of one worker's row: rows lie one behind the other. A row of zeros is that of a worker without load."""
+    return (1 + ranks_max) * _FIELDS * _NUMBER.itemsize
+
+
+def _hear(load: SharedLoad | None, cell: Cell, sign: int) -> None:
+    if load is not None:
+        load.hear(sign * int(cell[1]), sign * int(cell[2]), sign * cell[3], cell[4])
+
+
+def _number(name: bytes) -> float:
+    """A name as a number that a cell can hold; never 0."""
+    return float(xxhash.xxh3_64_intdigest(name) >> (64 - _NAME_BITS) or 1)
