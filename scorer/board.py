@@ -18,7 +18,7 @@ from scorer.load import PodLoad, Ticket
 
 _FIELDS = 5  # of a cell: name, requests, prefill tokens, their seconds, until when the pod is busy
 _USED = (0, 0)  # cell and field of a row that say how many cells have been used; ranks follow
-_LOOK_S = 0.002  # between two looks at the others: 10 ms are early enough, and many decisions share the cost of one
+LOOK_S = 0.002  # between two looks at the others: 10 ms are early enough, and many decisions share the cost of one
 _NUMBER = np.dtype(np.float64)
 _NAME_BITS = 53  # as many as a float holds exactly
 
@@ -89,7 +89,9 @@ class SharedLoad(PodLoad):
 class Board:
     """The table as one worker sees it. `in_flight`: requests of all the others, as last heard."""
 
-    def __init__(self, memory: memoryview, workers: int, own: int, ranks_max: int) -> None:
+    def __init__(
+        self, memory: memoryview, workers: int, own: int, ranks_max: int, look_interval_s: float = LOOK_S
+    ) -> None:
         """`memory`: of `board_bytes`; `own`: this worker's row. A rank for which there is no cell is not told."""
         table = np.frombuffer(memory, _NUMBER).reshape(workers, 1 + ranks_max, _FIELDS)
         self._above, self._below = table[:own], table[own + 1 :]
@@ -101,7 +103,8 @@ class Board:
         self._loads: dict[float, SharedLoad] = {}
         self._seen = np.zeros((workers - 1, 1 + ranks_max, _FIELDS), _NUMBER)
         self._width = 1  # cells that anybody has used
-        self._look_at = 0.0
+        self._look_at = float("-inf")
+        self._look_interval_s = look_interval_s
         self.in_flight = 0
 
     def join(self, name: bytes, rate: PrefillRate) -> SharedLoad:
@@ -131,7 +134,7 @@ class Board:
         """Have what the others have, if it was not looked at a moment ago."""
         if now < self._look_at:
             return
-        self._look_at = now + _LOOK_S
+        self._look_at = now + self._look_interval_s
         self._width = width = max(self._width, 1 + int(max(self._used.tolist())))
         cells = np.concatenate((self._above[:, 1:width], self._below[:, 1:width]))  # a copy: it does not change
         seen = self._seen[:, 1:width]
