@@ -5,8 +5,8 @@
 The decisions are those of the gateway (`Core` and `Board`, one for each worker); pods are made of arithmetic: prefill
 one after the other at a fixed speed, a cache of blocks that forgets the least recently used, events after a moment.
 Time is simulated. Every request goes to a worker by chance, as connections do. `chats`: conversations that grow, think
-time between turns. `bursts`: many questions about one new document, all within a moment: here it matters whether
-workers know where others have just sent a prefix, so `+ picks` shows what telling each other that too would bring.
+time between turns. `bursts`: many questions about one new document, all within a moment. Shared is the load in flight
+alone, or (`both`) where prompts were sent that no pod held, too; as old as is said.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import heapq
 import random
 import statistics
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ from indexer.feed import Feed
 from router.config import Config
 from router.core import Asked, Core
 from router.fleet import Pod, Rank, RankId
-from scorer.board import Board, board_bytes
+from scorer.board import Board, row_of
 from scorer.cost import FleetRate, PrefillRate
 
 BLOCK = 16
@@ -36,10 +36,12 @@ CACHE_BLOCKS = 12_000
 EVENT_DELAY_S = 0.02
 DECODE_S = 2.0
 MODEL = "m"
-RANKS_MAX = 64
+ROW = row_of(64, 16_384)
 SYSTEM, FIRST, TURN, TURNS, THINK_S = 512, 2_000, 600, 6, 8.0  # tokens, and seconds
 DOCUMENT, QUESTION, QUESTIONS, WITHIN_S = 8_000, 200, 16, 0.2
 NOBODY: frozenset[str] = frozenset()
+
+Work = Callable[["World", int, float], None]
 
 
 class Way(NamedTuple):
@@ -47,8 +49,15 @@ class Way(NamedTuple):
 
     name: str
     workers: int
-    look_s: float | None
-    picks: bool = False
+    look_s: float | None = None
+    sendings: bool = True
+
+
+class Reserved(Board):
+    """A board on which only load is told."""
+
+    def tell(self, rank: Hashable, keys: Keys, start: int, expires: float) -> None:
+        """Nothing."""
 
 
 class Engine:
@@ -84,19 +93,20 @@ class World:
         self.now = 0.0
         self.space = KeySpace(1)
         self.engines = [Engine() for _ in range(pods)]
-        memory = memoryview(bytearray(board_bytes(way.workers, RANKS_MAX)))
+        memory = memoryview(bytearray(way.workers * ROW.itemsize))
         self.cores = [self._core(number, memory, pods) for number in range(way.workers)]
         self.ttft_s: list[float] = []
-        self.computed = self.asked = self._count = 0
+        self.computed = self._count = 0
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
 
     def _core(self, number: int, memory: memoryview, pods: int) -> Core:
         config = Config.model_validate({"index": {"blocks_max": 1_000_000}, "scoring": {"slow_start": 0}})
         look_s = self.way.look_s
-        board = None if look_s is None else Board(memory, self.way.workers, number, RANKS_MAX, look_s)
+        kind = Board if self.way.sendings else Reserved
+        board = None if look_s is None else kind(memory, self.way.workers, number, ROW, look_s)
         core, fleet = Core(config, self.space, board), FleetRate(SPEED)
         for place in range(pods):
-            pod, name = Pod(f"pod-{place}", "", healthy=True, block_size=BLOCK, blocks=CACHE_BLOCKS), RankId("", 0)
+            pod = Pod(f"pod-{place}", "", healthy=True, block_size=BLOCK, blocks=CACHE_BLOCKS)
             name = RankId(pod.name, 0)
             feed = Feed(core.index, name, 1_000)
             feed.replay_ended(True, 0.0)
@@ -121,18 +131,10 @@ class World:
         core.index.expire(self.now)
         placed = core.route(Asked(MODEL, len(tokens), keys={BLOCK: keys}), NOBODY, self.now)
         rank, number = placed.decision.rank.id, int(placed.decision.rank.id.pod[4:])
-        if self.way.picks:
-            for other in self.cores:
-                if other is not core:
-                    hit = other.match(keys).hits.get(rank)
-                    held = hit.blocks if hit else 0
-                    if held < len(keys):
-                        other.index.predict(rank, keys, held, self.now + 30)
         names = keys.tolist()
         first_s, held, computed, gone = self.engines[number].serve(names, len(tokens), self.now)
         self.ttft_s.append(first_s - self.now)
         self.computed += computed
-        self.asked += len(tokens)
         self.at(first_s, lambda: core.first_byte(placed, True, self.now))
         self.at(first_s + EVENT_DELAY_S, lambda: self._tell(rank, names, tokens, held, gone))
         self.at(first_s + DECODE_S, lambda: core.release(placed, True, self.now))
@@ -190,10 +192,28 @@ def bursts(world: World, requests: int, load: float) -> None:
     world.run()
 
 
+class Figures(NamedTuple):
+    """Of one run."""
+
+    p90_s: float
+    mean_s: float
+    computed: int
+
+
+def figures(way: Way, work: Work, options: argparse.Namespace, load: float, seed: int) -> Figures:
+    """One run."""
+    world = World(way, options.pods, seed)
+    work(world, options.requests, load)
+    return Figures(statistics.quantiles(world.ttft_s, n=10)[-1], statistics.fmean(world.ttft_s), world.computed)
+
+
 def ways(workers: int) -> list[Way]:
-    shared = [Way(f"{workers}, {ms:g} ms", workers, ms / 1e3) for ms in (0, 2, 10, 100)]
-    return [Way("1", 1, None), Way(f"{workers} unshared", workers, None), *shared,
-            Way(f"{workers}, 2 ms + picks", workers, 0.002, picks=True)]  # fmt: skip
+    return [
+        Way("one worker", 1),
+        Way("nothing shared", workers),
+        Way("load only, 2 ms", workers, 0.002, sendings=False),
+        *(Way(f"both, {ms} ms", workers, ms / 1e3) for ms in (2, 10, 100)),
+    ]
 
 
 def main() -> None:
@@ -206,21 +226,15 @@ def main() -> None:
     options = parser.parse_args()
     for name, work, loads in (("chats", chats, (0.5, 0.75)), ("bursts", bursts, (0.3, 0.5))):
         for load in options.load or loads:
-            print(f"\n{name}, load {load:g}: p90 TTFT s, x one worker; mean x; tokens computed x; hits", flush=True)
-            one: list[tuple[float, float, int]] = []
+            print(f"\n{name}, {options.workers} workers, load {load:g}: p90 TTFT, and as a ratio to one worker: "
+                  "p90 TTFT, mean TTFT, tokens computed", flush=True)  # fmt: skip
+            one: list[Figures] = []
             for way in ways(options.workers):
-                found, hits = [], []
-                for seed in range(options.seeds):
-                    world = World(way, options.pods, seed)
-                    work(world, options.requests, load)
-                    p90 = statistics.quantiles(world.ttft_s, n=10)[-1]
-                    found.append((p90, statistics.fmean(world.ttft_s), world.computed))
-                    hits.append(1 - world.computed / world.asked)
+                found = [figures(way, work, options, load, seed) for seed in range(options.seeds)]
                 one = one or found
-                x = [statistics.fmean(a[part] / b[part] for a, b in zip(found, one, strict=True)) for part in range(3)]
-                p90 = statistics.fmean(each[0] for each in found)
-                print(f"  {way.name:18} {p90:7.3f} s {x[0]:6.2f}x {x[1]:6.2f}x {x[2]:6.2f}x {statistics.fmean(hits):7.1%}",
-                      flush=True)  # fmt: skip
+                ratios = [statistics.fmean(a[at] / b[at] for a, b in zip(found, one, strict=True)) for at in range(3)]
+                p90_s = statistics.fmean(each.p90_s for each in found)
+                print(f"  {way.name:16} {p90_s:7.3f} s " + " ".join(f"{ratio:6.2f}x" for ratio in ratios), flush=True)
 
 
 if __name__ == "__main__":

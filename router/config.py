@@ -39,6 +39,12 @@ class Gateway(Serving):
     workers_ranks_max: Count = Field(
         default=1024, ge=1, le=65_536, description="Pods (ranks) whose load workers tell each other; not that of more."
     )
+    workers_sendings_max: Count = Field(
+        default=16_384,
+        ge=16,
+        le=1_048_576,
+        description="Beginnings of prompts and where they went that a worker keeps for others: the newest.",
+    )
     workers_timeout: Seconds = Field(
         default=2.0, gt=0, le=60, description="For the answers of all workers to what an operator asks one of them."
     )

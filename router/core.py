@@ -25,6 +25,8 @@ from scorer.pick import pick
 from scorer.policies import Settings
 from scorer.slow_start import slowness
 
+_LATE = 2.0  # a prefill may take so many times what is predicted
+
 
 @dataclass(slots=True)
 class Asked:
@@ -113,7 +115,7 @@ class Core:
     def decide(self, asked: Asked, exclude: frozenset[str], now: float) -> Decision:
         """The pick for a request, without acting on it; raises `UnknownModel` or `NoFitPod`."""
         if self.board is not None:
-            self.board.listen(now)
+            self._listen(self.board, asked, now)
         return self._decide(asked, self._fit(asked, exclude, now), now)
 
     def route(self, asked: Asked, exclude: frozenset[str], now: float) -> Placed:
@@ -123,7 +125,7 @@ class Core:
         Raises `Full`, `NoRetry`, and what `decide` raises.
         """
         if self.board is not None:
-            self.board.listen(now)
+            self._listen(self.board, asked, now)
         ranks = self._fit(asked, exclude, now)
         if exclude:
             if not self.budget.take(now):
@@ -150,6 +152,8 @@ class Core:
             if hit.blocks < len(keys):
                 expires = now + self._predicted_ttl_s(rank)
                 prediction = self.index.predict(rank.id, keys, hit.blocks, expires)
+                if self.board is not None:
+                    self.board.tell(rank.id, keys, hit.blocks, self._told_until(rank, expires, now))
         return Placed(decision, ticket, prediction, hit, pod, breaker.epoch)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
@@ -217,7 +221,7 @@ class Core:
 
     def load_of(self, rank: RankId, rate: PrefillRate) -> PodLoad:
         """The load of a rank that joins."""
-        return PodLoad(rate) if self.board is None else self.board.join(_told(rank), rate)
+        return PodLoad(rate) if self.board is None else self.board.join(rank, f"{rank.pod}/{rank.rank}".encode(), rate)
 
     def leave(self, pod: Pod) -> None:
         """A pod is gone for good."""
@@ -225,9 +229,20 @@ class Core:
         for rank in pod.ranks:
             self.index.drop(rank.id)
             if self.board is not None:
-                self.board.leave(_told(rank.id))
+                self.board.leave(rank.id)
 
     # --- inside ---
+
+    def _listen(self, board: Board, asked: Asked, now: float) -> None:
+        """Have what other workers did a moment ago: what is in flight, and where they sent what begins as this one."""
+        board.listen(now)
+        for size, keys in asked.keys.items():
+            for blocks, rank, expires in board.sent(keys, now):
+                match = asked.matches.get(size) or self.match(keys)
+                held = match.hits.get(rank, MISS).blocks
+                if held < blocks:
+                    self.index.predict(rank, keys[:blocks], held, expires)
+                    asked.matches.pop(size, None)
 
     @property
     def _all_in_flight(self) -> int:
@@ -318,13 +333,15 @@ class Core:
         gpu, cpu, disk = self._weights
         return (gpu * (hit.gpu + hit.predicted) + cpu * hit.cpu + disk * hit.disk) / hit.blocks
 
+    def _told_until(self, rank: Rank, expires: float, now: float) -> float:
+        """How long other workers believe it: until events tell all of them, if they do."""
+        if not rank.tells:
+            return expires
+        done = now + _LATE * rank.load.backlog_s(now) + self.config.index.predicted_grace
+        return min(expires, done)
+
     def _predicted_ttl_s(self, rank: Rank) -> float:
         return self.config.index.predicted_ttl if rank.tells else self.config.index.blind_ttl
-
-
-def _told(rank: RankId) -> bytes:
-    """How workers call a rank among themselves."""
-    return f"{rank.pod}/{rank.rank}".encode()
 
 
 class _Bounds(NamedTuple):

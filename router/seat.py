@@ -7,22 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from router.config import Config
+from router.config import Config, Gateway
 from router.forms import Section
-from scorer.board import Board, board_bytes
+from scorer.board import Board, row_of
 
 S = TypeVar("S", bound=Section)
 
 
 @dataclass(slots=True, frozen=True)
 class Seat:
-    """`folder`: of all workers and nobody else. `memory`: descriptor of what they share. `life`: how often this seat
-    was taken before."""
+    """`folder`: of all workers and nobody else. `memory`: descriptor of what they share. `seed`: of their block keys.
+
+    `life`: how often this seat was taken before.
+    """
 
     number: int
     workers: int
     folder: Path
     memory: int
+    seed: int
     life: int = 0
 
     def socket(self, number: int) -> Path:
@@ -33,10 +36,11 @@ class Seat:
         """Where a worker keeps what it has told of its counters: they go on with whoever has the seat after it."""
         return self.folder / f"worker-{number}.json"
 
-    def board(self, ranks_max: int) -> Board:
-        """What the others have in flight."""
-        memory = mmap.mmap(self.memory, board_bytes(self.workers, ranks_max))
-        return Board(memoryview(memory), self.workers, self.number, ranks_max)
+    def board(self, gateway: Gateway) -> Board:
+        """What the others do."""
+        row = row_of(gateway.workers_ranks_max, gateway.workers_sendings_max)
+        memory = mmap.mmap(self.memory, self.workers * row.itemsize)
+        return Board(memoryview(memory), self.workers, self.number, row)
 
     def part(self, config: Config) -> Config:
         """The configuration of this worker: of what is bounded over all of them it has its part.

@@ -34,9 +34,9 @@ class Service:
 
     def __init__(self, config: Config, seat: Seat | None = None) -> None:
         """`seat`: where this process is one of several workers."""
-        space = KeySpace(secrets.randbits(64))
+        space = KeySpace(secrets.randbits(64) if seat is None else seat.seed)
         self.config = config
-        self.core = Core(config, space, None if seat is None else seat.board(config.gateway.workers_ranks_max))
+        self.core = Core(config, space, None if seat is None else seat.board(config.gateway))
         limits = _limits(config)
         self.upstreams = {pod.name: Upstream(pod.address, limits) for pod in config.discovery.static}
         self.encoding = Encoding(config, self.core, space, self.upstreams)

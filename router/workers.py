@@ -11,6 +11,7 @@ import contextlib
 import logging
 import mmap
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from router.config import Config
 from router.listening import reserved
 from router.seat import Seat
 from router.worker import told
-from scorer.board import board_bytes, row_bytes
+from scorer.board import row_of
 
 log = logging.getLogger("warmroute.workers")
 
@@ -61,10 +62,10 @@ class Workers:
         gateway = config.gateway
         self._config = config
         self._folder = folder
-        self._row = row_bytes(gateway.workers_ranks_max)
-        size = board_bytes(gateway.workers, gateway.workers_ranks_max)
-        self._descriptor = _anonymous(size)
-        self._memory = mmap.mmap(self._descriptor, size)
+        self._row = row_of(gateway.workers_ranks_max, gateway.workers_sendings_max).itemsize
+        self._descriptor = _anonymous(gateway.workers * self._row)
+        self._memory = mmap.mmap(self._descriptor, gateway.workers * self._row)
+        self._seed = secrets.randbits(64)
         self._lives = [0] * gateway.workers
         self._alive: dict[int, asyncio.subprocess.Process] = {}
         self._told = asyncio.Event()  # to leave
@@ -122,7 +123,7 @@ class Workers:
         """One worker, from start to end: its exit code."""
         loop = asyncio.get_running_loop()
         gateway = self._config.gateway
-        seat = Seat(number, gateway.workers, self._folder, self._descriptor, self._lives[number])
+        seat = Seat(number, gateway.workers, self._folder, self._descriptor, self._seed, self._lives[number])
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:

@@ -1,25 +1,26 @@
-"""What the workers of one host have in flight, told each other over memory that they share.
+"""What the workers of one host have in flight and where they send prompts, told each other over memory they share.
 
-The memory is a table: a row for each worker, which only that worker writes, and in it a cell for each rank. A cell is
-plain numbers that hold now, not changes: a reader who misses some is right again with the next look, and one who reads
-a cell that is half written is right but for that moment. So there are no locks. Where the memory comes from, and who
-wipes the row of a worker that died, is the caller's to care for.
+Each worker has a row, which it alone writes. In it there is a cell for each rank: plain numbers that hold now, not
+changes, so that a reader who misses some is right again with the next look, and one who reads a cell that is half
+written is right but for that moment. So there are no locks. Where the memory comes from, and who wipes the row of a
+worker that died, is the caller's to care for.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Hashable, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import xxhash
 
+from indexer.blocks import Keys
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad, Ticket
+from scorer.sendings import Sendings, ring_fields
 
-_FIELDS = 5  # of a cell: name, requests, prefill tokens, their seconds, until when the pod is busy
-_USED = (0, 0)  # cell and field of a row that say how many cells have been used; ranks follow
 LOOK_S = 0.002  # between two looks at the others: 10 ms are early enough, and many decisions share the cost of one
-_NUMBER = np.dtype(np.float64)
+_FIELDS = 5  # of a cell: name, requests, prefill tokens, their seconds, until when the pod is busy
 _NAME_BITS = 53  # as many as a float holds exactly
 
 Cell: TypeAlias = list[float]
@@ -89,42 +90,48 @@ class SharedLoad(PodLoad):
 class Board:
     """The table as one worker sees it. `in_flight`: requests of all the others, as last heard."""
 
-    def __init__(
-        self, memory: memoryview, workers: int, own: int, ranks_max: int, look_interval_s: float = LOOK_S
-    ) -> None:
-        """`memory`: of `board_bytes`; `own`: this worker's row. A rank for which there is no cell is not told."""
-        table = np.frombuffer(memory, _NUMBER).reshape(workers, 1 + ranks_max, _FIELDS)
-        self._above, self._below = table[:own], table[own + 1 :]
-        self._used = table[:, *_USED]
-        self._cells: memoryview[float] = table[own].reshape(-1).data
+    def __init__(self, memory: memoryview, workers: int, own: int, row: np.dtype[Any], look_s: float = LOOK_S) -> None:
+        """`memory`: zeros at first, of `workers` rows of `row` (see `row_of`); `own`: which row is this worker's.
+
+        `look_s`: between two looks at the others. A rank for which there is no cell is not told.
+        """
+        table = np.frombuffer(memory, row)
+        loads, others = table["loads"], [number for number in range(workers) if number != own]
+        self._used = table["used"]
+        self._above, self._below = loads[:own], loads[own + 1 :]
+        self._cells: memoryview[float] = loads[own].reshape(-1).data
         self._own = own
-        self._free = list(range(ranks_max, 0, -1))
-        self._places: dict[float, int] = {}  # of ranks, by name: the cells that are ours
+        self._sendings = Sendings(table, own, others)
+        self._free = list(range(loads.shape[1]))[::-1]
+        self._places: dict[Hashable, int] = {}  # of ranks: the cells that are ours
+        self._numbers: dict[Hashable, float] = {}
+        self._ranks: dict[float, Hashable] = {}
         self._loads: dict[float, SharedLoad] = {}
-        self._seen = np.zeros((workers - 1, 1 + ranks_max, _FIELDS), _NUMBER)
-        self._width = 1  # cells that anybody has used
+        self._seen = np.zeros((len(others), *loads.shape[1:]))
+        self._width = 0  # cells that anybody has used
         self._look_at = float("-inf")
-        self._look_interval_s = look_interval_s
+        self._look_s = look_s
         self.in_flight = 0
 
-    def join(self, name: bytes, rate: PrefillRate) -> SharedLoad:
+    def join(self, rank: Hashable, name: bytes, rate: PrefillRate) -> SharedLoad:
         """The load of a rank, told to the others and heard from them. `name`: the same in all workers."""
         number, cell = _number(name), None
         if self._free:
-            place = self._places[number] = self._free.pop()
+            place = self._places[rank] = self._free.pop()
             cell = self._cells[place * _FIELDS : (place + 1) * _FIELDS]
             cell[0] = number
-            self._used[self._own] = max(self._used[self._own], place)
+            self._used[self._own] = max(int(self._used[self._own]), place + 1)
+        self._numbers[rank], self._ranks[number] = number, rank
         load = self._loads[number] = SharedLoad(rate, cell)
         for heard in self._seen[self._seen[..., 0] == number].tolist():
             _hear(load, heard, 1)
         return load
 
-    def leave(self, name: bytes) -> None:
+    def leave(self, rank: Hashable) -> None:
         """A rank is gone for good."""
-        number = _number(name)
-        self._loads.pop(number, None)
-        place = self._places.pop(number, None)
+        number = self._numbers.pop(rank)
+        del self._loads[number], self._ranks[number]
+        place = self._places.pop(rank, None)
         if place is not None:
             for field in range(_FIELDS):
                 self._cells[place * _FIELDS + field] = 0.0
@@ -134,14 +141,26 @@ class Board:
         """Have what the others have, if it was not looked at a moment ago."""
         if now < self._look_at:
             return
-        self._look_at = now + self._look_interval_s
-        self._width = width = max(self._width, 1 + int(max(self._used.tolist())))
-        cells = np.concatenate((self._above[:, 1:width], self._below[:, 1:width]))  # a copy: it does not change
-        seen = self._seen[:, 1:width]
+        self._look_at = now + self._look_s
+        self._sendings.listen()
+        self._width = width = max(self._width, *self._used.tolist())
+        cells = np.concatenate((self._above[:, :width], self._below[:, :width]))  # a copy: it does not change
+        seen = self._seen[:, :width]
         changed = (cells != seen).any(axis=2)
         for before, after in zip(seen[changed].tolist(), cells[changed].tolist(), strict=True):
             self._change(before, after)
         seen[:] = cells
+
+    def tell(self, rank: Hashable, keys: Keys, start: int, expires: float) -> None:
+        """A prompt goes to a rank that holds `keys[:start]`, and will soon hold all of them."""
+        self._sendings.tell(keys, start, self._numbers[rank], expires)
+
+    def sent(self, keys: Keys, now: float) -> Iterator[tuple[int, Hashable, float]]:
+        """(leading blocks, rank that will hold them, until when to believe it) of what others have sent; once."""
+        for blocks, number, expires in self._sendings.find(keys):
+            rank = self._ranks.get(number)
+            if rank is not None and expires > now:
+                yield blocks, rank, expires
 
     def _change(self, before: Cell, after: Cell) -> None:
         self.in_flight += int(after[1] - before[1])
@@ -153,14 +172,10 @@ class Board:
             load.hear(int(after[1] - before[1]), int(after[2] - before[2]), after[3] - before[3], after[4])
 
 
-def board_bytes(workers: int, ranks_max: int) -> int:
-    """The size of the memory."""
-    return workers * row_bytes(ranks_max)
-
-
-def row_bytes(ranks_max: int) -> int:
-    """The size of one worker's row: rows lie one behind the other. A row of zeros is that of a worker without load."""
-    return (1 + ranks_max) * _FIELDS * _NUMBER.itemsize
+def row_of(ranks_max: int, sendings_max: int) -> np.dtype[Any]:
+    """What one worker writes. A row of zeros is that of a worker that has nothing in flight."""
+    loads = [("used", "u8"), ("loads", "f8", (ranks_max, _FIELDS))]
+    return np.dtype([*loads, *ring_fields(sendings_max)])
 
 
 def _hear(load: SharedLoad | None, cell: Cell, sign: int) -> None:

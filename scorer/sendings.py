@@ -1,0 +1,91 @@
+"""Where workers have sent prompts that no pod held: told each other before events can tell, over shared memory.
+
+Else a burst of prompts that begin alike goes to one pod for each worker. A row has a ring of the newest ones. Of a
+prompt's new blocks only some are told, at places that depend on nothing but how far they are from its start: so one who
+has a prompt with the same beginning finds them among its own keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.blocks import Keys
+
+_STRIDE = 16  # blocks between two that are told: at most so many less are found than there are
+_Sending: TypeAlias = tuple[float, float]  # rank (its number), and until when to believe it
+
+
+class Sendings:
+    """The rings as one worker sees them: it writes its own, and keeps what the others have written in a dict."""
+
+    def __init__(self, table: NDArray[Any], own: int, others: Sequence[int]) -> None:
+        """`table`: rows with `ring_fields`."""
+        ring = table[own]
+        self._keys: memoryview[int] = ring["keys"].data
+        self._ranks: memoryview[float] = ring["ranks"].data
+        self._expires: memoryview[float] = ring["expires"].data
+        self._size = len(self._keys)
+        self._told = table["told"]  # sendings of each worker, since its start
+        self._own, self._others = own, others
+        self._count = 0
+        self._table = table
+        self._read = [0] * len(table)
+        self._heard: dict[int, _Sending] = {}
+
+    def tell(self, keys: Keys, start: int, rank: float, expires: float) -> None:
+        """The blocks `keys[start:]` will soon be held by `rank`."""
+        told = keys[start + (_STRIDE - 1 - start) % _STRIDE :: _STRIDE].tolist()
+        if len(keys) % _STRIDE:
+            told.append(int(keys[-1]))  # for who has just the same prompt
+        count, size = self._count, self._size
+        for key in told:
+            place = count % size
+            self._keys[place], self._ranks[place], self._expires[place] = key, rank, expires
+            count += 1
+        self._count = count
+        self._told[self._own] = count  # last: what is counted is there
+
+    def listen(self) -> None:
+        """Have what the others have told since."""
+        told = self._told.tolist()
+        if told == self._read:
+            return
+        for worker in self._others:
+            if told[worker] != self._read[worker]:
+                self._hear(worker, self._read[worker], told[worker])
+        self._read = told
+
+    def find(self, keys: Keys) -> Iterator[tuple[int, float, float]]:
+        """(leading blocks, rank, until when) for the longest known beginning of a prompt, each told once."""
+        heard = self._heard
+        if not heard or not len(keys):
+            return
+        places = [len(keys), *range(len(keys) // _STRIDE * _STRIDE, 0, -_STRIDE)]
+        for blocks, key in zip(places, keys[np.array(places) - 1].tolist(), strict=True):
+            sending = heard.pop(key, None)
+            if sending is not None:
+                yield blocks, *sending
+                return
+
+    def _hear(self, worker: int, start: int, end: int) -> None:
+        """`start` and `end` count sendings; of a worker that was started anew, from 0."""
+        row, size = self._table[worker], self._size
+        start = max(start if start <= end else 0, end - size // 2)  # what is older may be written over as we read
+        places = np.arange(start, end) % size
+        keys, ranks, expires = (row[field][places].tolist() for field in ("keys", "ranks", "expires"))
+        heard = self._heard
+        for key, rank, until in zip(keys, ranks, expires, strict=True):
+            heard.pop(key, None)  # the newest last
+            heard[key] = (rank, until)
+        for key in list(heard)[: len(heard) - size] if len(heard) > size else ():
+            del heard[key]
+
+
+def ring_fields(sendings_max: int) -> list[tuple[str, str] | tuple[str, str, tuple[int]]]:
+    """What a row needs for them."""
+    each = (sendings_max,)
+    return [("told", "u8"), ("keys", "u8", each), ("ranks", "f8", each), ("expires", "f8", each)]
