@@ -126,13 +126,14 @@ async def _serve(service: Service, started: Callable[[], None] | None) -> None:
     # Once all is served, uvicorn gives the signal to the handler that was there before: the default one would kill.
     signal.signal(signal.SIGTERM, _ended_well)
     front = _front(service)
-    app = guarded(_gathered(create_app(service), service), service)
+    data: App = create_app(service)
+    app = guarded(_gathered(data, service) if gateway.ops_port is None else data, service)
     main = Server(_settings(service, app, gateway.port, front), service, front, started)
     if gateway.ops_port is None:
         await main.serve(_sockets(service, gateway.port))
         return
-    app = _gathered(create_ops_app(service), service)
-    operators = uvicorn.Server(_settings(service, app, gateway.ops_port, _front(service)))
+    ops = _gathered(create_ops_app(service), service)
+    operators = uvicorn.Server(_settings(service, ops, gateway.ops_port, _front(service)))
     beside = asyncio.get_running_loop().create_task(_without_signals(operators, _sockets(service, gateway.ops_port)))
     try:
         await main.serve(_sockets(service, gateway.port))

@@ -132,13 +132,14 @@ class Workers:
             if self._told.is_set():  # a moment ago
                 process.send_signal(self._signal)
             ours.setblocking(False)
+            serves = False
             with contextlib.suppress(OSError):  # it has ended
                 await loop.sock_sendall(ours, told(self._config, seat))
+                serves = bool(await loop.sock_recv(ours, 1))
+            if serves:
+                log.info("worker %d serves", number)
             if started is not None and not started.done():
-                with contextlib.suppress(OSError):
-                    started.set_result(bool(await loop.sock_recv(ours, 1)))
-                if not started.done():
-                    started.set_result(False)
+                started.set_result(serves)
             code = await process.wait()
         del self._alive[number]
         return code
