@@ -96,19 +96,17 @@ class Board:
         `look_s`: between two looks at the others. A rank for which there is no cell is not told.
         """
         table = np.frombuffer(memory, row)
-        loads, others = table["loads"], [number for number in range(workers) if number != own]
+        self._told = table["loads"]
         self._used = table["used"]
-        self._above, self._below = loads[:own], loads[own + 1 :]
-        self._cells: memoryview[float] = loads[own].reshape(-1).data
+        self._cells: memoryview[float] = self._told[own].reshape(-1).data
         self._own = own
-        self._sendings = Sendings(table, own, others)
-        self._free = list(range(loads.shape[1]))[::-1]
+        self._sendings = Sendings(table, own)
+        self._free = list(range(self._told.shape[1]))[::-1]
         self._places: dict[Hashable, int] = {}  # of ranks: the cells that are ours
         self._numbers: dict[Hashable, float] = {}
         self._ranks: dict[float, Hashable] = {}
         self._loads: dict[float, SharedLoad] = {}
-        self._seen = np.zeros((len(others), *loads.shape[1:]))
-        self._width = 0  # cells that anybody has used
+        self._seen = np.zeros((workers, 0, _FIELDS))  # cells that anybody has used; nothing of our own
         self._look_at = float("-inf")
         self._look_s = look_s
         self.in_flight = 0
@@ -143,13 +141,18 @@ class Board:
             return
         self._look_at = now + self._look_s
         self._sendings.listen()
-        self._width = width = max(self._width, *self._used.tolist())
-        cells = np.concatenate((self._above[:, :width], self._below[:, :width]))  # a copy: it does not change
-        seen = self._seen[:, :width]
-        changed = (cells != seen).any(axis=2)
-        for before, after in zip(seen[changed].tolist(), cells[changed].tolist(), strict=True):
-            self._change(before, after)
-        seen[:] = cells
+        width = max(self._seen.shape[1], *self._used.tolist())
+        if width > self._seen.shape[1]:
+            self._seen = np.concatenate((self._seen, np.zeros_like(self._told[:, self._seen.shape[1] : width])), axis=1)
+        cells = self._told[:, :width].copy()  # it does not change
+        cells[self._own] = 0.0
+        changed = np.flatnonzero(cells != self._seen)
+        if len(changed):
+            places = list(dict.fromkeys((changed // _FIELDS).tolist()))
+            cells_before, cells_after = (each.reshape(-1, _FIELDS)[places].tolist() for each in (self._seen, cells))
+            for before, after in zip(cells_before, cells_after, strict=True):
+                self._change(before, after)
+            self._seen = cells
 
     def tell(self, rank: Hashable, keys: Keys, start: int, expires: float) -> None:
         """A prompt goes to a rank that holds `keys[:start]`, and will soon hold all of them."""

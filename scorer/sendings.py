@@ -7,7 +7,8 @@ has a prompt with the same beginning finds them among its own keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ _Sending: TypeAlias = tuple[float, float]  # rank (its number), and until when t
 class Sendings:
     """The rings as one worker sees them: it writes its own, and keeps what the others have written in a dict."""
 
-    def __init__(self, table: NDArray[Any], own: int, others: Sequence[int]) -> None:
+    def __init__(self, table: NDArray[Any], own: int) -> None:
         """`table`: rows with `ring_fields`."""
         ring = table[own]
         self._keys: memoryview[int] = ring["keys"].data
@@ -30,11 +31,11 @@ class Sendings:
         self._expires: memoryview[float] = ring["expires"].data
         self._size = len(self._keys)
         self._told = table["told"]  # sendings of each worker, since its start
-        self._own, self._others = own, others
+        self._own = own
         self._count = 0
         self._table = table
         self._read = [0] * len(table)
-        self._heard: dict[int, _Sending] = {}
+        self._heard: OrderedDict[int, _Sending] = OrderedDict()  # the newest last
 
     def tell(self, keys: Keys, start: int, rank: float, expires: float) -> None:
         """The blocks `keys[start:]` will soon be held by `rank`."""
@@ -54,9 +55,9 @@ class Sendings:
         told = self._told.tolist()
         if told == self._read:
             return
-        for worker in self._others:
-            if told[worker] != self._read[worker]:
-                self._hear(worker, self._read[worker], told[worker])
+        for worker, (start, end) in enumerate(zip(self._read, told, strict=True)):
+            if start != end and worker != self._own:
+                self._hear(worker, start, end)
         self._read = told
 
     def find(self, keys: Keys) -> Iterator[tuple[int, float, float]]:
@@ -64,12 +65,13 @@ class Sendings:
         heard = self._heard
         if not heard or not len(keys):
             return
-        places = [len(keys), *range(len(keys) // _STRIDE * _STRIDE, 0, -_STRIDE)]
-        for blocks, key in zip(places, keys[np.array(places) - 1].tolist(), strict=True):
-            sending = heard.pop(key, None)
-            if sending is not None:
-                yield blocks, *sending
+        told = keys[_STRIDE - 1 :: _STRIDE].tolist()
+        key, blocks = int(keys[-1]), len(keys)
+        while key not in heard:
+            if not told:
                 return
+            key, blocks = told.pop(), _STRIDE * (len(told) + 1)
+        yield blocks, *heard.pop(key)
 
     def _hear(self, worker: int, start: int, end: int) -> None:
         """`start` and `end` count sendings; of a worker that was started anew, from 0."""
@@ -79,10 +81,10 @@ class Sendings:
         keys, ranks, expires = (row[field][places].tolist() for field in ("keys", "ranks", "expires"))
         heard = self._heard
         for key, rank, until in zip(keys, ranks, expires, strict=True):
-            heard.pop(key, None)  # the newest last
             heard[key] = (rank, until)
-        for key in list(heard)[: len(heard) - size] if len(heard) > size else ():
-            del heard[key]
+            heard.move_to_end(key)
+        while len(heard) > size:
+            heard.popitem(last=False)
 
 
 def ring_fields(sendings_max: int) -> list[tuple[str, str] | tuple[str, str, tuple[int]]]:
