@@ -142,8 +142,8 @@ def print_rounds(workers: int, connections: int, done: list[Round], one: list[Ro
     ratio = cpu_us / statistics.median(each.cpu_us for each in one)
     errors, memory = sum(each.errors for each in done), " ".join(f"{each:.0f}" for each in rss)
     shares = " ".join(f"{statistics.fmean(each.shares[at] for each in done):.0%}" for at in range(workers))
-    print(f"{workers:7} {connections:11} {cpu_us:11.0f} {ratio:6.2f} {per_s:7.0f} {p50_ms:7.2f} {errors:7} {memory:>13}   "
-          f"{shares}")  # fmt: skip
+    figures = f"{workers:7} {connections:11} {cpu_us:11.0f} {ratio:6.2f} {per_s:7.0f} {p50_ms:7.2f} {errors:7}"
+    print(f"{figures} {memory:>13}   {shares}")
 
 
 def copies(pods: int, blocks: int) -> None:

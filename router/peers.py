@@ -33,6 +33,8 @@ TOLD = "/worker/metrics"
 
 _BODY_MAX = 1 << 20  # the keys of an invalidation
 _FORWARDED = frozenset((b"authorization", b"x-api-key", b"content-type"))
+_CONNECTIONS_MAX = 4  # to one worker; operators wait for each other
+_KEEP_IDLE_S = 2.0  # below the 5 s after which uvicorn closes
 _DECISIONS = 50  # the default of /decisions
 
 _Merge = Callable[[Answers, int], Any]
@@ -83,7 +85,8 @@ class Peers:
             await client.aclose()
 
     def _client(self, number: int) -> httpx.AsyncClient:
-        transport = httpx.AsyncHTTPTransport(uds=str(self.seat.socket(number)), verify=False)
+        limits = httpx.Limits(max_connections=_CONNECTIONS_MAX, keepalive_expiry=_KEEP_IDLE_S)
+        transport = httpx.AsyncHTTPTransport(uds=str(self.seat.socket(number)), limits=limits, verify=False)
         return httpx.AsyncClient(
             transport=transport, base_url="http://worker", timeout=self._timeout_s, trust_env=False
         )
