@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import os
 import pickle
+import shutil
 import signal
 import socket
 
 from router.config import Config
 from router.errors import ConfigError
 from router.seat import Seat
-from router.server import serve
 
 _LENGTH_BYTES = 8
 
@@ -25,6 +25,7 @@ class Control:
 
     def __init__(self, descriptor: int) -> None:
         """Raises `ConfigError` where the descriptor is none that `keep` has made."""
+        self._alone = False
         try:
             self._socket = socket.socket(fileno=descriptor)
             with self._socket.makefile("rb") as told:
@@ -37,7 +38,11 @@ class Control:
 
     def serve(self) -> None:
         """Serve until told to stop; raises `ConfigError` before anything listens."""
+        from router.server import serve  # heavy: who keeps workers does without
+
         serve(self.seat.part(self.config), self.seat, self._started)
+        if self._alone:
+            shutil.rmtree(self.seat.folder, ignore_errors=True)
 
     def _started(self) -> None:
         with contextlib.suppress(OSError):
@@ -45,6 +50,7 @@ class Control:
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._left_alone)
 
     def _left_alone(self) -> None:
+        self._alone = True
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -95,13 +95,16 @@ async def test_sigterm_under_load(tmp_path: Path) -> None:
 
 
 async def test_nobody_keeps_them(tmp_path: Path) -> None:
-    """Without the process that keeps them, workers leave: nobody would start or stop them any more."""
+    """Without the process that keeps them, workers leave and leave nothing: nobody else would stop them."""
     with contextlib.ExitStack() as stack:
         served = await asyncio.to_thread(stack.enter_context, workers(tmp_path, PodProcess("pod-0")))
         async with each(served) as clients:
             pids = list(clients)
+            folder = served.logged().partition("unix socket ")[2].split("/worker-")[0]
+            assert await asyncio.to_thread(os.path.isdir, folder)
         served.process.kill()
         await eventually(lambda: not any(_is_alive(pid) for pid in pids), 30.0)
+        assert not await asyncio.to_thread(os.path.exists, folder)
 
 
 def _is_alive(pid: int) -> bool:
