@@ -50,6 +50,11 @@ class Feed:
         self._unread = False  # its history is to be read anew
 
     @property
+    def heard(self) -> bool:
+        """Something of it is known: it is not blind."""
+        return self._heard
+
+    @property
     def state(self) -> State:
         if not self._heard:
             return "blind"

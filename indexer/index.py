@@ -82,14 +82,17 @@ class PrefixIndex:
 
     def unchanged(self, match: Match) -> bool:
         """Would `match` of the same keys give the same answer now? False is always safe; True is exact."""
-        if match.version == self._table.version and match.epoch == self._epoch:
-            return True
         if match.epoch != self._epoch:
             return False
+        if match.version == self._table.version:
+            return True
         if match.frontier and self._pages.find(match.frontier):
             return False
         pages = match.pages()
-        return not pages.size or int(self._pages.stamp_array[pages].max()) <= match.version
+        if pages.size and int(self._pages.stamp_array[pages].max()) > match.version:
+            return False
+        match.version = self._table.version  # it is as good as new: the next look costs nothing
+        return True
 
     def holding(self, pod: Pod) -> Holding:
         known = self._pods.get(pod)
@@ -167,6 +170,11 @@ class PrefixIndex:
             known.predicted[row] = max(expires, known.predicted.get(row, 0.0))
         return self._expiring_at(expires, Prediction(pod, rows))
 
+    def believed_until(self, pod: Pod, key: int) -> float:
+        """When the prediction that `pod` holds this block expires; 0 if there is none."""
+        known = self._pods.get(pod)
+        return 0.0 if known is None else known.predicted.get(self._pages.find(key), 0.0)
+
     def settle(self, prediction: Prediction, expires: float) -> None:
         """What is still unconfirmed of a prediction is believed until `expires` only."""
         known = self._pods.get(prediction.pod)
@@ -179,8 +187,9 @@ class PrefixIndex:
 
     def expire(self, now: float, blocks_max: int = 4096) -> int:
         """Forget predicted blocks whose time is over, about `blocks_max` a call. Returns how many."""
-        self._table.version += 1
         gone = looked = 0
+        if self._expiring and self._expiring[0][0] <= now:
+            self._table.version += 1
         while self._expiring and self._expiring[0][0] <= now and looked < blocks_max:
             _, _, prediction = heappop(self._expiring)
             looked += len(prediction.rows)
@@ -229,7 +238,8 @@ class PrefixIndex:
 
     def sweep(self, rows_max: int = 1000) -> bool:
         """Clear the bits of dropped pods in at most `rows_max` rows; True if there is more to do."""
-        self._table.version += 1
+        if self._swept:
+            self._table.version += 1
         while self._swept and rows_max > 0:
             bit, plane, rows = self._swept.popleft()
             if plane < 0:

@@ -134,6 +134,7 @@ class PrefixStats:
     hits: int
     partials: int
     misses: int
+    failures: int
     evictions: dict[str, int]
     invalidations: dict[str, int]
 
@@ -160,6 +161,8 @@ class PrefixStore:
         self._clock = 0
         self._known = self._misses = 0
         self._evicted = {"lru": 0, "variants": 0, "manual": 0}
+        self.failures = 0
+        """Faults in here that callers have met, who then did without."""
 
     def family(self, name: str, cutter: Cutter) -> Family:
         """The family of this name: one per tokenizer and way to use it."""
@@ -207,6 +210,7 @@ class PrefixStore:
             hits=mappings.hits,
             partials=self._known - mappings.hits,
             misses=self._misses,
+            failures=self.failures,
             evictions=dict(self._evicted),
             invalidations={str(reason): count for reason, count in mappings.removed.items()},
         )
@@ -223,13 +227,19 @@ class PrefixStore:
         digest = found.digest
         if digest is None:
             digest = found.digest = xxhash.xxh3_128(found.data[: found.known], seed=found.family.seed)
+        data, blocks = memoryview(found.data), self._blocks
+        block, known = found.block, found.known
         for end, piece_ids in zip(ends, ids, strict=True):
-            digest.update(found.data[found.known : end])
-            name = found.name if end == len(found.data) else digest.intdigest()
-            block = self._blocks.get(name)
-            if block is None:
-                block = self._add(name, found.block, bytes(piece_ids))
-            found.block, found.known = block, end
+            if end == len(data):
+                name = found.name
+            else:
+                digest.update(data[known:end])
+                name = digest.intdigest()
+            block = blocks.get(name) or self._add(name, block, bytes(piece_ids))
+            known = end
+        found.block, found.known = block, known
+        if block is not None and block.live and not block.children:
+            self._leaves[block] = None
         self._shrink()
 
     def ending(self, block: TextBlock, variant: Variant) -> Ending:
@@ -277,30 +287,34 @@ class PrefixStore:
     def _longest(self, family: Family, data: bytes) -> tuple[TextBlock | None, int]:
         """The last cut of `data` whose block is known: if one is known, all cuts before it are.
 
-        So it is looked for from the end in growing steps, as prompts grow by little, and then by halves.
+        So if the first is not, none is. Else it is looked for from the end in growing steps, as prompts grow by
+        little, and then by halves.
         """
         cutter, blocks, seed = family.cutter, self._blocks, family.seed
         view = memoryview(data)
-        best: tuple[TextBlock | None, int] = (None, 0)
-        low, high, step = 0, len(data) // cutter.window_bytes + 1, 1  # the answer's window is in [low, high)
-        window = high - 1
+        low, high = 0, len(data) // cutter.window_bytes + 1  # the answer's window is in [low, high)
+        cut = 0
+        while not cut and low < high - 1:
+            low += 1
+            cut = cutter.first(data, low)
+        block = blocks.get(_DIGEST(view[:cut], seed)) if cut else None
+        if block is None:
+            return None, 0
+        best, step, growing = (block, cut), 1, True
         while low < high - 1:
+            window = max(low + 1, high - step) if growing else (low + high) // 2
+            step *= 2
             cut = 0
             at = window
             while at > low and not (cut := cutter.first(data, at)):
                 at -= 1
             block = blocks.get(_DIGEST(view[:cut], seed)) if cut else None
             if block is not None:
-                best, low = (block, cut), window
+                best, low, growing = (block, cut), window, False
             elif cut:
                 high = at
             else:
                 low = window  # no cut in (low, window]
-            if best[0] is None:
-                window = max(low + 1, high - step)
-                step *= 2
-            else:
-                window = (low + high) // 2
         return best
 
     def _extend_keys(self, chain: list[TextBlock], variant: Variant) -> None:
@@ -338,6 +352,7 @@ class PrefixStore:
         self._evicted["variants"] += 1
 
     def _add(self, name: int, parent: TextBlock | None, ids: bytes) -> TextBlock:
+        """A new block, which is not among the leaves yet: the next one may grow on it at once."""
         self._clock += 1
         block = TextBlock(name, parent, ids, self._clock)
         if parent is not None:
@@ -347,7 +362,6 @@ class PrefixStore:
             self._leaves.pop(parent, None)
         block.live = True
         self._blocks[name] = block
-        self._leaves[block] = None
         self._text_bytes += block.nbytes
         return block
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from indexer.match import Hit
+from indexer.match import MISS, Hit
 from router.breaker import Breaker
 from router.core import Core, Decision
 from router.fleet import Pod, Rank
@@ -72,13 +72,18 @@ def tiers_of(hit: Hit) -> dict[str, int]:
 
 
 def _candidates(decision: Decision) -> list[dict[str, Any]]:
+    """All of a decision. What only texts say is no block and no promise: it is given for itself."""
+    by_text = decision.asked.text is not None
     return [
-        _candidate(decision.ranks[one.candidate.number], decision.hits[one.candidate.number], one)
+        {**_candidate(rank, MISS, one, 0), "text_tokens": one.candidate.matched}
+        if by_text
+        else _candidate(rank, decision.hits[one.candidate.number], one, one.candidate.matched)
         for one in scored(decision.pick)
+        for rank in (decision.ranks[one.candidate.number],)
     ]
 
 
-def _candidate(rank: Rank, hit: Hit, one: Scored) -> dict[str, Any]:
+def _candidate(rank: Rank, hit: Hit, one: Scored, matched: int) -> dict[str, Any]:
     candidate = one.candidate
     return {
         "pod": rank.id.pod,
@@ -86,7 +91,7 @@ def _candidate(rank: Rank, hit: Hit, one: Scored) -> dict[str, Any]:
         "score": round(one.score, 4),
         "price": round(one.price, 6),
         "matched_blocks": hit.blocks,
-        "matched_tokens": candidate.matched,
+        "matched_tokens": matched,
         "matched_by_tier": tiers_of(hit),
         "predicted_blocks": hit.predicted,
         "state": rank.state,

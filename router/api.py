@@ -23,7 +23,6 @@ _NOTHING_COMPUTED = frozenset(
 )  # such a request has a prompt, and leaves no block in any pod
 _REQUEST_ID = b"x-request-id"
 _REQUEST_ID_CHARS_MAX = 200
-_TOKENS_BY_BYTES = 4  # bytes of a body for each prompt token, where nothing better is known
 
 
 class Gateway:
@@ -61,7 +60,7 @@ class Gateway:
             prompt, asked = await self._understand(scope, body)
             if service.sharing is not None:
                 await service.sharing.ask(asked)
-            asked.alone = is_alone(prompt)
+            asked.alone = asked.reason is None and is_alone(prompt)
             model = prompt.model
             streaming = prompt.stream
             routing = Routing(
@@ -93,8 +92,6 @@ class Gateway:
             return prompt, Asked(prompt.model, reason="nothing is computed for this request")
         asked = await encoding.understood(path, body, prompt)
         metrics.understood(asked)
-        if not asked.tokens:
-            asked.tokens = len(body) // _TOKENS_BY_BYTES
         return prompt, asked
 
     async def _refuse(self, send: Send, error: RouterError, request_id: bytes, model: str | None) -> None:

@@ -74,6 +74,8 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
     from router.server import serve as run
 
     run(config)
+    logging.shutdown()
+    os._exit(0)  # all is answered; a thread may still be at a text that nobody waits for, and Python would wait for it
 
 
 @main.command(hidden=True)

@@ -108,6 +108,15 @@ class Index(Section):
     blind_ttl: Seconds = Field(
         default=300.0, ge=0, le=86400, description="As predicted_ttl, for a pod without events: nothing confirms."
     )
+    text_max: Bytes = Field(
+        default=128 * KIB,
+        ge=KIB,
+        le=64 * MIB,
+        description="Of the text of a prompt that can't be tokenized: so much is compared with what went before.",
+    )
+    text_blocks_max: Count = Field(
+        default=500_000, ge=1024, le=1_000_000_000, description="Distinct blocks of such texts kept, of 128 bytes each."
+    )
     orphans_max: Count = Field(
         default=100_000, ge=0, le=100_000_000, description="Blocks kept whose parent is not known yet."
     )
@@ -166,7 +175,9 @@ class PrefixStore(Section):
 class Tokens(Section):
     """Tokenization, the dearest part of a cold decision."""
 
-    threads: Count = Field(default=2, ge=1, le=64, description="Threads that tokenize long texts.")
+    threads: Count = Field(
+        default=1, ge=1, le=64, description="Threads that tokenize long texts; each takes 30 MB for each model."
+    )
     deadline: Seconds = Field(
         default=2.0, gt=0, le=60, description="After it a request is routed by load alone, and says so."
     )

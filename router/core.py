@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from indexer.blocks import Keys, KeySpace
 from indexer.index import Prediction, PrefixIndex
@@ -17,6 +17,7 @@ from router.config import Config
 from router.errors import Full, NoFitPod, NoRetry
 from router.fairness import FairQueue
 from router.fleet import Fleet, Pod, Rank, RankId
+from router.texts import BLOCK_TOKENS
 from scorer.board import Board
 from scorer.candidates import Candidate, Pick
 from scorer.cost import PrefillRate
@@ -26,6 +27,7 @@ from scorer.policies import Settings
 from scorer.slow_start import slowness
 
 _LATE = 2.0  # a prefill may take so many times what is predicted
+_new = tuple.__new__
 
 
 @dataclass(slots=True)
@@ -38,7 +40,8 @@ class Asked:
     keys: dict[int, Keys] = field(default_factory=dict)
     endings: dict[int, Ending] = field(default_factory=dict)  # where the prefix store keeps this prompt's mappings
     matches: dict[int, Match] = field(default_factory=dict)
-    shared: dict[int, dict[RankId, Hit]] = field(default_factory=dict)  # as other gateways know pods, where they do
+    shared: Mapping[int, Mapping[RankId, Hit]] | None = None  # as other gateways know pods, where they do
+    text: Keys | None = None  # of the text's blocks, where nothing is known of the tokens
     lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
     pods: frozenset[str] | None = None  # only these
@@ -62,7 +65,8 @@ class Decision(NamedTuple):
 
     @property
     def matched_tokens(self) -> int:
-        return self.pick.best.matched
+        """What is promised: nothing where only the text is known."""
+        return self.pick.best.matched if self.asked.text is None else 0
 
 
 class Placed(NamedTuple):
@@ -70,6 +74,7 @@ class Placed(NamedTuple):
 
     decision: Decision
     ticket: Ticket
+    book: PrefixIndex  # where the prediction was entered
     prediction: Prediction | None
     hit: Hit  # as known here
     pod: Pod
@@ -94,6 +99,7 @@ class Core:
         self.space = space
         self.fleet = Fleet()
         self.index = PrefixIndex(space, config.index.blocks_max, orphans_max=config.index.orphans_max)
+        self.texts = PrefixIndex(space, config.index.text_blocks_max)  # of our own picks alone: nothing confirms them
         self.decisions: deque[Decision] = deque(maxlen=config.decisions.kept)
         self.turn = 0
         self.in_flight = 0
@@ -144,17 +150,10 @@ class Core:
         if breaker.tripped:
             breaker.sent(now, self._breaker)
         ticket = rank.load.admit(round(best.tokens - best.worth) + asked.further, now)
-        prediction, hit = None, decision.hits[best.number]
-        keys = asked.keys.get(rank.block_size or 0)
-        if keys is not None:
-            if hit.blocks and asked.shared:
-                hit = self.match(keys).hits.get(rank.id, MISS)
-            if hit.blocks < len(keys):
-                expires = now + self._predicted_ttl_s(rank)
-                prediction = self.index.predict(rank.id, keys, hit.blocks, expires)
-                if self.board is not None:
-                    self.board.tell(rank.id, keys, hit.blocks, self._told_until(rank, expires, now))
-        return Placed(decision, ticket, prediction, hit, pod, breaker.epoch)
+        book, hit, prediction = self._predict(asked, rank, decision.hits[best.number], now)
+        if prediction is not None and self.board is not None:
+            self._tell(self.board, asked, rank, hit.blocks, now)
+        return Placed(decision, ticket, book, prediction, hit, pod, breaker.epoch)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
         placed.ticket.load.first_byte(placed.ticket, now, streaming)
@@ -166,10 +165,9 @@ class Core:
         self.in_flight -= 1
         if placed.prediction is None:
             return
-        rank = placed.decision.rank
         if not served:
-            self.index.settle(placed.prediction, now)
-        elif rank.tells:  # its events tell the truth, a moment after the response
+            placed.book.settle(placed.prediction, now)
+        elif placed.book is self.index and placed.decision.rank.tells:  # the truth, a moment after the response
             self.index.settle(placed.prediction, now + self.config.index.predicted_grace)
 
     def reported(self, placed: Placed, prompt_tokens: int, cached_tokens: int | None) -> None:
@@ -228,6 +226,7 @@ class Core:
         self.fleet.leave(pod.name)
         for rank in pod.ranks:
             self.index.drop(rank.id)
+            self.texts.drop(rank.id)
             if self.board is not None:
                 self.board.leave(rank.id)
 
@@ -236,13 +235,32 @@ class Core:
     def _listen(self, board: Board, asked: Asked, now: float) -> None:
         """Have what other workers did a moment ago: what is in flight, and where they sent what begins as this one."""
         board.listen(now)
+        if asked.text is not None:
+            self._heed(board, self.texts, asked.text, now)
         for size, keys in asked.keys.items():
-            for blocks, rank, expires in board.sent(keys, now):
-                match = asked.matches.get(size) or self.match(keys)
-                held = match.hits.get(rank, MISS).blocks
-                if held < blocks:
-                    self.index.predict(rank, keys[:blocks], held, expires)
-                    asked.matches.pop(size, None)
+            if self._heed(board, self.index, keys, now):
+                asked.matches.pop(size, None)
+
+    def _heed(self, board: Board, book: PrefixIndex, keys: Keys, now: float) -> bool:
+        """Believe of a prompt what others have sent; False where it was known."""
+        sent = board.sent(keys, now)
+        if sent is None:
+            return False
+        held = book.match(keys).hits.get(sent.rank, MISS).blocks
+        if held < sent.blocks:
+            book.predict(sent.rank, keys[: sent.blocks], held, sent.expires)
+        return held < sent.blocks
+
+    def _tell(self, board: Board, asked: Asked, rank: Rank, held: int, now: float) -> None:
+        """Let other workers know where a prompt goes; believed until events tell all of them, if they do."""
+        keys, index = asked.text, self.config.index
+        if keys is None:
+            keys = asked.keys[rank.block_size or 0]
+        if asked.text is not None or not rank.tells:
+            ttl_s = index.blind_ttl
+        else:
+            ttl_s = min(index.predicted_ttl, _LATE * rank.load.backlog_s(now) + index.predicted_grace)
+        board.tell(rank.id, keys, held, now + ttl_s)
 
     @property
     def _all_in_flight(self) -> int:
@@ -250,10 +268,11 @@ class Core:
         return self.in_flight if self.board is None else self.in_flight + self.board.in_flight
 
     def _fit(self, asked: Asked, exclude: frozenset[str], now: float) -> Sequence[Rank]:
-        ranks = self.fleet.serving(asked.model)
+        ranks = left = self.fleet.serving(asked.model)
         if asked.pods is not None:
-            ranks = [rank for rank in ranks if rank.id.pod in asked.pods]
-        left = [rank for rank in ranks if rank.id.pod not in exclude]
+            ranks = left = [rank for rank in ranks if rank.id.pod in asked.pods]
+        if exclude:
+            left = [rank for rank in ranks if rank.id.pod not in exclude]
         fit = [rank for rank in left if rank.pod.fit(now)]
         if len(fit) < len(left):
             self.fleet.cold.update(rank.pod for rank in left if not rank.pod.healthy)
@@ -286,7 +305,7 @@ class Core:
         candidates, hits = self._candidates(asked, ranks, now)
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
         best = pick(candidates, self._settings, self.turn, slow)
-        return Decision(now, asked, ranks, hits, best, asked.reason or best.reason)
+        return Decision(now, asked, ranks, hits, best, _reason(asked, best))
 
     def _slowness(self, ranks: Sequence[Rank], now: float) -> list[float] | None:
         for pod in [pod for pod in self.fleet.cold if pod.healthy]:
@@ -301,47 +320,79 @@ class Core:
         pod.slow_until = now + self.config.scoring.slow_start
         self._slow_until = max(self._slow_until, pod.slow_until)
 
+    def _hits(self, asked: Asked, ranks: Sequence[Rank]) -> list[Hit]:
+        """What each of `ranks` holds of the prompt."""
+        if asked.text is not None:
+            hits = self.texts.match(asked.text).hits
+            return [hits.get(rank.id, MISS) for rank in ranks]
+        found = {size: (asked.matches.get(size) or self.match(keys)).hits for size, keys in asked.keys.items()}
+        if asked.shared:
+            return [_better(found, asked.shared, rank) for rank in ranks]
+        if not any(found.values()):
+            return [MISS] * len(ranks)
+        return [found[size].get(rank.id, MISS) if (size := rank.block_size) in found else MISS for rank in ranks]
+
     def _candidates(self, asked: Asked, ranks: Sequence[Rank], now: float) -> tuple[list[Candidate], list[Hit]]:
-        tokens, candidates, hits = asked.tokens, [], []
-        matches = {size: asked.matches.get(size) or self.match(keys) for size, keys in asked.keys.items()}
+        tokens, candidates, hits = asked.tokens, [], self._hits(asked, ranks)
         for number, rank in enumerate(ranks):
-            load = rank.load
-            size = rank.block_size or 0
-            match = matches.get(size)
-            hit = match.hits.get(rank.id, MISS) if match is not None else MISS
-            if asked.shared:
-                others = asked.shared.get(size, {}).get(rank.id, MISS)
-                hit = others if others.blocks > hit.blocks else hit
-            matched, worth = 0, 0.0
-            if hit.blocks:
+            load, hit, blocks = rank.load, hits[number], rank.pod.blocks
+            matched, worth, evicted = 0, 0.0, 0
+            if hit is not MISS:
+                size = (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS
                 matched = hit.usable((tokens - 1) // size) * size
                 worth = matched if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
-            hits.append(hit)
-            blocks = rank.pod.blocks
-            evicted = 0
             if blocks is not None and rank.feed is not None:  # what it must give up, where its room is known
-                evicted = max(0, tokens - matched - (blocks - self.index.held(rank.id)) * size)
-            candidates.append(
-                Candidate(
-                    number, tokens, matched, worth,
-                    load.requests, load.prefill_tokens, load.backlog_s(now), load.rate.token_s, evicted,
-                )
+                room = (blocks - self.index.held(rank.id)) * (rank.block_size or 0)
+                evicted = max(0, tokens - matched - room)
+            backlog_s = load.backlog_s(now) if load.prefill_tokens else 0.0
+            figures = (
+                number, tokens, matched, worth,
+                load.requests, load.prefill_tokens, backlog_s, load.rate.token_s, evicted,
             )  # fmt: skip
+            candidates.append(_new(Candidate, figures))  # by name it would cost three times as much
         return candidates, hits
 
     def _share(self, hit: Hit) -> float:
         gpu, cpu, disk = self._weights
         return (gpu * (hit.gpu + hit.predicted) + cpu * hit.cpu + disk * hit.disk) / hit.blocks
 
-    def _told_until(self, rank: Rank, expires: float, now: float) -> float:
-        """How long other workers believe it: until events tell all of them, if they do."""
+    def _predict(self, asked: Asked, rank: Rank, hit: Hit, now: float) -> tuple[PrefixIndex, Hit, Prediction | None]:
+        """Enter the prompt's blocks as predicted for the picked rank. Returns where, and the hit as known here."""
+        if asked.text is not None:
+            return self.texts, hit, self._predict_all(self.texts, rank, asked.text, hit, now)
+        index, keys = self.index, asked.keys.get(rank.block_size or 0)
+        if keys is None:
+            return index, hit, None
+        if hit.blocks and asked.shared:
+            hit = self.match(keys).hits.get(rank.id, MISS)
         if not rank.tells:
-            return expires
-        done = now + _LATE * rank.load.backlog_s(now) + self.config.index.predicted_grace
-        return min(expires, done)
+            return index, hit, self._predict_all(index, rank, keys, hit, now)
+        if hit.blocks >= len(keys):
+            return index, hit, None
+        return index, hit, index.predict(rank.id, keys, hit.blocks, now + self.config.index.predicted_ttl)
 
-    def _predicted_ttl_s(self, rank: Rank) -> float:
-        return self.config.index.predicted_ttl if rank.tells else self.config.index.blind_ttl
+    def _predict_all(self, index: PrefixIndex, rank: Rank, keys: Keys, hit: Hit, now: float) -> Prediction | None:
+        """Where nothing confirms, what is used again lives on; a failure takes back what was new only."""
+        ttl_s, start = self.config.index.blind_ttl, hit.blocks
+        if start and index.believed_until(rank.id, int(keys[0])) < now + ttl_s / 2:
+            start = 0
+        if start == len(keys):
+            return None
+        prediction = index.predict(rank.id, keys, start, now + ttl_s)
+        return prediction._replace(rows=prediction.rows[hit.blocks - start :])
+
+
+def _better(ours: Mapping[int, Mapping[Any, Hit]], others: Mapping[int, Mapping[RankId, Hit]], rank: Rank) -> Hit:
+    """The longer hit of what is known here and what other gateways know."""
+    size = rank.block_size or 0
+    here, there = (known.get(size, {}).get(rank.id, MISS) for known in (ours, others))
+    return there if there.blocks > here.blocks else here
+
+
+def _reason(asked: Asked, best: Pick) -> str:
+    if asked.reason is None:
+        return best.reason
+    return f"{asked.reason}; its text: {best.reason}" if best.best.matched else asked.reason
 
 
 class _Bounds(NamedTuple):

@@ -63,6 +63,10 @@ def _inside() -> bytes:
     return b"|".join(rights)
 
 
+class UnsafeCut(Exception):
+    """A place that was taken for a safe cut lies inside a token."""
+
+
 class Cuts:
     """The safe cuts of one tokenizer's texts."""
 
@@ -72,23 +76,26 @@ class Cuts:
         places = _inside()
         if any(re.search(places, word, re.DOTALL) for word in words):
             inside = False  # such a place may lie inside an added token
-        parts = [re.escape(word) for word in sorted(words, key=len, reverse=True)]
-        if inside:
-            parts.append(places)
         self.inside = inside
         self.window_bytes = window_bytes
-        self._search = re.compile(b"|".join(parts), re.DOTALL).search if parts else None
+        # Two searches: special tokens mostly begin alike, and with a literal beginning there is hardly anything to do.
+        patterns = [b"|".join(map(re.escape, words))] if words else []
+        self._searches = [re.compile(p, re.DOTALL).search for p in (*patterns, *([places] if inside else []))]
         self._longest = max([3, *map(len, words)])
         self._look = min(window_bytes, LOOK_BYTES) if inside else window_bytes
 
     def first(self, data: bytes, window: int) -> int:
         """The first safe place in the given window of a UTF-8 text, 0 if there is none. Window 0 has none."""
-        if self._search is None or window == 0:
+        if window == 0:
             return 0
         start = window * self.window_bytes
         end = start + self._look
-        match = self._search(data, start, end + self._longest)
-        return match.start() if match is not None and match.start() < end else 0
+        first = end
+        for search in self._searches:
+            match = search(data, start, first + self._longest)
+            if match is not None:
+                first = min(first, match.start())
+        return first if first < end else 0
 
     def ends(self, data: bytes, start: int = 0) -> list[int]:
         """Where the parts of `data[start:]` end, in order; the last is `len(data)`. `start` is 0 or a cut."""

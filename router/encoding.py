@@ -1,7 +1,8 @@
 """From a request's `Prompt` to what the decision asks about: token count, block keys, and matches that still hold.
 
 One encoder a model with a tokenizer here; for all others, and where ours differs, the pods are asked. Token ids need
-neither. What can't be tokenized gets a reason, and is routed by load. Never an error that the pod would not give too.
+neither. What can't be tokenized gets a reason, and is routed by load and by its text. Never an error that the pod would
+not give too.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from router.pod_tokens import AS_BY_DEFAULT, AsServed, NotTold, PodTokens, PodTo
 from router.prompt import Prompt
 from router.recall import Recall, Recalled
 from router.rendering import Renderer, RenderError, RenderOptions
-from router.token_keys import TokenKeys
+from router.texts import beginning_of
+from router.token_keys import Encoded, TokenKeys
 from router.tokenizer import Tokenizer
-from router.tokens import Encoded, Encoder, TokensLimits, TokensUnavailable
+from router.tokens import Encoder, TokensLimits, TokensUnavailable
 from router.upstream import Upstream
 
 _IDS_MAX = 1 << 20  # given as ids: the keys of so many take 40 ms, on the loop
-_CHARS_A_TOKEN = 4  # of the further prompts of a request, which are not tokenized: only their load counts
+_BYTES_A_TOKEN = 4  # of text that is not tokenized: only its load counts
 
 
 class _Model(NamedTuple):
@@ -46,9 +48,8 @@ class _Model(NamedTuple):
 
 
 class _Encodes(Protocol):
-    """What makes tokens and keys of a `source`, whatever that is."""
+    """What makes tokens and keys of a `source`, whatever that is; gives way only where it has to."""
 
-    def encode_now(self, source: Any, block_size: int, lora: str | None, salt: str | None) -> Encoded | None: ...
     async def encode(self, source: Any, block_size: int, lora: str | None, salt: str | None) -> Encoded: ...
 
 
@@ -79,6 +80,8 @@ class Encoding:
         self._recall = Recall(secrets.randbits(64), config.tokens.recall_max, config.tokens.recall_body_max)
         self._pool = ThreadPoolExecutor(config.tokens.threads, thread_name_prefix="tokenize")
         self._text_max = config.tokens.text_max
+        self._space = space
+        self._affinity_max = config.index.text_max
         self._keys = TokenKeys(space, self.store)
         self.pod_tokens = PodTokens(core.fleet, upstreams, self.store, self._keys, _asking_limits(config))
         self.parity = Parity(core.fleet, self.pod_tokens, self._ours, _parity_limits(config))
@@ -102,14 +105,19 @@ class Encoding:
         known = self._recall.get(path, body, self._core.fleet.epoch)
         if known is None:
             return None
-        asked = Asked(known.prompt.model, known.tokens, known.further)
+        asked = Asked(known.prompt.model, known.tokens, known.further, known.keys, known.endings)
         for size, ending in known.endings.items():
-            self._find(asked, ending, size, "partial")
+            self._look_up(asked, ending, size, "partial")
         return known.prompt, asked
 
     async def understood(self, path: str, body: bytes, prompt: Prompt) -> Asked:
-        """What a body that was not seen before asks; kept for the next time."""
-        asked = self.now(prompt) or await self.later(prompt)
+        """What a body that was not seen before asks; kept for the next time. Raises `UnknownModel`.
+
+        Long new text is tokenized in threads, and pods are asked where they must be, by the deadline.
+        """
+        asked = await self._understood(prompt)
+        if not asked.tokens:
+            asked.tokens = len(body) // _BYTES_A_TOKEN
         self._remember(path, body, prompt, asked)
         return asked
 
@@ -117,40 +125,34 @@ class Encoding:
         """Keep what a body means, if all of it is known and will be the same tomorrow."""
         if asked.endings and not asked.reason and not self._tells_time(prompt):
             epoch = self._core.fleet.epoch
-            self._recall.put(path, body, Recalled(prompt, asked.tokens, asked.further, asked.endings, epoch))
+            self._recall.put(
+                path, body, Recalled(prompt, asked.tokens, asked.further, asked.keys, asked.endings, epoch)
+            )
 
-    def now(self, prompt: Prompt) -> Asked | None:
-        """What is asked, or None where `later` must be awaited: too much text is new. Raises `UnknownModel`."""
+    async def _understood(self, prompt: Prompt) -> Asked:
         asked, question = self._question(prompt)
-        if question is None:
-            return asked
-        try:
-            for size in question.sizes:
-                encoded = question.encoder.encode_now(question.source, size, question.lora, question.salt)
-                if encoded is None:
-                    return None
-                self._add(asked, encoded, size)
-        except (TokensUnavailable, NotTold) as error:
-            asked.reason = f"not tokenized: {error.reason}"
-        return self._answered(asked, prompt, question)
+        if question is not None:
+            await self._encode(asked, question)
+            if question.local is not None and asked.reason is None:
+                self.parity.offer(question.local, prompt)
+        if asked.reason is not None and not asked.keys:
+            beginning = beginning_of(self._space, prompt, self._affinity_max)
+            if beginning is not None:
+                asked.text, asked.tokens = beginning.keys, beginning.tokens or 0
+        return asked
 
-    async def later(self, prompt: Prompt) -> Asked:
-        """As `now`; long new text is tokenized in threads, and pods are asked where they must be, by the deadline."""
-        asked, question = self._question(prompt)
-        if question is None:
-            return asked
+    async def _encode(self, asked: Asked, question: _Question) -> None:
         try:
             for size in question.sizes:
                 encoded = await question.encoder.encode(question.source, size, question.lora, question.salt)
                 self._add(asked, encoded, size)
-        except (TokensUnavailable, NotTold) as error:
+        except NotTold as error:
             asked.reason = f"not tokenized: {error.reason}"
-        return self._answered(asked, prompt, question)
-
-    def _answered(self, asked: Asked, prompt: Prompt, question: _Question) -> Asked:
-        if question.local is not None and asked.reason is None:
-            self.parity.offer(question.local, prompt)
-        return asked
+        except TokensUnavailable as error:
+            asked.reason = f"not tokenized: {error.reason}"
+            if error.beginning is not None:
+                self._add(asked, error.beginning, size)
+                asked.tokens += error.rest_bytes // _BYTES_A_TOKEN
 
     def _question(self, prompt: Prompt) -> tuple[Asked, _Question | None]:
         """Render. Without a question, `Asked.reason` says why the prompt stays unknown. Raises `UnknownModel`."""
@@ -214,13 +216,13 @@ class Encoding:
         asked.tokens = encoded.count
         asked.timing_us["tokenize"] = round(encoded.tokenize_us)
         asked.timing_us["keys"] = round(encoded.keys_us)
-        self._find(asked, encoded.ending, size, encoded.lookup)
+        asked.endings[size] = encoded.ending
+        asked.keys[size] = encoded.ending.keys
+        self._look_up(asked, encoded.ending, size, encoded.lookup)
 
-    def _find(self, asked: Asked, ending: Ending, size: int, lookup: Literal["partial", "miss"]) -> None:
+    def _look_up(self, asked: Asked, ending: Ending, size: int, lookup: Literal["partial", "miss"]) -> None:
         """The match: the kept one if it still holds, else a new one."""
         began = monotonic()
-        asked.endings[size] = ending
-        asked.keys[size] = ending.keys
         match = self.store.find_mapping(ending, asked.pods, began)
         if match is None:
             match = self._core.match(ending.keys)
@@ -241,7 +243,7 @@ class Encoding:
 
     def _load(self, model: ModelConfig, names: tuple[str, ...], space: KeySpace, config: Config) -> _Model:
         tokens = TokensLimits(deadline_s=config.tokens.deadline)
-        tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes)
+        tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, config.tokens.threads)
         encoder = Encoder(model.name, tokenizer, space, self.store, self._pool, tokens)
         return _Model(model.name, renderer_of(model), encoder, self.parity.watch(names, _as_served(model)))
 
@@ -285,4 +287,4 @@ def _text_of(path: str | None) -> str | None:
 def _further(prompt: Prompt) -> int:
     """About how many tokens the prompts after the first have."""
     further: tuple[Any, ...] = prompt.prompts[1:]
-    return sum(len(p) // _CHARS_A_TOKEN if isinstance(p, str) else len(p) for p in further)
+    return sum(len(p) // _BYTES_A_TOKEN if isinstance(p, str) else len(p) for p in further)

@@ -46,7 +46,8 @@ class Rank:
     @property
     def tells(self) -> bool:
         """Its events will say what becomes of a prompt; if not, our own picks are all that there is to go by."""
-        return self.feed is not None and self.feed.state != "blind" and not self.feed.truncated
+        feed = self.feed
+        return feed is not None and feed.heard and not feed.truncated
 
 
 @dataclass(slots=True, eq=False)

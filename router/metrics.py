@@ -171,6 +171,7 @@ class Metrics:
         yield _counter("prefix_store_lookups", "Lookups of prompts.", ("result",), _by_one(self.prefix_lookups))
         yield _gauge("prefix_store_entries", "Text blocks kept.", stats.blocks)
         yield _gauge("prefix_store_bytes", "Bytes of text blocks and mappings.", stats.nbytes)
+        yield _counter("prefix_store_failures", "Faults of the store, done without.", (), [((), stats.failures)])
         evictions = [(("text", reason), n) for reason, n in stats.evictions.items()]
         yield _counter("cache_evictions", "Entries given up.", ("cache", "reason"), evictions)
         yield _counter(

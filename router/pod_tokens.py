@@ -24,8 +24,7 @@ from indexer.prefixes import Family, PrefixStore
 from router.failures import UpstreamError
 from router.fleet import Fleet, Pod
 from router.prompt import Fields, Prompt
-from router.token_keys import TokenKeys
-from router.tokens import Encoded
+from router.token_keys import Encoded, TokenKeys
 from router.upstream import Response, Upstream
 
 NotToldReason = Literal[
@@ -193,8 +192,6 @@ class PodTokens:
         self._asking: dict[Question, asyncio.Task[Tokens]] = {}
         self._avoided_until: dict[str, float] = {}
         self._turn = 0
-        self.failures = 0
-        """How often the prefix store failed and nothing was found in it or kept."""
         self.counts: Counter[str] = Counter(
             {"told": 0, "kept": 0, "joined": 0, "hedged": 0, "slow": 0, "failed": 0, "refused": 0}
         )
@@ -251,7 +248,7 @@ class PodTokens:
         try:
             block = self._store.find_longest_tokens(self._family(), question.body).whole
         except Exception:  # a fault of the cache must not cost the answer
-            self.failures += 1
+            self._store.failures += 1
             return None
         return None if block is None else block.tokens()
 
@@ -261,7 +258,7 @@ class PodTokens:
             if found.whole is None:
                 self._store.extend(found, found.ends(), [ids])
         except Exception:  # a fault of the cache must not cost the answer
-            self.failures += 1
+            self._store.failures += 1
 
     def _family(self) -> Family:
         """Templates may write the date, and pods may come back with another one: answers are not kept for long."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import xxhash
 
+from indexer.blocks import Keys
 from indexer.mappings import Ending
 from router.prompt import Prompt
 
@@ -19,11 +20,12 @@ _PARSED_FACTOR = 2  # a parsed body weighs about this many times its text
 
 
 class Recalled(NamedTuple):
-    """One body's meaning. `endings`: by block size, where the prefix store keeps this prompt's mappings."""
+    """One body's meaning. By block size: its `keys`, and the `endings` where the prefix store keeps its mappings."""
 
     prompt: Prompt
     tokens: int
     further: int
+    keys: dict[int, Keys]
     endings: dict[int, Ending]
     epoch: int
 
@@ -61,7 +63,7 @@ class Recall:
         name = (path, xxhash.xxh3_128_intdigest(body, self._seed))
         if name in self._entries:
             self._remove(name)
-        nbytes = _BYTES_BESIDE + _PARSED_FACTOR * len(body) + sum(e.keys.nbytes for e in recalled.endings.values())
+        nbytes = _BYTES_BESIDE + _PARSED_FACTOR * len(body) + sum(keys.nbytes for keys in recalled.keys.values())
         self._entries[name] = (recalled, nbytes)
         self.nbytes += nbytes
         while self.nbytes > self._bytes_max:

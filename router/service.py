@@ -48,7 +48,7 @@ class Service:
         self.draining = False
         self.started = False
         self.in_flight = 0
-        self._ids = secrets.token_hex(6)
+        self._ids = f"{secrets.token_hex(6)}-{os.getpid():x}".encode()
         self._requests = 0
 
     @contextlib.asynccontextmanager
@@ -86,7 +86,7 @@ class Service:
     def request_id(self) -> bytes:
         """A new request id: unique among all gateways' by chance, in this one by counting."""
         self._requests += 1
-        return f"{self._ids}-{os.getpid():x}-{self._requests:x}".encode()
+        return b"%b-%x" % (self._ids, self._requests)
 
     def unready(self) -> list[str]:
         """Why requests should go elsewhere now; empty when ready."""
@@ -136,17 +136,18 @@ class Service:
 
     async def _housekeeping(self) -> None:
         """What expires, in slices."""
-        index, store = self.core.index, self.encoding.store
+        indexes, store = (self.core.index, self.core.texts), self.encoding.store
         cleanup_at = time.monotonic() + self.config.cache_cleanup_interval
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             now = time.monotonic()
             if self.core.board is not None:  # for who looks, where nothing is decided
                 self.core.board.listen(now)
-            index.expire(now)
             self.core.fleet.notice_sizes()
-            while index.sweep():
-                await asyncio.sleep(0)
+            for index in indexes:
+                index.expire(now)
+                while index.sweep():
+                    await asyncio.sleep(0)
             if now >= cleanup_at:
                 cleanup_at = now + self.config.cache_cleanup_interval
                 while not store.cleanup_expired(now, _CLEANUP_SLICE).done:

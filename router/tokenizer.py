@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,9 @@ from tokenizers import AddedToken as HFAddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
 from indexer.blocks import Tokens
-from router.cuts import WINDOW_BYTES, Cuts
+from router.cuts import WINDOW_BYTES, Cuts, UnsafeCut
 from router.errors import ConfigError
-from router.vocabulary import AddedToken, NotExact, convert, is_nfc, overlapping, pattern_of
+from router.vocabulary import AddedToken, Conversion, NotExact, convert, is_nfc, overlapping, pattern_of
 
 # tiktoken's regex engine keeps a stack entry per blank of a run and gives up at a million.
 _TIKTOKEN_CHARS_MAX = 256 * 1024
@@ -43,11 +44,41 @@ _BATTERY = (
 )
 
 
+class _Engines:
+    """One tiktoken engine a thread: its regex part is half as fast in any thread but the first that used it."""
+
+    def __init__(self, conversion: Conversion, threads: int) -> None:
+        """Builds them all now, for the loading thread and `threads` others: each takes 0.2 s, with the lock held."""
+        self._own = threading.local()
+        self._first = self._own.engine = conversion.build()
+        self._spare = [conversion.build() for _ in range(threads)]
+        self._bytes = conversion.token_bytes()
+
+    def mine(self) -> tiktoken.Encoding:
+        """The calling thread's; one thread too many shares that of the loading thread."""
+        engine: tiktoken.Encoding | None = getattr(self._own, "engine", None)
+        if engine is None:
+            engine = self._own.engine = self._spare.pop() if self._spare else self._first
+        return engine
+
+    def split(self, ids: Tokens, ends: list[int]) -> list[Tokens]:
+        """`ids` of a text, cut after so many of its bytes each; raises `UnsafeCut` where that is inside a token."""
+        stops = self._bytes.take(ids).cumsum(dtype=np.uint32)
+        places = stops.searchsorted(np.array(ends, dtype=np.uint32))
+        if stops[places].tolist() != ends:
+            raise UnsafeCut("a cut lies inside a token")
+        cuts = (places + 1).tolist()
+        return [ids[start:end] for start, end in zip([0, *cuts], cuts, strict=False)]
+
+
 class Tokenizer:
     """One model's tokenizer. Immutable after loading; safe to use from several threads."""
 
-    def __init__(self, folder: Path, window_bytes: int = WINDOW_BYTES) -> None:
-        """Reads `tokenizer.json` (and `tokenizer_config.json`): 0.1 to 1.5 s of work. ConfigError names a bad file."""
+    def __init__(self, folder: Path, window_bytes: int = WINDOW_BYTES, threads: int = 1) -> None:
+        """Reads `tokenizer.json` (and `tokenizer_config.json`): 0.1 to 1.5 s of work. ConfigError names a bad file.
+
+        `threads`: how many beside this one will use it.
+        """
         path = folder / "tokenizer.json"
         description = _read(path)
         try:
@@ -62,17 +93,14 @@ class Tokenizer:
         self.cuts = _cuts(description, added, window_bytes)
         self._special = re.compile("|".join(re.escape(token.content) for token in added) or r"(?!)")
         self._nfc = False
-        self._fast: tiktoken.Encoding | None = None
-        self._fast_in_pool: tiktoken.Encoding | None = None
+        self._fast: _Engines | None = None
         self.why_slow: str | None = None
         try:
             conversion = convert(description, added, self._whole)
             self._nfc = conversion.nfc
-            fast = conversion.build()
+            fast = _Engines(conversion, threads)
             self._try_out(fast, added)
             self._fast = fast
-            # tiktoken's regex engine is a quarter faster in the thread that uses it first: the pool has its own.
-            self._fast_in_pool = conversion.build()
         except NotExact as reason:
             self.why_slow = str(reason)
 
@@ -87,40 +115,41 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool) -> Tokens:
         """The ids of `text`, as `tokenizers` gives them."""
-        ids = self.encode_pieces([text])[0]
+        ids = self._encode_whole(text) if self._fast is None else self._encode_fast(self._fast.mine(), text)
         if not add_special_tokens or not (len(self.prefix) or len(self.suffix)):
             return ids
         return np.concatenate([self.prefix, ids, self.suffix])
 
-    def pieces(self, text: str) -> list[str]:
-        """`text`, cut at its safe places: all but the last are pieces of every longer text that begins with this."""
-        data = text.encode()
-        ends = self.cuts.ends(data)
-        return [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+    def encode_cut(self, data: bytes, ends: list[int]) -> list[Tokens]:
+        """The ids of each part of `data` (UTF-8), without those of the post-processor.
 
-    def encode_pieces(self, pieces: Sequence[str], in_pool: bool = False) -> list[Tokens]:
-        """The ids of each piece, without those of the post-processor. `in_pool`: called from a thread of a pool."""
-        fast = self._fast_in_pool if in_pool else self._fast
-        if fast is None:
-            encodings = self._whole.encode_batch_fast(list(pieces), add_special_tokens=False)
-            return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
-        return [self._encode_fast(fast, piece) for piece in pieces]
+        The parts end at `ends`: safe cuts, and `len(data)`. Raises `UnsafeCut` where one turns out to be none.
+        """
+        fast, text = self._fast, data.decode()
+        if fast is not None and (len(ends) == 1 or not self._nfc or _surely_nfc(text)):
+            ids = self._encode_fast(fast.mine(), text)
+            return [ids] if len(ends) == 1 else fast.split(ids, ends)
+        parts = [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+        if fast is not None:
+            return [self._encode_fast(fast.mine(), part) for part in parts]
+        encodings = self._whole.encode_batch_fast(parts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
-    def _encode_fast(self, fast: tiktoken.Encoding, piece: str) -> Tokens:
-        if len(piece) > _TIKTOKEN_CHARS_MAX:
-            return self._encode_whole(piece)
-        if self._nfc and not _surely_nfc(piece):
-            return self._encode_composed(fast, piece)
-        special = self._special.findall(piece)
-        return fast.encode_to_numpy(piece, allowed_special=set(special), disallowed_special=())
+    def _encode_fast(self, fast: tiktoken.Encoding, text: str) -> Tokens:
+        if len(text) > _TIKTOKEN_CHARS_MAX:
+            return self._encode_whole(text)
+        if self._nfc and not _surely_nfc(text):
+            return self._encode_composed(fast, text)
+        special = self._special.findall(text)
+        return fast.encode_to_numpy(text, allowed_special=set(special), disallowed_special=())
 
-    def _encode_composed(self, fast: tiktoken.Encoding, piece: str) -> Tokens:
+    def _encode_composed(self, fast: tiktoken.Encoding, text: str) -> Tokens:
         """With NFC: text between added tokens is composed for itself, and makes no new added tokens."""
         compose = self._whole.normalizer.normalize_str
         ids: list[Tokens] = []
         start = 0
-        for match in [*self._special.finditer(piece), None]:
-            between = piece[start : match.start() if match else None]
+        for match in [*self._special.finditer(text), None]:
+            between = text[start : match.start() if match else None]
             if between:
                 ids.append(fast.encode_to_numpy(compose(between), disallowed_special=()))
             if match:
@@ -145,13 +174,13 @@ class Tokenizer:
                 return np.array(prefix, dtype=np.uint32), np.array(suffix, dtype=np.uint32)
         raise ConfigError(f"{path}: the post-processor does more than to put tokens before and after")
 
-    def _try_out(self, fast: tiktoken.Encoding, added: Sequence[AddedToken]) -> None:
+    def _try_out(self, fast: _Engines, added: Sequence[AddedToken]) -> None:
         """Raise NotExact if the converted tokenizer differs on any text of the battery."""
         texts = list(_BATTERY)
         texts += [f"x {token.content}\u0338 y{token.content}{token.content}\n" for token in added]
         expected = self._whole.encode_batch_fast(texts, add_special_tokens=False)
         for text, encoding in zip(texts, expected, strict=True):
-            if self._encode_fast(fast, text).tolist() != encoding.ids:
+            if self._encode_fast(fast.mine(), text).tolist() != encoding.ids:
                 raise NotExact("tiktoken gives other ids")
 
 

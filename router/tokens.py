@@ -11,29 +11,30 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from indexer.blocks import Keys, KeySpace, Tokens
-from indexer.mappings import Ending
-from indexer.prefixes import Family, Found, PrefixStore, TextBlock, Variant
-from router.cuts import RawCuts
+from indexer.blocks import KeySpace, Tokens
+from indexer.prefixes import Family, Found, PrefixStore, Variant
+from router.cuts import UnsafeCut
+from router.token_keys import Encoded, Lookup, TokenKeys
 from router.tokenizer import Tokenizer
 
 Unavailable = Literal["busy", "deadline", "failed", "text"]
 
 
-Lookup = Literal["partial", "miss"]
-"""`miss`: nothing was known of this text; `partial`: the tokens of some or all of it were."""
-
-
 class TokensUnavailable(Exception):
-    """This prompt's tokens can't be had (in time): it is routed by load alone. `reason` is one of a few words."""
+    """This prompt's tokens can't be had (in time). `reason` is one of a few words.
 
-    def __init__(self, reason: Unavailable) -> None:
+    `beginning`: what is known of its first tokens, if anything; `rest_bytes`: of text after them.
+    """
+
+    def __init__(self, reason: Unavailable, beginning: Encoded | None = None, rest_bytes: int = 0) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.beginning = beginning
+        self.rest_bytes = rest_bytes
 
 
 class Text(Protocol):
@@ -46,9 +47,6 @@ class Text(Protocol):
     @property
     def truncate_prompt_tokens(self) -> int | None:
         """Keep the last so many tokens, those of the post-processor included."""
-
-
-Source: TypeAlias = Text | Tokens
 
 
 class TokensLimits(NamedTuple):
@@ -67,45 +65,6 @@ class TokensLimits(NamedTuple):
     """New text of all prompts that wait for the pool; above it: TokensUnavailable."""
 
 
-class Encoded:
-    """A prompt's tokens and keys. `ending` is where the prefix store keeps the prompt's pod mappings."""
-
-    __slots__ = ("_block", "_ids", "ending", "keys_us", "lookup", "tokenize_us")
-
-    def __init__(
-        self,
-        ending: Ending,
-        source: TextBlock | Tokens,
-        lookup: Lookup,
-        tokenize_us: float,
-        keys_us: float,
-    ) -> None:
-        self.ending = ending
-        self._block = source if isinstance(source, TextBlock) else None
-        self._ids = source if isinstance(source, np.ndarray) else None
-        self.lookup = lookup
-        self.tokenize_us = tokenize_us
-        self.keys_us = keys_us
-
-    @property
-    def keys(self) -> Keys:
-        """Keys of the full blocks (read-only)."""
-        return self.ending.keys
-
-    @property
-    def count(self) -> int:
-        """The number of tokens."""
-        return self.ending.tokens
-
-    @property
-    def tokens(self) -> Tokens:
-        """The token ids (read-only), put together when asked for: routing needs the keys only."""
-        if self._block is not None:
-            return self._block.tokens()
-        assert self._ids is not None
-        return self._ids
-
-
 class _Begun(NamedTuple):
     """A text whose tokens are wanted since `started`. `found` None: the store failed."""
 
@@ -116,7 +75,7 @@ class _Begun(NamedTuple):
 
 
 class Encoder:
-    """One model's way from prompts to tokens. Not for use by several threads; the pool may be shared by models."""
+    """One model's way from text to tokens. Not for use by several threads; the pool may be shared by models."""
 
     def __init__(
         self,
@@ -129,7 +88,6 @@ class Encoder:
     ) -> None:
         """`name`: what the store tells this model's texts from others' by; unique per tokenizer."""
         self._tokenizer = tokenizer
-        self._space = space
         self._store = store
         self._pool = pool
         self._limits = limits
@@ -138,21 +96,17 @@ class Encoder:
         self._framed = self._plain
         if len(tokenizer.prefix) or len(tokenizer.suffix):
             self._framed = store.family(f"framed:{name}", tokenizer.cuts)
-        self._raw = store.family("ids", RawCuts())
+        self._keys = TokenKeys(space, store)
         self._waiting_bytes = 0
-        self.failures = 0
-        """How often the prefix store failed and the prompt was encoded without it."""
 
     def encode_now(
-        self, prompt: Source, block_size: int, lora: str | None = None, salt: str | None = None
+        self, prompt: Text, block_size: int, lora: str | None = None, salt: str | None = None
     ) -> Encoded | None:
         """The prompt's tokens and keys, or None where `encode` must be awaited: too much of its text is new."""
         answer = self._begin(prompt, (block_size, lora, salt))
         return answer if isinstance(answer, Encoded) else None
 
-    async def encode(
-        self, prompt: Source, block_size: int, lora: str | None = None, salt: str | None = None
-    ) -> Encoded:
+    async def encode(self, prompt: Text, block_size: int, lora: str | None = None, salt: str | None = None) -> Encoded:
         """The prompt's tokens and keys, without giving way where `encode_now` has them.
 
         Long new text is tokenized in the pool. TokensUnavailable at the deadline, or where there are no tokens.
@@ -161,23 +115,20 @@ class Encoder:
         answer = self._begin(prompt, variant)
         if isinstance(answer, Encoded):
             return answer
-        assert not isinstance(prompt, np.ndarray)
         if self._waiting_bytes + len(prompt.text) > self._limits.waiting_bytes_max:
-            raise TokensUnavailable("busy")
+            raise self._unavailable("busy", prompt, variant, answer)
         self._waiting_bytes += len(prompt.text)
         try:
             async with asyncio.timeout(self._limits.deadline_s):
                 return await self._encode_long(prompt, variant, answer)
         except TimeoutError:
-            raise TokensUnavailable("deadline") from None
+            raise self._unavailable("deadline", prompt, variant, answer) from None
         finally:
             self._waiting_bytes -= len(prompt.text)
 
-    def _begin(self, prompt: Source, variant: Variant) -> Encoded | _Begun:
+    def _begin(self, prompt: Text, variant: Variant) -> Encoded | _Begun:
         """What can be done at once: all of it, or the look-up of a text of which too much is new."""
         started = perf_counter()
-        if isinstance(prompt, np.ndarray):
-            return self._encode_ids(prompt, variant, started)
         data = _utf8(prompt.text)
         begun = _Begun(started, data, None, "miss")
         try:
@@ -192,9 +143,17 @@ class Encoder:
         except TokensUnavailable:
             raise
         except Exception:  # a fault of the cache must not cost the answer
-            self.failures += 1
+            self._store.failures += 1
             begun = begun._replace(found=None)
             return begun if len(data) > self._inline_max else self._without_store(prompt, variant, begun)
+
+    def _unavailable(self, reason: Unavailable, prompt: Text, variant: Variant, begun: _Begun) -> TokensUnavailable:
+        """With the tokens that are known by now; truncation would take them off."""
+        found = begun.found
+        if found is None or found.block is None or prompt.truncate_prompt_tokens is not None:
+            return TokensUnavailable(reason)
+        beginning = Encoded(self._store.ending(found.block, variant), found.block, "partial", 0.0, 0.0)
+        return TokensUnavailable(reason, beginning, len(found.data) - found.known)
 
     # --- text that is new
 
@@ -206,7 +165,7 @@ class Encoder:
             except TokensUnavailable:
                 raise
             except Exception:
-                self.failures += 1
+                self._store.failures += 1
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._without_store, prompt, variant, begun)
 
@@ -221,7 +180,7 @@ class Encoder:
             for ends in parts:
                 if len(waiting) >= self._limits.jobs_per_prompt_max:
                     await self._take(found, variant, *waiting.popleft())
-                job = loop.run_in_executor(self._pool, self._tokenize, prompt, data, start, ends, True)
+                job = loop.run_in_executor(self._pool, self._tokenize, prompt, data, start, ends)
                 waiting.append((ends, job))
                 start = ends[-1]
             while waiting:
@@ -235,17 +194,12 @@ class Encoder:
         if found.block is not None:
             self._store.extend_keys(found.block, variant)
 
-    def _tokenize(
-        self, prompt: Text, data: bytes, start: int, ends: Sequence[int], in_pool: bool = False
-    ) -> list[Tokens]:
+    def _tokenize(self, prompt: Text, data: bytes, start: int, ends: Sequence[int]) -> list[Tokens]:
         """The ids of the pieces of `data` that end at `ends`; what the post-processor puts first is in the first."""
-        pieces = []
-        at = start
-        for end in ends:
-            pieces.append(data[at:end].decode())
-            at = end
         try:
-            ids = self._tokenizer.encode_pieces(pieces, in_pool)
+            ids = self._tokenizer.encode_cut(data[start : ends[-1]], [end - start for end in ends])
+        except UnsafeCut:  # the whole at once is still right
+            raise
         except Exception as error:  # `tokenizers` raises plain Exception
             raise TokensUnavailable("failed") from error
         if start == 0 and prompt.add_special_tokens and len(self._tokenizer.prefix):
@@ -261,7 +215,7 @@ class Encoder:
         suffix = len(self._tokenizer.suffix) if prompt.add_special_tokens else 0
         kept = prompt.truncate_prompt_tokens
         if suffix or (kept is not None and 0 < kept < block.total):
-            encoded = self._encode_ids(self._reshaped(prompt, block.tokens()), variant, tokenized)
+            encoded = self._keys.encode_now(self._reshaped(prompt, block.tokens()), *variant)
             encoded.lookup = begun.lookup
         else:
             ending = self._store.ending(block, variant)
@@ -282,30 +236,11 @@ class Encoder:
             body = body[len(body) - max(0, kept - len(prefix) - len(suffix)) :]
         return np.concatenate([prefix, body, suffix])
 
-    def _encode_ids(self, ids: Tokens, variant: Variant, started: float) -> Encoded:
-        """Token ids as given: only their keys are to be found."""
-        try:
-            found = self._store.find_longest_tokens(self._raw, ids.tobytes())
-            lookup: Lookup = "miss" if found.block is None else "partial"
-            if found.whole is None:
-                ends = found.ends()
-                starts = [found.known, *ends]
-                parts = [found.data[start:end] for start, end in zip(starts, ends, strict=False)]
-                self._store.extend(found, ends, parts)
-            assert found.whole is not None
-            ending = self._store.ending(found.whole, variant)
-        except Exception:  # a fault of the cache must not cost the answer
-            self.failures += 1
-            lookup, ending = "miss", self._unkept(ids, variant)
-        return Encoded(ending, ids, lookup, 0.0, (perf_counter() - started) * 1e6)
-
     def _without_store(self, prompt: Text, variant: Variant, begun: _Begun) -> Encoded:
         ids = self._reshaped(prompt, self._tokenize(prompt, begun.data, 0, [len(begun.data)])[0])
-        return Encoded(self._unkept(ids, variant), ids, "miss", (perf_counter() - begun.started) * 1e6, 0.0)
-
-    def _unkept(self, ids: Tokens, variant: Variant) -> Ending:
-        size, lora, salt = variant
-        return Ending(self._space.chain(ids, size, None, lora, salt), len(ids), live=False)
+        encoded = self._keys.unkept(ids, *variant)
+        encoded.tokenize_us = (perf_counter() - begun.started) * 1e6
+        return encoded
 
     def _family(self, prompt: Text) -> Family:
         return self._framed if prompt.add_special_tokens else self._plain

@@ -12,7 +12,6 @@ TAIL_BYTES = 8 * 1024
 
 _KEY = b'"usage"'  # inside a string value it would be \"usage\", so a match is a key
 _OPENS = re.compile(rb"\s*:\s*(?=\{)")
-_BRACE = re.compile(rb"[{}]")
 
 
 class Usage(NamedTuple):
@@ -69,9 +68,7 @@ def read_usage(tail: bytes) -> Usage | None:
 
 def _closing_brace(text: bytes, start: int) -> int:
     """The place behind the brace that closes the one at `start`; a usage object has no braces in strings."""
-    depth = 0
-    for brace in _BRACE.finditer(text, start):
-        depth += 1 if brace[0] == b"{" else -1
-        if not depth:
-            return brace.end()
-    return len(text)
+    end = start
+    while (end := text.find(b"}", end) + 1) and text.count(b"{", start, end) != text.count(b"}", start, end):
+        pass
+    return end or len(text)

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import tiktoken
+from numpy.typing import NDArray
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -61,6 +63,14 @@ class Conversion:
 
     def build(self) -> tiktoken.Encoding:
         return tiktoken.Encoding("", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special)
+
+    def token_bytes(self) -> NDArray[np.unsignedinteger[Any]]:
+        """By token id: of how many bytes of text it is made. As small as may be: it is read at random."""
+        sizes = {token: len(text) for text, token in self.ranks.items()}
+        sizes.update((token, len(text.encode())) for text, token in self.special.items())
+        table = np.zeros(max(sizes) + 1, dtype=np.min_scalar_type(max(sizes.values())))
+        table[list(sizes)] = list(sizes.values())
+        return table
 
 
 def overlapping(tokens: Sequence[str]) -> set[str]:

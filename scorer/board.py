@@ -8,8 +8,8 @@ worker that died, is the caller's to care for.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Hashable
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import xxhash
@@ -87,6 +87,14 @@ class SharedLoad(PodLoad):
             cell[4] = self._busy_until
 
 
+class Sent(NamedTuple):
+    """`rank` will soon hold so many leading blocks of a prompt; to be believed until `expires`."""
+
+    blocks: int
+    rank: Hashable
+    expires: float
+
+
 class Board:
     """The table as one worker sees it. `in_flight`: requests of all the others, as last heard."""
 
@@ -158,12 +166,12 @@ class Board:
         """A prompt goes to a rank that holds `keys[:start]`, and will soon hold all of them."""
         self._sendings.tell(keys, start, self._numbers[rank], expires)
 
-    def sent(self, keys: Keys, now: float) -> Iterator[tuple[int, Hashable, float]]:
-        """(leading blocks, rank that will hold them, until when to believe it) of what others have sent; once."""
-        for blocks, number, expires in self._sendings.find(keys):
-            rank = self._ranks.get(number)
-            if rank is not None and expires > now:
-                yield blocks, rank, expires
+    def sent(self, keys: Keys, now: float) -> Sent | None:
+        """What others have sent that begins as `keys` do, the longest; told once."""
+        found = self._sendings.find(keys)
+        if found is None or found[2] <= now or found[1] not in self._ranks:
+            return None
+        return Sent(found[0], self._ranks[found[1]], found[2])
 
     def _change(self, before: Cell, after: Cell) -> None:
         self.in_flight += int(after[1] - before[1])

@@ -16,7 +16,6 @@ def pick(
 ) -> Pick:
     """The best of at least one candidate. `turn` counts picks: it breaks ties evenly, without chance.
 
-    Of prices that are alike, the longest match is best, then the fewest requests, then whoever's turn it is.
     `slowness`: factors of the candidates' prices (see `slow_start`), None if there is nothing to raise.
     """
     prices = POLICIES[settings.policy](candidates, settings, turn)
@@ -24,11 +23,16 @@ def pick(
         prices = [price * slow for price, slow in zip(prices, slowness, strict=True)]
     bound = min(prices) * (1.0 + _ALIKE) + _CLOSE
     alike = [candidate for candidate, price in zip(candidates, prices, strict=True) if price <= bound]
-    if len(alike) > 1:
-        first = max((candidate.matched, -candidate.requests) for candidate in alike)
-        alike = [candidate for candidate in alike if (candidate.matched, -candidate.requests) == first]
-    best = alike[turn % len(alike)]
+    best = alike[0] if len(alike) == 1 else _first(alike, turn)
     return Pick(best, candidates, prices, _reason(candidates, best, settings))
+
+
+def _first(alike: Sequence[Candidate], turn: int) -> Candidate:
+    """Of prices that are alike: the longest match, then the fewest requests, then whoever's turn it is."""
+    ranked = [(candidate.matched, -candidate.requests) for candidate in alike]
+    first = max(ranked)
+    tied = [candidate for candidate, rank in zip(alike, ranked, strict=True) if rank == first]
+    return tied[turn % len(tied)]
 
 
 def scored(picked: Pick) -> list[Scored]:
@@ -43,7 +47,7 @@ def scored(picked: Pick) -> list[Scored]:
 def _reason(candidates: Sequence[Candidate], chosen: Candidate, settings: Settings) -> str:
     if settings.policy == "round-robin":
         return "turn"
-    longest = max(c.matched for c in candidates)
+    longest = max([c.matched for c in candidates])
     if not longest:
         return "least loaded: nobody holds a prefix"
     if chosen.matched == longest:

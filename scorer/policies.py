@@ -38,9 +38,9 @@ Policy: TypeAlias = Callable[[Sequence[Candidate], Settings, int], list[float]]
 def predicted_ttft(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
     """Seconds until the first token if sent there, and what the work costs the fleet."""
     factor, eviction, request_s = 1.0 + settings.beta, settings.eviction, settings.request_s
-    return [
-        c.backlog_s + (factor * (c.tokens - c.worth) + eviction * c.evicted) * c.token_s + c.requests * request_s
-        for c in candidates
+    return [  # unpacked: attributes of so many would be half of the pick
+        backlog_s + (factor * (tokens - worth) + eviction * evicted) * token_s + requests * request_s
+        for _, tokens, _, worth, requests, _, backlog_s, token_s, evicted in candidates
     ]
 
 

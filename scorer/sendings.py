@@ -8,7 +8,6 @@ has a prompt with the same beginning finds them among its own keys.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,7 +39,7 @@ class Sendings:
     def tell(self, keys: Keys, start: int, rank: float, expires: float) -> None:
         """The blocks `keys[start:]` will soon be held by `rank`."""
         told = keys[start + (_STRIDE - 1 - start) % _STRIDE :: _STRIDE].tolist()
-        if len(keys) % _STRIDE:
+        if len(keys) % _STRIDE and start < len(keys):
             told.append(int(keys[-1]))  # for who has just the same prompt
         count, size = self._count, self._size
         for key in told:
@@ -60,18 +59,18 @@ class Sendings:
                 self._hear(worker, start, end)
         self._read = told
 
-    def find(self, keys: Keys) -> Iterator[tuple[int, float, float]]:
-        """(leading blocks, rank, until when) for the longest known beginning of a prompt, each told once."""
+    def find(self, keys: Keys) -> tuple[int, float, float] | None:
+        """(leading blocks, rank, until when) of the longest beginning of a prompt that others have told; once."""
         heard = self._heard
         if not heard or not len(keys):
-            return
+            return None
         told = keys[_STRIDE - 1 :: _STRIDE].tolist()
         key, blocks = int(keys[-1]), len(keys)
         while key not in heard:
             if not told:
-                return
+                return None
             key, blocks = told.pop(), _STRIDE * (len(told) + 1)
-        yield blocks, *heard.pop(key)
+        return blocks, *heard.pop(key)
 
     def _hear(self, worker: int, start: int, end: int) -> None:
         """`start` and `end` count sendings; of a worker that was started anew, from 0."""

@@ -340,7 +340,7 @@ async def test_a_broken_store_costs_no_answer() -> None:
             encoded = await pods.encode(text(), 16)
             assert encoded.keys.tolist() == made.space.chain(np.arange(40, dtype=np.uint32), 16).tolist()
         assert made.calls == [2]
-        assert (pods.failures > 0, keys.failures) == (True, 2)
+        assert broken.failures > 2  # of the keys, which need it once each time, and of the answers
 
 
 # --- simulated pods, and the gateway in front of them, without any tokenizer configured

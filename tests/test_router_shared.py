@@ -189,7 +189,7 @@ def test_answers_are_hits(runs: list[int], hit: Hit) -> None:
 def told(core: Core, seed: int, pod: str, blocks: int) -> Asked:
     """A prompt of which another gateway knows that `pod` holds so many blocks."""
     known = asked(core, seed)
-    known.shared[SIZE] = {RankId(pod, 0): Hit(blocks, blocks)}
+    known.shared = {SIZE: {RankId(pod, 0): Hit(blocks, blocks)}}
     return known
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +83,7 @@ async def test_growing_prompts_are_encoded_exactly(
         for text in conversation(folder, 25):
             for special in (False, True, False):
                 await same(encoder, whole, Rendered(text, special), 16)
-        assert encoder.failures == 0
+        assert encoder._store.failures == 0
 
 
 @pytest.mark.parametrize("kept", [1, 2, 7, 30, 100_000])
@@ -97,21 +97,7 @@ async def test_truncation_keeps_the_last_tokens(kept: int, pool: ThreadPoolExecu
         encoded = await encoder.encode(Rendered(text, special, kept), 16)
         assert encoded.tokens.tolist() == kept_ids
         assert encoded.keys.tolist() == SPACE.chain(np.array(kept_ids, np.uint32), 16).tolist()
-    assert encoder.failures == 0
-
-
-def test_token_ids_are_taken_as_they_are(pool: ThreadPoolExecutor) -> None:
-    """Only keys are computed; longer lists resume, and text of the same bytes is something else."""
-    encoder = an_encoder(TINY_QWEN, pool, TokensLimits())
-    ids = np.arange(9_000, dtype=np.uint32)
-    for count, lookup in ((5_000, "miss"), (5_000, "partial"), (9_000, "partial"), (0, "miss"), (3, "miss")):
-        encoded = encoder.encode_now(ids[:count], 16, lora="l", salt="s")
-        assert encoded is not None
-        assert encoded.tokens.tolist() == list(range(count))
-        assert encoded.keys.tolist() == SPACE.chain(ids[:count], 16, None, "l", "s").tolist()
-        assert encoded.lookup == lookup
-    assert encoder.encode_now(Rendered(ids[:64].tobytes().decode("latin-1")), 16) is not None
-    assert encoder.failures == 0
+    assert encoder._store.failures == 0
 
 
 async def test_known_text_needs_no_await(pool: ThreadPoolExecutor) -> None:
@@ -133,11 +119,11 @@ class Waiting(Tokenizer):
         self.go = Event()
         self.parts = 0
 
-    def encode_pieces(self, pieces: Sequence[str], in_pool: bool = False) -> list[Tokens]:
+    def encode_cut(self, data: bytes, ends: list[int]) -> list[Tokens]:
         self.parts += 1
         if self.parts > 1:
             assert self.go.wait(20)
-        return super().encode_pieces(pieces, in_pool)
+        return super().encode_cut(data, ends)
 
 
 async def test_the_deadline_ends_the_waiting_and_keeps_the_work(pool: ThreadPoolExecutor) -> None:
@@ -192,7 +178,7 @@ async def test_many_prompts_at_once(pool: ThreadPoolExecutor) -> None:
         expected = tokenizer.encode(text, False)
         assert encoded.tokens.tolist() == expected.tolist()
         assert encoded.keys.tolist() == SPACE.chain(expected, 16).tolist()
-    assert encoder.failures == 0
+    assert encoder._store.failures == 0
 
 
 @pytest.mark.parametrize("limits", [TokensLimits(), POOLED], ids=["inline", "pool"])
@@ -213,7 +199,7 @@ class Broken(PrefixStore):
 class Failing(Tokenizer):
     """A tokenizer with a fault."""
 
-    def encode_pieces(self, pieces: Sequence[str], in_pool: bool = False) -> list[Tokens]:
+    def encode_cut(self, data: bytes, ends: list[int]) -> list[Tokens]:
         raise RuntimeError("fault")
 
 
@@ -224,10 +210,7 @@ async def test_a_fault_of_the_store_costs_no_answer(limits: TokensLimits, pool: 
     encoder = an_encoder(TINY_LLAMA, pool, limits, store)
     whole = HFTokenizer.from_file(str(TINY_LLAMA / "tokenizer.json"))
     await same(encoder, whole, Rendered("Some words.", True), 2)
-    assert encoder.failures > 0
-    encoded = encoder.encode_now(np.arange(40, dtype=np.uint32), 16)
-    assert encoded is not None
-    assert encoded.keys.tolist() == SPACE.chain(np.arange(40, dtype=np.uint32), 16).tolist()
+    assert encoder._store.failures > 0
 
 
 @pytest.mark.parametrize("limits", [TokensLimits(), POOLED], ids=["inline", "pool"])
