@@ -74,8 +74,7 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
     from router.server import serve as run
 
     run(config)
-    logging.shutdown()
-    os._exit(0)  # all is answered; a thread may still be at a text that nobody waits for, and Python would wait for it
+    _exit()
 
 
 @main.command(hidden=True)
@@ -91,6 +90,13 @@ def worker(descriptor: int) -> None:
     control = Control(descriptor)
     _log(control.config.gateway.log_level, f"[worker {control.seat.number}] ")
     control.serve()
+    _exit()
+
+
+def _exit() -> None:
+    """All is answered; a thread may still be at a text that nobody waits for, and Python would wait for it."""
+    logging.shutdown()
+    os._exit(0)
 
 
 def _log(level: str, who: str = "") -> None:

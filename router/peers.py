@@ -24,6 +24,7 @@ from router.config import Gateway
 from router.counts import kept
 from router.errors import RouterError
 from router.exchange import App
+from router.keys import read_keys
 from router.merging import Answers
 from router.proxy import Receive, Scope, Send, send_error
 from router.seat import Seat
@@ -74,8 +75,12 @@ class Peers:
 
     async def drained(self, gateway: Gateway) -> set[str]:
         """The pods that operators have drained, as the other workers know."""
-        key = gateway.operator_key
-        headers = {} if key is None else {b"authorization": b"Bearer " + key.get_secret_value().encode()}
+        key, path = gateway.operator_key, gateway.operator_key_file
+        shown = [] if key is None else [key.get_secret_value()]
+        if path is not None:
+            with contextlib.suppress(OSError, ValueError):
+                shown = read_keys(path)  # as it is now
+        headers = {b"authorization": b"Bearer " + shown[0].encode()} if shown else {}
         answers = await self.ask("GET", "/pods", headers)
         told = [orjson.loads(answer.body) for answer in answers.values() if answer is not None and answer.status == 200]
         return {pod["pod"] for one in told for pod in one["pods"] if pod["draining"]}

@@ -24,7 +24,7 @@ class Control:
     """
 
     def __init__(self, descriptor: int) -> None:
-        """Raises `ConfigError` where the descriptor is none that `keep` has made."""
+        """Raises `ConfigError` where nobody tells it anything."""
         self._alone = False
         try:
             self._socket = socket.socket(fileno=descriptor)

@@ -78,18 +78,23 @@ class Workers:
             loop.add_signal_handler(sig, self._leave, sig)
         started: asyncio.Future[bool] = loop.create_future()
         kept = [loop.create_task(self._keep(0, started))]
-        if await started:  # one alone at first: so what is wrong is said once
-            log.info("%d workers listen on %s:%d", gateway.workers, gateway.host, gateway.port)
-            kept += [loop.create_task(self._keep(number)) for number in range(1, gateway.workers)]
-        elif not self._told.is_set():
-            return await kept[0] or 1
+        if not await started:  # one alone at first: so what is wrong is said once
+            code = await kept[0]
+            return self._left(False) if self._told.is_set() else code or 1
+        log.info("%d workers listen on %s:%d", gateway.workers, gateway.host, gateway.port)
+        kept += [loop.create_task(self._keep(number)) for number in range(1, gateway.workers)]
         await self._told.wait()
         await asyncio.wait(kept, timeout=gateway.drain_delay + gateway.drain_timeout + _LAST_S)
         for number, process in self._alive.items():
             log.error("worker %d does not end: it is killed", number)
             process.kill()
-        failed = any([await task for task in kept])
-        return 1 if failed else _INTERRUPTED if self._signal == signal.SIGINT else 0
+        return self._left(any([await task for task in kept]))
+
+    def _left(self, failed: bool) -> int:
+        """The exit code of who was told to leave."""
+        if failed:
+            return 1
+        return _INTERRUPTED if self._signal == signal.SIGINT else 0
 
     def _leave(self, sig: signal.Signals) -> None:
         self._signal = sig
@@ -105,12 +110,17 @@ class Workers:
         deaths = 0
         while not self._told.is_set():
             born = time.monotonic()
-            code = await self._live(number, started)
+            try:
+                code = await self._live(number, started)
+            except OSError as error:  # no process or descriptor more is to be had
+                log.error("worker %d: %s", number, error)
+                code = 1
             self._memory[number * self._row : (number + 1) * self._row] = bytes(self._row)  # it has nothing in flight
+            if started is not None and not started.done():
+                started.set_result(False)
+                return code
             if self._told.is_set():
                 return code if code not in _WELL else 0
-            if started is not None and not started.result():
-                return code
             deaths = 0 if time.monotonic() - born > _STEADY_S else deaths + 1
             again_s = min(_AGAIN_S * 2**deaths, _AGAIN_MAX_S)
             log.error("worker %d has ended with %d: started again in %g s", number, code, again_s)
@@ -138,8 +148,8 @@ class Workers:
                 serves = bool(await loop.sock_recv(ours, 1))
             if serves:
                 log.info("worker %d serves", number)
-            if started is not None and not started.done():
-                started.set_result(serves)
+                if started is not None and not started.done():
+                    started.set_result(True)
             code = await process.wait()
         del self._alive[number]
         return code

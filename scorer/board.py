@@ -78,6 +78,10 @@ class SharedLoad(PodLoad):
             self._promised_s -= self._others_promised_s
             self._others_promised_s = 0.0
 
+    def fall_silent(self) -> None:
+        """Tell no more: what is still in flight ends where nobody counts it."""
+        self._cell = None
+
     def _tell(self) -> None:
         cell = self._cell
         if cell is not None:
@@ -136,7 +140,8 @@ class Board:
     def leave(self, rank: Hashable) -> None:
         """A rank is gone for good."""
         number = self._numbers.pop(rank)
-        del self._loads[number], self._ranks[number]
+        del self._ranks[number]
+        self._loads.pop(number).fall_silent()
         place = self._places.pop(rank, None)
         if place is not None:
             for field in range(_FIELDS):

@@ -281,6 +281,16 @@ def test_a_prompt_that_another_worker_has_sent() -> None:
     assert held(here, decision.rank.id.pod, 1) == 10
 
 
+def test_a_text_that_another_worker_has_sent() -> None:
+    """Prompts without tokens follow their text through all workers, as long as they would through one."""
+    here, there = cores_on_one_board()
+    text = here.space.chain(tokens_of(1), SIZE)
+    placed = here.route(Asked(MODEL, 160, text=text), NOBODY, 0.0)
+    decision = there.decide(Asked(MODEL, 160, text=text), NOBODY, 200.0)
+    assert decision.rank.id == placed.decision.rank.id
+    assert decision.hits[decision.pick.best.number].blocks == 10
+
+
 def test_bounds_of_all_workers() -> None:
     """Requests in flight are bounded over all of them; a pod's, too."""
     here, there = cores_on_one_board(gateway={"requests_max": 2})

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -111,6 +112,22 @@ def _is_alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+@pytest.mark.parametrize(("sig", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_told_to_leave_while_it_starts(sig: signal.Signals, code: int) -> None:
+    """There is nothing to drain yet: it ends as it would later."""
+    command = [sys.executable, "-m", "router", "serve", "--host", "127.0.0.1", "--port", "0", "--workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        while not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(sig)
+        assert process.wait(START_S) == code
+    finally:
+        process.kill()
+        process.wait(START_S)
 
 
 def failed(*flags: str) -> list[str]:

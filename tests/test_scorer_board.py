@@ -116,8 +116,10 @@ def test_pods_come_and_go_in_any_order() -> None:
     host.loads[0]["a"].admit(100, 0.0)
     assert host.seen(1)["a"] == (1, 100)
     host.boards[0].leave("a")
+    late = host.loads[0]["a"]
     host.loads[0]["c"] = host.boards[0].join("c", b"c", PrefillRate(1000))
     host.loads[0]["c"].admit(300, 0.0)
+    late.admit(7, 0.0)  # of who left: it writes over nobody's figures
     assert host.seen(1) == {"a": (0, 0), "b": (0, 0)}  # it does not know c yet
     host.loads[1]["c"] = host.boards[1].join("c", b"c", PrefillRate(1000))
     assert host.seen(1)["c"] == (1, 300)
