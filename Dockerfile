@@ -12,11 +12,12 @@ COPY indexer indexer
 COPY scorer scorer
 COPY router router
 COPY simulator simulator
-# Of those wheels only what the product itself needs comes into the image: no test tools, no pip.
+# Of those wheels only what the product itself needs, the shared index included, comes into the image: no test tools,
+# no pip.
 RUN python -m pip wheel --quiet --no-deps --no-index --find-links /wheels --wheel-dir /wheels . \
  && python -m venv --without-pip /opt/warmroute \
  && python -m pip --python /opt/warmroute/bin/python install --no-cache-dir --quiet --no-index \
-      --find-links /wheels --compile warmroute
+      --find-links /wheels --compile 'warmroute[redis]'
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="warmroute" \

@@ -43,13 +43,15 @@ test-redis: setup
 test-chaos: setup
 	$(BIN)/python -m pytest tests_chaos
 
-# Our OpenAPI description held against the gateway by schemathesis, in a venv of its own.
-test-fidelity: setup .venv-fidelity/bin/schemathesis
+# Our OpenAPI description held against the gateway by schemathesis, and the Messages API by anthropic's own client, in a
+# venv of their own.
+test-fidelity: setup .venv-fidelity/.ready
 	$(BIN)/python -m pytest tests_fidelity
 
-.venv-fidelity/bin/schemathesis:
+.venv-fidelity/.ready: Makefile
 	$(PYTHON) -m venv .venv-fidelity
-	.venv-fidelity/bin/python -m pip install --quiet --disable-pip-version-check 'schemathesis>=4,<5'
+	.venv-fidelity/bin/python -m pip install --quiet --disable-pip-version-check 'schemathesis>=4,<5' 'anthropic>=1,<3'
+	touch $@
 
 clean:
 	rm -rf $(VENV)

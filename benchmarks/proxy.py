@@ -40,9 +40,15 @@ class Case(NamedTuple):
     name: str
     prompt_bytes: int
     stream: bool
+    unique: bool = False  # no two prompts begin alike
 
 
-CASES = (Case("2 KB", 1_900, False), Case("32 KB", 32_000, False), Case("SSE x 50", 1_900, True))
+CASES = (
+    Case("2 KB", 1_900, False),
+    Case("2 KB unique", 1_900, False, unique=True),
+    Case("32 KB", 32_000, False),
+    Case("SSE x 50", 1_900, True),
+)
 
 
 class Round(NamedTuple):
@@ -157,7 +163,7 @@ def wait_ready(name: str, port: int, body: str, expected: bytes) -> None:
 
 def one_round(pid: int, port: int, case: Case, options: argparse.Namespace, folder: Path, seconds: float) -> Round:
     """Load for a while; CPU is the gateway's alone."""
-    body = payload(case.prompt_bytes, case.stream)
+    body = payload(case.prompt_bytes, case.stream, case.unique)
     before, began = cpu_s(pid), time.monotonic()
     load = run_wrk(port, body, options.connections, seconds, LOAD_CORE, folder)
     load = load or run_asyncio(port, body, options.connections, seconds, LOAD_CORE)
@@ -169,7 +175,7 @@ def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, 
     """name -> (rounds, RSS in MiB) of all gateways on one case."""
     ports = [free_port() for _ in range(PODS)]
     pods = [f"http://127.0.0.1:{port}" for port in ports]
-    body = payload(case.prompt_bytes, case.stream)
+    body = payload(case.prompt_bytes, case.stream, case.unique)
     with contextlib.ExitStack() as stack:
         kind = stack.enter_context(mock_pods(case.stream, ports, folder))
         for port in ports:

@@ -34,20 +34,25 @@ class Load(NamedTuple):
     p99_ms: float
 
 
-def payload(prompt_bytes: int, stream: bool) -> str:
-    """A chat request of about this size."""
-    message = {"role": "user", "content": "lorem ipsum " * (prompt_bytes // 12)}
+UNIQUE = "0000000000"
+"""Stands in a payload where every request has a number of its own."""
+
+
+def payload(prompt_bytes: int, stream: bool, unique: bool = False) -> str:
+    """A chat request of about this size. `unique`: it begins with `UNIQUE`."""
+    content = "lorem ipsum " * (prompt_bytes // 12)
+    message = {"role": "user", "content": f"{UNIQUE} {content}" if unique else content}
     return json.dumps({"model": "mock", "stream": stream, "messages": [message]})
 
 
 def run_wrk(port: int, body: str, connections: int, seconds: float, core: int, folder: Path) -> Load | None:
-    """One round with wrk; None where it is not installed."""
+    """One round with wrk; None where it is not installed. Every `UNIQUE` in the body becomes a request's number."""
     wrk = shutil.which("wrk")
     if wrk is None:
         return None
     script = folder / "load.lua"
     headers = "".join(f'wrk.headers["{name}"]="{value}"\n' for name, value in HEADERS.items())
-    script.write_text(f'wrk.method="POST"\nwrk.path="{PATH}"\n{headers}wrk.body=[[{body}]]\n' + DONE_LUA)
+    script.write_text(f'wrk.method="POST"\nwrk.path="{PATH}"\n{headers}wrk.body=[[{body}]]\n' + UNIQUE_LUA + DONE_LUA)
     duration = f"-d{max(1, round(seconds))}s"
     address = f"http://127.0.0.1:{port}"
     command = ["taskset", "-c", str(core), wrk, "-t1", f"-c{connections}", duration, "-s", str(script), address]
@@ -57,6 +62,16 @@ def run_wrk(port: int, body: str, connections: int, seconds: float, core: int, f
     return Load(int(found[1]), int(found[2]), float(found[3]), float(found[4]))
 
 
+UNIQUE_LUA = f"""
+if wrk.body:find("{UNIQUE}") then
+  local number = os.time() % 100000 * 100000
+  local body = wrk.body
+  request = function()
+    number = number + 1
+    return wrk.format(nil, nil, nil, (body:gsub("{UNIQUE}", string.format("%010d", number))))
+  end
+end
+"""
 DONE_LUA = """
 done = function(summary, latency, requests)
   local e = summary.errors

@@ -60,7 +60,7 @@ class Gateway:
             prompt, asked = await self._understand(scope, body)
             if service.sharing is not None:
                 await service.sharing.ask(asked)
-            asked.alone = asked.reason is None and is_alone(prompt)
+            asked.alone, asked.tells_cached = asked.reason is None and is_alone(prompt), prompt.tells_cached
             model = prompt.model
             streaming = prompt.stream
             routing = Routing(

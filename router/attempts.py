@@ -187,7 +187,8 @@ class Attempt:
             metrics.count(routing.asked.model, self.pod, code)
         metrics.durations.observe(now - routing.began)
         usage = outcome.usage
-        if usage is None or not routing.asked.keys or routing.asked.reason is not None:
+        asked = routing.asked
+        if usage is None or not asked.keys or asked.reason is not None or not asked.tells_cached:
             return
         if outcome.error is None and not outcome.client_gone:
             self._core.reported(self._placed, usage.prompt_tokens, usage.cached_tokens)

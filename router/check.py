@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import httpx
 import orjson
 import zmq
 
@@ -23,13 +22,17 @@ from router.config import Config
 from router.config_fleet import ASK_THE_PODS, ModelConfig, StaticPod
 from router.encoding import renderer_of
 from router.errors import ConfigError
+from router.failures import UpstreamError
 from router.feeds import FeedLimits, FeedReader
 from router.figures import parse_metrics
 from router.fleet import RankId
-from router.pods import pod_client, port_plus
+from router.pod_client import Answer, PodClient
+from router.pods import port_plus
 from router.prompt import parse
 from router.rendering import Renderer, RenderError
 from router.tokenizer import Tokenizer
+from router.trust import Trusts
+from router.upstream import Tls
 
 _PODS_AT_ONCE = 16
 _JOIN_GRACE_S = 1.0  # beside the replay's own timeout, for connecting
@@ -103,7 +106,7 @@ def check_fleet(config: Config, wait_s: float) -> int:
     found = _load(config)
     for line in found.findings.lines:
         click.echo(line)
-    pods = asyncio.run(_check_pods(config, found.local, wait_s))
+    pods = asyncio.run(_check_pods(config, found, wait_s))
     wrong = found.findings.wrong_count + sum(findings.wrong_count for findings in pods)
     served = set[str]().union(*(findings.served for findings in pods))
     for model in config.models:
@@ -116,12 +119,13 @@ def check_fleet(config: Config, wait_s: float) -> int:
 
 class _Loaded(NamedTuple):
     local: list[Local]
+    tls: dict[str, Tls | None]  # by pod; those whose files can't be used are left out
     findings: Findings
 
 
 def _load(config: Config) -> _Loaded:
-    """The models' tokenizers and templates: what start-up would refuse is said in the same words."""
-    findings, local = Findings("configuration"), []
+    """The files that are named: what start-up would refuse is said in the same words."""
+    findings, local, tls, trusts = Findings("configuration"), [], {}, Trusts(config.upstream)
     if not config.discovery.static:
         findings.wrong("there are no pods in it.")
     for model in config.models:
@@ -131,20 +135,25 @@ def _load(config: Config) -> _Loaded:
             local.append(Local(model, renderer_of(model), Tokenizer(Path(model.tokenizer))))
         except ConfigError as error:
             findings.wrong(error.message)
-    return _Loaded(local, findings)
+    for pod in config.discovery.static:
+        try:
+            tls[pod.name] = trusts.of(pod)
+        except ConfigError as error:
+            findings.wrong(error.message)
+    return _Loaded(local, tls, findings)
 
 
-async def _check_pods(config: Config, local: list[Local], wait_s: float) -> list[Findings]:
+async def _check_pods(config: Config, found: _Loaded, wait_s: float) -> list[Findings]:
     """All pods, some at a time; each one's lines are printed as soon as those before it are."""
     room = asyncio.Semaphore(_PODS_AT_ONCE)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 
     async def one(pod: StaticPod) -> Findings:
         async with room:
-            return await _Examination(config, pod, local, context, wait_s).run()
+            return await _Examination(config, pod, found, context, wait_s).run()
 
     try:
-        tasks = [asyncio.create_task(one(pod)) for pod in config.discovery.static]
+        tasks = [asyncio.create_task(one(pod)) for pod in config.discovery.static if pod.name in found.tls]
         done = []
         for task in tasks:
             findings = await task
@@ -163,37 +172,40 @@ class _Examination:
         self,
         config: Config,
         pod: StaticPod,
-        local: list[Local],
+        found: _Loaded,
         context: zmq.Context[zmq.Socket[bytes]],
         wait_s: float,
     ) -> None:
         self._config = config
         self._pod = pod
-        self._local = local
+        self._local = found.local
+        self._tls = found.tls[pod.name]
         self._context = context
         self._wait_s = wait_s
         self._findings = Findings(pod.name)
 
     async def run(self) -> Findings:
         address = self._pod.address
-        async with pod_client(address, self._config.probe.timeout) as client:
+        async with PodClient(address, self._config.probe.timeout, self._tls) as client:
             try:
-                healthy = await client.get("/health")
-            except httpx.HTTPError as error:
-                self._findings.wrong(f"{address} can't be reached: {error or type(error).__name__}.")
+                healthy = await client.get(b"/health")
+            except UpstreamError as error:
+                self._findings.wrong(f"{address} can't be reached: {error}.")
                 return self._findings
-            if healthy.is_success:
+            if healthy.fine:
                 self._findings.fine(f"{address} answers.")
             else:
-                self._findings.wrong(f"{address} says {healthy.status_code} to /health.")
+                self._findings.wrong(f"{address} says {healthy.status} to /health.")
+            if self._tls is not None and not self._tls.verified:
+                self._findings.wrong("its certificate is not checked (tls.verify is off): anybody could be this pod.")
             await self._models(client)
             size = await self._metrics(client)
             await self._feeds(size)
             await self._tokens(client)
         return self._findings
 
-    async def _models(self, client: httpx.AsyncClient) -> None:
-        models = await _json(client.get("/v1/models"))
+    async def _models(self, client: PodClient) -> None:
+        models = await _json(client.get(b"/v1/models"))
         try:
             served = {str(model["id"]) for model in models["data"]} if isinstance(models, dict) else set()
         except (KeyError, TypeError):
@@ -211,15 +223,16 @@ class _Examination:
         else:
             self._findings.fine(f"it serves {names}.")
 
-    async def _metrics(self, client: httpx.AsyncClient) -> int | None:
+    async def _metrics(self, client: PodClient) -> int | None:
         """The block size of the pod's metrics."""
         try:
-            answer = await client.get("/metrics")
-        except httpx.HTTPError:
+            answer = await client.get(b"/metrics")
+        except UpstreamError:
             return None
-        if _CACHING_OFF in answer.text:
+        text = answer.body.decode(errors="replace")
+        if _CACHING_OFF in text:
             self._findings.wrong("prefix caching is off (--enable-prefix-caching): nothing can be reused.")
-        size = parse_metrics(answer.text).get("block_size") if answer.is_success else None
+        size = parse_metrics(text).get("block_size") if answer.fine else None
         return None if size is None else int(size)
 
     # --- feeds
@@ -294,7 +307,7 @@ class _Examination:
 
     # --- token ids
 
-    async def _tokens(self, client: httpx.AsyncClient) -> None:
+    async def _tokens(self, client: PodClient) -> None:
         for model in self._config.models:
             if model.tokenizer == ASK_THE_PODS and self._serves(model):
                 ids = await self._ask(client, model, _ASKED[0][1])
@@ -306,7 +319,7 @@ class _Examination:
             if self._serves(local.config):
                 await self._compare(client, local)
 
-    async def _compare(self, client: httpx.AsyncClient, local: Local) -> None:
+    async def _compare(self, client: PodClient, local: Local) -> None:
         """Are the token ids that we make the pod's own?"""
         model, compared = local.config.name, 0
         for what, body in _ASKED:
@@ -331,16 +344,16 @@ class _Examination:
         if compared:
             self._findings.fine(f"{model}: token ids equal the pod's own, for {compared} of {len(_ASKED)} prompts.")
 
-    async def _ask(self, client: httpx.AsyncClient, model: ModelConfig, body: dict[str, Any]) -> list[int] | str:
+    async def _ask(self, client: PodClient, model: ModelConfig, body: dict[str, Any]) -> list[int] | str:
         """The pod's token ids, or why it gives none."""
         name = next(name for name in (model.name, *model.aliases) if name in self._findings.served)
         try:
-            answer = await client.post("/tokenize", json={**body, "model": name})
-            if not answer.is_success:
-                return f"/tokenize says {answer.status_code}"
-            return [int(number) for number in answer.json()["tokens"]]
-        except httpx.HTTPError as error:
-            return f"/tokenize can't be asked ({error or type(error).__name__})"
+            answer = await client.post(b"/tokenize", orjson.dumps({**body, "model": name}))
+            if not answer.fine:
+                return f"/tokenize says {answer.status}"
+            return [int(number) for number in orjson.loads(answer.body)["tokens"]]
+        except UpstreamError as error:
+            return f"/tokenize can't be asked ({error})"
         except (ValueError, KeyError, TypeError):
             return "/tokenize gives no list of token ids"
 
@@ -360,8 +373,9 @@ async def _until(condition: Callable[[], bool], timeout_s: float) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _json(asked: Any) -> Any:
+async def _json(asked: Awaitable[Answer]) -> Any:
     try:
-        return (await asked).raise_for_status().json()
-    except (httpx.HTTPError, ValueError):
+        answer = await asked
+        return orjson.loads(answer.body) if answer.fine else None
+    except (UpstreamError, ValueError):
         return None

@@ -18,6 +18,7 @@ from router.config_fleet import ASK_THE_PODS, Discovery, ModelConfig, StaticPod,
 from router.config_serving import Serving
 from router.config_shared import SharedRedis
 from router.config_tokens import PROFILES, Parity, Profile
+from router.config_upstream import UpstreamConfig
 from router.errors import ConfigError
 from router.forms import Bytes, Count, Port, Ratio, Seconds, Section
 from router.keys import KEY_CHARS_MAX, check_key, read_keys
@@ -119,6 +120,9 @@ class Index(Section):
     )
     orphans_max: Count = Field(
         default=100_000, ge=0, le=100_000_000, description="Blocks kept whose parent is not known yet."
+    )
+    pods_max: Count = Field(
+        default=512, ge=1, le=4096, description="Pods, each rank counted: not fewer than there are."
     )
     redis: SharedRedis = SharedRedis()
 
@@ -234,51 +238,6 @@ class Scoring(Section):
     )
 
 
-class UpstreamConfig(Section):
-    """Connections and requests to pods."""
-
-    connect_timeout: Seconds = Field(default=2.0, gt=0, le=60, description="To open a connection.")
-    first_byte_timeout: Seconds = Field(
-        default=600.0,
-        gt=0,
-        le=86400,
-        description="To the first byte: queue and prefill; the whole answer if not streamed.",
-    )
-    idle_timeout: Seconds = Field(default=120.0, gt=0, le=86400, description="Between two bytes of a response.")
-    total_timeout: Seconds = Field(default=3600.0, gt=0, le=86400, description="For one request, streams included.")
-    keep_alive_idle: Seconds = Field(
-        default=4.0,
-        ge=0,
-        le=3600,
-        description="Idle connections are kept so long: below the 5 s after which vLLM closes them.",
-    )
-    connections_max: Count = Field(default=1024, ge=1, le=65536, description="Connections to one pod.")
-    attempts_max: Count = Field(
-        default=3,
-        ge=1,
-        le=10,
-        description="Pods tried for one request, all before the first byte of a response.",
-    )
-    retry_share: Ratio = Field(
-        default=0.2,
-        ge=0,
-        le=1,
-        description="Share of requests that may be tried again: what an outage adds to the load of the pods left.",
-    )
-    retry_floor: Count = Field(
-        default=10, ge=0, le=10_000, description="Retries that are free in every 10 s, whatever the traffic."
-    )
-    retry_after_max: Seconds = Field(
-        default=30.0, ge=0, le=3600, description="A pod's Retry-After keeps requests from it for so long at most."
-    )
-    response_buffer_max: Bytes = Field(
-        default=256 * KIB,
-        ge=4 * KIB,
-        le=64 * MIB,
-        description="Bytes held for a slow client before the pod is held back.",
-    )
-
-
 class Events(Section):
     """KV-event feeds of the pods."""
 
@@ -359,6 +318,9 @@ class Config(Section):
     def _check(self) -> Self:
         if name := twice(name for model in self.models for name in (model.name, *model.aliases)):
             raise ValueError(f"models: the name or alias {name} is given twice")
+        ranks = sum(pod.data_parallel_size for pod in self.discovery.static)
+        if ranks > self.index.pods_max:
+            raise ValueError(f"index.pods_max is {self.index.pods_max}, and there are {ranks} pods (or ranks)")
         return self
 
     @property

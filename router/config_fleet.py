@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from router.config_upstream import PodTls
 from router.forms import PORT_MAX, Address, Count, Endpoint, ModelName, Name, Section, Version
 
 ASK_THE_PODS = "pod"
@@ -35,11 +36,14 @@ class StaticPod(Section):
         description="Data-parallel ranks; feed and replay of rank r are at the given port + r.",
     )
     model: ModelName | None = Field(default=None, description="Model that it serves. null: the pod is asked.")
+    tls: PodTls = PodTls()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.replay is not None and self.events is None:
             raise ValueError("replay is given without events")
+        if self.tls.model_fields_set and not self.address.startswith("https://"):
+            raise ValueError("tls is given for an address that is not https://…")
         if self.data_parallel_size > 1 and any(port == 0 for _, port, _ in self.sockets()):
             raise ValueError("an ipc:// endpoint has no port to count ranks from: data_parallel_size must be 1")
         if any(end > PORT_MAX + 1 for _, _, end in self.sockets()):

@@ -60,6 +60,18 @@ class Serving(Section):
     requests_per_connection_max: Count | None = Field(
         default=None, ge=1, description="After so many a connection is closed, to spread clients anew. null: never."
     )
+    pipelined_max: Count = Field(
+        default=16,
+        ge=1,
+        le=1000,
+        description="Requests on one connection that wait for those before; then it is not read.",
+    )
+    body_buffer_max: Bytes = Field(
+        default=256 * _KIB, ge=4 * _KIB, le=64 * _MIB, description="Bytes of a body that wait to be taken; likewise."
+    )
+    linger_time: Seconds = Field(
+        default=2.0, ge=0, le=60, description="A refused client is read on for so long, so that it sees the refusal."
+    )
     connections_max: Count = Field(default=16_384, ge=1, le=1_000_000, description="Connections in all; above it: 503.")
     connections_per_client_max: Count | None = Field(
         default=None,

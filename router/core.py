@@ -46,6 +46,7 @@ class Asked:
     reason: str | None = None  # why the prefix is not known
     pods: frozenset[str] | None = None  # only these
     alone: bool = False  # the cached tokens that the pod will report are those of this one prompt
+    tells_cached: bool = True  # the response's usage tells cached tokens, if the pod does at all
     timing_us: dict[str, int] = field(default_factory=dict)
 
 
@@ -98,8 +99,11 @@ class Core:
         self.board = board
         self.space = space
         self.fleet = Fleet()
-        self.index = PrefixIndex(space, config.index.blocks_max, orphans_max=config.index.orphans_max)
-        self.texts = PrefixIndex(space, config.index.text_blocks_max)  # of our own picks alone: nothing confirms them
+        given = config.index
+        self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max)
+        self.texts = PrefixIndex(
+            space, given.text_blocks_max, given.pods_max
+        )  # of our own picks: nothing confirms them
         self.decisions: deque[Decision] = deque(maxlen=config.decisions.kept)
         self.turn = 0
         self.in_flight = 0
@@ -274,11 +278,9 @@ class Core:
         if exclude:
             left = [rank for rank in ranks if rank.id.pod not in exclude]
         fit = [rank for rank in left if rank.pod.fit(now)]
-        if len(fit) < len(left):
-            self.fleet.cold.update(rank.pod for rank in left if not rank.pod.healthy)
-            if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
-                willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]
-                fit = [rank for rank in willing if rank.pod.healthy and not rank.pod.draining]
+        if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
+            willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]
+            fit = [rank for rank in willing if rank.pod.healthy and not rank.pod.draining]
         if not fit:
             raise NoFitPod(f"None of the {len(ranks)} pods for this request is fit to take it now.")
         return fit
@@ -308,7 +310,7 @@ class Core:
         return Decision(now, asked, ranks, hits, best, _reason(asked, best))
 
     def _slowness(self, ranks: Sequence[Rank], now: float) -> list[float] | None:
-        for pod in [pod for pod in self.fleet.cold if pod.healthy]:
+        for pod in [pod for pod in self.fleet.cold if pod.fit(now)]:
             self.fleet.cold.discard(pod)
             self._start_slowly(pod, now)
         scoring = self.config.scoring

@@ -147,7 +147,7 @@ class Fleet:
     def __init__(self) -> None:
         self.pods: dict[str, Pod] = {}
         self.epoch = 0  # counts changes of who serves what, and how
-        self.cold: set[Pod] = set()  # new, or back from being unhealthy: slow start when they are fit
+        self.cold: set[Pod] = set()  # new, restarted or unhealthy: slow start when they are fit
         self.tokenizers: dict[str, TokenizerState] = {}  # of models that are tokenized here
         self._serving: dict[str, list[Rank]] = {}
         self._served: dict[str, Served] = {}

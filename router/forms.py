@@ -85,9 +85,10 @@ def _url(text: str, schemes: tuple[str, ...], example: str) -> SplitResult:
 
 def _address(text: str) -> str:
     if text.startswith("unix:"):
-        if not text.removeprefix("unix:").startswith("/"):
-            raise ValueError("a Unix socket should be like unix:/run/vllm.sock")
-        return text
+        path = text.removeprefix("unix:").removeprefix("//")  # unix:///path, as URLs are written
+        if not path.startswith("/"):
+            raise ValueError("a Unix socket should be like unix:/run/vllm.sock or unix:///run/vllm.sock")
+        return f"unix:{path}"
     _url(text, ("http", "https"), "http://10.0.0.7:8000, https://… or unix:/…")
     return text.rstrip("/")
 

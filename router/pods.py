@@ -9,18 +9,20 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
+import orjson
 import zmq
 
 from indexer.feed import Feed
 from router.config import Config
 from router.config_fleet import StaticPod
 from router.core import Core
+from router.failures import UpstreamError
 from router.feeds import FeedLimits, FeedReader
 from router.figures import parse_metrics
 from router.fleet import Evidence, Pod, Rank, RankId
+from router.pod_client import PodClient
+from router.trust import Trusts
 from scorer.cost import FleetRate, PrefillRate
 
 log = logging.getLogger("warmroute.pods")
@@ -29,13 +31,15 @@ _JITTER = 0.1  # share of the interval by which probes are spread
 _LOAD_S = 10.0  # a feed that has not loaded its first state by then is not waited for: its pod is routed blind
 _DETAILS_EVERY = 5  # probes between two looks at models, version and metrics of a pod that is known
 _NULL_BLOCKS = 1  # of num_gpu_blocks, vLLM keeps one for itself
+_UNVERIFIED = "%s: ITS CERTIFICATE IS NOT CHECKED (tls.verify is off): whoever answers at %s gets prompts and keys"
+_WELCOME = (b"/version", b"/metrics")  # of what is asked, not needed
 _MEND_S = 0.5  # between two looks at whether a feed wants its pod's history again
 
 
 class Prober:
     """Probes one pod for as long as it is known."""
 
-    def __init__(self, core: Core, pod: Pod, client: httpx.AsyncClient, config: Config) -> None:
+    def __init__(self, core: Core, pod: Pod, client: PodClient, config: Config) -> None:
         self._core = core
         self._pod = pod
         self._client = client
@@ -64,31 +68,47 @@ class Prober:
             pod.failures += 1
             if pod.failures >= self._probe.failures_max:
                 pod.healthy = False
+                self._core.fleet.cold.add(pod)
         if was != pod.healthy:
             log.info("%s is %s", pod.name, "fit" if pod.healthy else "unfit: it does not answer probes")
 
     async def _ask_health(self) -> bool:
-        try:
-            return (await self._client.get("/health")).is_success
-        except (httpx.HTTPError, OSError):
-            return False
+        return await self._asked(b"/health") is not None
 
     async def _ask_details(self) -> bool:
         """Models are needed; the version and the metrics are welcome."""
+        models = await self._asked(b"/v1/models")
+        if models is None:
+            return False
         try:
-            models = (await self._client.get("/v1/models")).raise_for_status().json()["data"]
-            self._core.fleet.learned_models(self._pod, [m for m in models if isinstance(m.get("id"), str)])
-        except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            known = [m for m in orjson.loads(models)["data"] if isinstance(m.get("id"), str)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s: /v1/models can't be read: %s", self._pod.name, error or type(error).__name__)
             return False
-        with contextlib.suppress(httpx.HTTPError, OSError, ValueError, KeyError, TypeError):
-            self._pod.version = (await self._client.get("/version")).raise_for_status().json()["version"]
+        self._core.fleet.learned_models(self._pod, known)
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            self._pod.version = orjson.loads(await self._asked(b"/version") or b"null")["version"]
         await self._ask_metrics()
         return True
 
     async def _ask_metrics(self) -> None:
-        with contextlib.suppress(httpx.HTTPError, OSError):
-            self._learn(parse_metrics((await self._client.get("/metrics")).raise_for_status().text))
+        text = await self._asked(b"/metrics")
+        if text is not None:
+            self._learn(parse_metrics(text.decode(errors="replace")))
+
+    async def _asked(self, target: bytes) -> bytes | None:
+        """The pod's answer, if it is a good one; what is wrong is said once in a row of failures."""
+        try:
+            answer = await self._client.get(target)
+        except UpstreamError as error:
+            if self._pod.failures == 0:
+                log.info("%s: %s can't be asked: %s", self._pod.name, target.decode(), error)
+            return None
+        if answer.fine:
+            return answer.body
+        if self._pod.failures == 0 and target not in _WELCOME:
+            log.info("%s says %d to %s", self._pod.name, answer.status, target.decode())
+        return None
 
     @property
     def _needs_counters(self) -> bool:
@@ -100,6 +120,7 @@ class Prober:
         if before is not None and before != figures.get("started", before):
             log.info("%s has been started anew", pod.name)
             pod.evidence = Evidence()
+            self._core.fleet.cold.add(pod)
             for rank in pod.ranks:
                 if rank.feed is not None:
                     rank.feed.suspect()
@@ -119,16 +140,17 @@ class Prober:
 class Pods:
     """The fleet's outside: makes pods of the configuration, keeps them probed and their feeds read."""
 
-    def __init__(self, core: Core, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, core: Core, config: Config, trusts: Trusts, clock: Callable[[], float] = time.monotonic) -> None:
         self._core = core
         self._config = config
+        self._trusts = trusts
         self._clock = clock
         self._rate = FleetRate(config.scoring.prefill_tokens_per_second)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._readers: dict[str, list[FeedReader]] = {}
         self._joined_at: dict[str, float] = {}
         self._probers: dict[str, Prober] = {}
-        self._clients: dict[str, httpx.AsyncClient] = {}
+        self._clients: dict[str, PodClient] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._mending: asyncio.Task[None] | None = None
 
@@ -161,7 +183,10 @@ class Pods:
             if reader is not None:
                 readers.append(reader)
         self._core.fleet.join(pod)
-        client = self._clients[pod.name] = pod_client(pod.address, self._config.probe.timeout)
+        tls = self._trusts.of(given)
+        if tls is not None and not tls.verified:
+            log.warning(_UNVERIFIED, pod.name, pod.address)
+        client = self._clients[pod.name] = PodClient(pod.address, self._config.probe.timeout, tls)
         prober = self._probers[pod.name] = Prober(self._core, pod, client, self._config)
         self._tasks[pod.name] = asyncio.get_running_loop().create_task(prober.run())
         self._readers[pod.name] = readers
@@ -235,14 +260,3 @@ def port_plus(endpoint: str, number: int) -> str:
         return endpoint
     head, _, port = endpoint.rpartition(":")
     return f"{head}:{int(port) + number}"
-
-
-def pod_client(address: str, timeout_s: float) -> httpx.AsyncClient:
-    """For what is asked of a pod beside requests. Certificates are loaded, for 20 ms, only where there is TLS."""
-    limits = httpx.Limits(max_connections=2, max_keepalive_connections=1, keepalive_expiry=4.0)
-    parts = urlsplit(address)
-    if parts.scheme == "unix":
-        transport = httpx.AsyncHTTPTransport(uds=parts.path, limits=limits, verify=False)
-        return httpx.AsyncClient(transport=transport, base_url="http://pod", timeout=timeout_s, trust_env=False)
-    tls = parts.scheme == "https"
-    return httpx.AsyncClient(base_url=address, limits=limits, timeout=timeout_s, trust_env=False, verify=tls)

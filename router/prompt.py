@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ import orjson
 from indexer.blocks import Tokens
 from router.errors import BadRequest
 from router.messages import text_of_part
+from router.messages_api import NotSure, chat_of
 
 Kind = Literal["chat", "text", "tokens", "none"]
 Side = Literal["left", "right"]
@@ -50,6 +51,8 @@ class Prompt:
 
     -1, "as many as the model takes", is None here.
     """
+    tells_cached: bool = True
+    """The response's usage has cached tokens, if the pod tells them at all."""
 
 
 def parse(path: str, body: bytes) -> Prompt:
@@ -162,6 +165,15 @@ def _tools_reason(fields: Fields) -> str | None:
     return None
 
 
+def _messages(fields: Fields) -> Prompt:
+    """A chat in other words; its response does not tell cached tokens."""
+    try:
+        prompt = _chat(chat_of(fields))
+    except NotSure as unsure:
+        return _prompt("none", fields, (), None, False, str(unsure))
+    return replace(prompt, tells_cached=False)
+
+
 def _completion(fields: Fields) -> Prompt:
     max_tokens = _integer(fields, "max_tokens")
     special = _flag(fields, "add_special_tokens", True)
@@ -237,7 +249,7 @@ _PARSERS: dict[str, Callable[[Fields], Prompt]] = {
     "/score": _score,
     "/tokenize": _tokenize,
     "/v1/responses": _untokenized("the Responses API"),
-    "/v1/messages": _untokenized("the Messages API"),
+    "/v1/messages": _messages,
     "/v1/embeddings": _untokenized("embeddings"),
 }
 

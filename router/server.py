@@ -184,6 +184,9 @@ def _front(service: Service) -> Front:
         requests_per_connection_max=gateway.requests_per_connection_max,
         connections_max=gateway.connections_max,
         connections_per_client_max=gateway.connections_per_client_max,
+        pipelined_max=gateway.pipelined_max,
+        unread_bytes_max=gateway.body_buffer_max,
+        linger_s=gateway.linger_time,
         sweep_interval_s=min(_SWEEP_S, shortest_s / 4),
     )
     return Front(limits, lambda status: service.metrics.count(None, "", status))

@@ -20,12 +20,14 @@ from router.peers import Peers
 from router.pods import Pods
 from router.proxy import Proxy
 from router.seat import Seat
+from router.trust import Trusts
 from router.upstream import Upstream, UpstreamLimits
 
 if TYPE_CHECKING:
     from router.sharing import Sharing
 
 _HOUSEKEEPING_S = 0.05  # between two looks at what has expired
+_SWEEP_S = 1.0  # between two looks at all connections of a pod, as at those of clients
 _CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
 
 
@@ -37,11 +39,11 @@ class Service:
         space = KeySpace(secrets.randbits(64) if seat is None else seat.seed)
         self.config = config
         self.core = Core(config, space, None if seat is None else seat.board(config.gateway))
-        limits = _limits(config)
-        self.upstreams = {pod.name: Upstream(pod.address, limits) for pod in config.discovery.static}
+        limits, trusts = _limits(config), Trusts(config.upstream)
+        self.upstreams = {pod.name: Upstream(pod.address, limits, trusts.of(pod)) for pod in config.discovery.static}
         self.encoding = Encoding(config, self.core, space, self.upstreams)
         self.metrics = Metrics(self.core, self.encoding.stats, questions=self.encoding.pod_tokens.counts)
-        self.pods = Pods(self.core, config)
+        self.pods = Pods(self.core, config, trusts)
         self.proxy = Proxy(config.upstream.attempts_max)
         self.sharing = self._sharing()
         self.peers = None if seat is None else Peers(seat, config.gateway.workers_timeout)
@@ -156,12 +158,17 @@ class Service:
 
 def _limits(config: Config) -> UpstreamLimits:
     upstream = config.upstream
+    shortest_s = min(upstream.first_byte_timeout, upstream.idle_timeout, upstream.total_timeout)
     return UpstreamLimits(
         connect_timeout_s=upstream.connect_timeout,
         first_byte_timeout_s=upstream.first_byte_timeout,
         idle_timeout_s=upstream.idle_timeout,
         total_timeout_s=upstream.total_timeout,
         keep_idle_s=upstream.keep_alive_idle,
+        idle_max=upstream.idle_connections_max,
         connections_max=upstream.connections_max,
+        head_bytes_max=upstream.response_header_max,
         buffer_bytes_max=upstream.response_buffer_max,
+        whole_bytes_max=min(upstream.response_whole_max, upstream.response_buffer_max),
+        sweep_interval_s=min(_SWEEP_S, shortest_s / 4),
     )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from router.connection import Connection, Response, UpstreamLimits
 from router.failures import ConnectFailed, ConnectTimeout, PoolFull, StaleConnection
 from router.http1 import Headers, request_head
 
-__all__ = ["Address", "Response", "Upstream", "UpstreamLimits"]
+__all__ = ["Address", "Response", "Tls", "Upstream", "UpstreamLimits"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -29,9 +31,9 @@ class Address:
 
     @staticmethod
     def parse(text: str) -> Address:
-        """`http://host:port`, `https://host`, `host:port`, `[::1]:8000` or `unix:/path`. Raises `ValueError`."""
+        """`http://host:port`, `https://host`, `host:port`, `[::1]:8000`, `unix:/path`. Raises `ValueError`."""
         if text.startswith("unix:"):
-            path = text.removeprefix("unix:")
+            path = text.removeprefix("unix:").removeprefix("//")  # unix:///path, as URLs are written
             if not path.startswith("/"):
                 raise ValueError(f"not an absolute path: {text}")
             return Address(authority=b"localhost", path=path)
@@ -46,15 +48,24 @@ class Address:
         return Address(authority.encode("ascii"), url.scheme == "https", url.hostname, port)
 
 
+class Tls(NamedTuple):
+    """How an `https://` pod is spoken to."""
+
+    context: Callable[[], ssl.SSLContext]  # asked for each connection
+    server_name: str | None = None  # in its certificate, where that is not the host of its address
+    verified: bool = True  # its certificate is checked
+
+
 class Upstream:
     """One pod as a place to send requests to. Belongs to the loop on which it is first used."""
 
-    def __init__(
-        self, address: str, limits: UpstreamLimits | None = None, ssl_context: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, address: str, limits: UpstreamLimits | None = None, tls: Tls | None = None) -> None:
+        """`tls`: must be given for an `https://` address."""
         self.address = Address.parse(address)
         self.limits = limits or UpstreamLimits()
-        self._ssl = (ssl_context or ssl.create_default_context()) if self.address.tls else None
+        if self.address.tls and tls is None:
+            raise ValueError(f"{address} needs to be told whom to trust")
+        self._tls = tls
         self._connections: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # oldest first
         self._connecting = 0
@@ -147,8 +158,14 @@ class Upstream:
         if address.path:
             await loop.create_unix_connection(lambda: connection, address.path)
         else:
-            await loop.create_connection(lambda: connection, address.host, address.port, ssl=self._ssl)
+            await loop.create_connection(lambda: connection, address.host, address.port, **self._secured())
         return connection
+
+    def _secured(self) -> dict[str, Any]:
+        """What `create_connection` needs to know for TLS."""
+        if self._tls is None or not self.address.tls:
+            return {}
+        return {"ssl": self._tls.context(), "server_hostname": self._tls.server_name or self.address.host}
 
     def _admit(self, connection: Connection) -> Connection:
         if connection.lost:

@@ -44,7 +44,7 @@ class Answer:
             body["prompt_token_ids"] = ask.prompts[0]
         return body
 
-    def opening(self) -> list[Json]:
+    def opening(self) -> list[bytes]:
         """What a chat stream says before its first token: the role of each choice."""
         if not self._ask.chat:
             return []
@@ -54,9 +54,9 @@ class Answer:
             chunks.append(self._chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None}, 0))
         if self._ask.return_token_ids:
             chunks[0]["prompt_token_ids"] = self._ask.prompts[0]
-        return chunks
+        return [sse(chunk) for chunk in chunks]
 
-    def chunk(self, index: int, text: str, tokens: Sequence[int], first: bool, last: bool, generated: int) -> Json:
+    def chunk(self, index: int, text: str, tokens: Sequence[int], first: bool, last: bool, generated: int) -> bytes:
         """One piece of choice `index`; `generated` counts the tokens of all choices so far."""
         ask = self._ask
         choice: Json = {"index": index, "logprobs": None, "finish_reason": None}
@@ -70,13 +70,16 @@ class Answer:
             choice["finish_reason"] = ask.choices[index].finish_reason
         if ask.return_token_ids:
             choice["token_ids"] = list(tokens)
-        return self._chunk(choice, generated)
+        return sse(self._chunk(choice, generated))
 
-    def closing(self, generated: int, cached_tokens: int) -> Json:
-        """The last chunk, with the usage."""
+    def closing(self, generated: int, cached_tokens: int) -> list[bytes]:
+        """The chunk with the usage, where it was asked for, and the end."""
+        if not self._ask.include_usage:
+            return [DONE]
         chunk = self._head("chat.completion.chunk" if self._ask.chat else "text_completion")
         usage = self.usage(generated, cached_tokens)
-        return {**chunk, "choices": [], "usage": usage, "system_fingerprint": self._fingerprint()}
+        last = {**chunk, "choices": [], "usage": usage, "system_fingerprint": self._fingerprint()}
+        return [sse(last), DONE]
 
     def usage(self, generated: int, cached_tokens: int) -> Json:
         """Tokens of all prompts and choices; `cached_tokens` as vLLM reports it: those of the last sequence."""

@@ -8,11 +8,13 @@ from typing import Any
 
 import orjson
 
+from simulator.answer import Answer
 from simulator.asgi import BodyTooLarge, Exchange, Receive, Scope, Send
 from simulator.ask import Ask, Body, Refused, chat_tokens, parse, parse_json, text_tokens
 from simulator.events import Origin
 from simulator.faults import change
 from simulator.generate import generate
+from simulator.messages import Message, as_chat, error_body
 from simulator.metrics import exposition
 from simulator.pod import Pod
 
@@ -29,6 +31,7 @@ class Api:
         self._routes: dict[tuple[str, str], Handler] = {
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/completions"): self._completions,
+            ("POST", "/v1/messages"): self._messages,
             ("GET", "/v1/models"): self._models,
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
@@ -73,17 +76,25 @@ class Api:
     async def _completions(self, exchange: Exchange) -> None:
         await self._generate(exchange, chat=False)
 
-    async def _generate(self, exchange: Exchange, chat: bool) -> None:
+    async def _messages(self, exchange: Exchange) -> None:
+        try:
+            await self._generate(exchange, chat=True, shape=Message)
+        except Refused as refused:
+            await self._json(exchange, error_body(refused), refused.status)
+
+    async def _generate(self, exchange: Exchange, chat: bool, shape: type[Answer] = Answer) -> None:
         pod = self._pod
         raw = await exchange.body()
         body = parse_json(raw)
+        if shape is Message:
+            body = as_chat(body)
         ask: Ask = await self._worked(raw, parse, body, chat, pod.model, exchange.headers)
         engine = pod.engine_for(exchange.headers.get("x-data-parallel-rank"))
         if pod.faults.hang:
             await exchange.gone()
             return
         headers = self._load_report(exchange, engine.rank)
-        await generate(ask, pod.model, engine, pod.faults, exchange, headers)
+        await generate(ask, pod.model, engine, pod.faults, exchange, headers, shape)
 
     async def _worked(self, raw: bytes, work: Callable[..., Any], *arguments: Any) -> Any:
         """Tokenizing: here when small, in a thread when large."""

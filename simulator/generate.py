@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import orjson
 
-from simulator.answer import DONE, Answer, Json, sse
+from simulator.answer import Answer
 from simulator.asgi import Exchange
 from simulator.ask import Ask
 from simulator.engine import Engine, Inbox, Interrupted, Ticket
@@ -23,8 +23,9 @@ CHUNKS_MERGED_MAX = 64
 
 
 async def generate(
-    ask: Ask, model: Model, engine: Engine, faults: Faults, exchange: Exchange, headers: Mapping[str, str]
-) -> None:
+    ask: Ask, model: Model, engine: Engine, faults: Faults, exchange: Exchange, headers: Mapping[str, str],
+    shape: type[Answer] = Answer,
+) -> None:  # fmt: skip
     """Queue the sequences of one request and send the answer. Whatever happens, they leave the engine."""
     inbox: Inbox = asyncio.Queue()
     now = time.monotonic()
@@ -39,7 +40,7 @@ async def generate(
         for index, choice in enumerate(ask.choices)
     ]
     watch = asyncio.create_task(_interrupt_when_gone(exchange, inbox))
-    answer = Answer(ask, model, engine.limits.block_size)
+    answer = shape(ask, model, engine.limits.block_size)
     try:
         if ask.stream:
             await _Stream(ask, model, answer, tickets, inbox, exchange, faults).run(headers)
@@ -108,9 +109,9 @@ class _Stream:
             if not opened:
                 opened = True
                 for chunk in self._answer.opening():
-                    await self._send(sse(chunk))
+                    await self._send(chunk)
             for index, tokens in merged.items():
-                await self._send(sse(self._piece(index, tokens)))
+                await self._send(self._piece(index, tokens))
         await self._close()
 
     async def _next(self) -> tuple[int, int | None]:
@@ -119,7 +120,7 @@ class _Stream:
             raise token
         return index, token
 
-    def _piece(self, index: int, tokens: list[int]) -> Json:
+    def _piece(self, index: int, tokens: list[int]) -> bytes:
         first = self._sent[index] == 0
         self._sent[index] += len(tokens)
         last = self._sent[index] == len(self._ask.choices[index].output)
@@ -128,10 +129,8 @@ class _Stream:
         return self._answer.chunk(index, text, tokens, first, last, sum(self._sent))
 
     async def _close(self) -> None:
-        if self._ask.include_usage:
-            cached = self._tickets[-1].request.cached_tokens or 0
-            await self._send(sse(self._answer.closing(sum(self._sent), cached)))
-        await self._send(DONE)
+        for chunk in self._answer.closing(sum(self._sent), self._tickets[-1].request.cached_tokens or 0):
+            await self._send(chunk)
         await self._exchange.end()
 
     async def _send(self, data: bytes) -> None:

@@ -31,12 +31,15 @@ VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encodi
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 TEMPLATES = {path.name: path.read_text(encoding="utf-8") for path in sorted((CHART / "templates").iterdir())}
 
-POD = {"name": "pod-0", "address": "http://vllm-0.vllm:8000", "events": "tcp://vllm-0.vllm:5557"}
+POD = {"name": "pod-0", "address": "https://vllm-0.vllm:8000", "events": "tcp://vllm-0.vllm:5557"}
 FULL: dict[str, Any] = {
     "image": {"digest": "sha256:" + "0" * 64},
     "imagePullSecrets": [{"name": "pull"}],
     "config": {"discovery": {"static": [POD]}, "index": {"blocks_max": 123456789}},
     "operatorKey": {"existingSecret": "warmroute-key", "key": "token"},
+    "apiKeys": {"existingSecret": "warmroute-clients", "key": "keys"},
+    "redis": {"existingSecret": "warmroute-redis", "key": "redis-url"},
+    "podTls": {"existingSecret": "vllm-tls", "cert": "client.crt", "key": "client.key"},
     "tokenizers": {"mountPath": "/tokenizers", "volume": {"persistentVolumeClaim": {"claimName": "tokenizers"}}},
     "ports": {"data": 18080, "ops": 19090},
     "service": {"type": "LoadBalancer", "port": 8080, "annotations": {"a": "b"}},
@@ -99,6 +102,7 @@ def test_values_fit_their_schema() -> None:
     assert complaints(SCHEMA, {"replicas": 3}) == ["values.replicas may not be given"]
     assert complaints(SCHEMA, {"replicaCount": "3"}) == ["values.replicaCount is no ['integer']"]
     assert complaints(SCHEMA, {"config": {"gateway": {"operator_key": "x"}}})
+    assert complaints(SCHEMA, {"config": {"gateway": {"apiKeysFile": "x"}}})
     assert complaints(SCHEMA, {"image": {"repository": "r", "digest": "latest"}})
 
 
@@ -150,7 +154,7 @@ def test_default_config_is_accepted(tmp_path: Path) -> None:
     environ = {
         name: "9090" if name.endswith("PORT") else "120s"
         for name in re.findall(r"name: (WARMROUTE_\w+), value", TEMPLATES["deployment.yaml"])
-        if not name.endswith("KEY_FILE")
+        if not name.endswith("_FILE")
     }
     environ["WARMROUTE_GATEWAY__PORT"] = "8080"
     assert len(environ) == 3
@@ -197,8 +201,18 @@ def config_of(objects: dict[str, dict[str, Any]], tmp_path: Path) -> Any:
     file = tmp_path / "warmroute.yaml"
     file.write_text(objects["ConfigMap"]["data"]["warmroute.yaml"], encoding="utf-8")
     container = objects["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-    environ = {item["name"]: item["value"] for item in container["env"] if not item["name"].endswith("KEY_FILE")}
-    return load(str(file), environ, {})
+    environ = {item["name"]: item.get("value", "redis://:pw@redis:6379") for item in container["env"]}
+    return load(str(file), {name: in_a_container(value, tmp_path) for name, value in environ.items()}, {})
+
+
+def in_a_container(value: str, tmp_path: Path) -> str:
+    """A file that the container would have, here; any other value as it is."""
+    if not value.startswith("/etc/warmroute-"):
+        return value
+    file = tmp_path / value.removeprefix("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("a-key\n", encoding="utf-8")
+    return str(file)
 
 
 @engine
@@ -248,11 +262,20 @@ def test_full_install(tmp_path: Path) -> None:
     assert mounts.keys() == volumes.keys()
     assert mounts["tokenizers"] == "/tokenizers"
     assert volumes["operator-key"]["secret"]["items"] == [{"key": "token", "path": "operator-key"}]
+    assert volumes["api-keys"]["secret"]["items"] == [{"key": "keys", "path": "api-keys"}]
+    assert volumes["pod-tls"]["secret"] == {"secretName": "vllm-tls", "defaultMode": 0o440}
+    (url,) = [item for item in container["env"] if item["name"] == "WARMROUTE_INDEX__REDIS__URL"]
+    assert url["valueFrom"] == {"secretKeyRef": {"name": "warmroute-redis", "key": "redis-url"}}
     assert {port["containerPort"] for port in container["ports"]} == {18080, 19090}
     config = config_of(objects, tmp_path)
     assert (config.gateway.port, config.gateway.ops_port, config.gateway.drain_timeout) == (18080, 19090, 600.0)
     assert config.index.blocks_max == 123456789
     assert config.discovery.static[0].name == "pod-0"
+    assert config.gateway.operator_key is not None and config.gateway.asks_for_keys
+    assert config.index.redis.url is not None
+    files = {"ca_file": "ca.crt", "cert_file": "client.crt", "key_file": "client.key"}
+    tls = config.upstream.tls.model_dump(include=set(files))
+    assert {name: Path(file).name for name, file in tls.items()} == files
     policy = objects["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["ingress"][1]["from"] == [{"namespaceSelector": {}}]
@@ -305,7 +328,7 @@ def test_engine_refuses_bad_values(tmp_path: Path, values: dict[str, Any]) -> No
 
 @engine
 def test_notes_say_what_is_missing(tmp_path: Path) -> None:
-    """The notes warn of no pods and of open operators' endpoints, and only then."""
+    """The notes warn of no pods, of open operators' endpoints and of an open data plane, and only then."""
     bare, full = (helm(tmp_path, "install", values)["info"]["notes"] for values in ({}, FULL))
-    assert "There are no pods yet" in bare and "endpoints are open" in bare
-    assert "There are no pods yet" not in full and "endpoints are open" not in full
+    for warning in ("There are no pods yet", "endpoints are open", "No API key is asked for"):
+        assert warning in bare and warning not in full

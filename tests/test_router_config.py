@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from indexer.errors import IndexerError
+from indexer.events import BlockStored
 from router import forms
 from router.config import Config, load, parse_model, parse_pod
 from router.config_tokens import PROFILES
 from router.errors import ConfigError
+from router.server import _front
+from router.service import Service
+from router.serving_limits import ServingLimits
 from router.sources import FILE_BYTES_MAX, known_keys, section_of, spelling
+from router.upstream import UpstreamLimits
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -257,6 +265,11 @@ def pods(*each: str) -> str:
         (pods("name: a, address: 'http://me:pw@x'"), "static.0.address: should be like http://10.0.0.7:8000"),
         (pods("name: a, address: 'http://x:99999'"), "Port out of range"),
         (pods("name: a, address: 'unix:run.sock'"), "should be like unix:/run/vllm.sock"),
+        (pods("name: a, address: 'unix://host/run.sock'"), "should be like unix:/run/vllm.sock"),
+        (pods("name: a, address: 'https://x', tls: {ca: f}"), "tls.ca: unknown key; did you mean"),
+        (pods("name: a, address: 'https://x', tls: {cert_file: f}"), "cert_file and key_file go together"),
+        (pods("name: a, address: 'http://x', tls: {ca_file: f}"), "tls is given for an address that is not https"),
+        (pods("name: a, address: 'http://x', data_parallel_size: 9") + "\nindex: {pods_max: 8}", "there are 9 pods"),
         (pods("name: 'a b', address: 'http://x'"), "static.0.name: String should match pattern"),
         (pods("name: a, address: 'http://x', events: 'tcp://*:5557'"), "should name the pod's host and port"),
         (pods("name: a, address: 'http://x', events: 'http://x:1'"), "static.0.events: should be like tcp://"),
@@ -281,10 +294,41 @@ def test_pods_that_can_be(tmp_path: Path) -> None:
     text = pods(
         "name: a, address: 'http://[::1]:80/', events: 'tcp://[::1]:5557', data_parallel_size: 2",
         "name: '10.0.0.7:8000', address: 'unix:/run/vllm.sock', events: 'ipc:///run/events', replay: 'ipc:///run/replay'",
-        "name: c, address: 'https://c.example', events: 'tcp://[::1]:5559', replay: 'tcp://[::1]:5560'",
+        "name: d, address: 'unix:///run/vllm-1.sock'",
+        "name: c, address: 'https://c.example', tls: {serverName: c}, events: 'tcp://[::1]:5559', replay: 'tcp://[::1]:5560'",
     )
     static = from_yaml(tmp_path, text).discovery.static
-    assert [pod.address for pod in static] == ["http://[::1]:80", "unix:/run/vllm.sock", "https://c.example"]
+    assert [pod.address for pod in static] == [
+        "http://[::1]:80", "unix:/run/vllm.sock", "unix:/run/vllm-1.sock", "https://c.example"
+    ]  # fmt: skip
+    assert static[-1].tls.server_name == "c"
+
+
+async def test_every_limit_has_a_key(tmp_path: Path) -> None:
+    """What bounds connections to pods and from clients is what the configuration says; nothing keeps its default."""
+    text = """
+gateway: {header_max: 2KiB, header_count_max: 9, url_max: 300, header_timeout: 1s, body_max: 2KiB, body_timeout: 1s,
+          body_rate_min: 1, bodies_max: 1MiB, send_timeout: 1s, keep_alive_timeout: 1s, requests_per_connection_max: 1,
+          connections_max: 7, connections_per_client_max: 1, pipelined_max: 2, body_buffer_max: 5KiB, linger_time: 1s}
+upstream: {connect_timeout: 1s, first_byte_timeout: 200ms, idle_timeout: 1s, total_timeout: 1s, keep_alive_idle: 1s,
+           idle_connections_max: 3, connections_max: 4, response_header_max: 2KiB, response_buffer_max: 8KiB,
+           response_whole_max: 6KiB}
+index: {pods_max: 7}
+""" + pods("name: a, address: 'http://x'")
+    service = Service(from_yaml(tmp_path, text))
+    upstream, serving = service.upstreams["a"].limits, _front(service).limits
+    for given, default in ((upstream, UpstreamLimits()), (serving, ServingLimits())):
+        same = {name for name, value in asdict(default).items() if getattr(given, name) == value}
+        assert not same
+    assert (upstream.idle_max, upstream.head_bytes_max, upstream.whole_bytes_max) == (3, 2048, 6144)
+    assert (serving.pipelined_max, serving.unread_bytes_max, serving.linger_s) == (2, 5120, 1.0)
+    stored = BlockStored([1], None, np.arange(16, dtype=np.uint32), 16, "gpu")
+    for number in range(2 * 7):  # twice as many as there may be at one time: those that left are swept late
+        service.core.index.apply(("p", number), stored)
+    with pytest.raises(IndexerError, match="room"):
+        service.core.index.apply(("p", 14), stored)
+    service.encoding.close()
+    await service.pods.stop()
 
 
 def test_pod_mappings_need_both_switches(tmp_path: Path) -> None:
@@ -341,6 +385,8 @@ def test_parse_pod() -> None:
     assert (pod.name, pod.address, pod.events, pod.replay) == ("pod-0", "http://h:1", "tcp://h:2", "tcp://h:4")
     assert pod.data_parallel_size == 2
     assert parse_pod("name=p,address=unix:/a,b").address == "unix:/a,b"
+    tls = parse_pod('name=p,address=https://h,tls={"ca_file":"a,b","verify":false}').tls
+    assert (tls.ca_file, tls.verify) == ("a,b", False)
 
 
 def test_parse_model() -> None:

@@ -111,6 +111,21 @@ async def test_completions(client: openai.AsyncOpenAI, http: httpx.AsyncClient) 
     assert len(both.choices) == 2
 
 
+async def test_messages(client: openai.AsyncOpenAI, http: httpx.AsyncClient) -> None:
+    """What the Messages API says in texts is the chat that means the same: it goes where that chat's blocks are."""
+    system, asked = "Be kind, be brief, and be on time with it. " * 6, [{"role": "user", "content": "Hello, messages."}]
+    chat: Any = [{"role": "system", "content": system}, *asked]
+    first = await client.chat.completions.with_raw_response.create(model=MODEL, messages=chat, max_tokens=5)
+    usage = first.parse().usage
+    body = {"model": MODEL, "system": [{"type": "text", "text": system}], "messages": asked, "max_tokens": 5}
+    for stream in (False, True):
+        answer = (await http.post("/v1/messages", json={**body, "stream": stream})).raise_for_status()
+        assert usage is not None and f'"input_tokens":{usage.prompt_tokens}' in answer.text
+        assert answer.headers["x-warmroute-pod"] == first.headers["x-warmroute-pod"]
+        matched = answer.headers["x-warmroute-matched-tokens"]
+        assert matched == str((usage.prompt_tokens - 1) // BLOCK * BLOCK) != "0"
+
+
 async def test_models(client: openai.AsyncOpenAI) -> None:
     """The union of what the pods serve: once, though three serve it."""
     assert [model.id async for model in client.models.list()] == [MODEL]

@@ -15,7 +15,9 @@ from indexer.blocks import KeySpace
 from router.config import Config
 from router.config_fleet import StaticPod
 from router.core import Core
-from router.pods import Pods, parse_metrics, pod_client, port_plus
+from router.pod_client import PodClient
+from router.pods import Pods, parse_metrics, port_plus
+from router.trust import Trusts
 from tests.router_peers import Call, Peer, peer, until
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -46,7 +48,7 @@ async def probed(told: Told, **more: Any) -> AsyncIterator[tuple[Core, Pods, Pee
         static = [{"name": "a", "address": seen.address, **more}]
         config = Config.model_validate({"discovery": {"static": static}, "probe": PROBE})
         core = Core(config, KeySpace(1))
-        pods = Pods(core, config)
+        pods = Pods(core, config, Trusts(config.upstream))
         await pods.start()
         try:
             yield core, pods, seen
@@ -105,6 +107,25 @@ async def test_failures_in_a_row() -> None:
         assert pod.failures == 0
 
 
+async def test_who_starts_slowly() -> None:
+    """A pod that was away is cold also if nobody asked for it meanwhile; so is one that was restarted unnoticed."""
+    told = Told()
+    metrics = told.answers["/metrics"][1]
+    told.answers["/metrics"] = (200, metrics + b"process_start_time_seconds 1.0\n")
+    async with probed(told) as (core, _, _):
+        pod, cold = core.fleet.pods["a"], core.fleet.cold
+        cold.clear()
+        told.answers["/health"] = (500, b"")
+        await until(lambda: not pod.healthy)
+        told.answers["/health"] = (200, b"")
+        await until(lambda: pod.healthy)
+        assert pod in cold
+        cold.clear()
+        told.answers["/metrics"] = (200, metrics + b"process_start_time_seconds 2.0\n")
+        await until(lambda: pod in cold)
+        assert pod.healthy
+
+
 async def test_what_can_not_be_read() -> None:
     """A pod whose /v1/models is nonsense is not fit; one without version and metrics is."""
     told = Told()
@@ -158,7 +179,7 @@ async def test_feed_that_never_comes() -> None:
     async with peer(Told()) as seen:
         static = [{"name": "a", "address": seen.address, "events": "tcp://127.0.0.1:1"}]
         config = Config.model_validate({"discovery": {"static": static}, "probe": {**PROBE, "timeout": 0.2}})
-        pods = Pods(Core(config, KeySpace(1)), config, lambda: now)
+        pods = Pods(Core(config, KeySpace(1)), config, Trusts(config.upstream), lambda: now)
         await pods.start()
         try:
             assert pods.unloaded == {"a"}
@@ -177,5 +198,5 @@ def test_ports_of_ranks() -> None:
 
 async def test_unix_socket(tmp_path: Path) -> None:
     """A pod on a Unix socket is probed as any other."""
-    async with peer(Told(), path=str(tmp_path / "pod")) as seen, pod_client(seen.address, 2.0) as client:
-        assert (await client.get("/version")).json() == {"version": "0.32.0"}
+    async with peer(Told(), path=str(tmp_path / "pod")) as seen, PodClient(seen.address, 2.0) as client:
+        assert (await client.get(b"/version")).body == b'{"version": "0.32.0"}'

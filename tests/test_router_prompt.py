@@ -178,6 +178,55 @@ def test_other_requests_give_their_model(path: str) -> None:
     assert prompt.reason
 
 
+def messages(**fields: Any) -> Prompt:
+    """A body of the Messages API."""
+    return parse("/v1/messages", orjson.dumps({"model": "m", "max_tokens": 5, **fields}))
+
+
+def test_messages_of_texts_are_a_chat() -> None:
+    """The Messages API in texts: the system's text comes first, blocks are joined as vLLM joins them."""
+    text = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    empty = {"type": "text", "text": ""}
+    asked = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": [empty, text]},
+        {"role": "user", "content": [text, {**text, "text": "b"}]},
+    ]
+    prompt = messages(messages=asked, system=[text, text], stream=True, cache_salt="not of this API", priority=3)
+    assert (prompt.kind, prompt.stream, prompt.max_tokens, prompt.cache_salt) == ("chat", True, 5, None)
+    assert not prompt.tells_cached and prompt.fields["priority"] == 3
+    assert prompt.fields["messages"] == [
+        {"role": "system", "content": "aa"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    ]
+    assert messages(messages=asked[:1], system="").fields["messages"] == asked[:1]
+    assert chat().tells_cached
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"tools": [{"name": "f"}]}, "tools of the Messages API"),
+        ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs"),
+        ({"messages": []}, "no messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "neither user nor assistant"),
+        ({"messages": [{"role": "user", "content": []}]}, "empty"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "not text"),
+        ({"messages": [{"role": "user", "content": 3}]}, "neither a string"),
+        ({"messages": ["x"]}, "neither user nor assistant"),
+        ({"system": [{"type": "text", "text": "x-anthropic-billing-header: y"}]}, "billing header"),
+        ({"system": [{"type": "text", "text": 3}]}, "not text"),
+    ],
+)
+def test_other_messages_are_not_guessed(fields: dict[str, Any], reason: str) -> None:
+    """What versions of vLLM write differently, and what they may refuse, is left to the pod."""
+    prompt = messages(**{"messages": [{"role": "user", "content": "hi"}], **fields})
+    assert (prompt.kind, prompt.model) == ("none", "m")
+    assert prompt.reason is not None and reason in prompt.reason
+
+
 def test_an_unknown_path_may_have_any_body() -> None:
     """Uploads are no JSON; the APIs that are JSON refuse anything else."""
     assert parse("/v1/audio/transcriptions", b"--boundary\r\n\xff").model is None

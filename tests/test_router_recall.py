@@ -11,7 +11,7 @@ from router.recall import Recall, Recalled
 
 def _recalled(tokens: int = 4, epoch: int = 0) -> Recalled:
     ending = Ending(np.arange(tokens, dtype=np.uint64), tokens)
-    return Recalled(Prompt("none", "m", {}, reason="-"), tokens, 0, {1: ending}, epoch)
+    return Recalled(Prompt("none", "m", {}, reason="-"), tokens, 0, {1: ending.keys}, {1: ending}, epoch)
 
 
 def test_the_same_bytes_mean_the_same() -> None:

@@ -23,7 +23,7 @@ from router.failures import (
     UnsendableRequest,
     UpstreamError,
 )
-from router.upstream import Address, Upstream, UpstreamLimits
+from router.upstream import Address, Tls, Upstream, UpstreamLimits
 from tests.router_peers import OK, Call, Peer, answer, peer, settled, until
 
 ON_BOTH_LOOPS = True  # their transports differ at the edges
@@ -33,11 +33,11 @@ JSON = [(b"content-type", b"application/json")]
 
 
 @asynccontextmanager
-async def client(target: Peer, limits: UpstreamLimits = QUICK, **options: ssl.SSLContext) -> AsyncIterator[Upstream]:
+async def client(target: Peer, limits: UpstreamLimits = QUICK, tls: Tls | None = None) -> AsyncIterator[Upstream]:
     """An upstream that must leave nothing behind: no connection, no task, no error that only the loop saw."""
     tasks, mishaps = asyncio.all_tasks(), list[dict[str, Any]]()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: mishaps.append(context))
-    upstream = Upstream(target.address, limits, **options)
+    upstream = Upstream(target.address, limits, tls)
     try:
         yield upstream
     finally:
@@ -299,7 +299,7 @@ async def test_connect_timeout() -> None:
     """A peer that accepts and then does not finish the TLS handshake is a connect timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         limits = UpstreamLimits(connect_timeout_s=0.05)
-        upstream = Upstream(f"https://127.0.0.1:{silent.getsockname()[1]}", limits)
+        upstream = Upstream(f"https://127.0.0.1:{silent.getsockname()[1]}", limits, Tls(ssl.create_default_context))
         with pytest.raises(ConnectTimeout):
             await post(upstream)
         await upstream.aclose()
@@ -604,10 +604,10 @@ async def test_tls(certificate: Path) -> None:
     trusting = ssl.create_default_context(cafile=certificate)
     async with peer(answer, ssl=serving) as seen:
         seen.address = seen.address.replace("http:", "https:")
-        async with client(seen, ssl_context=trusting) as upstream:
+        async with client(seen, tls=Tls(lambda: trusting)) as upstream:
             assert [await post(upstream), await post(upstream)] == [b"ok", b"ok"]
             assert seen.connections == 1
-        async with client(seen) as upstream:
+        async with client(seen, tls=Tls(ssl.create_default_context)) as upstream:
             with pytest.raises(ConnectFailed, match="certificate"):
                 await post(upstream)
 
@@ -621,6 +621,7 @@ async def test_tls(certificate: Path) -> None:
         ("https://pod", b"pod"),
         ("[::1]:8000", b"[::1]:8000"),
         ("unix:/run/pod.sock", b"localhost"),
+        ("unix:///run/pod.sock", b"localhost"),
     ],
 )
 def test_addresses(text: str, authority: bytes) -> None:

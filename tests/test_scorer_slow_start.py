@@ -54,6 +54,19 @@ def test_a_new_pod_is_not_flooded() -> None:
     assert shares[2] == pytest.approx(1 / 3, abs=0.02)
 
 
+def test_a_drained_pod_starts_when_it_is_back() -> None:
+    """Restarted while it is drained, its slow start waits until it may be asked again."""
+    core = core_of(2)
+    late = core.fleet.pods["pod-1"]
+    share(core, "pod-0", 0.0)
+    core.fleet.cold.add(late)
+    late.draining = True
+    assert share(core, "pod-0", 60.0) == 1.0
+    late.draining = False
+    assert share(core, "pod-1", 120.0) < 0.3
+    assert share(core, "pod-1", 150.0) == pytest.approx(0.5, abs=0.05)
+
+
 def test_so_is_one_that_was_ejected() -> None:
     """From the moment in which its breaker closes."""
     core = core_of(2, breaker={"failures_in_row": 1})
@@ -69,7 +82,6 @@ def test_so_is_one_that_was_ejected() -> None:
 def test_it_can_be_switched_off() -> None:
     """A slow start of 0 s raises nothing."""
     core = core_of(2, scoring={"slow_start": 0})
-    core.fleet.pods["pod-1"].healthy = False
     share(core, "pod-0", 0.0)
-    core.fleet.pods["pod-1"].healthy = True
+    core.fleet.cold.add(core.fleet.pods["pod-1"])
     assert share(core, "pod-1", 0.0) == pytest.approx(0.5, abs=0.02)
