@@ -211,8 +211,8 @@ def ways(workers: int) -> list[Way]:
     return [
         Way("one worker", 1),
         Way("nothing shared", workers),
-        Way("load only, 2 ms", workers, 0.002, sendings=False),
-        *(Way(f"both, {ms} ms", workers, ms / 1e3) for ms in (2, 10, 100)),
+        Way("load only, 5 ms", workers, 0.005, sendings=False),
+        *(Way(f"both, {ms} ms", workers, ms / 1e3) for ms in (5, 10, 100)),
     ]
 
 

@@ -19,7 +19,7 @@ from scorer.cost import PrefillRate
 from scorer.load import PodLoad, Ticket
 from scorer.sendings import Sendings, ring_fields
 
-LOOK_S = 0.002  # between two looks at the others: 10 ms are early enough, and many decisions share the cost of one
+LOOK_S = 0.005  # between two looks at the others: 10 ms are early enough, and decisions share the cost of one
 _FIELDS = 5  # of a cell: name, requests, prefill tokens, their seconds, until when the pod is busy
 _NAME_BITS = 53  # as many as a float holds exactly
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from tests.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually
-from tests.worker_processes import WORKERS, completion, each, pid_of, workers
+from tests.worker_processes import LOOK_S, WORKERS, completion, each, pid_of, workers
 
 
 async def loads(client: httpx.AsyncClient) -> dict[str, int]:
@@ -45,7 +45,7 @@ def test_connections_spread_and_figures_add_up(tmp_path: Path) -> None:
 
 
 async def test_load_is_seen_by_all(tmp_path: Path) -> None:
-    """What one worker has sent counts in the very next decision of the other, and no more once it has ended."""
+    """What one worker has sent counts in the next decisions of the other, and no more once it has ended."""
     with contextlib.ExitStack() as stack:
         fleet = [PodProcess(f"pod-{number}", options=("--time-scale", "0.5")) for number in range(2)]
         served = await asyncio.to_thread(stack.enter_context, workers(tmp_path, *fleet))
@@ -55,6 +55,7 @@ async def test_load_is_seen_by_all(tmp_path: Path) -> None:
             async with here.stream("POST", "/v1/completions", json=asked) as stream:
                 assert stream.status_code == 200
                 pod = stream.headers["x-warmroute-pod"]
+                await asyncio.sleep(LOOK_S)
                 for client in (there, here):
                     assert (await loads(client))[pod] == 1
                 inflight = f'warmroute_pod_inflight_requests{{pod="{pod}"}}'
@@ -83,6 +84,7 @@ async def test_a_prompt_that_another_worker_has_sent_is_followed(tmp_path: Path)
             text = "the same document for all, and a question about it. " * 40
             first = asyncio.create_task(here.post("/v1/completions", json=completion(text)))
             await eventually(lambda: any(pod.state()["ranks"][0]["running"] for pod in fleet))
+            await asyncio.sleep(LOOK_S)
             answer = (await there.post("/score", json={"model": MODEL, "prompt": text})).json()
             best = max(answer["pods"], key=lambda pod: pod["matched_tokens"])
             assert best["predicted_blocks"] == best["matched_blocks"] == answer["tokens"] // answer["block_size"]
@@ -100,6 +102,7 @@ async def test_a_bound_holds_for_all(tmp_path: Path) -> None:
                 asked = completion(f"{number}", max_tokens=400, ignore_eos=True, stream=True)
                 stream = await streams.enter_async_context(client.stream("POST", "/v1/completions", json=asked))
                 assert stream.status_code == 200
+            await asyncio.sleep(LOOK_S)
             for client in clients.values():
                 assert (await client.post("/v1/completions", json=completion("x"))).status_code == 429
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from tests.processes import MODEL, PLAIN, ROOT, TOKENIZER, PodProcess, eventually, free_ports
-from tests.worker_processes import WORKERS, completion, each, pid_of, workers
+from tests.worker_processes import LOOK_S, WORKERS, completion, each, pid_of, workers
 
 START_S = 60.0  # for a command that fails, on a busy machine
 
@@ -35,6 +35,7 @@ async def test_killed_worker(tmp_path: Path) -> None:
             counted = _requests((await there.get("/metrics")).text)
             asked = completion("a long answer", max_tokens=2000, ignore_eos=True, stream=True)
             async with here.stream("POST", "/v1/completions", json=asked) as stream:
+                await asyncio.sleep(LOOK_S)
                 assert await _in_flight(there) == 1
                 os.kill(victim, signal.SIGKILL)
                 with pytest.raises(httpx.TransportError):

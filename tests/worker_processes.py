@@ -13,6 +13,7 @@ import httpx
 from tests.processes import MODEL, PLAIN, GatewayProcess, PodProcess, gateway, pods
 
 WORKERS = 2
+LOOK_S = 0.05  # within it, each worker looks at what the others have in flight
 
 
 @contextlib.contextmanager
