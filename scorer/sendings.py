@@ -79,9 +79,7 @@ class Sendings:
         places = np.arange(start, end) % size
         keys, ranks, expires = (row[field][places].tolist() for field in ("keys", "ranks", "expires"))
         heard = self._heard
-        for key, rank, until in zip(keys, ranks, expires, strict=True):
-            heard[key] = (rank, until)
-            heard.move_to_end(key)
+        heard.update(zip(keys, zip(ranks, expires, strict=True), strict=True))
         while len(heard) > size:
             heard.popitem(last=False)
 
