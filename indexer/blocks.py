@@ -1,7 +1,7 @@
 """Block keys: token ids (with what else vLLM hashes) to chained 64-bit keys.
 
 A block key names the content of a block *and* of all blocks before it, as vLLM's own block hash does, but
-under a seed of this process: keys can't be crafted by a client, are never shown, and never leave the process.
+under a secret seed: keys can't be crafted by a client, are never shown, and mean nothing to who has another seed.
 vLLM's hashes stay opaque (`engine hash`). A key is `xxh3_64(token ids ‖ extras, seed=parent key)`.
 """
 
@@ -29,7 +29,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class KeySpace:
-    """All keys of one process: equal content gives equal keys within it, and only within it."""
+    """Keys under one seed: equal content gives equal keys, and only under it."""
 
     def __init__(self, seed: int) -> None:
         """`seed`: a random 64-bit number, kept secret."""

@@ -16,6 +16,7 @@ from router.answers import score_answer
 from router.api import Gateway
 from router.bodies import read_body
 from router.core import Asked
+from router.counts import Counts
 from router.errors import BadRequest, MethodNotAllowed, NoSuchPath, NotFound, RouterError
 from router.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors
 from router.ops import operators
@@ -42,10 +43,13 @@ def create_app(service: Service) -> Gateway:
     return gateway
 
 
-def create_ops_app(service: Service) -> FastAPI:
-    """The operators' plane alone, for its own port; the service's life belongs to the data plane."""
+def create_ops_app(service: Service, counts: Counts | None = None) -> FastAPI:
+    """The operators' plane alone, for its own port; the service's life belongs to the data plane.
+
+    `counts`: for the private socket of a worker, whom the others ask for them.
+    """
     app = _fastapi(None)
-    app.include_router(operators(service))
+    app.include_router(operators(service, counts))
     app.include_router(_health(service))
     return app
 

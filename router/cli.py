@@ -43,6 +43,7 @@ def main() -> None:
 @click.option("--pod", "pods", multiple=True, help="name=…,address=http://…[,events=tcp://…,replay=tcp://…].")
 @click.option("--model", "models", multiple=True, help="name=…,tokenizer=FOLDER.")
 @click.option("--policy", help="predicted-ttft, weighted, round-robin or least-load.")
+@click.option("--workers", type=int, help="Processes that serve, each on a core of its own.")
 @click.option("--log-level", help="debug, info, warning or error.")
 def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **given: object) -> None:
     """Run the gateway.
@@ -53,25 +54,54 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
         --model name=tiny-qwen,tokenizer=/models/tiny-qwen
     """
     from router.config import load, parse_model, parse_pod
-    from router.server import serve as run
 
     flags = {
         "gateway.host": given["host"],
         "gateway.port": given["port"],
         "gateway.ops_port": given["ops_port"],
+        "gateway.workers": given["workers"],
         "gateway.log_level": given["log_level"],
         "scoring.policy": given["policy"],
         "discovery.static": [parse_pod(text) for text in pods] or None,
         "models": [parse_model(text) for text in models] or None,
     }
     config = load(path, os.environ, flags)
-    logging.basicConfig(
-        level=config.gateway.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _log(config.gateway.log_level)
+    if config.gateway.workers > 1:
+        from router.workers import supervise
+
+        sys.exit(supervise(config))
+    from router.server import serve as run
+
     run(config)
+    _exit()
+
+
+@main.command(hidden=True)
+@click.argument("descriptor", type=int)
+def worker(descriptor: int) -> None:
+    """One of several workers: `serve --workers` starts it, and says all that it needs over a socket.
+
+    \b
+    Example: warmroute serve --workers 4
+    """
+    from router.worker import Control
+
+    control = Control(descriptor)
+    _log(control.config.gateway.log_level, f"[worker {control.seat.number}] ")
+    control.serve()
+    _exit()
+
+
+def _exit() -> None:
+    """All is answered; a thread may still be at a text that nobody waits for, and Python would wait for it."""
     logging.shutdown()
-    os._exit(0)  # all is answered; a thread may still be at a text that nobody waits for, and Python would wait for it
+    os._exit(0)
+
+
+def _log(level: str, who: str = "") -> None:
+    logging.basicConfig(level=level.upper(), format=f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 @main.command()

@@ -35,6 +35,21 @@ class Gateway(Serving):
     host: str = Field(default="0.0.0.0", min_length=1, description="Address to listen on.")
     port: Port = Field(default=8080, description="Port of the data plane. 0: any free one.")
     ops_port: Port | None = Field(default=None, description="Port of the operators' endpoints. null: the data port.")
+    workers: Count = Field(
+        default=1, ge=1, le=64, description="Processes that serve, each on a core of its own, see above."
+    )
+    workers_ranks_max: Count = Field(
+        default=1024, ge=1, le=65_536, description="Pods (ranks) whose load workers tell each other; not that of more."
+    )
+    workers_sendings_max: Count = Field(
+        default=16_384,
+        ge=16,
+        le=1_048_576,
+        description="Beginnings of prompts and where they went that a worker keeps for others: the newest.",
+    )
+    workers_timeout: Seconds = Field(
+        default=2.0, gt=0, le=60, description="For the answers of all workers to what an operator asks one of them."
+    )
     body_max: Bytes = Field(default=64 * MIB, ge=KIB, le=GIB, description="Largest request body; above it: 413.")
     header_max: Bytes = Field(default=64 * KIB, ge=KIB, le=MIB, description="Largest request head (line and headers).")
     requests_max: Count = Field(
@@ -277,6 +292,8 @@ class Config(Section):
         if name := twice(name for model in self.models for name in (model.name, *model.aliases)):
             raise ValueError(f"models: the name or alias {name} is given twice")
         check_bound(self.discovery.static, self.events.bind)
+        if self.events.bind is not None and self.gateway.workers > 1:
+            raise ValueError("events.bind goes with one worker: a publisher can connect to one process only")
         ranks = sum(pod.data_parallel_size for pod in self.discovery.static)
         if ranks > self.index.pods_max:
             raise ValueError(f"index.pods_max is {self.index.pods_max}, and there are {ranks} pods (or ranks)")

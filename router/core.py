@@ -19,12 +19,15 @@ from router.errors import Full, NoFitPod, NoRetry
 from router.fairness import FairQueue
 from router.fleet import Fleet, Pod, Rank, RankId
 from router.texts import BLOCK_TOKENS
+from scorer.board import Board
 from scorer.candidates import Candidate, Pick
-from scorer.load import Ticket
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad, Ticket
 from scorer.pick import pick
 from scorer.policies import Settings
 from scorer.slow_start import slowness
 
+_LATE = 2.0  # a prefill may take so many times what is predicted
 _new = tuple.__new__
 
 
@@ -92,8 +95,10 @@ class Change(NamedTuple):
 class Core:
     """See the module."""
 
-    def __init__(self, config: Config, space: KeySpace, way: Way = PLAIN) -> None:
+    def __init__(self, config: Config, space: KeySpace, way: Way = PLAIN, board: Board | None = None) -> None:
+        """`way`: how events are written. `board`: what other workers have in flight, where there are any."""
         self.config = config
+        self.board = board
         self.space = space
         self.fleet = Fleet()
         given = config.index
@@ -121,6 +126,8 @@ class Core:
 
     def decide(self, asked: Asked, exclude: frozenset[str], now: float) -> Decision:
         """The pick for a request, without acting on it; raises `UnknownModel` or `NoFitPod`."""
+        if self.board is not None:
+            self._listen(self.board, asked, now)
         return self._decide(asked, self._fit(asked, exclude, now), now)
 
     def route(self, asked: Asked, exclude: frozenset[str], now: float) -> Placed:
@@ -129,12 +136,14 @@ class Core:
         A request that `exclude`s pods is a retry: the bounds of admission let it pass, it has to be in the budget.
         Raises `Full`, `NoRetry`, and what `decide` raises.
         """
+        if self.board is not None:
+            self._listen(self.board, asked, now)
         ranks = self._fit(asked, exclude, now)
         if exclude:
             if not self.budget.take(now):
                 raise NoRetry("The retry budget is spent.")
         else:
-            if self._bounded or self.in_flight >= self._bounds.requests:
+            if self._bounded or self._all_in_flight >= self._bounds.requests:
                 ranks = self._with_room(ranks)
             self.budget.request(self.in_flight)
         decision = self._decide(asked, ranks, now)
@@ -150,6 +159,8 @@ class Core:
         if asked.full_report and rank.feed is not None:
             rank.feed.full_report_began()
         book, hit, prediction = self._predict(asked, rank, decision.hits[best.number], now)
+        if prediction is not None and self.board is not None:
+            self._tell(self.board, asked, rank, hit.blocks, now)
         return Placed(decision, ticket, book, prediction, hit, pod, breaker.epoch)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
@@ -217,14 +228,55 @@ class Core:
 
     # --- pods ---
 
+    def load_of(self, rank: RankId, rate: PrefillRate) -> PodLoad:
+        """The load of a rank that joins."""
+        return PodLoad(rate) if self.board is None else self.board.join(rank, f"{rank.pod}/{rank.rank}".encode(), rate)
+
     def leave(self, pod: Pod) -> None:
         """A pod is gone for good."""
         self.fleet.leave(pod.name)
         for rank in pod.ranks:
             self.index.drop(rank.id)
             self.texts.drop(rank.id)
+            if self.board is not None:
+                self.board.leave(rank.id)
 
     # --- inside ---
+
+    def _listen(self, board: Board, asked: Asked, now: float) -> None:
+        """Have what other workers did a moment ago: what is in flight, and where they sent what begins as this one."""
+        board.listen(now)
+        if asked.text is not None:
+            self._heed(board, self.texts, asked.text, now)
+        for size, keys in asked.keys.items():
+            if self._heed(board, self.index, keys, now):
+                asked.matches.pop(size, None)
+
+    def _heed(self, board: Board, book: PrefixIndex, keys: Keys, now: float) -> bool:
+        """Believe of a prompt what others have sent; False where it was known."""
+        sent = board.sent(keys, now)
+        if sent is None:
+            return False
+        held = book.match(keys).hits.get(sent.rank, MISS).blocks
+        if held < sent.blocks:
+            book.predict(sent.rank, keys[: sent.blocks], held, sent.expires)
+        return held < sent.blocks
+
+    def _tell(self, board: Board, asked: Asked, rank: Rank, held: int, now: float) -> None:
+        """Let other workers know where a prompt goes; believed until events tell all of them, if they do."""
+        keys, index = asked.text, self.config.index
+        if keys is None:
+            keys = asked.keys[rank.block_size or 0]
+        if asked.text is not None or not rank.tells:
+            ttl_s = index.blind_ttl
+        else:
+            ttl_s = min(index.predicted_ttl, _LATE * rank.load.backlog_s(now) + index.predicted_grace)
+        board.tell(rank.id, keys, held, now + ttl_s)
+
+    @property
+    def _all_in_flight(self) -> int:
+        """Through all workers."""
+        return self.in_flight if self.board is None else self.in_flight + self.board.in_flight
 
     def _fit(self, asked: Asked, exclude: frozenset[str], now: float) -> Sequence[Rank]:
         ranks = left = self.fleet.serving(asked.model)
@@ -243,7 +295,7 @@ class Core:
     def _with_room(self, ranks: Sequence[Rank]) -> Sequence[Rank]:
         """Those of `ranks` that may take a new request; raises `Full`."""
         bounds = self._bounds
-        if self.in_flight >= bounds.requests:
+        if self._all_in_flight >= bounds.requests:
             raise Full(f"All {bounds.requests} requests that may be in flight are.")
         if bounds.prefill_tokens is not None:
             queued = sum(rank.load.prefill_tokens for rank in self.fleet.ranks)

@@ -64,12 +64,16 @@ class Window:
             had_cached = had_tokens = 0
         self._slots[second % _WINDOW_S] = (second, had_cached + cached, had_tokens + tokens)
 
-    def ratio(self, now: float) -> float:
-        """Share of prompt tokens that were cached; 0 without any."""
+    def totals(self, now: float) -> tuple[int, int]:
+        """Tokens: cached, and asked for."""
         since = int(now) - _WINDOW_S
         live = [slot for slot in self._slots if slot[0] > since]
-        tokens = sum(slot[2] for slot in live)
-        return sum(slot[1] for slot in live) / tokens if tokens else 0.0
+        return sum(slot[1] for slot in live), sum(slot[2] for slot in live)
+
+    def ratio(self, now: float) -> float:
+        """Share of prompt tokens that were cached; 0 without any."""
+        cached, tokens = self.totals(now)
+        return cached / tokens if tokens else 0.0
 
 
 class Metrics:
@@ -107,6 +111,10 @@ class Metrics:
     def join(self, collector: Collector) -> None:
         """Have the series of another part in the scrape."""
         self._registry.register(collector)
+
+    def families(self) -> Iterable[Metric]:
+        """All that `text` is made from."""
+        return self._registry.collect()
 
     def text(self) -> bytes:
         """The Prometheus text format."""
@@ -200,8 +208,8 @@ class Metrics:
             worst = max((rank.state for rank in pod.ranks), key=_STATES.index)
             for state in _STATES:
                 states.add_metric((pod.name, state), float(state == worst))
-            requests.add_metric((pod.name,), pod.requests)
-            tokens.add_metric((pod.name,), sum(rank.load.prefill_tokens for rank in pod.ranks))
+            requests.add_metric((pod.name,), sum(rank.load.own_requests for rank in pod.ranks))
+            tokens.add_metric((pod.name,), sum(rank.load.own_prefill_tokens for rank in pod.ranks))
             breakers.add_metric((pod.name,), STATES.index(pod.breaker.state(now)))
         yield from (blocks, states, requests, tokens, breakers)
 

@@ -7,15 +7,18 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
+import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from router.answers import decision_answer, pod_answer
+from router.counts import Counts
 from router.errors import Forbidden, NotFound
 from router.fleet import Pod
 from router.keys import KeyRing
 from router.openapi import errors
+from router.peers import TOLD
 from router.service import Service
 
 _KEYS_MAX = 10_000
@@ -34,8 +37,8 @@ class Invalidate(BaseModel):
     model: str | None = None
 
 
-def operators(service: Service) -> APIRouter:
-    """The routes of the operators' plane."""
+def operators(service: Service, counts: Counts | None = None) -> APIRouter:
+    """The routes of the operators' plane. `counts`: for other workers, who ask for them."""
     gateway = service.config.gateway
     key, path = gateway.operator_key, gateway.operator_key_file
     keys = KeyRing([key.get_secret_value()] if key is not None and path is None else [], path)
@@ -48,6 +51,13 @@ def operators(service: Service) -> APIRouter:
     router = APIRouter(dependencies=[Depends(allowed)], tags=["operators"], responses=errors(401))
     _observe(router, service)
     _change(router, service)
+    if counts is not None:
+
+        @router.get(TOLD, include_in_schema=False)
+        async def told() -> Response:
+            """The series of this worker, for those who make them one."""
+            return Response(orjson.dumps(counts.told()), media_type="application/json")
+
     return router
 
 
@@ -82,13 +92,15 @@ def _observe(router: APIRouter, service: Service) -> None:
     async def cache_status() -> dict[str, Any]:
         """Sizes, hit ratios, evictions of index and prefix store."""
         stats, index = service.encoding.stats(), core.index
+        cached, asked = service.metrics.window.totals(time.monotonic())
         pods = {rank.id.pod: {} for rank in core.fleet.ranks}  # type: ignore[var-annotated]
         for rank in core.fleet.ranks:
             pods[rank.id.pod][rank.id.rank] = index.holding(rank.id)._asdict()
         return {
             "index": {"blocks": index.blocks, "bytes": index.nbytes, "pods": pods},
             "prefix_store": {**asdict(stats), "lookups": dict(service.metrics.prefix_lookups)},
-            "hit_ratio": service.metrics.window.ratio(time.monotonic()),
+            "hit_ratio": cached / asked if asked else 0.0,
+            "window_tokens": {"cached": cached, "asked": asked},
             "shared_index": service.sharing.status() if service.sharing is not None else None,
         }
 

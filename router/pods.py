@@ -27,7 +27,6 @@ from router.pod_client import PodClient
 from router.sockets import FeedLimits, port_plus
 from router.trust import Trusts
 from scorer.cost import FleetRate, PrefillRate
-from scorer.load import PodLoad
 
 log = logging.getLogger("warmroute.pods")
 
@@ -240,8 +239,8 @@ class Pods:
 
     def _rank(self, pod: Pod, given: StaticPod, number: int) -> tuple[Rank, FeedReader | None]:
         config, events = self._config, self._config.events
-        load = PodLoad(PrefillRate(config.scoring.prefill_tokens_per_second, self._rate))
         name = RankId(pod.name, number)
+        load = self._core.load_of(name, PrefillRate(config.scoring.prefill_tokens_per_second, self._rate))
         if given.events is None and self.bound is None:
             return Rank(name, pod, load, None), None
         feed = Feed(self._core.index, name, events.queue_max, self._block_size(given))

@@ -8,7 +8,10 @@ import gc
 import logging
 import resource
 import signal
+import socket
 import ssl
+import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -16,7 +19,12 @@ import uvloop
 
 from router.app import create_app, create_ops_app
 from router.config import Config, Gateway
+from router.counts import Counts
 from router.errors import ConfigError
+from router.exchange import App
+from router.listening import shared_sockets
+from router.peers import Gathering
+from router.seat import Seat
 from router.security import guarded, withheld
 from router.service import Service
 from router.serving import Front, ServingLimits
@@ -31,10 +39,19 @@ _GC_YOUNG = 20_000  # objects made before the young are looked at: about a thous
 class Server(uvicorn.Server):
     """A uvicorn server that, told to stop, is unready for `drain_delay` before it refuses connections."""
 
-    def __init__(self, settings: uvicorn.Config, service: Service, front: Front) -> None:
+    def __init__(
+        self, settings: uvicorn.Config, service: Service, front: Front, started: Callable[[], None] | None = None
+    ) -> None:
+        """`started` is called once connections are taken."""
         super().__init__(settings)
         self._service = service
         self._front = front
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._started is not None:
+            self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         delay_s = self._service.config.gateway.drain_delay
@@ -47,14 +64,17 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(delay_s, super().handle_exit, sig, frame)
 
 
-def serve(config: Config) -> None:
-    """Serve until told to stop; raises `ConfigError` before anything listens."""
+def serve(config: Config, seat: Seat | None = None, started: Callable[[], None] | None = None) -> None:
+    """Serve until told to stop; raises `ConfigError` before anything listens.
+
+    `seat`: of this process among several; `started` is called once connections are taken.
+    """
     _check_tls(config.gateway)
-    service = Service(config)
+    service = Service(config, seat)
     service.proxy.withheld = withheld(config.gateway)
     _allow_open_files()
     _spare_the_collector()
-    uvloop.run(_serve(service))
+    uvloop.run(_serve(service, started) if seat is None else _serve_beside(service, seat, started))
 
 
 def _spare_the_collector() -> None:
@@ -85,36 +105,65 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _serve(service: Service) -> None:
+async def _serve_beside(service: Service, seat: Seat, started: Callable[[], None] | None) -> None:
+    """As `_serve`, for one of several workers: the others ask it on its private socket."""
+    counts = Counts(seat, service.metrics.families, lambda: service.metrics.window.totals(time.monotonic()))
+    app = create_ops_app(service, counts)
+    private = uvicorn.Server(
+        uvicorn.Config(app, uds=str(seat.socket(seat.number)), loop="none", ws="none", lifespan="off", log_config=None,
+                       access_log=False, timeout_graceful_shutdown=1)
+    )  # fmt: skip
+    beside = asyncio.get_running_loop().create_task(_without_signals(private))
+    try:
+        await _serve(service, started)
+    finally:
+        private.should_exit = True
+        await beside
+
+
+async def _serve(service: Service, started: Callable[[], None] | None) -> None:
     gateway = service.config.gateway
     # Once all is served, uvicorn gives the signal to the handler that was there before: the default one would kill.
     signal.signal(signal.SIGTERM, _ended_well)
     front = _front(service)
-    main = Server(_settings(service, guarded(create_app(service), service), gateway.port, front), service, front)
+    data: App = create_app(service)
+    app = guarded(_gathered(data, service) if gateway.ops_port is None else data, service)
+    main = Server(_settings(service, app, gateway.port, front), service, front, started)
     if gateway.ops_port is None:
-        await main.serve()
+        await main.serve(_sockets(service, gateway.port))
         return
-    operators = uvicorn.Server(_settings(service, create_ops_app(service), gateway.ops_port, _front(service)))
-    beside = asyncio.get_running_loop().create_task(_without_signals(operators))
+    ops = _gathered(create_ops_app(service), service)
+    operators = uvicorn.Server(_settings(service, ops, gateway.ops_port, _front(service)))
+    beside = asyncio.get_running_loop().create_task(_without_signals(operators, _sockets(service, gateway.ops_port)))
     try:
-        await main.serve()
+        await main.serve(_sockets(service, gateway.port))
     finally:
         operators.should_exit = True
         await beside
+
+
+def _gathered(app: App, service: Service) -> App:
+    """`app`, answering operators for all workers, if there are several."""
+    return app if service.peers is None else Gathering(app, service.peers)
+
+
+def _sockets(service: Service, port: int) -> list[socket.socket] | None:
+    """What to listen on beside other workers; None: uvicorn finds it itself."""
+    return None if service.peers is None else shared_sockets(service.config.gateway.host, port)
 
 
 def _ended_well(sig: int, frame: FrameType | None) -> None:
     """Told to stop, and stopped: exit code 0."""
 
 
-async def _without_signals(server: uvicorn.Server) -> None:
+async def _without_signals(server: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
     """Serve, leaving signals to the main server."""
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
-    await server.startup()
+    await server.startup(sockets)
     if not server.should_exit:
         await server.main_loop()
-    await server.shutdown()
+    await server.shutdown(sockets)
 
 
 def _front(service: Service) -> Front:

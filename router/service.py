@@ -16,8 +16,10 @@ from router.core import Asked, Core
 from router.encoding import Encoding
 from router.errors import ConfigError
 from router.metrics import Metrics
+from router.peers import Peers
 from router.pods import Pods
 from router.proxy import Proxy
+from router.seat import Seat
 from router.trust import Trusts
 from router.upstream import Upstream, UpstreamLimits
 from router.ways import way_of
@@ -33,10 +35,12 @@ _CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
 class Service:
     """The composition root of one process; `running` is its life."""
 
-    def __init__(self, config: Config) -> None:
-        space = KeySpace(secrets.randbits(64))
+    def __init__(self, config: Config, seat: Seat | None = None) -> None:
+        """`seat`: where this process is one of several workers."""
+        space = KeySpace(secrets.randbits(64) if seat is None else seat.seed)
         self.config = config
-        self.core = Core(config, space, way_of(config.index.compiled))
+        board = None if seat is None else seat.board(config.gateway)
+        self.core = Core(config, space, way_of(config.index.compiled), board)
         limits, trusts = _limits(config), Trusts(config.upstream)
         self.upstreams = {pod.name: Upstream(pod.address, limits, trusts.of(pod)) for pod in config.discovery.static}
         self.encoding = Encoding(config, self.core, space, self.upstreams)
@@ -46,6 +50,7 @@ class Service:
             self.metrics.join(self.pods.bound)
         self.proxy = Proxy(config.upstream.attempts_max)
         self.sharing = self._sharing()
+        self.peers = None if seat is None else Peers(seat, config.gateway.workers_timeout)
         self.draining = False
         self.started = False
         self.in_flight = 0
@@ -58,6 +63,8 @@ class Service:
         if self.sharing is not None:
             await self.sharing.start()
         await self.pods.start()
+        if self.peers is not None:
+            await self._drain_as(self.peers)
         self.started = True
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(self._housekeeping()), loop.create_task(self.encoding.parity.run())]
@@ -72,6 +79,8 @@ class Service:
             if self.sharing is not None:
                 await self.sharing.stop()
             await self.pods.stop()
+            if self.peers is not None:
+                await self.peers.aclose()
             for upstream in self.upstreams.values():
                 await upstream.aclose()
 
@@ -96,6 +105,13 @@ class Service:
         if any(name not in unloaded for name in fit):
             return []
         return [f"{name}: the first state of its feed is not loaded" for name in fit] or ["no pod is fit"]
+
+    async def _drain_as(self, peers: Peers) -> None:
+        """Whoever takes the seat of a worker that died drains what that one did."""
+        for name in await peers.drained(self.config.gateway):
+            pod = self.core.fleet.pods.get(name)
+            if pod is not None:
+                pod.draining = True
 
     def _sharing(self) -> Sharing | None:
         """The shared index, if there is one; what it needs is imported only then. Raises `ConfigError`."""
@@ -131,6 +147,8 @@ class Service:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             now = time.monotonic()
+            if self.core.board is not None:  # for who looks, where nothing is decided
+                self.core.board.listen(now)
             self.core.fleet.notice_sizes()
             for index in indexes:
                 index.expire(now)

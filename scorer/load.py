@@ -37,6 +37,15 @@ class PodLoad:
         self._promised_s = 0.0
         self._busy_until = 0.0
 
+    @property
+    def own_requests(self) -> int:
+        """Those of this process alone, where others send to the pod too (see `board`)."""
+        return self.requests
+
+    @property
+    def own_prefill_tokens(self) -> int:
+        return self.prefill_tokens
+
     def backlog_s(self, now: float) -> float:
         """Seconds until a prefill that comes now could start."""
         waits = self._busy_until - now

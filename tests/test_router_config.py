@@ -308,6 +308,7 @@ BOUND = "events: {bind: 'tcp://*:5557'}\n"
          "a: events.bind has no ports for 2 ranks"),
         (pods("name: a, address: 'http://x', data_parallel_size: 2") + "\nevents: {bind: 'ipc:///run/x'}",
          "a: events.bind has no ports for 2 ranks"),
+        ("events: {bind: 'tcp://*:5557'}\ngateway: {workers: 2}", "events.bind goes with one worker"),
         ("events: {bind: 'tcp://*'}", "events.bind: "),
         ("events: {bind: 'tcp://*:0'}", "events.bind: should be like tcp://"),
         ("events: {bind: 'udp://*:1'}", "events.bind: should be like tcp://"),

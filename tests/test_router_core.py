@@ -12,8 +12,9 @@ from indexer.events import BlockStored
 from indexer.feed import Feed
 from router.config import Config
 from router.core import Asked, Core
-from router.errors import NoFitPod, UnknownModel
+from router.errors import Full, NoFitPod, UnknownModel
 from router.fleet import Pod, Rank, RankId
+from scorer.board import Board, row_of
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
 from scorer.pick import scored
@@ -236,3 +237,82 @@ def test_decisions_are_bounded() -> None:
     for seed in range(10):
         core.release(core.route(asked(core, seed), NOBODY, float(seed)), True, float(seed))
     assert [decision.at for decision in core.decisions] == [7.0, 8.0, 9.0]
+
+
+# --- beside other workers ---
+
+
+def cores_on_one_board(count: int = 2, **sections: Any) -> list[Core]:
+    """Workers of one host, that look at each other at every decision."""
+    row = row_of(8, 64)
+    memory = memoryview(bytearray(count * row.itemsize))
+    cores = []
+    for number in range(count):
+        core = core_of(**sections)
+        core.board = Board(memory, count, number, row, look_s=0.0)
+        for rank in core.fleet.ranks:
+            rank.load = core.load_of(rank.id, PrefillRate(1000))
+        cores.append(core)
+    return cores
+
+
+def test_what_others_have_sent_decides() -> None:
+    """A pod that another worker keeps busy is not picked, and is told with its load."""
+    here, there = cores_on_one_board()
+    first = here.route(asked(here, 1), NOBODY, 0.0)
+    decision = there.decide(asked(there, 2), NOBODY, 0.0)
+    assert decision.rank.id != first.decision.rank.id
+    assert sorted(candidate.requests for candidate in decision.pick.candidates) == [0, 1]
+    here.release(first, False, 0.1)
+    assert [c.requests for c in there.decide(asked(there, 2), NOBODY, 0.1).pick.candidates] == [0, 0]
+
+
+def test_a_prompt_that_another_worker_has_sent() -> None:
+    """It is followed before an event tells, also where the match was made before; and believed for a moment only."""
+    here, there = cores_on_one_board()
+    early = asked(there, 1)
+    early.matches[SIZE] = there.match(early.keys[SIZE])
+    placed = here.route(asked(here, 1), NOBODY, 0.0)
+    decision = there.decide(early, NOBODY, 0.0)
+    assert (decision.rank.id, decision.matched_tokens) == (placed.decision.rank.id, 144)
+    assert held(there, decision.rank.id.pod, 1) == 10
+    there.index.expire(0.16 * 2 + 1.01)  # twice its prefill, and the grace for events
+    assert held(there, decision.rank.id.pod, 1) == 0
+    assert held(here, decision.rank.id.pod, 1) == 10
+
+
+def test_a_text_that_another_worker_has_sent() -> None:
+    """Prompts without tokens follow their text through all workers, as long as they would through one."""
+    here, there = cores_on_one_board()
+    text = here.space.chain(tokens_of(1), SIZE)
+    placed = here.route(Asked(MODEL, 160, text=text), NOBODY, 0.0)
+    decision = there.decide(Asked(MODEL, 160, text=text), NOBODY, 200.0)
+    assert decision.rank.id == placed.decision.rank.id
+    assert decision.hits[decision.pick.best.number].blocks == 10
+
+
+def test_bounds_of_all_workers() -> None:
+    """Requests in flight are bounded over all of them; a pod's, too."""
+    here, there = cores_on_one_board(gateway={"requests_max": 2})
+    placed = [core.route(asked(core, 1), NOBODY, 0.0) for core in (here, there)]
+    for core in (here, there):
+        with pytest.raises(Full):
+            core.route(asked(core, 2), NOBODY, 0.0)
+    here.release(placed[0], False, 0.1)
+    there.route(asked(there, 2), NOBODY, 0.1)
+    here, there = cores_on_one_board(admission={"pod_requests_max": 1})
+    picked = {core.route(asked(core, seed), NOBODY, 0.0).decision.rank.id for seed, core in ((1, here), (2, there))}
+    assert len(picked) == 2
+    with pytest.raises(Full):
+        there.route(asked(there, 3), NOBODY, 0.0)
+
+
+def test_a_pod_that_leaves_is_told_no_more() -> None:
+    """Its load is gone for the others; a pod of the same name begins with what they have there."""
+    here, there = cores_on_one_board()
+    placed = here.route(asked(here, 1), NOBODY, 0.0)
+    pod = placed.decision.rank.pod
+    here.leave(pod)
+    decision = there.decide(asked(there, 2), NOBODY, 0.0)
+    assert [candidate.requests for candidate in decision.pick.candidates] == [0, 0]
+    assert there.board is not None and there.board.in_flight == 0

@@ -1,0 +1,144 @@
+"""What several workers tell of themselves, as one: their metrics and their answers to operators. Pure.
+
+Every worker knows the whole fleet, so what is a fact about a pod is not added up; what a worker has counted or keeps
+for itself is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from prometheus_client.core import Metric
+from prometheus_client.samples import Sample
+
+Family: TypeAlias = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
+"""Name, help, type, and samples: (name, labels, value). As JSON."""
+
+_ADDED_TYPES = frozenset(("counter", "histogram"))
+_ADDED_GAUGES = frozenset(
+    f"warmroute_{name}"
+    for name in (
+        "pod_inflight_requests", "pod_inflight_prefill_tokens", "admission_waiting", "retry_budget", "index_bytes",
+        "prefix_store_entries", "prefix_store_bytes", "shared_index_written_pods",
+    )
+)  # fmt: skip
+_HEARD_BY_ALL = frozenset(f"warmroute_{name}" for name in ("events", "event_orphans", "event_decode_errors"))
+"""Counters of what every worker hears: the largest is the truth."""
+
+_LEAST = frozenset(("warmroute_shared_index_up",))
+_RATIOS = ("warmroute_cache_hit_ratio", "warmroute_cache_miss_ratio")
+
+
+def families_of(metrics: Iterable[Metric]) -> list[Family]:
+    """Plain values of metric families."""
+    return [
+        (each.name, each.documentation, each.type, [(s.name, s.labels, s.value) for s in each.samples])
+        for each in metrics
+    ]
+
+
+def counters_of(families: Iterable[Family]) -> list[Family]:
+    """Those that only grow."""
+    return [family for family in families if family[2] in _ADDED_TYPES]
+
+
+def gauges_of(families: Iterable[Family]) -> list[Family]:
+    """Those that hold now."""
+    return [family for family in families if family[2] not in _ADDED_TYPES]
+
+
+def metrics_of(families: Iterable[Family]) -> Iterator[Metric]:
+    """What `families_of` made plain."""
+    for name, text, kind, samples in families:
+        metric = Metric(name, text, kind)
+        metric.samples = [Sample(sample, labels, value) for sample, labels, value in samples]
+        yield metric
+
+
+def merged(workers: Sequence[Sequence[Family]], hit_ratio: float | None = None) -> list[Family]:
+    """The families of all workers as those of one gateway. `hit_ratio`: over all; None: it is not told."""
+    families: dict[str, tuple[str, str]] = {}
+    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for worker in workers:
+        for name, text, kind, samples in worker:
+            families.setdefault(name, (text, kind))
+            join = _join_of(name, kind)
+            known = values.setdefault(name, {})
+            for sample, labels, value in samples:
+                key = (sample, tuple(labels.items()))
+                known[key] = join(known[key], value) if key in known else value
+    if hit_ratio is not None:
+        for name, ratio in zip(_RATIOS, (hit_ratio, 1 - hit_ratio), strict=True):
+            values[name] = {(name, ()): ratio}
+    return [
+        (name, text, kind, [(sample, dict(labels), value) for (sample, labels), value in values[name].items()])
+        for name, (text, kind) in families.items()
+    ]
+
+
+def _join_of(name: str, kind: str) -> Any:
+    if name in _LEAST:
+        return min
+    if name in _ADDED_GAUGES or (kind in _ADDED_TYPES and name not in _HEARD_BY_ALL):
+        return operator.add
+    return max
+
+
+# --- answers; by worker, the first is that of the worker who was asked ---
+
+Answers: TypeAlias = Mapping[int, Any]
+
+
+def merged_pods(answers: Answers, limit: int) -> Any:
+    """As one worker tells, with what each of them knows."""
+    own = next(iter(answers.values()))
+    return {**own, "workers": [{"worker": worker, "pods": answers[worker]["pods"]} for worker in sorted(answers)]}
+
+
+def merged_decisions(answers: Answers, limit: int) -> Any:
+    """The last ones of all."""
+    all_of = [{**one, "worker": worker} for worker, each in answers.items() for one in each["decisions"]]
+    all_of.sort(key=lambda one: one["at"], reverse=True)
+    return {"decisions": all_of[:limit]}
+
+
+def merged_status(answers: Answers, limit: int) -> Any:
+    """What all keep together; the pods as one worker tells, and what each of them has."""
+    own, each = next(iter(answers.values())), list(answers.values())
+    window = added([one["window_tokens"] for one in each])
+    index = [one["index"] for one in each]
+    return {
+        **own,
+        "index": {
+            "blocks": max(one["blocks"] for one in index),
+            "bytes": sum(one["bytes"] for one in index),
+            "pods": own["index"]["pods"],
+        },
+        "prefix_store": added([one["prefix_store"] for one in each]),
+        "window_tokens": window,
+        "hit_ratio": window["cached"] / window["asked"] if window["asked"] else 0.0,
+        "workers": [{"worker": worker, **answers[worker]} for worker in sorted(answers)],
+    }
+
+
+def merged_drain(answers: Answers, limit: int) -> Any:
+    """Each knows the requests of all."""
+    own = next(iter(answers.values()))
+    return {**own, "requests": max(one["requests"] for one in answers.values())}
+
+
+def merged_changes(answers: Answers, limit: int) -> Any:
+    """How much all have forgotten."""
+    return added(list(answers.values()))
+
+
+def added(values: Sequence[Any]) -> Any:
+    """Numbers are added, also those within mappings; of anything else, the first."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: added([value[key] for value in values if key in value]) for key in first}
+    if isinstance(first, int | float) and not isinstance(first, bool):
+        return sum(values)
+    return first

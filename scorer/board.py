@@ -1,0 +1,204 @@
+"""What the workers of one host have in flight and where they send prompts, told each other over memory they share.
+
+Each worker has a row, which it alone writes. In it there is a cell for each rank: plain numbers that hold now, not
+changes, so that a reader who misses some is right again with the next look, and one who reads a cell that is half
+written is right but for that moment. So there are no locks. Where the memory comes from, and who wipes the row of a
+worker that died, is the caller's to care for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import xxhash
+
+from indexer.blocks import Keys
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad, Ticket
+from scorer.sendings import Sendings, ring_fields
+
+LOOK_S = 0.005  # between two looks at the others: 10 ms are early enough, and decisions share the cost of one
+_FIELDS = 5  # of a cell: name, requests, prefill tokens, their seconds, until when the pod is busy
+_NAME_BITS = 53  # as many as a float holds exactly
+
+Cell: TypeAlias = list[float]
+
+
+class SharedLoad(PodLoad):
+    """The load of a candidate to which other workers send too.
+
+    `requests`, `prefill_tokens` and the backlog are those of all workers, as last heard; `own_…` are those of this one.
+    """
+
+    __slots__ = ("_cell", "_others_promised_s", "_others_requests", "_others_tokens")
+
+    def __init__(self, rate: PrefillRate, cell: memoryview[float] | None) -> None:
+        """`cell`: where to tell the others; None: there is no room."""
+        super().__init__(rate)
+        self._cell = cell
+        self._others_requests = 0
+        self._others_tokens = 0
+        self._others_promised_s = 0.0
+
+    @property
+    def own_requests(self) -> int:
+        return self.requests - self._others_requests
+
+    @property
+    def own_prefill_tokens(self) -> int:
+        return self.prefill_tokens - self._others_tokens
+
+    def admit(self, tokens: int, now: float) -> Ticket:
+        ticket = super().admit(tokens, now)
+        self._tell()
+        return ticket
+
+    def first_byte(self, ticket: Ticket, now: float, measured: bool) -> None:
+        super().first_byte(ticket, now, measured)
+        self._tell()
+
+    def release(self, ticket: Ticket) -> bool:
+        released = super().release(ticket)
+        self._tell()
+        return released
+
+    def hear(self, requests: int, tokens: int, promised_s: float, busy_until: float) -> None:
+        """Another worker has so much more here (or less); by what it knew, the pod is busy until then."""
+        self._others_requests += requests
+        self.requests += requests
+        self._others_tokens += tokens
+        self.prefill_tokens += tokens
+        self._others_promised_s += promised_s
+        self._promised_s += promised_s
+        if busy_until > self._busy_until:
+            self._busy_until = busy_until
+        if not self._others_tokens:  # what is left are rounding errors
+            self._promised_s -= self._others_promised_s
+            self._others_promised_s = 0.0
+
+    def fall_silent(self) -> None:
+        """Tell no more: what is still in flight ends where nobody counts it."""
+        self._cell = None
+
+    def _tell(self) -> None:
+        cell = self._cell
+        if cell is not None:
+            cell[1] = self.requests - self._others_requests
+            cell[2] = self.prefill_tokens - self._others_tokens
+            cell[3] = self._promised_s - self._others_promised_s
+            cell[4] = self._busy_until
+
+
+class Sent(NamedTuple):
+    """`rank` will soon hold so many leading blocks of a prompt; to be believed until `expires`."""
+
+    blocks: int
+    rank: Hashable
+    expires: float
+
+
+class Board:
+    """The table as one worker sees it. `in_flight`: requests of all the others, as last heard."""
+
+    def __init__(self, memory: memoryview, workers: int, own: int, row: np.dtype[Any], look_s: float = LOOK_S) -> None:
+        """`memory`: zeros at first, of `workers` rows of `row` (see `row_of`); `own`: which row is this worker's.
+
+        `look_s`: between two looks at the others. A rank for which there is no cell is not told.
+        """
+        table = np.frombuffer(memory, row)
+        self._told = table["loads"]
+        self._used = table["used"]
+        self._cells: memoryview[float] = self._told[own].reshape(-1).data
+        self._own = own
+        self._sendings = Sendings(table, own)
+        self._free = list(range(self._told.shape[1]))[::-1]
+        self._places: dict[Hashable, int] = {}  # of ranks: the cells that are ours
+        self._numbers: dict[Hashable, float] = {}
+        self._ranks: dict[float, Hashable] = {}
+        self._loads: dict[float, SharedLoad] = {}
+        self._seen = np.zeros((workers, 0, _FIELDS))  # cells that anybody has used; nothing of our own
+        self._look_at = float("-inf")
+        self._look_s = look_s
+        self.in_flight = 0
+
+    def join(self, rank: Hashable, name: bytes, rate: PrefillRate) -> SharedLoad:
+        """The load of a rank, told to the others and heard from them. `name`: the same in all workers."""
+        number, cell = _number(name), None
+        if self._free:
+            place = self._places[rank] = self._free.pop()
+            cell = self._cells[place * _FIELDS : (place + 1) * _FIELDS]
+            cell[0] = number
+            self._used[self._own] = max(int(self._used[self._own]), place + 1)
+        self._numbers[rank], self._ranks[number] = number, rank
+        load = self._loads[number] = SharedLoad(rate, cell)
+        for heard in self._seen[self._seen[..., 0] == number].tolist():
+            _hear(load, heard, 1)
+        return load
+
+    def leave(self, rank: Hashable) -> None:
+        """A rank is gone for good."""
+        number = self._numbers.pop(rank)
+        del self._ranks[number]
+        self._loads.pop(number).fall_silent()
+        place = self._places.pop(rank, None)
+        if place is not None:
+            for field in range(_FIELDS):
+                self._cells[place * _FIELDS + field] = 0.0
+            self._free.append(place)
+
+    def listen(self, now: float) -> None:
+        """Have what the others have, if it was not looked at a moment ago."""
+        if now < self._look_at:
+            return
+        self._look_at = now + self._look_s
+        self._sendings.listen()
+        width = max(self._seen.shape[1], *self._used.tolist())
+        if width > self._seen.shape[1]:
+            self._seen = np.concatenate((self._seen, np.zeros_like(self._told[:, self._seen.shape[1] : width])), axis=1)
+        cells = self._told[:, :width].copy()  # it does not change
+        cells[self._own] = 0.0
+        changed = np.flatnonzero(cells != self._seen)
+        if len(changed):
+            places = list(dict.fromkeys((changed // _FIELDS).tolist()))
+            cells_before, cells_after = (each.reshape(-1, _FIELDS)[places].tolist() for each in (self._seen, cells))
+            for before, after in zip(cells_before, cells_after, strict=True):
+                self._change(before, after)
+            self._seen = cells
+
+    def tell(self, rank: Hashable, keys: Keys, start: int, expires: float) -> None:
+        """A prompt goes to a rank that holds `keys[:start]`, and will soon hold all of them."""
+        self._sendings.tell(keys, start, self._numbers[rank], expires)
+
+    def sent(self, keys: Keys, now: float) -> Sent | None:
+        """What others have sent that begins as `keys` do, the longest; told once."""
+        found = self._sendings.find(keys)
+        if found is None or found[2] <= now or found[1] not in self._ranks:
+            return None
+        return Sent(found[0], self._ranks[found[1]], found[2])
+
+    def _change(self, before: Cell, after: Cell) -> None:
+        self.in_flight += int(after[1] - before[1])
+        if before[0] != after[0]:  # a pod has left, and another one has its place
+            _hear(self._loads.get(before[0]), before, -1)
+            before = [after[0], 0.0, 0.0, 0.0, 0.0]
+        load = self._loads.get(after[0])
+        if load is not None:
+            load.hear(int(after[1] - before[1]), int(after[2] - before[2]), after[3] - before[3], after[4])
+
+
+def row_of(ranks_max: int, sendings_max: int) -> np.dtype[Any]:
+    """What one worker writes. A row of zeros is that of a worker that has nothing in flight."""
+    loads = [("used", "u8"), ("loads", "f8", (ranks_max, _FIELDS))]
+    return np.dtype([*loads, *ring_fields(sendings_max)])
+
+
+def _hear(load: SharedLoad | None, cell: Cell, sign: int) -> None:
+    if load is not None:
+        load.hear(sign * int(cell[1]), sign * int(cell[2]), sign * cell[3], cell[4])
+
+
+def _number(name: bytes) -> float:
+    """A name as a number that a cell can hold; never 0."""
+    return float(xxhash.xxh3_64_intdigest(name) >> (64 - _NAME_BITS) or 1)
