@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup chart-test test-vllm test-redis test-compiled test-chaos test-fidelity clean
+.PHONY: demo test lint setup chart-test test-vllm test-redis test-compiled test-native test-chaos test-fidelity clean
 
 setup: $(VENV)/.ready
 
@@ -44,6 +44,12 @@ test-compiled: setup .venv-compiled/bin/pytest
 	WARMROUTE_TEST_COMPILED=1 .venv-compiled/bin/python -m pytest tests_compiled tests/test_indexer_*.py tests/test_truth.py \
 	  tests/test_router_feeds.py
 
+# Everything again, with the hot path as machine code, in a copy of its own. Needs a C compiler; 10 minutes.
+test-native: setup
+	rm -rf .native && mkdir .native
+	cp -r $(filter-out .native,$(wildcard *)) .native
+	cd .native && ../$(BIN)/python -m router.native && ../$(BIN)/python -m pytest
+
 .venv-compiled/bin/pytest: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv-compiled
 	.venv-compiled/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -66,4 +72,4 @@ test-fidelity: setup .venv-fidelity/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .native

@@ -170,7 +170,7 @@ class Proxy:
     async def _serve(self, flight: _Flight, routes: Routes, error_headers: HeaderList) -> RouterError | None:
         tried: frozenset[str] = frozenset()
         failure: RouterError | None = None
-        held: tuple[Assignment, Response] | None = None  # the answer of a pod that could not take it
+        held: list[tuple[Assignment, Response]] = []  # the answer of a pod that could not take it, the newest
         try:
             while len(tried) < self._attempts_max:
                 try:
@@ -191,17 +191,17 @@ class Proxy:
                     await self._relay(flight, assignment, answer)
                     return None
                 else:
-                    if held is not None:
-                        held[1].close()
-                    held = assignment, answer
+                    while held:
+                        held.pop()[1].close()
+                    held.append((assignment, answer))
                     assignment.refused(answer.status, retry_after_s(answer.headers), self._clock())
                 tried |= {assignment.pod}
-            if held is not None:  # what a pod says of itself is better than what we would say
-                await self._relay(flight, *held)
+            for last, answer in held:  # what a pod says of itself is better than what we would say
+                await self._relay(flight, last, answer)
                 return None
         finally:
-            if held is not None:
-                held[1].close()
+            for _, answer in held:
+                answer.close()
         assert failure is not None, "attempts_max is at least 1"
         await send_error(flight.send, failure, error_headers)
         return failure

@@ -17,6 +17,7 @@ from types import FrameType
 import uvicorn
 import uvloop
 
+from router import native
 from router.app import create_app, create_ops_app
 from router.config import Config, Gateway
 from router.counts import Counts
@@ -69,6 +70,7 @@ def serve(config: Config, seat: Seat | None = None, started: Callable[[], None] 
 
     `seat`: of this process among several; `started` is called once connections are taken.
     """
+    native.tell()
     _check_tls(config.gateway)
     service = Service(config, seat)
     service.proxy.withheld = withheld(config.gateway)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
+import orjson
 
 # The end of a stream that is kept: the usage chunk (about 500 bytes) and `[DONE]`, with room to spare.
 TAIL_BYTES = 8 * 1024
@@ -19,19 +19,6 @@ class Usage(NamedTuple):
 
     prompt_tokens: int
     cached_tokens: int | None
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Wire(msgspec.Struct):
-    """Chat and completions say prompt_tokens, responses and messages say input_tokens."""
-
-    prompt_tokens: int | None = None
-    input_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
 
 
 class Tail:
@@ -58,12 +45,20 @@ def read_usage(tail: bytes) -> Usage | None:
         return None
     end = _closing_brace(tail, opens.end())
     try:
-        wire = msgspec.json.decode(tail[opens.end() : end], type=_Wire)
-    except msgspec.DecodeError:  # ValidationError is one too
+        said: dict[str, Any] = orjson.loads(tail[opens.end() : end])
+    except orjson.JSONDecodeError:
         return None
-    tokens = wire.prompt_tokens if wire.prompt_tokens is not None else wire.input_tokens
-    details = wire.prompt_tokens_details or wire.input_tokens_details
-    return None if tokens is None else Usage(tokens, details.cached_tokens if details else None)
+    tokens = _first(said, "prompt_tokens", "input_tokens")  # the latter: responses and messages
+    details = _first(said, "prompt_tokens_details", "input_tokens_details")
+    cached = details.get("cached_tokens") if type(details) is dict else None
+    if type(tokens) is not int or not (cached is None or type(cached) is int):
+        return None
+    return Usage(tokens, cached)
+
+
+def _first(said: dict[str, Any], name: str, other: str) -> object:
+    value = said.get(name)
+    return said.get(other) if value is None else value
 
 
 def _closing_brace(text: bytes, start: int) -> int:

@@ -1,0 +1,94 @@
+"""The hot path as machine code: `python -m router.native` compiles its modules where they are installed, with mypyc.
+
+The sources stay as they are, and are what is compiled: a module with a compiled twin beside it is imported as that.
+Needs a C compiler and `warmroute[native]`, and takes some minutes; after a change of a source: again, or `--remove`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+MODULES = (
+    *("indexer." + name for name in ("blocks", "changes", "events", "holders", "index", "ledger", "mappings", "match")),
+    *("indexer." + name for name in ("engine", "pages", "table")),
+    *("scorer." + name for name in ("board", "candidates", "cost", "load", "pick", "policies", "sendings")),
+    *("scorer." + name for name in ("slow_start",)),
+    *("router." + name for name in ("api", "attempts", "bodies", "breaker", "budget", "clients", "connection", "core")),
+    *("router." + name for name in ("encoding", "exchange", "fleet", "heads", "http1", "metrics", "prompt", "proxy")),
+    *("router." + name for name in ("recall", "serving", "serving_limits", "texts", "token_keys", "tokens")),
+    *("router." + name for name in ("upstream", "usage")),
+)
+"""What every request passes through. Not what only starts, operates or configures; nor what mypyc does not take."""
+
+_GROUP = "warmroute"  # names the library that holds the code of all modules
+
+log = logging.getLogger("warmroute")
+
+
+def root() -> Path:
+    """Where the packages lie."""
+    return Path(__file__).resolve().parent.parent
+
+
+def twins(folder: Path) -> list[Path]:
+    """The compiled files that there are."""
+    found = [path for module in MODULES for path in folder.glob(module.replace(".", "/") + ".*.so")]
+    return [*found, *folder.glob(f"{_GROUP}__mypyc.*.so")]
+
+
+def stale(folder: Path) -> list[str]:
+    """Modules whose source is newer than what was compiled of it."""
+    pairs = ((path, path.with_name(path.name.split(".")[0] + ".py")) for path in twins(folder))
+    return [path.name for path, source in pairs if source.exists() and source.stat().st_mtime > path.stat().st_mtime]
+
+
+def tell() -> None:
+    """Say in the log how this process runs, where that is not the ordinary way."""
+    folder = root()
+    if twins(folder):
+        log.info("the hot path is compiled")
+    if old := stale(folder):
+        log.warning("compiled code is older than its source: %s (python -m router.native)", ", ".join(old))
+
+
+def compile_all(folder: Path) -> None:
+    """Compile `MODULES` in `folder`. SystemExit where mypyc or the C compiler fails, ImportError without mypyc."""
+    from mypyc.build import mypycify
+    from setuptools import Distribution
+    from setuptools.command.build_ext import build_ext
+
+    os.chdir(folder)  # mypy finds modules from here
+    paths = [module.replace(".", "/") + ".py" for module in MODULES]
+    flags = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
+    with tempfile.TemporaryDirectory(prefix="warmroute-native-") as scratch:
+        extensions = mypycify([*flags, *paths], opt_level="2", target_dir=scratch, group_name=_GROUP)
+        command = build_ext(Distribution({"name": _GROUP, "ext_modules": extensions}))
+        command.build_lib, command.build_temp = str(folder), scratch
+        command.parallel = os.cpu_count()
+        command.ensure_finalized()
+        command.run()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m router.native", description="Compile the hot path in place.")
+    parser.add_argument("--remove", action="store_true", help="remove what was compiled")
+    options = parser.parse_args()
+    folder = root()
+    for path in twins(folder):
+        path.unlink()
+    if options.remove:
+        return
+    try:
+        compile_all(folder)
+    except ImportError as error:
+        sys.exit(f"this needs more: pip install 'warmroute[native]' ({error})")
+    print(f"compiled: {len(MODULES)} modules in {folder}")
+
+
+if __name__ == "__main__":
+    main()
