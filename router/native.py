@@ -1,4 +1,4 @@
-"""The hot path as machine code: `python -m router.native` compiles its modules where they are installed, with mypyc.
+"""The hot path as machine code: `warmroute native` compiles its modules where they are installed, with mypyc.
 
 The sources stay as they are, and are what is compiled: a module with a compiled twin beside it is imported as that.
 Needs a C compiler and `warmroute[native]`, and takes some minutes; after a change of a source: again, or `--remove`.
@@ -6,12 +6,12 @@ Needs a C compiler and `warmroute[native]`, and takes some minutes; after a chan
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
-import sys
 import tempfile
 from pathlib import Path
+
+from router.errors import ConfigError
 
 MODULES = (
     *("indexer." + name for name in ("blocks", "changes", "events", "holders", "index", "ledger", "mappings", "match")),
@@ -53,15 +53,24 @@ def tell() -> None:
     if twins(folder):
         log.info("the hot path is compiled")
     if old := stale(folder):
-        log.warning("compiled code is older than its source: %s (python -m router.native)", ", ".join(old))
+        log.warning("compiled code is older than its source: %s (warmroute native)", ", ".join(old))
+
+
+def remove_all(folder: Path) -> None:
+    """Be pure Python again."""
+    for path in twins(folder):
+        path.unlink()
 
 
 def compile_all(folder: Path) -> None:
-    """Compile `MODULES` in `folder`. SystemExit where mypyc or the C compiler fails, ImportError without mypyc."""
-    from mypyc.build import mypycify
-    from setuptools import Distribution
-    from setuptools.command.build_ext import build_ext
-
+    """Compile `MODULES` in `folder`, anew. ConfigError without mypyc; SystemExit where it or the C compiler fails."""
+    try:
+        from mypyc.build import mypycify
+        from setuptools import Distribution
+        from setuptools.command.build_ext import build_ext
+    except ImportError as error:
+        raise ConfigError(f"this needs more: pip install 'warmroute[native]' ({error})") from error
+    remove_all(folder)
     os.chdir(folder)  # mypy finds modules from here
     paths = [module.replace(".", "/") + ".py" for module in MODULES]
     flags = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
@@ -72,23 +81,3 @@ def compile_all(folder: Path) -> None:
         command.parallel = os.cpu_count()
         command.ensure_finalized()
         command.run()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m router.native", description="Compile the hot path in place.")
-    parser.add_argument("--remove", action="store_true", help="remove what was compiled")
-    options = parser.parse_args()
-    folder = root()
-    for path in twins(folder):
-        path.unlink()
-    if options.remove:
-        return
-    try:
-        compile_all(folder)
-    except ImportError as error:
-        sys.exit(f"this needs more: pip install 'warmroute[native]' ({error})")
-    print(f"compiled: {len(MODULES)} modules in {folder}")
-
-
-if __name__ == "__main__":
-    main()

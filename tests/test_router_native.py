@@ -1,0 +1,54 @@
+"""What is compiled of the hot path: which modules, what lies beside their sources, and when that is too old."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from router import native
+
+
+def made(folder: Path, module: str, age_s: float) -> Path:
+    """A source and its compiled twin, so much older than it."""
+    source = folder / (module.replace(".", "/") + ".py")
+    source.parent.mkdir(exist_ok=True)
+    source.touch()
+    twin = source.with_name(source.stem + ".cpython-311-x86_64-linux-gnu.so")
+    twin.touch()
+    os.utime(twin, (source.stat().st_atime, source.stat().st_mtime - age_s))
+    return twin
+
+
+def test_modules_exist() -> None:
+    """Each is named once, and has a source."""
+    assert len(set(native.MODULES)) == len(native.MODULES)
+    assert [m for m in native.MODULES if not (native.root() / (m.replace(".", "/") + ".py")).exists()] == []
+
+
+def test_what_lies_beside_the_sources(tmp_path: Path) -> None:
+    """Twins of the modules and their library are found and removed, and nothing else is."""
+    first, second = made(tmp_path, "router.core", 0.0), made(tmp_path, "indexer.index", 5.0)
+    library = tmp_path / "warmroute__mypyc.cpython-311-x86_64-linux-gnu.so"
+    library.touch()
+    other = made(tmp_path, "router.other", 5.0)
+    assert sorted(native.twins(tmp_path)) == sorted([first, second, library])
+    assert native.stale(tmp_path) == [second.name]
+    native.remove_all(tmp_path)
+    assert native.twins(tmp_path) == [] and other.exists() and (tmp_path / "router/core.py").exists()
+
+
+def test_old_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says that code is compiled, and which of it is older than its source; of pure Python it says nothing."""
+    monkeypatch.setattr(native, "root", lambda: tmp_path)
+    with caplog.at_level(logging.INFO, logger="warmroute"):
+        native.tell()
+        assert caplog.messages == []
+        old = made(tmp_path, "router.core", 5.0)
+        native.tell()
+    assert caplog.messages == [
+        "the hot path is compiled",
+        f"compiled code is older than its source: {old.name} (warmroute native)",
+    ]
