@@ -14,7 +14,7 @@ from pathlib import Path
 from router.errors import ConfigError
 
 MODULES = (
-    *("indexer." + name for name in ("blocks", "changes", "events", "holders", "index", "ledger", "mappings", "match")),
+    *("indexer." + name for name in ("blocks", "changes", "events", "holders", "index", "mappings", "match")),
     *("indexer." + name for name in ("engine", "pages", "table")),
     *("scorer." + name for name in ("board", "candidates", "cost", "load", "pick", "policies", "sendings")),
     *("scorer." + name for name in ("slow_start",)),
@@ -23,7 +23,8 @@ MODULES = (
     *("router." + name for name in ("recall", "serving", "serving_limits", "texts", "token_keys", "tokens")),
     *("router." + name for name in ("upstream", "usage")),
 )
-"""What every request passes through. Not what only starts, operates or configures; nor what mypyc does not take."""
+"""What every request passes through. Not what only starts, operates or configures, nor what mypyc does not take; nor
+the ledger and the prefix store, as what is compiled has no subclasses that are not."""
 
 _GROUP = "warmroute"  # names the library that holds the code of all modules
 

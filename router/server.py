@@ -70,9 +70,9 @@ def serve(config: Config, seat: Seat | None = None, started: Callable[[], None] 
 
     `seat`: of this process among several; `started` is called once connections are taken.
     """
-    native.tell()
     _check_tls(config.gateway)
     service = Service(config, seat)
+    native.tell()
     service.proxy.withheld = withheld(config.gateway)
     _allow_open_files()
     _spare_the_collector()
