@@ -16,7 +16,7 @@ import httpx
 from tests.processes import PLAIN, GatewayProcess, PodProcess, eventually
 
 LOOK_S = 0.1  # between two looks at who is ready
-DRAIN: dict[str, Any] = {"drain_delay": 1.5, "drain_timeout": 20}
+DRAIN: dict[str, Any] = {"drain_delay": 3, "drain_timeout": 20}  # longer than a client leaves a connection idle
 """Of a gateway: the delay covers the time until the Service knows, and an answer on each connection that is kept."""
 EXIT_S = 30.0
 
