@@ -13,16 +13,15 @@ from pathlib import Path
 
 from router.errors import ConfigError
 
-MODULES = (
-    *("indexer." + name for name in ("blocks", "changes", "events", "holders", "index", "mappings", "match")),
-    *("indexer." + name for name in ("engine", "pages", "table")),
-    *("scorer." + name for name in ("board", "candidates", "cost", "load", "pick", "policies", "sendings")),
-    *("scorer." + name for name in ("slow_start",)),
-    *("router." + name for name in ("api", "attempts", "bodies", "breaker", "budget", "clients", "connection", "core")),
-    *("router." + name for name in ("encoding", "exchange", "fleet", "heads", "http1", "metrics", "prompt", "proxy")),
-    *("router." + name for name in ("recall", "serving", "serving_limits", "texts", "token_keys", "tokens")),
-    *("router." + name for name in ("upstream", "usage")),
-)
+_HOT = {
+    "indexer": "blocks changes engine events holders index mappings match pages table",
+    "scorer": "board candidates cost load pick policies sendings slow_start",
+    "router": """
+        api attempts bodies breaker budget clients connection core encoding exchange fleet heads http1 metrics prompt
+        proxy recall serving serving_limits texts token_keys tokens upstream usage
+    """,
+}
+MODULES = tuple(f"{package}.{name}" for package, names in _HOT.items() for name in names.split())
 """What every request passes through. Not what only starts, operates or configures, nor what mypyc does not take; nor
 the ledger and the prefix store, as what is compiled has no subclasses that are not."""
 
