@@ -137,7 +137,7 @@ async def times(bench: Bench) -> None:
                 marks.append(bench.target(f"same at {size}", whole / same, SAME_TARGET, True))
         row = (whole * 1e6, cold * 1e6, cold / whole, following * 1e6, whole / following, same * 1e6, whole / same)
         print(f"{bench.count(text):>8,} " + " ".join(f"{value:>12,.2f}" for value in row), *marks)
-        assert encoder.failures == 0
+        assert encoder._store.failures == 0
 
 
 async def next_turn(bench: Bench, text: str) -> float:
