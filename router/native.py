@@ -6,8 +6,10 @@ Needs a C compiler and `warmroute[native]`, and takes some minutes; after a chan
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -63,7 +65,11 @@ def remove_all(folder: Path) -> None:
 
 
 def compile_all(folder: Path) -> None:
-    """Compile `MODULES` in `folder`, anew. ConfigError without mypyc; SystemExit where it or the C compiler fails."""
+    """Compile `MODULES` of `folder` into it, anew.
+
+    Raises ConfigError without mypyc, SystemExit where it or the C compiler fails.
+    It is done on a copy: mypy looks around where it works, and half of a result is none.
+    """
     try:
         from mypyc.build import mypycify
         from setuptools import Distribution
@@ -71,13 +77,15 @@ def compile_all(folder: Path) -> None:
     except ImportError as error:
         raise ConfigError(f"this needs more: pip install 'warmroute[native]' ({error})") from error
     remove_all(folder)
-    os.chdir(folder)  # mypy finds modules from here
     paths = [module.replace(".", "/") + ".py" for module in MODULES]
     flags = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
-    with tempfile.TemporaryDirectory(prefix="warmroute-native-") as scratch:
-        extensions = mypycify([*flags, *paths], opt_level="2", target_dir=scratch, group_name=_GROUP)
+    with tempfile.TemporaryDirectory(prefix="warmroute-native-") as scratch, contextlib.chdir(scratch):
+        for package in _HOT:
+            shutil.copytree(folder / package, package)
+        extensions = mypycify([*flags, *paths], opt_level="2", target_dir="c", group_name=_GROUP)
         command = build_ext(Distribution({"name": _GROUP, "ext_modules": extensions}))
-        command.build_lib, command.build_temp = str(folder), scratch
+        command.build_lib, command.build_temp = "done", "c"
         command.parallel = os.cpu_count()
         command.ensure_finalized()
         command.run()
+        shutil.copytree("done", folder, dirs_exist_ok=True)
