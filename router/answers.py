@@ -72,26 +72,21 @@ def tiers_of(hit: Hit) -> dict[str, int]:
 
 
 def _candidates(decision: Decision) -> list[dict[str, Any]]:
-    """All of a decision. What only texts say is no block and no promise: it is given for itself."""
-    by_text = decision.asked.text is not None
-    return [
-        {**_candidate(rank, MISS, one, 0), "text_tokens": one.candidate.matched}
-        if by_text
-        else _candidate(rank, decision.hits[one.candidate.number], one, one.candidate.matched)
-        for one in scored(decision.pick)
-        for rank in (decision.ranks[one.candidate.number],)
-    ]
+    return [_candidate(decision, one) for one in scored(decision.pick)]
 
 
-def _candidate(rank: Rank, hit: Hit, one: Scored, matched: int) -> dict[str, Any]:
-    candidate = one.candidate
+def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
+    """What only texts say is no block and no promise: it is given for itself."""
+    candidate, by_text = one.candidate, decision.asked.text is not None
+    rank = decision.ranks[candidate.number]
+    hit = MISS if by_text else decision.hits[candidate.number]
     return {
         "pod": rank.id.pod,
         "rank": rank.id.rank,
         "score": round(one.score, 4),
         "price": round(one.price, 6),
         "matched_blocks": hit.blocks,
-        "matched_tokens": matched,
+        "matched_tokens": 0 if by_text else candidate.matched,
         "matched_by_tier": tiers_of(hit),
         "predicted_blocks": hit.predicted,
         "state": rank.state,
@@ -100,6 +95,7 @@ def _candidate(rank: Rank, hit: Hit, one: Scored, matched: int) -> dict[str, Any
             "prefill_tokens": candidate.prefill_tokens,
             "backlog_s": round(candidate.backlog_s, 6),
         },
+        **({"text_tokens": candidate.matched} if by_text else {}),
     }
 
 

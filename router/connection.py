@@ -110,9 +110,15 @@ class Response(Reply):
             raise StopAsyncIteration
         return self.take()
 
-    async def read(self) -> bytes:
-        """The rest of the body, all of it. For bodies that are known to be small."""
-        return b"".join([chunk async for chunk in self])
+    async def read(self, bytes_max: int) -> bytes:
+        """The rest of the body, all of it; `BrokenResponse` where that is more than `bytes_max`."""
+        parts, size = [], 0
+        async for part in self:
+            size += len(part)
+            if size > bytes_max:
+                raise BrokenResponse(f"the answer is over {bytes_max} bytes", before_first_byte=False)
+            parts.append(part)
+        return b"".join(parts)
 
     def close(self) -> None:
         """Let go. An unfinished response takes its connection down with it. Any number of calls, no await."""

@@ -103,9 +103,8 @@ class Core:
         self.fleet = Fleet()
         given = config.index
         self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max, way)
-        self.texts = PrefixIndex(
-            space, given.text_blocks_max, given.pods_max
-        )  # of our own picks: nothing confirms them
+        # Of our own picks alone: nothing confirms what only texts say.
+        self.texts = PrefixIndex(space, given.text_blocks_max, given.pods_max)
         self.decisions: deque[Decision] = deque(maxlen=config.decisions.kept)
         self.turn = 0
         self.in_flight = 0

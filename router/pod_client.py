@@ -6,7 +6,7 @@ import asyncio
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from router.failures import BrokenResponse, ResponseTimeout
+from router.failures import ResponseTimeout
 from router.upstream import Tls, Upstream, UpstreamLimits
 
 _ANSWER_BYTES_MAX = 16 * 2**20  # metrics of many adapters are some hundred KB
@@ -56,14 +56,8 @@ class PodClient:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._upstream.request(method, target, _JSON if body else [], body)
                 try:
-                    parts, size = [], 0
-                    async for part in response:
-                        size += len(part)
-                        if size > _ANSWER_BYTES_MAX:
-                            raise BrokenResponse(f"the answer is over {_ANSWER_BYTES_MAX} bytes")
-                        parts.append(part)
+                    return Answer(response.status, await response.read(_ANSWER_BYTES_MAX))
                 finally:
                     response.close()
         except TimeoutError:
             raise ResponseTimeout(f"no answer within {self._timeout_s:g} s") from None
-        return Answer(response.status, b"".join(parts))

@@ -25,7 +25,7 @@ from router.failures import UpstreamError
 from router.fleet import Fleet, Pod
 from router.prompt import Fields, Prompt
 from router.token_keys import Encoded, TokenKeys
-from router.upstream import Response, Upstream
+from router.upstream import Upstream
 
 NotToldReason = Literal[
     "documents are unknown to the pods' /tokenize",
@@ -350,7 +350,8 @@ class PodTokens:
         try:
             response = await self._upstreams[pod].request("POST", _TARGET, _HEADERS, question.body)
             try:
-                body = await _read(response, len(question.body))
+                room = len(question.body) * _BYTES_PER_TOKEN_MAX + _PARSED_AT_ONCE_BYTES
+                body = await response.read(room)
             finally:
                 response.close()
         except UpstreamError:
@@ -369,18 +370,6 @@ class PodTokens:
         self.counts["failed"] += 1
         self._avoid([pod])
         raise NotTold("the pods' /tokenize fails")
-
-
-async def _read(response: Response, question_bytes: int) -> bytes:
-    """The body; UpstreamError also where it is longer than an answer to the question can be."""
-    room = question_bytes * _BYTES_PER_TOKEN_MAX + _PARSED_AT_ONCE_BYTES
-    parts = []
-    async for part in response:
-        room -= len(part)
-        if room < 0:
-            raise UpstreamError("the answer is too long")
-        parts.append(part)
-    return b"".join(parts)
 
 
 async def _ids(body: bytes) -> Tokens:

@@ -26,6 +26,8 @@ from router.failures import (
 from router.upstream import Address, Tls, Upstream, UpstreamLimits
 from tests.router_peers import OK, Call, Peer, answer, peer, settled, until
 
+BODY_MAX = 1 << 20  # more than any answer here
+
 ON_BOTH_LOOPS = True  # their transports differ at the edges
 
 QUICK = UpstreamLimits(sweep_interval_s=0.01)
@@ -51,7 +53,7 @@ async def post(upstream: Upstream, body: bytes = b"{}") -> bytes:
     """One whole exchange; the response's body."""
     response = await upstream.request("POST", b"/v1/x", JSON, body)
     try:
-        return await response.read()
+        return await response.read(BODY_MAX)
     finally:
         await response.aclose()
 
@@ -68,7 +70,7 @@ async def test_bytewise_with_interim_and_trailers() -> None:
 
     async with peer(pod) as seen, client(seen) as upstream:
         response = await upstream.request("POST", b"/", [], b"")
-        assert (response.status, await response.read()) == (201, b"abcde")
+        assert (response.status, await response.read(BODY_MAX)) == (201, b"abcde")
         assert response.trailers == [(b"x-sum", b"5")]
         assert upstream.idle == 1
 
@@ -225,7 +227,7 @@ async def test_an_answer_before_the_request_is_sent() -> None:
 
     async with peer(pod) as seen, client(seen) as upstream:
         response = await upstream.request("POST", b"/", [], b"x" * 30_000_000)
-        assert (response.status, await response.read()) == (413, b"no")
+        assert (response.status, await response.read(BODY_MAX)) == (413, b"no")
         assert upstream.idle == 0
         await until(lambda: upstream.connections == 0)
 
@@ -396,7 +398,7 @@ async def test_closing_a_finished_response_touches_nobody() -> None:
         await first.aclose()
         release.set()
         assert await second == b"ok"
-        assert await first.read() == b"ok"
+        assert await first.read(BODY_MAX) == b"ok"
         assert seen.connections == 1
 
 
@@ -413,7 +415,7 @@ async def test_an_unfinished_response_is_closed_once() -> None:
     async with peer(pod) as seen, client(seen) as upstream:
         response = await upstream.request("POST", b"/", [], b"")
         assert await anext(response) == b"x"
-        reader = asyncio.create_task(response.read())
+        reader = asyncio.create_task(response.read(BODY_MAX))
         await asyncio.sleep(0)
         response.close()
         response.close()
@@ -507,7 +509,7 @@ async def test_head_requests() -> None:
     async with peer(pod) as seen, client(seen) as upstream:
         for _ in range(2):
             response = await upstream.request("HEAD", b"/", [])
-            assert (await response.read(), (b"content-length", b"2") in response.headers) == (b"", True)
+            assert (await response.read(BODY_MAX), (b"content-length", b"2") in response.headers) == (b"", True)
             assert await post(upstream) == b"ok"
         assert seen.connections == 1
 
