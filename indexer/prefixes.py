@@ -1,17 +1,19 @@
 """The prefix store: what is known of the texts of prompts seen before: their token ids, block keys and pod mappings.
 
-A text is cut into pieces at places that depend on nearby bytes only, so texts that begin alike have blocks in common.
-A `TextBlock` stands for a text's beginning up to one cut (or for a whole text) and is found by the hash of all bytes
-from the start. Its parent stands for the beginning up to the cut before, and lives at least as long. The text itself
-is not kept. Everything is within `bytes_max`; what was used least recently goes first, from the ends of texts.
+A text may be cut at places that depend on nearby bytes only, so texts that begin alike have cuts in common; each cut
+is found by the hash of all bytes from the start. A `TextBlock` has what was new of one text, over all cuts in it. Where
+another text goes on from one of them, the block is split, so what texts have in common is kept once. A block's parent
+stands for the beginning before it, and lives at least as long. The text itself is not kept. Everything is within
+`bytes_max`; what was used least recently goes first, from the ends of texts.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -19,28 +21,13 @@ import xxhash
 from indexer.blocks import Keys, KeySpace, Tokens
 from indexer.mappings import CleanUp, Ending, PodMappings, pod_set
 from indexer.match import Match, Pod
+from indexer.text_blocks import CUT_BYTES, Counter, Cutter, Family, Found, TextBlock, Variant
 
-Variant: TypeAlias = tuple[int, str | None, str | None]
-"""What block keys depend on beside the token ids: block size, LoRA name, cache salt."""
-
-# What these weigh beside their token ids and keys, table entries and allocation included: measured with tracemalloc.
-_BLOCK_BYTES = 560
+# What these weigh beside the keys: measured with tracemalloc.
 _KEYS_BYTES = 200
 _ENDING_BYTES = 400
 
 _DIGEST = xxhash.xxh3_128_intdigest
-
-
-class Cutter(Protocol):
-    """The rule that says where texts are cut: at most one place in each window of bytes, the same in longer texts."""
-
-    window_bytes: int
-
-    def first(self, data: bytes, window: int) -> int:
-        """The cut in the given window of `data`, 0 if there is none."""
-
-    def ends(self, data: bytes, start: int = 0) -> list[int]:
-        """Where the pieces of `data[start:]` end; the last is `len(data)`."""
 
 
 class PrefixLimits(NamedTuple):
@@ -51,69 +38,6 @@ class PrefixLimits(NamedTuple):
     pod_sets_per_block_max: int = 5
     variants_per_block_max: int = 16
     """Salts and LoRA names whose keys are kept with one text block; the oldest goes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Texts that are cut and tokenized alike; the same bytes in two families have nothing in common."""
-
-    seed: int
-    cutter: Cutter
-
-
-class TextBlock:
-    """A text's beginning. `ids` and `keys` are those of its last piece only, as native bytes; `total` counts tokens."""
-
-    __slots__ = ("children", "endings", "ids", "keys", "live", "name", "nbytes", "parent", "total", "used")
-
-    def __init__(self, name: int, parent: TextBlock | None, ids: bytes, used: int) -> None:
-        self.name = name
-        self.parent = parent
-        self.ids = ids
-        self.total: int = len(ids) // 4 + (parent.total if parent else 0)
-        self.keys: dict[Variant, bytes] = {}
-        self.endings: dict[Variant, Ending] = {}
-        self.children = 0
-        self.used = used
-        self.live = False
-        self.nbytes = _BLOCK_BYTES + len(ids)
-
-    def chain(self) -> list[TextBlock]:
-        """The blocks from the text's start to this one."""
-        blocks = []
-        block: TextBlock | None = self
-        while block is not None:
-            blocks.append(block)
-            block = block.parent
-        blocks.reverse()
-        return blocks
-
-    def tokens(self) -> Tokens:
-        """All token ids up to here (read-only)."""
-        return np.frombuffer(b"".join([block.ids for block in self.chain()]), dtype=np.uint32)
-
-
-class Found:
-    """How much of one text is known: `block` stands for its first `known` bytes. Grows by `PrefixStore.extend`."""
-
-    __slots__ = ("block", "data", "digest", "family", "known", "name")
-
-    def __init__(self, family: Family, data: bytes, name: int, block: TextBlock | None, known: int) -> None:
-        self.family = family
-        self.data = data
-        self.name = name
-        self.block = block
-        self.known = known
-        self.digest: xxhash.xxh3_128 | None = None
-
-    @property
-    def whole(self) -> TextBlock | None:
-        """The block of the whole text, once all of it is known."""
-        return self.block if self.known == len(self.data) else None
-
-    def ends(self) -> list[int]:
-        """Where the pieces that are not known end."""
-        return self.family.cutter.ends(self.data, self.known)
 
 
 class Lookup(NamedTuple):
@@ -157,6 +81,7 @@ class PrefixStore:
         self.mappings = PodMappings(unchanged, limits.mapping_ttl_s, enable_mappings)
         self._blocks: dict[int, TextBlock] = {}
         self._leaves: OrderedDict[TextBlock, None] = OrderedDict()  # blocks without children, least recent first
+        self._live = 0
         self._text_bytes = 0
         self._clock = 0
         self._known = self._misses = 0
@@ -164,27 +89,27 @@ class PrefixStore:
         self.failures = 0
         """Faults in here that callers have met, who then did without."""
 
-    def family(self, name: str, cutter: Cutter) -> Family:
+    def family(self, name: str, cutter: Cutter, counter: Counter) -> Family:
         """The family of this name: one per tokenizer and way to use it."""
-        return Family(xxhash.xxh3_64_intdigest(name.encode(), self._seed), cutter)
+        return Family(xxhash.xxh3_64_intdigest(name.encode(), self._seed), cutter, counter)
 
     # --- reading
 
     def find_longest_tokens(self, family: Family, data: bytes) -> Found:
         """The longest beginning of `data` (UTF-8 text) whose tokens are known."""
         name = _DIGEST(data, family.seed)
-        block = self._blocks.get(name)
-        if block is not None:
-            self._known += 1
-            self._use(block)
-            return Found(family, data, name, block, len(data))
-        block, known = self._longest(family, data)
+        block, cut = self._blocks.get(name), len(data)
+        if block is None:
+            block, cut = self._longest(family, data)
+        if block is not None and cut != block.end:
+            block = self._split(block, cut)
         if block is None:
             self._misses += 1
-        else:
-            self._known += 1
-            self._use(block)
-        return Found(family, data, name, block, known)
+            return Found(family, data, name, None, 0)
+        self._known += 1
+        self._use(block)
+        self._shrink()
+        return Found(family, data, name, block, block.end)
 
     def find_longest_tokens_with_mappings(
         self, family: Family, data: bytes, variant: Variant, pods: Iterable[Pod] | None, now: float
@@ -204,7 +129,7 @@ class PrefixStore:
     def stats(self) -> PrefixStats:
         mappings = self.mappings
         return PrefixStats(
-            blocks=len(self._blocks),
+            blocks=self._live,
             nbytes=self.nbytes,
             mappings=len(mappings),
             hits=mappings.hits,
@@ -222,24 +147,19 @@ class PrefixStore:
 
     # --- writing
 
-    def extend(self, found: Found, ends: Sequence[int], ids: Sequence[Tokens | bytes]) -> None:
-        """The next pieces of the text, which end at `ends`, have these token ids."""
-        digest = found.digest
-        if digest is None:
-            digest = found.digest = xxhash.xxh3_128(found.data[: found.known], seed=found.family.seed)
-        data, blocks = memoryview(found.data), self._blocks
-        block, known = found.block, found.known
-        for end, piece_ids in zip(ends, ids, strict=True):
-            if end == len(data):
-                name = found.name
-            else:
-                digest.update(data[known:end])
-                name = digest.intdigest()
-            block = blocks.get(name) or self._add(name, block, bytes(piece_ids))
-            known = end
-        found.block, found.known = block, known
-        if block is not None and block.live and not block.children:
-            self._leaves[block] = None
+    def extend(self, found: Found, ends: list[int], ids: Tokens | bytes, stops: list[int] | None = None) -> None:
+        """The text up to the last of `ends`, which are cuts of it, has these further token ids.
+
+        `stops`: how many of them come before each cut, where that is known; else the family's counter is asked for it,
+        once somebody wants to know.
+        """
+        names = found.names(ends)
+        block = self._blocks.get(names[-1])  # if there is one, somebody came first
+        if block is not None and block.end != ends[-1]:
+            block = self._split(block, ends[-1])
+        if block is None or block.end != ends[-1]:
+            block = self._add(found, ends, names, bytes(ids), stops)
+        found.block, found.known = block, ends[-1]
         self._shrink()
 
     def ending(self, block: TextBlock, variant: Variant) -> Ending:
@@ -276,7 +196,7 @@ class PrefixStore:
 
     def clear(self) -> int:
         """Forget everything; returns how many text blocks that were."""
-        gone = list(self._blocks.values())
+        gone = list(dict.fromkeys(self._blocks.values()))
         for block in gone:
             self._discard(block, "manual")
         self._leaves.clear()
@@ -285,7 +205,7 @@ class PrefixStore:
     # --- inside
 
     def _longest(self, family: Family, data: bytes) -> tuple[TextBlock | None, int]:
-        """The last cut of `data` whose block is known: if one is known, all cuts before it are.
+        """The last cut of `data` that is known, and the block that has it: if one is known, all cuts before it are.
 
         So if the first is not, none is. Else it is looked for from the end in growing steps, as prompts grow by
         little, and then by halves.
@@ -351,19 +271,65 @@ class PrefixStore:
         self._weigh(block, -weight)
         self._evicted["variants"] += 1
 
-    def _add(self, name: int, parent: TextBlock | None, ids: bytes) -> TextBlock:
-        """A new block, which is not among the leaves yet: the next one may grow on it at once."""
+    def _add(self, found: Found, cuts: list[int], names: list[int], ids: bytes, stops: list[int] | None) -> TextBlock:
+        """A new block behind what was found."""
         self._clock += 1
-        block = TextBlock(name, parent, ids, self._clock)
+        parent = found.block
+        block = TextBlock(found.family, parent, cuts, names, ids, stops, self._clock)
         if parent is not None:
             if not parent.live:
                 return block  # evicted meanwhile: good for this answer, but not kept
             parent.children += 1
             self._leaves.pop(parent, None)
-        block.live = True
-        self._blocks[name] = block
-        self._text_bytes += block.nbytes
+        self._enter(block)
+        self._leaves[block] = None
         return block
+
+    def _enter(self, block: TextBlock) -> None:
+        block.live = True
+        for name in block.names:
+            self._blocks.setdefault(name, block)
+        self._live += 1
+        self._text_bytes += block.nbytes
+
+    def _split(self, block: TextBlock, cut: int) -> TextBlock | None:
+        """The part of a block up to one of its cuts, as a block of its own, which becomes its parent.
+
+        If that turns out to be no place between tokens, none of the block's inner cuts is trusted.
+        """
+        place = bisect_left(block.cuts, cut)
+        stops = block.count()
+        if stops is None:
+            self._forget(block, len(block.cuts) - 1)
+            block.stops = [len(block.ids) // 4]
+            return block.parent
+        count, stop = place + 1, stops[place]
+        head = TextBlock(
+            block.family, block.parent, block.cuts[:count], block.names[:count], block.ids[: 4 * stop], stops[:count],
+            block.used,
+        )  # fmt: skip
+        before = block.parent.total if block.parent else 0
+        for variant, keys in block.keys.items():
+            nbytes = 8 * (head.total // variant[0] - before // variant[0])
+            head.keys[variant] = keys[:nbytes]
+            block.keys[variant] = keys[nbytes:]
+            head.nbytes += _KEYS_BYTES + nbytes
+            self._weigh(block, -nbytes)
+        self._forget(block, count)
+        self._weigh(block, -4 * stop)
+        block.ids = block.ids[4 * stop :]
+        block.stops = [other - stop for other in stops[count:]]
+        block.parent, head.children = head, 1
+        self._enter(head)
+        return head
+
+    def _forget(self, block: TextBlock, count: int) -> None:
+        """The first `count` cuts of a block are its own no longer."""
+        for name in block.names[:count]:
+            if self._blocks.get(name) is block:
+                del self._blocks[name]
+        del block.names[:count], block.cuts[:count]
+        self._weigh(block, -CUT_BYTES * count)
 
     def _use(self, block: TextBlock) -> None:
         self._clock += 1
@@ -389,7 +355,10 @@ class PrefixStore:
                         self._leaves.move_to_end(parent, last=False)
 
     def _discard(self, block: TextBlock, reason: str) -> None:
-        del self._blocks[block.name]
+        for name in block.names:
+            if self._blocks.get(name) is block:
+                del self._blocks[name]
+        self._live -= 1
         self._text_bytes -= block.nbytes
         block.live = False
         for ending in block.endings.values():

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from indexer.blocks import Tokens
+
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What the pre-tokenizer `ByteLevel` splits by, where `use_regex` is on."""
 
@@ -63,10 +65,6 @@ def _inside() -> bytes:
     return b"|".join(rights)
 
 
-class UnsafeCut(Exception):
-    """A place that was taken for a safe cut lies inside a token."""
-
-
 class Cuts:
     """The safe cuts of one tokenizer's texts."""
 
@@ -113,3 +111,8 @@ class RawCuts(Cuts):
     def first(self, data: bytes, window: int) -> int:
         start = window * self.window_bytes
         return start if start < len(data) else 0
+
+    @staticmethod
+    def count(ids: Tokens, ends: Sequence[int]) -> list[int]:
+        """How many ids come before each of these places."""
+        return [end // 4 for end in ends]

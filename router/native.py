@@ -16,16 +16,16 @@ from pathlib import Path
 from router.errors import ConfigError
 
 _HOT = {
-    "indexer": "blocks changes engine events holders index mappings match pages table",
+    "indexer": "blocks changes engine events holders index mappings match pages prefixes table",
     "scorer": "board candidates cost load pick policies sendings slow_start",
     "router": """
-        api attempts bodies breaker budget clients connection core encoding exchange fleet heads http1 metrics prompt
-        proxy recall serving serving_limits texts token_keys tokens upstream usage
+        api attempts bodies breaker budget clients connection core cuts encoding exchange fleet heads http1 messages
+        metrics prompt proxy recall rendering serving serving_limits texts token_keys tokens upstream usage
     """,
 }
 MODULES = tuple(f"{package}.{name}" for package, names in _HOT.items() for name in names.split())
 """What every request passes through. Not what only starts, operates or configures, nor what mypyc does not take; nor
-the ledger and the prefix store, as what is compiled has no subclasses that are not."""
+the ledger, as what is compiled has no subclasses that are not."""
 
 _GROUP = "warmroute"  # names the library that holds the code of all modules
 

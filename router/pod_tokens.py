@@ -20,7 +20,8 @@ import numpy as np
 import orjson
 
 from indexer.blocks import Tokens
-from indexer.prefixes import Family, PrefixStore
+from indexer.prefixes import PrefixStore
+from indexer.text_blocks import Family
 from router.failures import UpstreamError
 from router.fleet import Fleet, Pod
 from router.prompt import Fields, Prompt
@@ -165,6 +166,9 @@ class _Whole:
     def ends(self, data: bytes, start: int = 0) -> list[int]:
         return [len(data)]
 
+    def count(self, ids: Tokens, ends: Sequence[int]) -> list[int]:
+        return [len(ids)]
+
 
 _WHOLE = _Whole()
 
@@ -256,13 +260,13 @@ class PodTokens:
         try:
             found = self._store.find_longest_tokens(self._family(), question.body)
             if found.whole is None:
-                self._store.extend(found, found.ends(), [ids])
+                self._store.extend(found, found.ends(), ids, [len(ids)])
         except Exception:  # a fault of the cache must not cost the answer
             self._store.failures += 1
 
     def _family(self) -> Family:
         """Templates may write the date, and pods may come back with another one: answers are not kept for long."""
-        return self._store.family(f"told:{int(self._clock() // _KEPT_S)}", _WHOLE)
+        return self._store.family(f"told:{int(self._clock() // _KEPT_S)}", _WHOLE, _WHOLE.count)
 
     # --- asking
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from indexer.blocks import Keys, KeySpace, Tokens
 from indexer.mappings import Ending
-from indexer.prefixes import PrefixStore, TextBlock
+from indexer.prefixes import PrefixStore
+from indexer.text_blocks import TextBlock
 from router.cuts import RawCuts
 
 Lookup = Literal["partial", "miss"]
@@ -61,7 +62,7 @@ class TokenKeys:
     def __init__(self, space: KeySpace, store: PrefixStore) -> None:
         self._space = space
         self._store = store
-        self._family = store.family("ids", RawCuts())
+        self._family = store.family("ids", RawCuts(), RawCuts.count)
 
     def encode_now(self, ids: Tokens, block_size: int, lora: str | None = None, salt: str | None = None) -> Encoded:
         """The keys of `ids`; of those that begin as others did before, only the new ones are computed."""
@@ -73,9 +74,7 @@ class TokenKeys:
             if found.block is not None:
                 lookup = "partial"
             if found.whole is None:
-                ends = found.ends()
-                starts = [found.known, *ends]
-                self._store.extend(found, ends, [found.data[a:b] for a, b in zip(starts, ends, strict=False)])
+                self._store.extend(found, found.ends(), found.data[found.known :])
             assert found.whole is not None
             ending = self._store.ending(found.whole, variant)
         except Exception:  # a fault of the cache must not cost the answer

@@ -11,6 +11,7 @@ import re
 import threading
 import unicodedata
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tokenizers import AddedToken as HFAddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
 from indexer.blocks import Tokens
-from router.cuts import WINDOW_BYTES, Cuts, UnsafeCut
+from router.cuts import WINDOW_BYTES, Cuts
 from router.errors import ConfigError
 from router.vocabulary import AddedToken, Conversion, NotExact, convert, is_nfc, overlapping, pattern_of
 
@@ -61,14 +62,14 @@ class _Engines:
             engine = self._own.engine = self._spare.pop() if self._spare else self._first
         return engine
 
-    def split(self, ids: Tokens, ends: list[int]) -> list[Tokens]:
-        """`ids` of a text, cut after so many of its bytes each; raises `UnsafeCut` where that is inside a token."""
-        stops = self._bytes.take(ids).cumsum(dtype=np.uint32)
-        places = stops.searchsorted(np.array(ends, dtype=np.uint32))
-        if stops[places].tolist() != ends:
-            raise UnsafeCut("a cut lies inside a token")
-        cuts = (places + 1).tolist()
-        return [ids[start:end] for start, end in zip([0, *cuts], cuts, strict=False)]
+    def count(self, ids: Tokens, ends: Sequence[int]) -> list[int] | None:
+        """How many of a text's tokens make up each of so many first bytes of it; None where a token goes across."""
+        bytes_done = self._bytes.take(ids).cumsum(dtype=np.uint32)
+        places = bytes_done.searchsorted(np.array(ends, dtype=np.uint32))
+        if bytes_done.take(places, mode="clip").tolist() != list(ends):
+            return None
+        counts: list[int] = (places + 1).tolist()
+        return counts
 
 
 class Tokenizer:
@@ -120,20 +121,26 @@ class Tokenizer:
             return ids
         return np.concatenate([self.prefix, ids, self.suffix])
 
-    def encode_cut(self, data: bytes, ends: list[int]) -> list[Tokens]:
-        """The ids of each part of `data` (UTF-8), without those of the post-processor.
+    def encode_cut(self, data: bytes, ends: Sequence[int]) -> tuple[Tokens, list[int] | None]:
+        """The ids of `data` (UTF-8), without those of the post-processor, and how many come before each of its `ends`.
 
-        The parts end at `ends`: safe cuts, and `len(data)`. Raises `UnsafeCut` where one turns out to be none.
+        These are safe cuts, and `len(data)`. None in place of the counts: `count` will tell.
         """
         fast, text = self._fast, data.decode()
         if fast is not None and (len(ends) == 1 or not self._nfc or _surely_nfc(text)):
             ids = self._encode_fast(fast.mine(), text)
-            return [ids] if len(ends) == 1 else fast.split(ids, ends)
+            return ids, [len(ids)] if len(ends) == 1 else None
         parts = [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
         if fast is not None:
-            return [self._encode_fast(fast.mine(), part) for part in parts]
-        encodings = self._whole.encode_batch_fast(parts, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+            encoded = [self._encode_fast(fast.mine(), part) for part in parts]
+        else:
+            encodings = self._whole.encode_batch_fast(parts, add_special_tokens=False)
+            encoded = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        return np.concatenate(encoded), list(accumulate(map(len, encoded)))
+
+    def count(self, ids: Tokens, ends: Sequence[int]) -> list[int] | None:
+        """How many of the ids of a text come before each of these places, in bytes; None if one is inside a token."""
+        return None if self._fast is None else self._fast.count(ids, ends)
 
     def _encode_fast(self, fast: tiktoken.Encoding, text: str) -> Tokens:
         if len(text) > _TIKTOKEN_CHARS_MAX:

@@ -1,7 +1,8 @@
 """Prompts to token ids and block keys, without the loop ever waiting for a tokenizer.
 
-What the prefix store knows, and short new text, is done at once; long new text goes to a pool of threads in pieces,
-whose ids are kept as they arrive: a request that runs out of time leaves its work to the next one.
+What the prefix store knows, and short new text, is done at once; longer new text in slices, between which others have
+their turn; long new text goes to a pool of threads in parts. Ids are kept as they arrive: a request that runs out of
+time leaves its work to the next one.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from indexer.blocks import KeySpace, Tokens
-from indexer.prefixes import Family, Found, PrefixStore, Variant
-from router.cuts import UnsafeCut
+from indexer.prefixes import PrefixStore
+from indexer.text_blocks import Family, Found, Variant
 from router.token_keys import Encoded, Lookup, TokenKeys
 from router.tokenizer import Tokenizer
 
@@ -57,12 +58,23 @@ class TokensLimits(NamedTuple):
     """New text up to here is tokenized on the loop: 0.7 ms with tiktoken, 4 ms if it is made to be slow."""
     inline_bytes_slow_max: int = 2 * 1024
     """The same where `tokenizers` does the work."""
+    sliced_bytes_max: int = 48 * 1024
+    """New text up to here is tokenized on the loop in slices of that size, where tiktoken does the work: the pool has
+    an engine of its own, whose tables (30 MB) would have to come into the CPU's caches first."""
     job_bytes: int = 48 * 1024
     """New text goes to the pool in parts of about this size: the loop takes up a part's ids in about 0.3 ms."""
     jobs_per_prompt_max: int = 2
     """Parts of one prompt in the pool at a time, so that a long one does not keep others waiting."""
     waiting_bytes_max: int = 64 * 2**20
     """New text of all prompts that wait for the pool; above it: TokensUnavailable."""
+
+
+class _Part(NamedTuple):
+    """Token ids of a part of a text, and the cuts in it; `stops`: how many ids come before each, if that is known."""
+
+    ends: list[int]
+    ids: Tokens
+    stops: list[int] | None
 
 
 class _Begun(NamedTuple):
@@ -92,10 +104,11 @@ class Encoder:
         self._pool = pool
         self._limits = limits
         self._inline_max = limits.inline_bytes_max if tokenizer.fast else limits.inline_bytes_slow_max
-        self._plain = store.family(f"text:{name}", tokenizer.cuts)
+        self._sliced_max = limits.sliced_bytes_max if tokenizer.fast else 0
+        self._plain = store.family(f"text:{name}", tokenizer.cuts, tokenizer.count)
         self._framed = self._plain
         if len(tokenizer.prefix) or len(tokenizer.suffix):
-            self._framed = store.family(f"framed:{name}", tokenizer.cuts)
+            self._framed = store.family(f"framed:{name}", tokenizer.cuts, tokenizer.count)
         self._keys = TokenKeys(space, store)
         self._waiting_bytes = 0
 
@@ -109,7 +122,7 @@ class Encoder:
     async def encode(self, prompt: Text, block_size: int, lora: str | None = None, salt: str | None = None) -> Encoded:
         """The prompt's tokens and keys, without giving way where `encode_now` has them.
 
-        Long new text is tokenized in the pool. TokensUnavailable at the deadline, or where there are no tokens.
+        Longer new text is tokenized in slices or in the pool. TokensUnavailable at the deadline, or where there are no tokens.
         """
         variant = (block_size, lora, salt)
         answer = self._begin(prompt, variant)
@@ -137,8 +150,7 @@ class Encoder:
             if found.whole is None:
                 if len(data) - found.known > self._inline_max:
                     return begun
-                ends = found.ends()
-                self._store.extend(found, ends, self._tokenize(prompt, data, found.known, ends))
+                self._store.extend(found, *self._tokenize(prompt, data, found.known, found.ends()))
             return self._finish(prompt, found, variant, begun)
         except TokensUnavailable:
             raise
@@ -160,7 +172,10 @@ class Encoder:
     async def _encode_long(self, prompt: Text, variant: Variant, begun: _Begun) -> Encoded:
         if begun.found is not None:
             try:
-                await self._extend(prompt, begun.found, variant)
+                if len(begun.data) - begun.found.known <= self._sliced_max:
+                    await self._extend_in_slices(prompt, begun.found)
+                else:
+                    await self._extend_in_pool(prompt, begun.found, variant)
                 return self._finish(prompt, begun.found, variant, begun)
             except TokensUnavailable:
                 raise
@@ -169,42 +184,52 @@ class Encoder:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._without_store, prompt, variant, begun)
 
-    async def _extend(self, prompt: Text, found: Found, variant: Variant) -> None:
-        """Tokenize what is not known of a text, a few parts at a time; ids and keys are kept as they come."""
+    async def _extend_in_slices(self, prompt: Text, found: Found) -> None:
+        """Tokenize what is not known of a text, here, with others' turns between."""
+        for ends in _parts(found.ends(), found.known, self._inline_max):
+            self._store.extend(found, *self._tokenize(prompt, found.data, found.known, ends))
+            if found.whole is None:
+                await asyncio.sleep(0)
+
+    async def _extend_in_pool(self, prompt: Text, found: Found, variant: Variant) -> None:
+        """As `_extend_in_slices`, in threads, a few parts at a time."""
         loop = asyncio.get_running_loop()
         data = found.data
-        waiting: deque[tuple[list[int], asyncio.Future[list[Tokens]]]] = deque()
+        waiting: deque[asyncio.Future[_Part]] = deque()
         start = found.known
         parts = _parts(found.ends(), start, self._limits.job_bytes)
         try:
             for ends in parts:
                 if len(waiting) >= self._limits.jobs_per_prompt_max:
-                    await self._take(found, variant, *waiting.popleft())
-                job = loop.run_in_executor(self._pool, self._tokenize, prompt, data, start, ends)
-                waiting.append((ends, job))
+                    await self._take(found, variant, waiting.popleft())
+                waiting.append(loop.run_in_executor(self._pool, self._tokenize, prompt, data, start, ends))
                 start = ends[-1]
             while waiting:
-                await self._take(found, variant, *waiting.popleft())
+                await self._take(found, variant, waiting.popleft())
         finally:
-            for _, job in waiting:
+            for job in waiting:
                 job.cancel()
 
-    async def _take(self, found: Found, variant: Variant, ends: list[int], job: asyncio.Future[list[Tokens]]) -> None:
-        self._store.extend(found, ends, await job)
+    async def _take(self, found: Found, variant: Variant, job: asyncio.Future[_Part]) -> None:
+        self._store.extend(found, *await job)
         if found.block is not None:
             self._store.extend_keys(found.block, variant)
 
-    def _tokenize(self, prompt: Text, data: bytes, start: int, ends: Sequence[int]) -> list[Tokens]:
-        """The ids of the pieces of `data` that end at `ends`; what the post-processor puts first is in the first."""
+    def _tokenize(self, prompt: Text, data: bytes, start: int, ends: list[int]) -> _Part:
+        """The part of `data` from `start`, with what the post-processor puts before all text."""
+        places = [end - start for end in ends]
         try:
-            ids = self._tokenizer.encode_cut(data[start : ends[-1]], [end - start for end in ends])
-        except UnsafeCut:  # the whole at once is still right
-            raise
+            ids, stops = self._tokenizer.encode_cut(data[start : ends[-1]], places)
         except Exception as error:  # `tokenizers` raises plain Exception
             raise TokensUnavailable("failed") from error
-        if start == 0 and prompt.add_special_tokens and len(self._tokenizer.prefix):
-            ids[0] = np.concatenate([self._tokenizer.prefix, ids[0]])
-        return ids
+        prefix = self._tokenizer.prefix
+        if start or not prompt.add_special_tokens or not len(prefix):
+            return _Part(ends, ids, stops)
+        stops = stops or self._tokenizer.count(ids, places)  # later nobody could tell
+        ids = np.concatenate([prefix, ids])
+        if stops is None:
+            return _Part(ends[-1:], ids, [len(ids)])
+        return _Part(ends, ids, [len(prefix) + stop for stop in stops])
 
     # --- from tokens to keys
 
@@ -237,7 +262,7 @@ class Encoder:
         return np.concatenate([prefix, body, suffix])
 
     def _without_store(self, prompt: Text, variant: Variant, begun: _Begun) -> Encoded:
-        ids = self._reshaped(prompt, self._tokenize(prompt, begun.data, 0, [len(begun.data)])[0])
+        ids = self._reshaped(prompt, self._tokenize(prompt, begun.data, 0, [len(begun.data)]).ids)
         encoded = self._keys.unkept(ids, *variant)
         encoded.tokenize_us = (perf_counter() - begun.started) * 1e6
         return encoded

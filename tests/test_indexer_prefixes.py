@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from indexer.blocks import Keys, KeySpace, Tokens
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
 from indexer.match import Match
-from indexer.prefixes import Family, Found, PrefixLimits, PrefixStore, TextBlock, Variant
+from indexer.prefixes import _ENDING_BYTES, _KEYS_BYTES, PrefixLimits, PrefixStore
+from indexer.text_blocks import BLOCK_BYTES, CUT_BYTES, Family, Found, TextBlock, Variant
 
 SPACE = KeySpace(7)
 SIZE = 4
@@ -40,6 +41,12 @@ def ids(data: bytes) -> Tokens:
     return np.frombuffer(data, dtype=np.uint8).astype(np.uint32)
 
 
+def as_many(tokens: Tokens, ends: Sequence[int]) -> list[int]:
+    """How many tokens so many bytes have."""
+    assert ends[-1] == len(tokens)
+    return list(ends)
+
+
 def never(match: Match) -> bool:
     return False
 
@@ -47,15 +54,13 @@ def never(match: Match) -> bool:
 def a_store(limits: PrefixLimits = LARGE, enable_mappings: bool = True) -> tuple[PrefixStore, Family, PrefixIndex]:
     index = PrefixIndex(SPACE, blocks_max=1 << 12, pods_max=8)
     store = PrefixStore(SPACE, 11, index.unchanged, limits, enable_mappings)
-    return store, store.family("test", Bars()), index
+    return store, store.family("test", Bars(), as_many), index
 
 
 def complete(store: PrefixStore, found: Found) -> TextBlock:
     """Tokenize what is not known."""
     if found.whole is None:
-        ends = found.ends()
-        starts = [found.known, *ends]
-        store.extend(found, ends, [ids(found.data[a:b]) for a, b in zip(starts, ends, strict=False)])
+        store.extend(found, found.ends(), ids(found.data[found.known :]))
     assert found.whole is not None
     return found.whole
 
@@ -73,7 +78,13 @@ def stored(data: bytes, pod: str) -> BlockStored:
 
 
 def weighed(blocks: Iterable[TextBlock]) -> int:
-    return sum(block.nbytes for block in blocks)
+    """What blocks weigh, from what they are made of."""
+    total = 0
+    for block in blocks:
+        total += BLOCK_BYTES + CUT_BYTES * len(block.cuts) + len(block.ids)
+        total += sum(_KEYS_BYTES + len(keys) for keys in block.keys.values())
+        total += sum(_ENDING_BYTES + ending.keys.nbytes for ending in block.endings.values())
+    return total
 
 
 TEXT = b"the system prompt|is long|and then some more|question one?"
@@ -112,11 +123,36 @@ def test_the_last_known_cut_is_found_wherever_it_is() -> None:
         assert store.find_longest_tokens(family, long + b"|" + b"y" * 300).known == cut
 
 
+def test_a_cut_inside_a_token_is_not_used() -> None:
+    """Where the counter finds that cuts are not between tokens, the text counts as known whole or not at all."""
+    store, _, _ = a_store()
+    family = store.family("wrong", Bars(), lambda tokens, ends: None)
+    ask(store, family, TEXT)
+    assert store.find_longest_tokens(family, TEXT[:-4] + b"two?").block is None
+    for data in (TEXT, TEXT[:-4] + b"two?", TEXT[:30]):
+        assert ask(store, family, data)[0].tolist() == list(data)
+        assert store.find_longest_tokens(family, data).whole is not None
+
+
+def test_texts_that_come_at_the_same_time_share_what_they_can() -> None:
+    """Both looked before either was kept: the second finds the first one's block, or is kept beside it."""
+    for other in (TEXT, TEXT[: Bars().ends(TEXT)[1]], TEXT + b"|and more"):
+        store, family, _ = a_store()
+        both = [store.find_longest_tokens(family, data) for data in (TEXT, other)]
+        for found in both:
+            assert complete(store, found).tokens().tolist() == list(found.data)
+            assert store.find_longest_tokens(family, found.data).whole is found.whole
+        kept = dict.fromkeys(store._blocks.values())
+        assert store._text_bytes == weighed(kept)
+        assert store.clear() == len(kept)
+        assert store.nbytes == store.stats().blocks == 0
+
+
 def test_families_have_nothing_in_common() -> None:
     """The same text of another tokenizer is not known."""
     store, family, _ = a_store()
     ask(store, family, TEXT)
-    assert store.find_longest_tokens(store.family("other", Bars()), TEXT).block is None
+    assert store.find_longest_tokens(store.family("other", Bars(), as_many), TEXT).block is None
 
 
 def test_each_variant_has_its_own_keys() -> None:
@@ -162,7 +198,8 @@ def fill(store: PrefixStore, family: Family, until_evicted: int) -> None:
 def test_a_beginning_goes_with_its_last_prompt() -> None:
     """A chain that nobody uses any more is evicted as a whole, before what was used later."""
     store, family, _ = a_store(LARGE._replace(bytes_max=20_000))
-    ask(store, family, TEXT)
+    for cut in Bars().ends(TEXT):
+        ask(store, family, TEXT[:cut])
     blocks = store.stats().blocks
     assert blocks > 2
     later = [b"used later %d" % number for number in range(4)]  # eviction may go one or two too far
@@ -311,7 +348,9 @@ def test_any_history_gives_the_answers_of_the_moment(actions: list[tuple[str, by
         else:
             happen(kind, data, str(pods), index, now)
         assert store.nbytes <= bytes_max
-        kept = store._blocks.values()
+        kept = dict.fromkeys(store._blocks.values())
+        assert store.stats().blocks == len(kept)
         assert store._text_bytes == weighed(kept)
+        assert sorted(store._blocks) == sorted(name for block in kept for name in block.names)
         assert all(block.live and (block.parent is None or block.parent.live) for block in kept)
         assert set(store._leaves) == {block for block in kept if not block.children}

@@ -3,8 +3,9 @@
 import numpy as np
 
 from indexer.blocks import KeySpace
-from indexer.prefixes import Family, Found, PrefixStore
+from indexer.prefixes import PrefixStore
 from router.token_keys import TokenKeys
+from tests.stores import broken_store
 
 SPACE = KeySpace(7)
 
@@ -24,16 +25,9 @@ def test_token_ids_are_taken_as_they_are() -> None:
         assert encoded.lookup == lookup
 
 
-class Broken(PrefixStore):
-    """A store with a fault."""
-
-    def find_longest_tokens(self, family: Family, data: bytes) -> Found:
-        raise RuntimeError("fault")
-
-
 def test_a_fault_of_the_store_costs_no_answer() -> None:
     """The keys are computed without it, and the fault is counted."""
-    store = Broken(SPACE, 5, lambda match: False)
+    store = broken_store(SPACE)
     ids = np.arange(40, dtype=np.uint32)
     encoded = TokenKeys(SPACE, store).encode_now(ids, 16)
     assert encoded.keys.tolist() == SPACE.chain(ids, 16).tolist()

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as HFTokenizer
 
 from indexer.blocks import KeySpace, Tokens
-from indexer.prefixes import Family, Found, PrefixLimits, PrefixStore
+from indexer.prefixes import PrefixLimits, PrefixStore
 from router.tokenizer import Tokenizer
 from router.tokens import Encoder, TokensLimits, TokensUnavailable
 from tests.hostile import TINY_LLAMA, TINY_QWEN, gpt2_style, texts
+from tests.stores import broken_store
 
 SPACE = KeySpace(3)
-POOLED = TokensLimits(inline_bytes_max=0, inline_bytes_slow_max=0, job_bytes=200, deadline_s=30.0)
+POOLED = TokensLimits(inline_bytes_max=0, inline_bytes_slow_max=0, sliced_bytes_max=0, job_bytes=200, deadline_s=30.0)
+SLICED = TokensLimits(inline_bytes_max=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ async def same(encoder: Encoder, whole: HFTokenizer, prompt: Rendered, block_siz
     assert encoded.keys.tolist() == SPACE.chain(np.array(expected, np.uint32), block_size).tolist()
 
 
-@pytest.mark.parametrize("limits", [TokensLimits(), POOLED], ids=["inline", "pool"])
+@pytest.mark.parametrize("limits", [TokensLimits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
 async def test_growing_prompts_are_encoded_exactly(
     folder: Path, pool: ThreadPoolExecutor, limits: TokensLimits
 ) -> None:
@@ -119,7 +120,7 @@ class Waiting(Tokenizer):
         self.go = Event()
         self.parts = 0
 
-    def encode_cut(self, data: bytes, ends: list[int]) -> list[Tokens]:
+    def encode_cut(self, data: bytes, ends: Sequence[int]) -> tuple[Tokens, list[int] | None]:
         self.parts += 1
         if self.parts > 1:
             assert self.go.wait(20)
@@ -181,7 +182,7 @@ async def test_many_prompts_at_once(pool: ThreadPoolExecutor) -> None:
     assert encoder._store.failures == 0
 
 
-@pytest.mark.parametrize("limits", [TokensLimits(), POOLED], ids=["inline", "pool"])
+@pytest.mark.parametrize("limits", [TokensLimits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
 async def test_text_that_is_not_unicode_is_named(limits: TokensLimits, pool: ThreadPoolExecutor) -> None:
     """Lone surrogates have no UTF-8, so no tokens."""
     encoder = an_encoder(TINY_QWEN, pool, limits)
@@ -189,31 +190,23 @@ async def test_text_that_is_not_unicode_is_named(limits: TokensLimits, pool: Thr
         await encoder.encode(Rendered("x\ud800"), 16)
 
 
-class Broken(PrefixStore):
-    """A store with a fault."""
-
-    def find_longest_tokens(self, family: Family, data: bytes) -> Found:
-        raise RuntimeError("fault")
-
-
 class Failing(Tokenizer):
     """A tokenizer with a fault."""
 
-    def encode_cut(self, data: bytes, ends: list[int]) -> list[Tokens]:
+    def encode_cut(self, data: bytes, ends: Sequence[int]) -> tuple[Tokens, list[int] | None]:
         raise RuntimeError("fault")
 
 
-@pytest.mark.parametrize("limits", [TokensLimits(), POOLED], ids=["inline", "pool"])
+@pytest.mark.parametrize("limits", [TokensLimits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
 async def test_a_fault_of_the_store_costs_no_answer(limits: TokensLimits, pool: ThreadPoolExecutor) -> None:
     """The prompt is encoded without it, and the fault is counted."""
-    store: Any = Broken(SPACE, 5, lambda match: False)
-    encoder = an_encoder(TINY_LLAMA, pool, limits, store)
+    encoder = an_encoder(TINY_LLAMA, pool, limits, broken_store(SPACE))
     whole = HFTokenizer.from_file(str(TINY_LLAMA / "tokenizer.json"))
     await same(encoder, whole, Rendered("Some words.", True), 2)
     assert encoder._store.failures > 0
 
 
-@pytest.mark.parametrize("limits", [TokensLimits(), POOLED], ids=["inline", "pool"])
+@pytest.mark.parametrize("limits", [TokensLimits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
 async def test_a_fault_of_the_tokenizer_is_named(limits: TokensLimits, pool: ThreadPoolExecutor) -> None:
     """Without a tokenizer there are no tokens, and no crash."""
     encoder = Encoder("m", Failing(TINY_QWEN), SPACE, a_store(), pool, limits)
