@@ -169,9 +169,10 @@ class PrefixIndex:
         known = self._known(pod)
         row = self._pages.find(int(keys[start - 1])) if start else 0
         rows = self._pages.follow(keys[start:].tolist(), row)
-        self._table.hold(rows, known.masks[PREDICTED])
-        for row in rows:
-            known.predicted[row] = max(expires, known.predicted.get(row, 0.0))
+        again = self._table.hold(rows, known.masks[PREDICTED])
+        longer = {row: until for row in again if (until := known.predicted.get(row, 0.0)) > expires}
+        known.predicted.update(dict.fromkeys(rows, expires))
+        known.predicted.update(longer)
         return self._expiring_at(expires, Prediction(pod, rows))
 
     def believed_until(self, pod: Pod, key: int) -> float:
@@ -185,8 +186,7 @@ class PrefixIndex:
         if known is None or not known.predicted:
             return
         rows = [row for row in prediction.rows if known.predicted.get(row, 0.0) > expires]
-        for row in rows:
-            known.predicted[row] = expires
+        known.predicted.update(dict.fromkeys(rows, expires))
         self._expiring_at(expires, Prediction(prediction.pod, rows))
 
     def expire(self, now: float, blocks_max: int = 4096) -> int:
@@ -289,11 +289,31 @@ class PrefixIndex:
             if not blocks:
                 continue
             names = self._names(pods)
-            if mixed:
-                hits.update((pod, self._by_plane(walk.runs, self._pods[pod].bit, blocks)) for pod in names)
+            alike = self._alike(walk.runs, pods, blocks) if mixed else Hit(blocks, blocks)
+            if alike is not None:
+                hits.update(dict.fromkeys(names, alike))
             else:
-                hits.update(dict.fromkeys(names, Hit(blocks, blocks)))
+                hits.update((pod, self._by_plane(walk.runs, self._pods[pod].bit, blocks)) for pod in names)
         return hits
+
+    def _alike(self, runs: list[tuple[int, int]], pods: int, blocks: int) -> Hit | None:
+        """The one hit of all these pods; None if they hold some block in different planes."""
+        counts, masks, planes = [0, 0, 0, 0], self._sets.masks, range(len(PLANES))
+        end = blocks
+        for start, number in reversed(runs):
+            if start >= blocks:
+                continue
+            mask = masks[number]
+            for plane in planes:
+                there = mask >> (plane * self._width) & pods
+                if there == pods:
+                    counts[plane] += end - start
+                    break
+                if there:
+                    return None
+            end = start
+        gpu, predicted, cpu, disk = counts
+        return Hit(blocks, gpu, predicted, cpu, disk)
 
     def _names(self, pods: int) -> list[Pod]:
         """The pods of a mask, looked up eight at a time."""

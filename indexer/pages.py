@@ -11,7 +11,7 @@ compiled code may work on it, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,8 @@ _LAST = PAGE - 1
 _RUN_MIN = 64  # rows; shorter runs are not worth looking for the next,
 _SHORT_RUNS_MAX = 4  # except for the few where prompts branch off
 _RUN_MAX = 1024  # rows compared at once
-_SCALAR_MAX = 48  # below this many keys, a Python loop beats numpy's fixed costs
+_SCALAR_MAX = 48  # below this many keys, a Python loop beats numpy's fixed costs,
+_NEW_MIN = 112  # or this many, where most need rows of their own
 
 
 class Pages:
@@ -88,11 +89,56 @@ class Pages:
             self._heads[bucket] = row
         return row
 
-    def follow(self, keys: Iterable[int], row: int) -> list[int]:
+    def follow(self, keys: Sequence[int], row: int) -> list[int]:
         """The rows of a chain of keys that starts behind `row` (0: at the start), made where there are none.
 
         Fewer than the keys where all pages are used.
         """
+        if len(keys) >= _NEW_MIN:
+            rows = self._follow_all(np.array(keys, np.uint64), row)
+            if rows is not None:
+                return rows
+        return self._follow_each(keys, row)
+
+    def _follow_all(self, keys: NDArray[np.uint64], row: int) -> list[int] | None:
+        """As `follow`, at once. None where keys that have rows stand behind keys that have none."""
+        buckets = keys & np.uint64(self._mask)
+        firsts = self.head_array[buckets]
+        rows: list[int] = []
+        if firsts.any():
+            found = self.find_all(keys)
+            known = int(np.count_nonzero(found))
+            if not found[:known].all():
+                return None
+            if known:
+                rows = found[:known].tolist()
+                keys, buckets, firsts, row = keys[known:], buckets[known:], firsts[known:], rows[-1]
+        made = self._places(len(keys), row)
+        count = len(made)
+        if count:
+            places = np.array(made, np.uint32)
+            self.key_array[places] = keys[:count]
+            self.next_array[places] = firsts[:count]
+            self.head_array[buckets[:count]] = places
+            for lost in np.flatnonzero(self.head_array[buckets[:count]] != places).tolist():  # two keys of one bucket
+                self._next[made[lost]], self._heads[int(buckets[lost])] = self._heads[int(buckets[lost])], made[lost]
+        return rows + made
+
+    def _places(self, count: int, row: int) -> list[int]:
+        """So many rows that are free, for a chain behind `row` (0: at the start); fewer where all pages are used."""
+        behind = row + 1
+        places: list[int] = []
+        if row and behind & _LAST and not self.keys[behind]:
+            places += range(behind, (behind | _LAST) + 1)
+        depth = behind & _LAST if row else 0
+        while len(places) < count:
+            page = self._page() * PAGE
+            if not page:
+                break
+            places += range(page + (0 if places else depth), page + PAGE)
+        return places[:count]
+
+    def _follow_each(self, keys: Iterable[int], row: int) -> list[int]:
         stored, heads, following, mask = self.keys, self._heads, self._next, self._mask
         rows: list[int] = []
         for key in keys:

@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from indexer.holders import HolderSets
 from indexer.pages import PAGE, Pages
+
+_MANY = 192  # from so many rows on, numpy beats a Python loop
 
 
 class Table:
@@ -19,8 +24,10 @@ class Table:
         self.sets = sets
         self.version = 0
 
-    def hold(self, rows: Iterable[int], mask: int, instead_of: int = 0) -> list[int]:
+    def hold(self, rows: Sequence[int], mask: int, instead_of: int = 0) -> list[int]:
         """Set the bits `mask` of rows, and clear those of `instead_of`; returns the rows that had them set before."""
+        if _many(rows):
+            return self._hold_many(rows, mask, instead_of)
         numbers, sets, masks = self.pages.sets, self.sets, self.sets.masks
         held: list[int] = []
         old, new, told, moved = -1, 0, False, 0
@@ -51,8 +58,11 @@ class Table:
             self._changed(page, more)
         return held
 
-    def unhold(self, rows: Iterable[int], mask: int) -> None:
+    def unhold(self, rows: Sequence[int], mask: int) -> None:
         """Clear the bits `mask` of rows; a page of which no row is held is given back."""
+        if _many(rows):
+            self._unhold_many(rows, mask)
+            return
         numbers, sets, masks = self.pages.sets, self.sets, self.sets.masks
         old, new, moved = -1, 0, 0
         page, less = 0, 0
@@ -78,6 +88,49 @@ class Table:
         if page:
             self._changed(page, -less)
 
+    def _hold_many(self, rows: Sequence[int], mask: int, instead_of: int) -> list[int]:
+        held: list[int] = []
+        for number, same in self._by_set(rows):
+            before = self.sets.masks[number]
+            told = bool(before & mask)
+            if told:
+                held += same.tolist()
+                if not before & instead_of:
+                    continue
+            self._move(same, number, before & ~instead_of | mask)
+            if not number:
+                np.add.at(self.pages.live_array, same // PAGE, np.uint8(1))
+        return held
+
+    def _unhold_many(self, rows: Sequence[int], mask: int) -> None:
+        for number, same in self._by_set(rows):
+            before = self.sets.masks[number]
+            if not before & mask:
+                continue
+            self._move(same, number, before & ~mask)
+            if not before & ~mask:
+                live, pages = self.pages.live_array, same // PAGE
+                np.subtract.at(live, pages, np.uint8(1))
+                for page in np.unique(pages[live[pages] == 0]).tolist():
+                    self.pages.free(page)
+
+    def _by_set(self, rows: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+        """The rows in their order, as runs that have the same holder set, which may be changed meanwhile."""
+        array = np.array(rows, np.uint32)
+        numbers = self.pages.set_array[array]
+        ends = [*(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(array)]
+        start = 0
+        for end in ends:
+            yield int(numbers[start]), array[start:end]
+            start = end
+
+    def _move(self, rows: NDArray[np.uint32], old: int, mask: int) -> None:
+        """Rows that have the set `old` get the set `mask`."""
+        new = self.sets.number(mask)
+        self.pages.set_array[rows] = new
+        self.sets.move(old, new, len(rows))
+        self.pages.stamp_array[rows // PAGE] = self.version
+
     def _changed(self, page: int, more: int) -> None:
         """Rows of a page have other holders; `more` of its rows are held than before."""
         pages = self.pages
@@ -86,3 +139,8 @@ class Table:
             pages.live[page] = live = pages.live[page] + more
             if not live:
                 pages.free(page)
+
+
+def _many(rows: Sequence[int]) -> bool:
+    """Are they enough for numpy, and all different?"""
+    return len(rows) >= _MANY and len(set(rows)) == len(rows)

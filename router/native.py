@@ -16,7 +16,7 @@ from pathlib import Path
 from router.errors import ConfigError
 
 _HOT = {
-    "indexer": "blocks changes engine events holders index mappings match pages prefixes table",
+    "indexer": "blocks changes engine events holders index mappings match pages prefixes table text_blocks",
     "scorer": "board candidates cost load pick policies sendings slow_start",
     "router": """
         api attempts bodies breaker budget clients connection core cuts encoding exchange fleet heads http1 messages

@@ -122,7 +122,7 @@ class Encoder:
     async def encode(self, prompt: Text, block_size: int, lora: str | None = None, salt: str | None = None) -> Encoded:
         """The prompt's tokens and keys, without giving way where `encode_now` has them.
 
-        Longer new text is tokenized in slices or in the pool. TokensUnavailable at the deadline, or where there are no tokens.
+        Longer new text goes in slices or to the pool. TokensUnavailable at the deadline, or where there are no tokens.
         """
         variant = (block_size, lora, salt)
         answer = self._begin(prompt, variant)

@@ -74,6 +74,34 @@ def test_a_chain_lies_in_whole_pages() -> None:
     assert pages.used == 13
 
 
+@pytest.mark.parametrize("collide", [False, True])
+def test_a_long_chain_is_followed_as_block_by_block(collide: bool) -> None:
+    """At once or one by one: the same keys get rows, known ones keep theirs, and rows lie one behind the other."""
+    for seed in range(4):
+        rng = random.Random(seed)
+        pages, rows = Pages(4096), dict[int, int]()
+        keys = _keys(rng, 1500, collide)
+        begun = rng.randrange(1, 9)
+        rows.update(zip(keys[:begun].tolist(), pages.follow(keys[:begun].tolist(), 0), strict=True))
+        branch = rng.randrange(begun, 400)
+        chains = [keys[:700], np.concatenate([keys[:branch], keys[700:]]), keys[: branch + 3], keys[:700]]
+        for chain in chains:
+            followed = pages.follow(chain.tolist(), 0)
+            assert followed == [pages.find(key) for key in chain.tolist()]
+            assert len(set(followed)) == len(chain)
+            assert [row % PAGE for row in followed] == [depth % PAGE for depth in range(len(chain))]
+            assert all(rows.setdefault(key, row) == row for key, row in zip(chain.tolist(), followed, strict=True))
+
+
+def test_a_long_chain_ends_where_the_room_ends() -> None:
+    """Fewer rows than keys, none of them taken twice."""
+    pages = Pages(160)
+    keys = _keys(random.Random(1), 400, collide=False).tolist()
+    rows = pages.follow(keys[:3], 0) + pages.follow(keys[3:], 10)
+    assert len(rows) == len(set(rows)) == 160
+    assert pages.follow(keys, 0) == rows
+
+
 def test_a_branch_starts_a_page_at_its_depth() -> None:
     """Siblings sit at the same place of different pages."""
     pages, keys = Pages(1024), _keys(random.Random(2), 20, False)
