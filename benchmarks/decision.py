@@ -2,7 +2,7 @@
 
     python -m benchmarks.decision [--tokenizer FOLDER]
 
-Times are CPU time of the process, the best of several runs; ratios are against `encode_batch_fast` of `tokenizers` on
+Times are CPU time of the process, the median of several runs; ratios are against `encode_batch_fast` of `tokenizers` on
 the same text in the same run. FOLDER holds a `tokenizer.json` with a large vocabulary; without it the tests' small one
 is used. Ends with exit code 1 if a target is missed.
 """
@@ -14,19 +14,22 @@ import asyncio
 import gc
 import os
 import random
+import statistics
 import sys
 import sysconfig
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import perf_counter, process_time, thread_time
+from time import perf_counter, thread_time
 from typing import TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
 
+from benchmarks.steady import Steady, Work
 from indexer.blocks import KeySpace
 from indexer.events import BlockStored
 from indexer.index import PrefixIndex
@@ -41,6 +44,7 @@ TURN_TOKENS = 400
 NEXT_TURN_TARGETS = {8_000: 20, 32_000: 60, 128_000: 120}
 COLD_TARGET, SAME_TARGET, STALL_TARGET_S = 0.35, 100, 0.005
 PODS = 64
+AGAIN = 100  # times the same prompt: once is too little to be measured
 ROUNDS = 7
 T = TypeVar("T")
 
@@ -116,52 +120,65 @@ def main() -> int:
 
 
 async def times(bench: Bench) -> None:
+    steady = Steady()
     heads = ("all (HF) us", "cold us", "x", "next turn us", "x", "same us", "x")
     print("\n  tokens " + " ".join(f"{head:>12}" for head in heads))
     for size in SIZES:
         text = bench.chat(size)
-        runs = 5 if size > 50_000 else 15
-        whole = best(lambda text=text: bench.count(text), runs)  # type: ignore[misc]
-        cold = min([await cpu(bench.encoder().encode(Rendered(text), BLOCK_SIZE)) for _ in range(runs)])
-        following = min([await next_turn(bench, text) for _ in range(runs)])
-        encoder = bench.encoder()
-        prompt = Rendered(text)
+        runs = 9 if size > 50_000 else 25
+        prompt, encoder = Rendered(text), bench.encoder()
         await encoder.encode(prompt, BLOCK_SIZE)
-        same = best(lambda: [encoder.encode_now(prompt, BLOCK_SIZE) for _ in range(100)], runs) / 100  # noqa: B023
+        kinds = {
+            "whole": ready(partial(bench.count, text)),
+            "cold": partial(cold, bench, text),
+            "next": partial(next_turn, bench, text),
+            "same": ready(partial(again, encoder, prompt)),
+        }
+        rows: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(runs):
+            for kind, prepare in kinds.items():
+                rows[kind].append(await steady.cpu_us(prepare))
+        whole, first, following, same = (statistics.median(row) for row in rows.values())
+        same /= AGAIN
         marks = []
         if bench.tokenizer.fast:
             if size in NEXT_TURN_TARGETS:
                 marks.append(bench.target(f"next turn at {size}", whole / following, NEXT_TURN_TARGETS[size], True))
             if size >= 8_000:
-                marks.append(bench.target(f"cold at {size}", cold / whole, COLD_TARGET, False))
+                marks.append(bench.target(f"cold at {size}", first / whole, COLD_TARGET, False))
                 marks.append(bench.target(f"same at {size}", whole / same, SAME_TARGET, True))
-        row = (whole * 1e6, cold * 1e6, cold / whole, following * 1e6, whole / following, same * 1e6, whole / same)
+        row = (whole, first, first / whole, following, whole / following, same, whole / same)
         print(f"{bench.count(text):>8,} " + " ".join(f"{value:>12,.2f}" for value in row), *marks)
         assert encoder._store.failures == 0
 
 
-async def next_turn(bench: Bench, text: str) -> float:
-    """CPU seconds for a prompt that has one more turn than a known one."""
+def ready(work: Work) -> Callable[[], Awaitable[Work]]:
+    """Work that can be done again and again."""
+
+    async def prepare() -> Work:
+        return work
+
+    return prepare
+
+
+def again(encoder: Encoder, prompt: Rendered) -> None:
+    """A prompt of which everything is known."""
+    for _ in range(AGAIN):
+        encoder.encode_now(prompt, BLOCK_SIZE)
+
+
+async def cold(bench: Bench, text: str) -> Work:
+    """A prompt of which nothing is known."""
+    encoder = bench.encoder()
+    return lambda: encoder.encode(Rendered(text), BLOCK_SIZE)
+
+
+async def next_turn(bench: Bench, text: str) -> Work:
+    """A prompt that has one more turn than a known one."""
     encoder = bench.encoder()
     await encoder.encode(Rendered(text), BLOCK_SIZE)
     grown = Rendered(text + bench.turn())
-    return await cpu(encoder.encode(grown, BLOCK_SIZE))
-
-
-def best(call: Callable[[], object], runs: int) -> float:
-    """The least CPU seconds of `call`."""
-    took = []
-    for _ in range(runs):
-        start = process_time()
-        call()
-        took.append(process_time() - start)
-    return min(took)
-
-
-async def cpu(work: Awaitable[object]) -> float:
-    start = process_time()
-    await work
-    return process_time() - start
+    return lambda: encoder.encode(grown, BLOCK_SIZE)
 
 
 # --- stalls

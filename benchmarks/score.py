@@ -2,8 +2,9 @@
 
     python -m benchmarks.score [--tokenizer FOLDER] [--pods 16]
 
-Each figure is CPU time (all threads) beside the same work without any cache in the same run: render, tokenize the whole
-text, hash all blocks, walk the index, score. A miss must cost hardly more than that, a hit hardly anything.
+Each figure is CPU time (all threads, on one core) beside the same work without any cache in the same run: render,
+tokenize the whole text, hash all blocks, walk the index, score. A miss must cost hardly more than that, a hit hardly
+anything. No two prompts begin alike.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import random
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import orjson
 
 from benchmarks.proxy_pods import MODEL
+from benchmarks.steady import Steady, Work
 from indexer.events import BlockStored
 from router.config import load, parse_model
 from router.core import Asked
@@ -33,8 +35,7 @@ from scorer.load import PodLoad
 
 BLOCK = 16
 PATH = "/v1/chat/completions"
-SIZES = (2_000, 8_000, 32_000, 128_000)
-ROUNDS = 9
+SIZES = {2_000: 60, 8_000: 40, 32_000: 20, 128_000: 7}  # tokens -> rounds
 TINY = Path(__file__).parent.parent / "simulator" / "tiny"
 WORDS = "the of and to in is that for it as was with be by on not he this are or his from at which but have".split()
 
@@ -102,40 +103,62 @@ class Bench:
         self.core.index.clear(next(iter(self.core.fleet.ranks)).id)
 
 
-async def cpu_us(work: Callable[[], object]) -> float:
-    """CPU of one call, in all threads."""
-    began = time.process_time()
-    result = work()
-    if asyncio.iscoroutine(result):
-        await result
-    return (time.process_time() - began) * 1e6
+class Prompts:
+    """New prompts of one size, as each kind of work wants them."""
+
+    def __init__(self, bench: Bench, size: int) -> None:
+        self.bench = bench
+        self.size = size
+        self.rng = random.Random(size)
+        self.tokens = 0
+        self.kinds: dict[str, Callable[[], Awaitable[Work]]] = {
+            "without": self.without, "miss": self.miss, "partial": self.partial, "hit": self.hit,
+        }  # fmt: skip
+
+    async def without(self) -> Work:
+        body = chat(self.rng, self.size)
+        return lambda: self.bench.without(body)
+
+    async def miss(self) -> Work:
+        body = chat(self.rng, self.size)
+        return lambda: self.bench.within(body)
+
+    async def partial(self) -> Work:
+        """The tokens are known; the mapping has been touched by an event."""
+        body = chat(self.rng, self.size)
+        asked = await self.bench.within(body)
+        self.tokens = asked.tokens
+        self.bench.hold(asked, body)
+        self.bench.touch()
+        return lambda: self.bench.within(body)
+
+    async def hit(self) -> Work:
+        body = chat(self.rng, self.size)
+        asked = await self.bench.within(body)
+        self.bench.hold(asked, body)
+        await self.bench.within(body)
+        assert (await self.bench.within(body)).lookup == "hit"
+        return lambda: self.bench.within(body)
 
 
-async def measure(bench: Bench, size: int, rng: random.Random) -> None:
+async def measure(bench: Bench, steady: Steady, size: int, rounds: int) -> None:
     """One line of the table."""
-    rows: dict[str, list[float]] = {"without": [], "miss": [], "partial": [], "hit": []}
-    tokens = 0
-    for _ in range(ROUNDS):
-        body = chat(rng, size)
-        rows["without"].append(await cpu_us(lambda p=body: bench.without(p)))  # type: ignore[misc]
-        rows["miss"].append(await cpu_us(lambda p=body: bench.within(p)))  # type: ignore[misc]
-        asked = await bench.within(body)
-        tokens = asked.tokens
-        bench.hold(asked, body)
-        bench.touch()
-        rows["partial"].append(await cpu_us(lambda p=body: bench.within(p)))  # type: ignore[misc]
-        assert (await bench.within(body)).lookup == "hit"
-        rows["hit"].append(await cpu_us(lambda p=body: bench.within(p)))  # type: ignore[misc]
+    prompts = Prompts(bench, size)
+    rows: dict[str, list[float]] = {name: [] for name in prompts.kinds}
+    for _ in range(rounds):
+        for name, prepare in prompts.kinds.items():
+            rows[name].append(await steady.cpu_us(prepare))
     base = statistics.median(rows["without"])
     cells = [
         f"{name} {statistics.median(row):9.0f} us = {statistics.median(row) / base:6.3f}x" for name, row in rows.items()
     ]
-    print(f"{tokens:7d} tokens: {'; '.join(cells)}")
+    print(f"{prompts.tokens:7d} tokens: {'; '.join(cells)}", flush=True)
 
 
 async def run(bench: Bench) -> None:
-    for size in SIZES:
-        await measure(bench, size, random.Random(size))
+    steady = Steady()
+    for size, rounds in SIZES.items():
+        await measure(bench, steady, size, rounds)
 
 
 def main() -> None:
@@ -143,6 +166,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=TINY, help="folder with tokenizer.json and a chat template")
     parser.add_argument("--pods", type=int, default=16)
     options = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     bench = Bench(service_of(options.tokenizer, options.pods), options.tokenizer)
     gc.collect()
     gc.freeze()

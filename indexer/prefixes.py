@@ -9,6 +9,7 @@ stands for the beginning before it, and lives at least as long. The text itself 
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -298,15 +299,13 @@ class PrefixStore:
         If that turns out to be no place between tokens, none of the block's inner cuts is trusted.
         """
         place = bisect_left(block.cuts, cut)
-        stops = block.count()
-        if stops is None:
+        count, stop, stops = place + 1, block.stop(place), block.stops
+        if stop is None:
             self._forget(block, len(block.cuts) - 1)
-            block.stops = [len(block.ids) // 4]
             return block.parent
-        count, stop = place + 1, stops[place]
         head = TextBlock(
-            block.family, block.parent, block.cuts[:count], block.names[:count], block.ids[: 4 * stop], stops[:count],
-            block.used,
+            block.family, block.parent, block.cuts[:count], block.names[:count], block.ids[: 4 * stop],
+            stops and stops[:count], block.used,
         )  # fmt: skip
         before = block.parent.total if block.parent else 0
         for variant, keys in block.keys.items():
@@ -318,7 +317,7 @@ class PrefixStore:
         self._forget(block, count)
         self._weigh(block, -4 * stop)
         block.ids = block.ids[4 * stop :]
-        block.stops = [other - stop for other in stops[count:]]
+        block.stops = stops and [other - stop for other in stops[count:]]
         block.parent, head.children = head, 1
         self._enter(head)
         return head
@@ -369,11 +368,11 @@ class PrefixStore:
 
 def _resume(chain: Sequence[TextBlock], variant: Variant, count: int) -> tuple[int | None, bytes]:
     """The last key of `chain`, and its last `count` ids, which fill no block yet."""
-    left = b""
+    left, wanted = b"", 4 * count
     for block in reversed(chain):
-        if len(left) >= 4 * count:
+        if len(left) >= wanted:
             break
-        left = block.ids + left
+        left = block.ids[max(0, len(block.ids) + len(left) - wanted) :] + left
     keys = next((block.keys[variant] for block in reversed(chain) if block.keys[variant]), None)
-    parent = int(np.frombuffer(keys, dtype=np.uint64)[-1]) if keys else None
-    return parent, left[len(left) - 4 * count :]
+    parent = int.from_bytes(keys[-8:], sys.byteorder) if keys else None
+    return parent, left

@@ -32,8 +32,8 @@ class Cutter(Protocol):
         """Where the pieces of `data[start:]` end; the last is `len(data)`."""
 
 
-Counter: TypeAlias = Callable[[Tokens, Sequence[int]], list[int] | None]
-"""How many of a text's tokens come before each of these places in it; None if one of them lies inside a token."""
+Counter: TypeAlias = Callable[[Tokens, int], int | None]
+"""How many of a text's last tokens its last bytes are; None if they begin inside a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class TextBlock:
     """A text's beginning. `ids` and `keys` are those after its parent only, as native bytes; `total` counts all tokens.
 
     `cuts` are places in the text, the last being its end, with their `names`; `stops`: how many of `ids` come before
-    each, None as long as nobody has asked.
+    each, where that is known.
     """
 
     __slots__ = (
@@ -100,13 +100,13 @@ class TextBlock:
         """All token ids up to here (read-only)."""
         return np.frombuffer(b"".join([block.ids for block in self.chain()]), dtype=np.uint32)
 
-    def count(self) -> list[int] | None:
-        """The `stops`; None if a cut lies inside a token."""
-        if self.stops is None:
-            start = self.parent.end if self.parent else 0
-            ids = np.frombuffer(self.ids, dtype=np.uint32)
-            self.stops = self.family.counter(ids, [cut - start for cut in self.cuts])
-        return self.stops
+    def stop(self, place: int) -> int | None:
+        """How many of `ids` come before the cut number `place`; None if it lies inside a token."""
+        if self.stops is not None:
+            return self.stops[place]
+        ids = np.frombuffer(self.ids, dtype=np.uint32)
+        behind = self.family.counter(ids, self.end - self.cuts[place])
+        return None if behind is None else len(ids) - behind
 
 
 class Found:
@@ -133,11 +133,10 @@ class Found:
 
     def names(self, ends: Sequence[int]) -> list[int]:
         """The names of the beginnings up to the `ends`, which follow on what is known."""
-        digest = self.digest
+        digest, view = self.digest, memoryview(self.data)
         if digest is None:
-            digest = self.digest = xxhash.xxh3_128(self.data[: self.known], seed=self.family.seed)
+            digest = self.digest = xxhash.xxh3_128(view[: self.known], seed=self.family.seed)
         found, start, last = [], self.known, len(self.data)
-        view = memoryview(self.data)
         for end in ends:
             if end == last:
                 found.append(self.name)

@@ -52,7 +52,8 @@ class Asked:
     timing_us: dict[str, int] = field(default_factory=dict)
 
 
-class Decision(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Decision:
     """One pick, with all that it was made from."""
 
     at: float
@@ -72,7 +73,8 @@ class Decision(NamedTuple):
         return self.pick.best.matched if self.asked.text is None else 0
 
 
-class Placed(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Placed:
     """A decision that was acted on: what must be given back."""
 
     decision: Decision

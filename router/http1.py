@@ -31,11 +31,13 @@ _BODYLESS_STATUSES = frozenset((204, 304))
 
 def end_to_end(headers: Headers, dropped: frozenset[bytes] = HOP_BY_HOP) -> list[tuple[bytes, bytes]]:
     """The headers (lower-case names) without `dropped` and without those that `Connection` names."""
-    fields = list(headers)
-    for name, value in fields:
-        if name == b"connection":
-            dropped = dropped | {token.strip() for token in value.lower().split(b",")}
-    return [field for field in fields if field[0] not in dropped]
+    kept, named = [], set[bytes]()
+    for field in headers:
+        if field[0] not in dropped:
+            kept.append(field)
+        elif field[0] == b"connection":
+            named.update(token.strip() for token in field[1].lower().split(b","))
+    return [field for field in kept if field[0] not in named] if named else kept
 
 
 def request_head(method: str, target: bytes, host: bytes, headers: Headers, body_bytes: int) -> bytes:
@@ -46,10 +48,8 @@ def request_head(method: str, target: bytes, host: bytes, headers: Headers, body
     fields = end_to_end(headers, _NOT_FORWARDED)
     if body_bytes or method not in _BODYLESS_METHODS:
         fields.append((b"content-length", b"%d" % body_bytes))
-    lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method.encode(), target, host)]
-    lines += [b"%b: %b\r\n" % field for field in fields]
-    lines.append(b"\r\n")
-    head = b"".join(lines)
+    lines = [b"%b %b HTTP/1.1" % (method.encode(), target), b"host: " + host, *map(b": ".join, fields), b"\r\n"]
+    head = b"\r\n".join(lines)
     breaks = len(fields) + 3
     if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
         raise UnsendableRequest("A header holds a line break or a zero byte.")

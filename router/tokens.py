@@ -223,13 +223,10 @@ class Encoder:
         except Exception as error:  # `tokenizers` raises plain Exception
             raise TokensUnavailable("failed") from error
         prefix = self._tokenizer.prefix
-        if start or not prompt.add_special_tokens or not len(prefix):
-            return _Part(ends, ids, stops)
-        stops = stops or self._tokenizer.count(ids, places)  # later nobody could tell
-        ids = np.concatenate([prefix, ids])
-        if stops is None:
-            return _Part(ends[-1:], ids, [len(ids)])
-        return _Part(ends, ids, [len(prefix) + stop for stop in stops])
+        if start == 0 and prompt.add_special_tokens and len(prefix):
+            ids = np.concatenate([prefix, ids])
+            stops = stops and [len(prefix) + stop for stop in stops]
+        return _Part(ends, ids, stops)
 
     # --- from tokens to keys
 

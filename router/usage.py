@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -14,7 +15,8 @@ _KEY = b'"usage"'  # inside a string value it would be \"usage\", so a match is 
 _OPENS = re.compile(rb"\s*:\s*(?=\{)")
 
 
-class Usage(NamedTuple):
+@dataclass(slots=True)
+class Usage:
     """`cached_tokens` is None where the pod does not say (vLLM up to 0.23 says nothing for zero)."""
 
     prompt_tokens: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -31,7 +32,8 @@ class Scored(NamedTuple):
     score: float
 
 
-class Pick(NamedTuple):
+@dataclass(slots=True)
+class Pick:
     """The candidate to send to, all that were compared with their prices, and why."""
 
     best: Candidate
