@@ -2,9 +2,11 @@
 
 Each gateway runs alone on core 0, the mock pods and the load generator on core 1. CPU is the gateway process's own
 accounting over a round; rounds are interleaved so that a noisy machine is noisy for all; medians are printed.
+`direct` is the load without any gateway: what its times are less, the gateways add.
 
     python -m benchmarks.proxy --seconds 5 --rounds 3
     python -m benchmarks.proxy --peer-venv /path/to/venv/with/sglang-router
+    python -m benchmarks.proxy --aiohttp /path/to/python/with/fastapi/and/aiohttp
     python -m benchmarks.proxy --router 'warmroute serve --port {port} {pod_flags}'
 """
 
@@ -117,10 +119,12 @@ def mock_pods(stream: bool, ports: list[int], folder: Path) -> Iterator[str]:
 def commands(options: argparse.Namespace, pods: list[str]) -> dict[str, tuple[int, list[str]]]:
     """name -> (port, command) of each gateway to measure."""
     found: dict[str, tuple[int, list[str]]] = {}
-    for name in ("ours", "fastapi"):
-        port = free_port()
-        module = f"benchmarks.proxy_{name}"
-        found[name] = (port, [sys.executable, "-m", module, "--port", str(port), "--pods", ",".join(pods)])
+    pythons = {"ours": sys.executable, "fastapi": sys.executable, "aiohttp": options.aiohttp}
+    for name, python in pythons.items():
+        if python is not None:
+            port = free_port()
+            module = f"benchmarks.proxy_{name}"
+            found[name] = (port, [python, "-m", module, "--port", str(port), "--pods", ",".join(pods)])
     if options.peer_venv is not None:
         port = free_port()
         launch = [str(options.peer_venv / "bin/python"), "-m", "sglang_router.launch_router", "--policy", "cache_aware"]
@@ -186,6 +190,7 @@ def measure(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, 
             process = stack.enter_context(pinned(command, GATEWAY_CORE, folder / f"{name}.log"))
             wait_ready(name, port, body, expected)
             running[name] = (process.pid, port)
+        running["direct"] = (os.getpid(), ports[0])
         for pid, port in running.values():
             one_round(pid, port, case, options, folder, 1.0)
         print(f"\n{case.name}, {options.connections} connections, {PODS} {kind} pods", flush=True)
@@ -222,6 +227,8 @@ def print_table(results: dict[str, tuple[list[Round], float]]) -> None:
         errors = sum(each.load.errors for each in rounds)
         figures = (cpu_us, cpu_us / ours, per_s, p50, p99, errors, rss)
         texts = [f"{figure:10.2f}" if figure < 100 else f"{figure:10.0f}" for figure in figures]
+        if name == "direct":
+            texts = [f"{'':10}" if place in (0, 1, 6) else text for place, text in enumerate(texts)]
         print(f"{name:14} " + " ".join(texts))
 
 
@@ -232,6 +239,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--case", choices=[case.name for case in CASES], action="append", help="only this one")
     parser.add_argument("--peer-venv", type=Path, help="a venv with sglang-router")
+    parser.add_argument("--aiohttp", metavar="PYTHON", help="one that has FastAPI, uvicorn with uvloop, and aiohttp")
     parser.add_argument("--router", action="append", default=[], help="a command with {port} and {pods} or {pod_flags}")
     options = parser.parse_args()
     if os.cpu_count() == 1:

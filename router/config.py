@@ -196,6 +196,24 @@ class Tokens(Section):
         le=GIB,
         description="Longer prompts are routed by load: above any context, they would keep a thread for seconds.",
     )
+    inline_max: Bytes = Field(
+        default=16 * KIB,
+        ge=0,
+        le=MIB,
+        description="New text up to here is tokenized at once: others wait for 0.7 ms, 4 ms if it is made to be slow.",
+    )
+    sliced_max: Bytes = Field(
+        default=48 * KIB,
+        ge=0,
+        le=MIB,
+        description="New text up to here is tokenized in such slices, with others' turns between; longer in threads.",
+    )
+    waiting_max: Bytes = Field(
+        default=64 * MIB,
+        ge=KIB,
+        le=GIB,
+        description="Text of all prompts that wait for slices or threads; above it they are routed by load.",
+    )
     hedge_delay: Seconds = Field(
         default=0.15,
         ge=0,

@@ -242,9 +242,12 @@ class Encoding:
         )  # what templates of pods do is not known here
 
     def _load(self, model: ModelConfig, names: tuple[str, ...], space: KeySpace, config: Config) -> _Model:
-        tokens = TokensLimits(deadline_s=config.tokens.deadline)
-        tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, config.tokens.threads)
-        encoder = Encoder(model.name, tokenizer, space, self.store, self._pool, tokens)
+        tokens = config.tokens
+        limits = TokensLimits(
+            tokens.deadline, tokens.inline_max, sliced_bytes_max=tokens.sliced_max, waiting_bytes_max=tokens.waiting_max
+        )
+        tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, tokens.threads)
+        encoder = Encoder(model.name, tokenizer, space, self.store, self._pool, limits)
         return _Model(model.name, renderer_of(model), encoder, self.parity.watch(names, _as_served(model)))
 
 
