@@ -9,7 +9,6 @@ stands for the beginning before it, and lives at least as long. The text itself 
 
 from __future__ import annotations
 
-import sys
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -374,5 +373,5 @@ def _resume(chain: Sequence[TextBlock], variant: Variant, count: int) -> tuple[i
             break
         left = block.ids[max(0, len(block.ids) + len(left) - wanted) :] + left
     keys = next((block.keys[variant] for block in reversed(chain) if block.keys[variant]), None)
-    parent = int.from_bytes(keys[-8:], sys.byteorder) if keys else None
+    parent = int(np.frombuffer(keys[-8:], dtype=np.uint64)[0]) if keys else None
     return parent, left
