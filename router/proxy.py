@@ -279,10 +279,11 @@ class Proxy:
         self._unwatched.clear()
 
     def _unwatch(self, flight: _Flight) -> None:
-        if flight.watch is None:
+        watch, flight.watch = flight.watch, None  # a task that is cancelled refers to us, by its traceback
+        if watch is None:
             self._unwatched.discard(flight)
         else:
-            flight.watch.cancel()
+            watch.cancel()
 
 
 def _target(scope: Scope) -> bytes:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import resource
 import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
 
 import uvicorn
@@ -19,6 +18,7 @@ import uvloop
 
 from router import native
 from router.app import create_app, create_ops_app
+from router.collector import Collector
 from router.config import Config, Gateway
 from router.counts import Counts
 from router.errors import ConfigError
@@ -34,7 +34,6 @@ log = logging.getLogger("warmroute")
 
 _BACKLOG = 2048
 _SWEEP_S = 1.0  # between two looks at all connections
-_GC_YOUNG = 20_000  # objects made before the young are looked at: about a thousand requests
 
 
 class Server(uvicorn.Server):
@@ -75,15 +74,19 @@ def serve(config: Config, seat: Seat | None = None, started: Callable[[], None] 
     native.tell()
     service.proxy.withheld = withheld(config.gateway)
     _allow_open_files()
-    _spare_the_collector()
-    uvloop.run(_serve(service, started) if seat is None else _serve_beside(service, seat, started))
+    collector = Collector()
+    collector.start()
+    serving = _serve(service, started) if seat is None else _serve_beside(service, seat, started)
+    uvloop.run(_collecting(collector, service, serving))
 
 
-def _spare_the_collector() -> None:
-    """What lives as long as the process is not looked at by every collection; what a request makes dies by itself."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_YOUNG, 20, 100)
+async def _collecting(collector: Collector, service: Service, serving: Coroutine[None, None, None]) -> None:
+    """Serve, with the garbage collector held back."""
+    beside = asyncio.get_running_loop().create_task(collector.run(lambda: service.in_flight))
+    try:
+        await serving
+    finally:
+        beside.cancel()
 
 
 def _check_tls(gateway: Gateway) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -630,6 +631,38 @@ async def test_watched_requests_on_one_connection() -> None:
             writer.close()
     assert seen.connections == 1
     assert [taken.outcome for taken in routes.taken] == [Outcome(200, 2, None)] * 5
+
+
+async def test_a_request_leaves_no_cycle() -> None:
+    """Answered or left, watched or not: what a request made dies by itself, and the collector finds none of it."""
+
+    async def pod(call: Call) -> None:
+        await call.read_body()
+        await asyncio.sleep(0.03)
+        await call.send(EVENT_STREAM + framed(b"data: 1\n\n"))
+        await asyncio.sleep(0.03)
+        await call.send(framed(b""))
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with peer(pod) as seen:
+            routes = InOrder([seen.address])
+            async with gateway(routes, watch_after_s=0.0) as here:
+                for patience_s in (1.0, 0.0, 0.04):
+                    reader, writer = await here.send()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(read_answer(reader), patience_s)
+                    writer.close()
+                    await until(lambda: not here.app_tasks)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert [cycle for cycle in gc.garbage if type(cycle).__module__ == "router.proxy"] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert [taken.outcome.client_gone for taken in routes.taken] == [False, True, True]
 
 
 async def test_many_at_once() -> None:

@@ -1,0 +1,62 @@
+"""Cycles are found when nobody waits; requests leave none."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from router.collector import Collector
+
+
+class Node:
+    """Refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture
+def collecting() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
+def a_cycle() -> weakref.ref[Node]:
+    return weakref.ref(Node())
+
+
+@pytest.mark.usefixtures("collecting")
+@pytest.mark.parametrize(("in_flight", "found_after_s"), [(0, 300.0), (3, 3600.0)])
+def test_everything_is_looked_at_when_nobody_waits_or_it_is_time(in_flight: int, found_after_s: float) -> None:
+    """A cycle that was set aside stays until then, and no longer."""
+    now = [50.0]
+    collector = Collector(lambda: now[0])
+    collector.start()
+    gc.disable()
+    try:
+        cycle = a_cycle()
+        for age_s in (5.0, 100.0, found_after_s - 1.0):
+            now[0] = 50.0 + age_s
+            collector.tick(in_flight)
+            assert cycle() is not None
+        now[0] = 50.0 + found_after_s
+        collector.tick(in_flight)
+        assert cycle() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("collecting")
+def test_what_lives_is_set_aside() -> None:
+    """A collection has only what is new to look at."""
+    collector = Collector(lambda: 0.0)
+    collector.start()
+    kept = [[number] for number in range(1000)]
+    before = gc.get_freeze_count()
+    collector.tick(in_flight=1)
+    assert gc.get_freeze_count() >= before + len(kept)
