@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import orjson
 
 # The end of a stream that is kept: the usage chunk (about 500 bytes) and `[DONE]`, with room to spare.
 TAIL_BYTES = 8 * 1024
+
+_CHUNKS_MAX = 64  # an object for each would weigh more than what is in them
 
 _KEY = b'"usage"'  # inside a string value it would be \"usage\", so a match is a key
 _OPENS = re.compile(rb"\s*:\s*(?=\{)")
@@ -26,17 +29,27 @@ class Usage:
 class Tail:
     """The last `TAIL_BYTES` (or the last chunk, where that is larger) of the chunks that went by."""
 
-    __slots__ = ("kept",)
+    __slots__ = ("_chunks", "_size")
 
     def __init__(self) -> None:
-        self.kept = b""
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
 
     def add(self, chunk: bytes) -> None:
         """Look at one chunk."""
-        if not self.kept or len(chunk) >= TAIL_BYTES:
-            self.kept = chunk
-        else:
-            self.kept = (self.kept + chunk)[-TAIL_BYTES:]
+        chunks = self._chunks
+        chunks.append(chunk)
+        self._size += len(chunk)
+        while self._size - len(chunks[0]) >= TAIL_BYTES:
+            self._size -= len(chunks.popleft())
+        if len(chunks) >= _CHUNKS_MAX:
+            self._chunks = deque((self.kept,))
+            self._size = len(self._chunks[0])
+
+    @property
+    def kept(self) -> bytes:
+        """What there is of them, as one."""
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)[-TAIL_BYTES:]
 
 
 def read_usage(tail: bytes) -> Usage | None:
