@@ -12,14 +12,14 @@ from typing import Any, Protocol, cast
 import httptools
 from uvicorn.server import ServerState
 
-from router.exchange import App, Exchange
+from router.exchange import PUSH, App, Exchange
 from router.heads import Refused, Target, check_fields, parse_target, without_upgrade
 from router.serving_limits import ServingLimits
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _RESET = struct.pack("ii", 1, 0)  # do not linger
 _REMEMBERED_BYTES_MAX = 128  # of a target that is parsed once, not for each request
-_EXTENSIONS: dict[str, dict[str, Any]] = {"http.response.trailers": {}}
+_TRAILERS: dict[str, Any] = {}
 
 
 class Owner(Protocol):
@@ -300,7 +300,7 @@ class ClientConnection(asyncio.Protocol):
                 "client": self._client,
                 "server": self._server,
                 "state": self._app_state.copy(),
-                "extensions": _EXTENSIONS,
+                "extensions": {"http.response.trailers": _TRAILERS, PUSH: exchange.push},
             },
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -51,7 +52,7 @@ class Response(Reply):
     Complete, failed or closed, it lets go of its connection in that moment, and can't touch it again.
     """
 
-    __slots__ = ("_connection", "_error", "_loop", "_waiter", "_whole_bytes_max")
+    __slots__ = ("_connection", "_error", "_loop", "_sink", "_waiter", "_whole_bytes_max")
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop, whole_bytes_max: int) -> None:
         super().__init__()
@@ -60,6 +61,7 @@ class Response(Reply):
         self._whole_bytes_max = whole_bytes_max
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[], bool] | None = None
 
     def __repr__(self) -> str:
         live = "open" if self._connection else "closed"
@@ -84,10 +86,17 @@ class Response(Reply):
             self._connection.resume()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def more(self) -> None:
-        """Wait until there is something to take. Raises `UpstreamError` when nothing will: failed, or closed."""
-        while not self.chunks and not self.complete:
-            await self._change()
+    async def more(self, sink: Callable[[], bool] | None = None) -> None:
+        """Wait until there is something to take. Raises `UpstreamError` when nothing will: failed, or closed.
+
+        As long as `sink` takes what comes, and says so, there is nothing: so a task need not have its turn for it.
+        """
+        self._sink = sink
+        try:
+            while not self.chunks and not self.complete:
+                await self._change()
+        finally:
+            self._sink = None
 
     async def _change(self) -> None:
         """Wait for the connection to wake us. Bytes that are here already are no change."""
@@ -125,6 +134,7 @@ class Response(Reply):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abandon()
+        self._sink = None
         self.wake()
 
     async def aclose(self) -> None:
@@ -133,6 +143,8 @@ class Response(Reply):
 
     def wake(self) -> None:
         """Called by the connection: something has changed."""
+        if self._sink is not None and self.chunks and not self.complete and self._sink():
+            return
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -140,6 +152,7 @@ class Response(Reply):
         """Called by the connection, which is not ours any more: complete (no error) or failed."""
         self._connection = None
         self._error = error
+        self._sink = None
         self.wake()
 
 

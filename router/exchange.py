@@ -15,6 +15,9 @@ log = logging.getLogger("warmroute")
 Message = MutableMapping[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
+PUSH = "warmroute.push"
+"""The extension by which an application finds an exchange's `push`."""
+
 _START, _BODY, _TRAILERS, _DONE = range(4)  # what the application says next
 _COPIED_BYTES_MAX = 64 * 1024  # a larger piece goes out beside its framing, not copied into one
 _BODYLESS_STATUSES = (204, 304)
@@ -156,6 +159,17 @@ class Exchange:
             self._trail(message.get("headers", ()), message.get("more_trailers", False))
         else:
             raise RuntimeError(f"{kind} is out of turn")
+
+    def push(self, take: Callable[[], bytes]) -> bytes | None:
+        """Say what `take` gives as a further piece of the body, as `send` would, but at once.
+
+        Returns the piece; None where `send` has to be awaited, and then nothing was taken.
+        """
+        if self._carrier.write_paused or self.gone or self._says != _BODY:
+            return None
+        piece = take()
+        self._body(piece, True)
+        return piece
 
     def _start(self, status: int, fields: Any, trailers: bool) -> None:
         """Keep the head until the first piece of the body, as ASGI says: mostly both go out as one."""

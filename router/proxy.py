@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError
+from router.exchange import PUSH
 from router.failures import ResponseTimeout, UnsendableRequest, UpstreamError
 from router.refusals import REFUSALS, retry_after_s
 from router.upstream import Response, Upstream
@@ -128,6 +129,31 @@ class _Flight:
         return self.gone and self._task.uncancel() <= self._cancelling
 
 
+class _Flow:
+    """A response's body on its way. Called while nothing has to be awaited: what came goes on at once."""
+
+    __slots__ = ("_push", "_take", "bytes_out", "tail")
+
+    def __init__(self, scope: Scope, response: Response) -> None:
+        extensions = scope.get("extensions")
+        self._push: Callable[[Callable[[], bytes]], bytes | None] | None = extensions.get(PUSH) if extensions else None
+        self._take = response.take
+        self.tail = Tail()
+        self.bytes_out = 0
+
+    def __call__(self) -> bool:
+        """False where a task has to do it."""
+        piece = self._push(self._take) if self._push is not None else None
+        if piece is None:
+            return False
+        self.add(piece)
+        return True
+
+    def add(self, piece: bytes) -> None:
+        self.tail.add(piece)
+        self.bytes_out += len(piece)
+
+
 class Proxy:
     """Forwards requests, on one loop. `clock` gives monotonic seconds to the assignments."""
 
@@ -229,7 +255,7 @@ class Proxy:
 
     async def _relay(self, flight: _Flight, assignment: Assignment, response: Response) -> None:
         """Stream the response to the client and settle the assignment, whatever happens."""
-        status, tail, bytes_out, error = response.status, Tail(), 0, None
+        status, flow, error = response.status, _Flow(flight.scope, response), None
         try:
             send_trailers = _announces_trailers(flight.scope, response)
             await flight.send(_start(response, assignment.response_headers, send_trailers))
@@ -237,18 +263,17 @@ class Proxy:
                 chunk = response.take()
                 done = response.complete
                 if chunk or done:
-                    if not bytes_out and status < 400:
+                    if not flow.bytes_out and status < 400:
                         assignment.first_byte(self._clock())
-                    tail.add(chunk)
                     await flight.send({"type": "http.response.body", "body": chunk, "more_body": not done})
-                    bytes_out += len(chunk)
-                elif not bytes_out:
+                    flow.add(chunk)
+                elif not flow.bytes_out:
                     await flight.send(
                         {"type": "http.response.body", "body": b"", "more_body": True}
                     )  # out with the head
                 if done:
                     break
-                await response.more()
+                await response.more(flow if flow.bytes_out else None)
             if send_trailers:
                 await flight.send({"type": _TRAILERS, "headers": response.trailers, "more_trailers": False})
         except UpstreamError as failure:
@@ -260,7 +285,7 @@ class Proxy:
             raise
         finally:
             response.close()
-            outcome = Outcome(status, bytes_out, read_usage(tail.kept), flight.gone, error)
+            outcome = Outcome(status, flow.bytes_out, read_usage(flow.tail.kept), flight.gone, error)
             assignment.finished(outcome, self._clock())
 
     # The client may leave. Watching for it costs a task, so only requests that last get one: a timer arms

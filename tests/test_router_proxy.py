@@ -16,11 +16,21 @@ from uvicorn.server import ServerState
 
 from router.errors import NoFitPod, Saturated
 from router.proxy import HeaderList, Message, Outcome, Proxy, Receive, Scope, Send
+from router.serving import Front, ServingLimits
 from router.upstream import Upstream, UpstreamLimits
 from router.usage import Usage
 from tests.router_peers import OK, Call, answer, peer, settled, until
 
 ON_BOTH_LOOPS = True  # their transports differ at the edges
+served_by: Callable[..., asyncio.Protocol] = HttpToolsProtocol
+
+
+@pytest.fixture(autouse=True, params=["uvicorn", "ours"])
+def _server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any ASGI server will do; ours also takes pieces of a body without a task's turn."""
+    protocol = HttpToolsProtocol if request.param == "uvicorn" else Front(ServingLimits())
+    monkeypatch.setattr(f"{__name__}.served_by", protocol)
+
 
 EVENT_STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 QUICK = UpstreamLimits(sweep_interval_s=0.01)
@@ -150,7 +160,7 @@ async def gateway(routes: InOrder, **options: Any) -> AsyncIterator[Gateway]:
     state = ServerState()
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
-    server = await loop.create_server(lambda: HttpToolsProtocol(config, state, {}), "127.0.0.1", 0)  # type: ignore[arg-type]
+    server = await loop.create_server(lambda: served_by(config, state, {}), "127.0.0.1", 0)
     here = Gateway(server.sockets[0].getsockname()[1])
     try:
         yield here
