@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import httptools
 
@@ -24,28 +24,42 @@ HOP_BY_HOP = frozenset(
     )
 )
 # In a request these are ours to say: the body was read whole, and the pod is not the client's choice.
-_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"trailer"}
+NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"trailer"}
 _BODYLESS_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "DELETE"))
 _BODYLESS_STATUSES = frozenset((204, 304))
 
 
-def end_to_end(headers: Headers, dropped: frozenset[bytes] = HOP_BY_HOP) -> list[tuple[bytes, bytes]]:
-    """The headers (lower-case names) without `dropped` and without those that `Connection` names."""
+def end_to_end(
+    headers: Headers, dropped: frozenset[bytes] = HOP_BY_HOP, others: Sequence[bytes] = ()
+) -> list[tuple[bytes, bytes]]:
+    """The headers (lower-case names) without `dropped`, without `others`, and without those that `Connection` names."""
     kept, named = [], set[bytes]()
     for field in headers:
-        if field[0] not in dropped:
+        name = field[0]
+        if name in dropped:
+            if name == b"connection":
+                named.update(token.strip() for token in field[1].lower().split(b","))
+        elif name not in others:
             kept.append(field)
-        elif field[0] == b"connection":
-            named.update(token.strip() for token in field[1].lower().split(b","))
     return [field for field in kept if field[0] not in named] if named else kept
 
 
-def request_head(method: str, target: bytes, host: bytes, headers: Headers, body_bytes: int) -> bytes:
+def request_head(
+    method: str,
+    target: bytes,
+    host: bytes,
+    headers: Headers,
+    body_bytes: int,
+    ours: Sequence[tuple[bytes, bytes]] = (),
+    dropped: frozenset[bytes] = NOT_FORWARDED,
+) -> bytes:
     """The head of a request in origin-form, framed by Content-Length; `host` is the only Host.
 
+    `headers` go out without those that are `dropped`, and with `ours` in place of others of those names (lower case).
     Raises `UnsendableRequest` where a part could end its line early or address another host.
     """
-    fields = end_to_end(headers, _NOT_FORWARDED)
+    fields = end_to_end(headers, dropped, [name for name, _ in ours])
+    fields += ours
     if body_bytes or method not in _BODYLESS_METHODS:
         fields.append((b"content-length", b"%d" % body_bytes))
     lines = [b"%b %b HTTP/1.1" % (method.encode(), target), b"host: " + host, *map(b": ".join, fields), b"\r\n"]

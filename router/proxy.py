@@ -17,6 +17,7 @@ from urllib.parse import quote
 from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError
 from router.exchange import PUSH
 from router.failures import ResponseTimeout, UnsendableRequest, UpstreamError
+from router.http1 import NOT_FORWARDED
 from router.refusals import REFUSALS, retry_after_s
 from router.upstream import Response, Upstream
 from router.usage import Tail, Usage, read_usage
@@ -164,11 +165,15 @@ class Proxy:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._attempts_max = attempts_max
-        self.withheld: frozenset[bytes] = frozenset()  # headers of clients (lower case) that pods do not see
+        self._dropped = NOT_FORWARDED
         self._watch_after_s = watch_after_s
         self._clock = clock
         self._unwatched: set[_Flight] = set()
         self._watch_timer: asyncio.TimerHandle | None = None
+
+    def withhold(self, names: frozenset[bytes]) -> None:
+        """From now on pods do not see clients' headers of these names (lower case)."""
+        self._dropped = NOT_FORWARDED | names
 
     async def forward(
         self,
@@ -237,9 +242,11 @@ class Proxy:
     async def _ask(self, flight: _Flight, assignment: Assignment) -> Response | UpstreamError:
         """Ask one pod: its response, which nobody has seen yet, or why there is none."""
         scope = flight.scope
-        headers = _replaced(scope["headers"], assignment.request_headers, self.withheld)
+        method, target, headers = scope["method"], _target(scope), scope["headers"]
         try:
-            return await assignment.upstream.request(scope["method"], _target(scope), headers, flight.body)
+            return await assignment.upstream.request(
+                method, target, headers, flight.body, assignment.request_headers, self._dropped
+            )
         except UpstreamError as error:
             if error.before_first_byte:
                 assignment.failed(error.reason, self._clock())
@@ -317,14 +324,6 @@ def _target(scope: Scope) -> bytes:
     return path + b"?" + query if query else path
 
 
-def _replaced(
-    headers: HeaderList, ours: HeaderList, withheld: frozenset[bytes] = frozenset()
-) -> list[tuple[bytes, bytes]]:
-    """`headers` with `ours` in place of those of the same names, and without those that are `withheld`."""
-    names = withheld.union([name for name, _ in ours])
-    return [*[field for field in headers if field[0] not in names], *ours]
-
-
 def _announces_trailers(scope: Scope, response: Response) -> bool:
     extensions = scope.get("extensions")
     if not extensions or _TRAILERS not in extensions:
@@ -333,7 +332,9 @@ def _announces_trailers(scope: Scope, response: Response) -> bool:
 
 
 def _start(response: Response, ours: HeaderList, send_trailers: bool) -> Message:
-    headers = _replaced(response.headers, ours)
+    names = [name for name, _ in ours]
+    headers = [field for field in response.headers if field[0] not in names]
+    headers += ours
     if response.status in _NO_LENGTH_STATUSES:
         headers = [field for field in headers if field[0] != b"content-length"]
     message: Message = {"type": "http.response.start", "status": response.status, "headers": headers}

@@ -72,7 +72,7 @@ def serve(config: Config, seat: Seat | None = None, started: Callable[[], None] 
     _check_tls(config.gateway)
     service = Service(config, seat)
     native.tell()
-    service.proxy.withheld = withheld(config.gateway)
+    service.proxy.withhold(withheld(config.gateway))
     _allow_open_files()
     collector = Collector()
     collector.start()

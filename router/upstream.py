@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from router.connection import Connection, Response, UpstreamLimits
 from router.failures import ConnectFailed, ConnectTimeout, PoolFull, StaleConnection
-from router.http1 import Headers, request_head
+from router.http1 import NOT_FORWARDED, Headers, request_head
 
 __all__ = ["Address", "Response", "Tls", "Upstream", "UpstreamLimits"]
 
@@ -87,14 +87,22 @@ class Upstream:
         """How many connections are open and free."""
         return len(self._idle)
 
-    async def request(self, method: str, target: bytes, headers: Headers, body: bytes = b"") -> Response:
+    async def request(
+        self,
+        method: str,
+        target: bytes,
+        headers: Headers,
+        body: bytes = b"",
+        ours: Sequence[tuple[bytes, bytes]] = (),
+        dropped: frozenset[bytes] = NOT_FORWARDED,
+    ) -> Response:
         """Send, and wait for the response's head (a small body comes with it). The caller closes the response.
 
-        `target` is a path with its query; hop-by-hop headers, Host and Content-Length are not taken from
-        `headers`. A reused connection that dies before the first byte is tried once more on a fresh one.
+        `target` is a path with its query; of `headers` those that are `dropped` are left out, and `ours` go in place of
+        those of their names. A reused connection that dies before the first byte is tried once more on a fresh one.
         Raises `UpstreamError`, or `UnsendableRequest` before anything is sent.
         """
-        head = request_head(method, target, self.address.authority, headers, len(body))
+        head = request_head(method, target, self.address.authority, headers, len(body), ours, dropped)
         connection = self._reusable()
         if connection is not None:
             try:

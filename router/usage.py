@@ -58,9 +58,9 @@ def read_usage(tail: bytes) -> Usage | None:
     opens = _OPENS.match(tail, at + len(_KEY)) if at >= 0 else None
     if opens is None:
         return None
-    end = _closing_brace(tail, opens.end())
+    start = opens.end()
     try:
-        said: dict[str, Any] = orjson.loads(tail[opens.end() : end])
+        said: dict[str, Any] = orjson.loads(tail[start : _closing_brace(tail, start)])
     except orjson.JSONDecodeError:
         return None
     tokens = _first(said, "prompt_tokens", "input_tokens")  # the latter: responses and messages
@@ -78,7 +78,7 @@ def _first(said: dict[str, Any], name: str, other: str) -> object:
 
 def _closing_brace(text: bytes, start: int) -> int:
     """The place behind the brace that closes the one at `start`; a usage object has no braces in strings."""
-    end = start
-    while (end := text.find(b"}", end) + 1) and text.count(b"{", start, end) != text.count(b"}", start, end):
-        pass
+    end, closed = start, 1
+    while (end := text.find(b"}", end) + 1) and text.count(b"{", start, end) != closed:
+        closed += 1
     return end or len(text)
