@@ -168,7 +168,7 @@ class PrefixStore(Section):
         default=2 * KIB,
         ge=256,
         le=64 * KIB,
-        description="Texts are kept in pieces of about this size: the last one of a text is tokenized again.",
+        description="About every so many bytes a text may be cut: what is behind its last cut is tokenized again.",
     )
 
     @model_validator(mode="before")
