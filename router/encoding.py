@@ -146,13 +146,13 @@ class Encoding:
             for size in question.sizes:
                 encoded = await question.encoder.encode(question.source, size, question.lora, question.salt)
                 self._add(asked, encoded, size)
-        except NotTold as error:
-            asked.reason = f"not tokenized: {error.reason}"
-        except TokensUnavailable as error:
-            asked.reason = f"not tokenized: {error.reason}"
-            if error.beginning is not None:
-                self._add(asked, error.beginning, size)
-                asked.tokens += error.rest_bytes // _BYTES_A_TOKEN
+        except NotTold as untold:
+            asked.reason = f"not tokenized: {untold.reason}"
+        except TokensUnavailable as unavailable:
+            asked.reason = f"not tokenized: {unavailable.reason}"
+            if unavailable.beginning is not None:
+                self._add(asked, unavailable.beginning, size)
+                asked.tokens += unavailable.rest_bytes // _BYTES_A_TOKEN
 
     def _question(self, prompt: Prompt) -> tuple[Asked, _Question | None]:
         """Render. Without a question, `Asked.reason` says why the prompt stays unknown. Raises `UnknownModel`."""
@@ -168,11 +168,11 @@ class Encoding:
         began = perf_counter()
         try:
             source, encoder, local = self._way(prompt, served)
-        except RenderError as error:
-            asked.reason = f"not rendered: {error.reason}"
+        except RenderError as unrendered:
+            asked.reason = f"not rendered: {unrendered.reason}"
             return asked, None
-        except NotTold as error:
-            asked.reason = f"not tokenized: {error.reason}"
+        except NotTold as untold:
+            asked.reason = f"not tokenized: {untold.reason}"
             return asked, None
         asked.timing_us["render"] = round((perf_counter() - began) * 1e6)
         asked.further = _further(prompt)

@@ -247,12 +247,12 @@ class Proxy:
             return await assignment.upstream.request(
                 method, target, headers, flight.body, assignment.request_headers, self._dropped
             )
-        except UpstreamError as error:
-            if error.before_first_byte:
-                assignment.failed(error.reason, self._clock())
+        except UpstreamError as failure:
+            if failure.before_first_byte:
+                assignment.failed(failure.reason, self._clock())
             else:
-                assignment.finished(Outcome(None, 0, None, error=error.reason), self._clock())
-            return error
+                assignment.finished(Outcome(None, 0, None, error=failure.reason), self._clock())
+            return failure
         except BaseException as error:
             outcome = Outcome(None, 0, None, client_gone=flight.gone, error=_word(error))
             assignment.finished(outcome, self._clock())
@@ -287,8 +287,8 @@ class Proxy:
             error = failure.reason
         except OSError:  # how a server of ASGI 2.4 says that the client has left
             flight.gone = True
-        except BaseException as failure:
-            error = _word(failure)
+        except BaseException as unexpected:
+            error = _word(unexpected)
             raise
         finally:
             response.close()

@@ -152,8 +152,8 @@ class Upstream:
         try:
             async with asyncio.timeout(limits.connect_timeout_s):
                 connection = await self._open(asyncio.get_running_loop())
-        except TimeoutError as error:
-            raise ConnectTimeout(f"no connection within {limits.connect_timeout_s:g} s") from error
+        except TimeoutError as late:
+            raise ConnectTimeout(f"no connection within {limits.connect_timeout_s:g} s") from late
         except OSError as error:  # ssl.SSLError is one too
             raise ConnectFailed(f"no connection: {error}") from error
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
 from pathlib import Path
@@ -26,6 +27,21 @@ def test_modules_exist() -> None:
     """Each is named once, and has a source."""
     assert len(set(native.MODULES)) == len(native.MODULES)
     assert [m for m in native.MODULES if not (native.root() / (m.replace(".", "/") + ".py")).exists()] == []
+
+
+def test_exceptions_have_names_of_their_own() -> None:
+    """mypyc gives a name one type in a function: that of the first exception that it is bound to."""
+    shared = []
+    for module in native.MODULES:
+        tree = ast.parse((native.root() / (module.replace(".", "/") + ".py")).read_text("utf-8"))
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                types: dict[str, set[str]] = {}
+                for node in ast.walk(function):
+                    if isinstance(node, ast.ExceptHandler) and node.name and node.type:
+                        types.setdefault(node.name, set()).add(ast.unparse(node.type))
+                shared += [f"{module}.{function.name}: {name}" for name, of in types.items() if len(of) > 1]
+    assert shared == []
 
 
 def test_what_lies_beside_the_sources(tmp_path: Path) -> None:

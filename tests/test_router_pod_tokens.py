@@ -24,6 +24,7 @@ from scorer.load import PodLoad
 from tests.processes import BLOCK, PLAIN, GatewayProcess, PodProcess, gateway, pods
 from tests.recordings import VECTORS, lines
 from tests.router_peers import Call, Peer, peer, until
+from tests.stores import broken_store
 
 MODEL = "m"
 SLOW = "the pods' /tokenize is too slow"
@@ -327,13 +328,8 @@ async def test_truncation() -> None:
 
 async def test_a_broken_store_costs_no_answer() -> None:
     """Without the store each question is asked, and keys are computed."""
-
-    class Broken(PrefixStore):
-        def find_longest_tokens(self, *given: Any) -> Any:
-            raise RuntimeError("broken")
-
     async with asking(Says(list(range(40)))) as made:
-        broken = Broken(made.space, 1, lambda match: True)
+        broken = broken_store(made.space)
         keys = TokenKeys(made.space, broken)
         pods = PodTokens(made.fleet, made.upstreams, broken, keys)
         for _ in range(2):
