@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
-import orjson
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
@@ -33,7 +33,7 @@ def create_app(pods: list[str]) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> StreamingResponse:
         body = await request.body()
-        orjson.loads(body)
+        json.loads(body)
         headers = [(name, value) for name, value in request.headers.items() if name not in NOT_FORWARDED]
         response = await sessions[0].post(f"{next(turn)}/v1/chat/completions", headers=headers, data=body)
 
