@@ -137,7 +137,7 @@ async def test_two_publishers() -> None:
         for _ in range(3):
             await second.publish()
         await until(lambda: (room.held("pod-0"), room.held("other")) == (5, 3))
-        assert room.feed("pod-0").state == room.feed("other").state == "exact"
+        await until(lambda: room.feed("pod-0").state == room.feed("other").state == "exact")  # their replays have ended
         assert room.bound.unclaimed == 0
 
 
