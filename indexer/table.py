@@ -111,7 +111,7 @@ class Table:
             if not before & ~mask:
                 live, pages = self.pages.live_array, same // PAGE
                 np.subtract.at(live, pages, np.uint8(1))
-                for page in np.unique(pages[live[pages] == 0]).tolist():
+                for page in set(pages[live[pages] == 0].tolist()):  # numpy's `unique` imports for 16 ms at first
                     self.pages.free(page)
 
     def _by_set(self, rows: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint32]]]:
