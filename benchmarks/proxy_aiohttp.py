@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-NOT_FORWARDED = {"connection", "keep-alive", "te", "transfer-encoding", "upgrade", "host", "content-length"}
+from benchmarks.proxy_plain import NOT_FORWARDED, serve
 
 
 def create_app(pods: list[str]) -> FastAPI:
@@ -50,14 +48,5 @@ def create_app(pods: list[str]) -> FastAPI:
     return app
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--pods", required=True, help="comma-separated addresses")
-    options = parser.parse_args()
-    app = create_app(options.pods.split(","))
-    uvicorn.run(app, host="127.0.0.1", port=options.port, loop="uvloop", access_log=False, log_level="warning")
-
-
 if __name__ == "__main__":
-    main()
+    serve(create_app, __doc__)
