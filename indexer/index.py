@@ -168,7 +168,7 @@ class PrefixIndex:
         self._table.version += 1
         known = self._known(pod)
         row = self._pages.find(int(keys[start - 1])) if start else 0
-        rows = self._pages.follow(keys[start:].tolist(), row)
+        rows = self._pages.follow(keys[start:], row)
         again = self._table.hold(rows, known.masks[PREDICTED])
         longer = {row: until for row in again if (until := known.predicted.get(row, 0.0)) > expires}
         known.predicted.update(dict.fromkeys(rows, expires))

@@ -11,7 +11,7 @@ compiled code may work on it, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,16 +89,16 @@ class Pages:
             self._heads[bucket] = row
         return row
 
-    def follow(self, keys: Sequence[int], row: int) -> list[int]:
+    def follow(self, keys: NDArray[np.uint64] | list[int], row: int) -> list[int]:
         """The rows of a chain of keys that starts behind `row` (0: at the start), made where there are none.
 
         Fewer than the keys where all pages are used.
         """
         if len(keys) >= _NEW_MIN:
-            rows = self._follow_all(np.array(keys, np.uint64), row)
+            rows = self._follow_all(np.asarray(keys, np.uint64), row)
             if rows is not None:
                 return rows
-        return self._follow_each(keys, row)
+        return self._follow_each(keys if isinstance(keys, list) else keys.tolist(), row)
 
     def _follow_all(self, keys: NDArray[np.uint64], row: int) -> list[int] | None:
         """As `follow`, at once. None where keys that have rows stand behind keys that have none."""
