@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup chart-test test-vllm test-redis test-compiled test-native test-chaos test-fidelity clean
+.PHONY: demo test lint setup chart-test test-vllm test-redis test-native test-chaos test-fidelity clean
 
 setup: $(VENV)/.ready
 
@@ -39,23 +39,11 @@ test-vllm: setup
 test-redis: setup
 	$(BIN)/python -m pytest tests_redis
 
-# The index and its feeds once more, with the loops in machine code (the extra `compiled`), in a venv of their own.
-test-compiled: setup .venv-compiled/bin/pytest
-	WARMROUTE_TEST_COMPILED=1 .venv-compiled/bin/python -m pytest tests_compiled tests/test_indexer_*.py tests/test_truth.py \
-	  tests/test_router_feeds.py
-
 # Everything again, with the hot path as machine code, in a copy of its own. Needs a C compiler; 10 minutes.
 test-native: setup
 	rm -rf .native && mkdir .native
 	cp -r $(filter-out .native,$(wildcard *)) .native
 	cd .native && ../$(BIN)/python -m router native && ../$(BIN)/python -m pytest --ignore tests/test_package.py
-
-.venv-compiled/bin/pytest: pyproject.toml requirements.lock
-	$(PYTHON) -m venv .venv-compiled
-	.venv-compiled/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	.venv-compiled/bin/python -m pip install --quiet --disable-pip-version-check 'numba>=0.61'
-	.venv-compiled/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
 
 # Pods killed, stopped, slowed and lied for under steady load: every request is counted. Some minutes.
 test-chaos: setup

@@ -4,9 +4,9 @@
 
 An operation is one block stored or removed. `stores`: a cache that fills up; `full`: each stored block pushes another
 one out, which vLLM says in an event of its own. The bare decode knows the shape and makes plain objects, nothing else.
-Times are CPU time of the process, the best of several runs; the compiled way (`warmroute[compiled]`) is measured where
-it is installed. Bytes are those of tables that are far from full. Lag is measured on a uvloop that reads feeds of a
-publisher process over real sockets. Ends with exit code 1 if a target is missed.
+Times are CPU time of the process, the best of several runs. Bytes are those of tables that are far from full. Lag is
+measured on a uvloop that reads feeds of a publisher process over real sockets. Ends with exit code 1 if a target is
+missed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import multiprocessing
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from time import perf_counter, process_time
 
@@ -32,16 +31,14 @@ from indexer.blocks import KeySpace
 from indexer.events import BlockStored
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
-from indexer.way import PLAIN, Way
 from router.feeds import FeedReader
 from router.sockets import FeedLimits
-from router.ways import way_of
 
 SIZE = 16  # tokens a block
 TOKEN_MAX = 150_000
 EVENT_BLOCKS = (1, 4, 16, 64, 128)
 TARGET_BLOCKS = 16  # from so many blocks per event on, the targets hold
-RATE_TARGETS = {"plain": 400_000, "compiled": 800_000}  # operations a second
+RATE_TARGET = 400_000  # operations a second
 BARE_TARGET = 5.5
 LAG_P99_TARGET_S, LAG_MAX_TARGET_S = 0.006, 0.020
 SWEEP_BLOCKS, SWEEP_TARGET_S = 60_000, 0.001
@@ -119,17 +116,6 @@ class Pod:
         }
 
 
-def ways() -> dict[str, Way]:
-    """All that can be had here, the compiled one already compiled."""
-    made = {"plain": PLAIN}
-    began = perf_counter()
-    compiled = way_of(None)
-    if compiled is not PLAIN:
-        made["compiled"] = compiled
-        print(f"compiled, or loaded, in {perf_counter() - began:.1f} s")
-    return made
-
-
 def best_s(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
     """CPU seconds of the fastest of several runs of each, in turn: what disturbs one disturbs all."""
     best = dict.fromkeys(runs, float("inf"))
@@ -142,9 +128,9 @@ def best_s(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def throughput(operations: int) -> bool:
-    """Prints a line for each mix, number of blocks an event, and way; False if a target was missed."""
-    available, fine = ways(), True
-    print("mix     blocks/event  way       operations/s  ns/operation  bare decode, ns  times bare  bytes/entry")
+    """Prints a line for each mix and number of blocks an event; False if a target was missed."""
+    fine = True
+    print("mix     blocks/event  operations/s  ns/operation  bare decode, ns  times bare  bytes/entry")
     for mix, held in (("stores", None), ("full", 64)):
         for blocks in EVENT_BLOCKS:
             pod, made, done = Pod(blocks, held, blocks), [], 0
@@ -152,35 +138,36 @@ def throughput(operations: int) -> bool:
                 payload, count = pod.batch()
                 made.append(payload)
                 done += count
-            for way, line, missed in measured(made, done, available):
-                missed = missed and blocks >= TARGET_BLOCKS
-                fine = fine and not missed
-                print(f"{mix:6} {blocks:13}  {way:8} {line}{'   MISSED' if missed else ''}")
+            line, missed = measured(made, done)
+            missed = missed and blocks >= TARGET_BLOCKS
+            fine = fine and not missed
+            print(f"{mix:6} {blocks:13} {line}{'   MISSED' if missed else ''}")
     return fine
 
 
-def measured(made: list[bytes], operations: int, available: dict[str, Way]) -> Iterator[tuple[str, str, bool]]:
-    """Believes these payloads in each way: its name, its figures, and whether it missed a target."""
-    decode, indexes = msgspec.msgpack.Decoder(_Batch).decode, {}
+def measured(made: list[bytes], operations: int) -> tuple[str, bool]:
+    """Believes these payloads: the figures, and whether they missed a target."""
+    decode = msgspec.msgpack.Decoder(_Batch).decode
+    index = PrefixIndex(KeySpace(3), 1, 1)
 
     def bare() -> None:
         for payload in made:
             decode(payload)
 
-    def believed(name: str) -> None:
-        index = indexes[name] = PrefixIndex(KeySpace(3), 4 * operations, 8, way=available[name])
+    def believed() -> None:
+        nonlocal index
+        index = PrefixIndex(KeySpace(3), 4 * operations, 8)
         feed = Feed(index, "pod", 1000)
         for number, payload in enumerate(made):
             feed.frame(number, payload, 0.0)
         assert feed.state == "exact" and not feed.counts["unknown removals"] and not feed.counts["refused"]
 
-    best = best_s({"bare": bare} | {name: partial(believed, name) for name in available})
-    for name, index in indexes.items():
-        rate, times = operations / best[name], best[name] / best["bare"]
-        figures = f"{rate:13,.0f} {1e9 / rate:13.0f} {best['bare'] / operations * 1e9:16.0f} {times:11.2f}"
-        entries = index.holding("pod").gpu
-        size = f"{index.nbytes / entries:12.1f}" if 2 * entries > operations else ""  # few entries weigh nothing
-        yield name, f"{figures} {size}", rate < RATE_TARGETS[name] or times > BARE_TARGET
+    best = best_s({"bare": bare, "believed": believed})
+    rate, times = operations / best["believed"], best["believed"] / best["bare"]
+    entries = index.holding("pod").gpu
+    size = f"{index.nbytes / entries:12.1f}" if 2 * entries > operations else ""  # few entries weigh nothing
+    figures = f"{rate:13,.0f} {1e9 / rate:13.0f} {best['bare'] / operations * 1e9:16.0f} {times:11.2f} {size}"
+    return figures, rate < RATE_TARGET or times > BARE_TARGET
 
 
 def publish(told: Connection, rate: int, seconds: float) -> None:

@@ -118,19 +118,6 @@ class EngineMap:
         marks[FREE], marks[FREED] = free, freed
         return gone, unknown
 
-    def renamed(self, engine_hashes: Iterable[int], rows: Iterable[int], before: Iterable[int]) -> _Renamed:
-        """What `name` returns, of hashes that were named by other means: `before` each named this row, or 0: none."""
-        copied: list[int] = []
-        lost: list[int] = []
-        for engine_hash, row, earlier in zip(engine_hashes, rows, before, strict=False):
-            if earlier == row:
-                self.copies[engine_hash] = self.copies.get(engine_hash, 0) + 1
-                copied.append(row)
-            elif earlier:
-                self.copies.pop(engine_hash, None)
-                lost.append(earlier)
-        return copied, lost
-
     def named_again(self, rows: Iterable[int]) -> None:
         """These rows got a name while they had one."""
         for row in rows:
@@ -163,7 +150,6 @@ class EngineMap:
         self.row_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
         self.next_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
         self.head_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
-        self.arrays = (self.hash_array, self.row_array, self.next_array, self.head_array, self.mark_array)
         self._hashes = self.hash_array.data
         self._rows = self.row_array.data
         self._next = self.next_array.data

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from indexer import wire
 from indexer.errors import WireError
 from indexer.events import Batch, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
@@ -200,7 +201,7 @@ class Feed:
 
     def _decoded(self, payload: bytes) -> Batch | None:
         try:
-            return self._index.decode(payload)
+            return wire.decode(payload)
         except WireError:
             self.counts["decode errors"] += 1
             self._reasons[UNDECODABLE] = None

@@ -20,12 +20,11 @@ from indexer.changes import Changes
 from indexer.errors import IndexerError
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.holders import HolderSets
-from indexer.ledger import PLANES, PREDICTED, WINDOW, Account, Applied
+from indexer.ledger import PLANES, PREDICTED, WINDOW, Account, Applied, Ledger
 from indexer.match import Hit, Match, Pod, Walk
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
 from indexer.table import Table
-from indexer.way import PLAIN, Way
 from indexer.windows import longest_hit
 
 
@@ -49,15 +48,12 @@ class Prediction(NamedTuple):
 class PrefixIndex:
     """See the module. `pods_max` counts feeds (ranks); twice as many bits exist: dropped ones are swept late."""
 
-    def __init__(
-        self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000, way: Way = PLAIN
-    ) -> None:
+    def __init__(self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000) -> None:
         self._pages = Pages(blocks_max)
         self._width = 2 * pods_max
         self._sets = HolderSets(self._width, len(PLANES))
         self._table = Table(self._pages, self._sets)
-        self._ledger = way.ledger(space, self._table)
-        self.decode = way.decode
+        self._ledger = Ledger(space, self._table)
         self._orphans_max = orphans_max
         self._pods: dict[Pod, Account] = {}
         self._pod_of_bit: dict[int, Pod] = {}

@@ -5,8 +5,7 @@ A row is one distinct block. Eight rows are a page, whose keys are one cache lin
 a long look-up probes only every eighth key and compares the rest in place (`find_chain`).
 
 Keys are found by separate chaining (`heads`, `next`), which needs no tombstones and never rehashes: all memory is laid
-out at birth (untouched pages cost nothing), so there is no growth and no stall. All state lies in arrays, so that
-compiled code may work on it, too.
+out at birth (untouched pages cost nothing), so there is no growth and no stall.
 """
 
 from __future__ import annotations

@@ -125,10 +125,6 @@ class Index(Section):
     pods_max: Count = Field(
         default=512, ge=1, le=4096, description="Pods, each rank counted: not fewer than there are."
     )
-    compiled: bool | None = Field(
-        default=None,
-        description="Believe events in machine code: needs the extra warmroute[compiled]. null: if that is installed.",
-    )
     redis: SharedRedis = SharedRedis()
 
 

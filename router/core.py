@@ -11,7 +11,6 @@ from indexer.blocks import Keys, KeySpace
 from indexer.index import Prediction, PrefixIndex
 from indexer.mappings import Ending
 from indexer.match import MISS, Hit, Match
-from indexer.way import PLAIN, Way
 from router.breaker import BreakerLimits
 from router.budget import RetryBudget
 from router.config import Config
@@ -97,14 +96,14 @@ class Change(NamedTuple):
 class Core:
     """See the module."""
 
-    def __init__(self, config: Config, space: KeySpace, way: Way = PLAIN, board: Board | None = None) -> None:
-        """`way`: how events are written. `board`: what other workers have in flight, where there are any."""
+    def __init__(self, config: Config, space: KeySpace, board: Board | None = None) -> None:
+        """`board`: what other workers have in flight, where there are any."""
         self.config = config
         self.board = board
         self.space = space
         self.fleet = Fleet()
         given = config.index
-        self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max, way)
+        self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max)
         # Of our own picks alone: nothing confirms what only texts say.
         self.texts = PrefixIndex(space, given.text_blocks_max, given.pods_max)
         self.decisions: deque[Decision] = deque(maxlen=config.decisions.kept)

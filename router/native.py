@@ -16,7 +16,10 @@ from pathlib import Path
 from router.errors import ConfigError
 
 _HOT = {
-    "indexer": "blocks changes engine events holders index mappings match pages prefixes table text_blocks",
+    "indexer": """
+        blocks changes engine events feed holders index ledger mappings match orphans pages prefixes stream table
+        text_blocks windows
+    """,
     "scorer": "board candidates cost load pick policies sendings slow_start",
     "router": """
         api attempts bodies breaker budget clients connection core cuts encoding exchange fleet heads http1 messages
@@ -24,8 +27,8 @@ _HOT = {
     """,
 }
 MODULES = tuple(f"{package}.{name}" for package, names in _HOT.items() for name in names.split())
-"""What every request passes through. Not what only starts, operates or configures, nor what mypyc does not take; nor
-the ledger, as what is compiled has no subclasses that are not."""
+"""What every request and every event passes through. Not what only starts, operates or configures, nor what mypyc does
+not take."""
 
 _GROUP = "warmroute"  # names the library that holds the code of all modules
 

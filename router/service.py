@@ -22,7 +22,6 @@ from router.proxy import Proxy
 from router.seat import Seat
 from router.trust import Trusts
 from router.upstream import Upstream, UpstreamLimits
-from router.ways import way_of
 
 if TYPE_CHECKING:
     from router.sharing import Sharing
@@ -40,7 +39,7 @@ class Service:
         space = KeySpace(secrets.randbits(64) if seat is None else seat.seed)
         self.config = config
         board = None if seat is None else seat.board(config.gateway)
-        self.core = Core(config, space, way_of(config.index.compiled), board)
+        self.core = Core(config, space, board)
         limits, trusts = _limits(config), Trusts(config.upstream)
         self.upstreams = {pod.name: Upstream(pod.address, limits, trusts.of(pod)) for pod in config.discovery.static}
         self.encoding = Encoding(config, self.core, space, self.upstreams)

@@ -19,7 +19,6 @@ from indexer.blocks import KeySpace
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
 from indexer.match import MISS
-from tests.ways import way_under_test
 
 Block = tuple[int, ...]  # a block's content, from the prompt's start
 
@@ -243,7 +242,7 @@ class Scene:
         self.blocks_max, self.buffer_steps = blocks_max, buffer_steps
         self.clients = Clients(self.world.rng, systems=systems)
         space = KeySpace(seed)
-        index = PrefixIndex(space, 20_000, pods_max=2, way=way_under_test())
+        index = PrefixIndex(space, 20_000, pods_max=2)
         pod = Pod(self.world, blocks_max, buffer_steps)
         self.side = Side(self.world, Link(), pod, index, Feed(index, "pod", 1000), space)
         self.serving = True

@@ -12,7 +12,6 @@ from indexer.events import TIERS, AllBlocksCleared, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
 from tests.index_twin import TwinPod
 from tests.test_indexer_index import _SHORT, PODS, SPACE, _Walk
-from tests.ways import way_under_test
 
 CPU, GPU = TIER_BITS["cpu"], TIER_BITS["gpu"]
 
@@ -83,7 +82,7 @@ def store(*tokens: int, tier: Any = "gpu", hashes: list[int] | None = None) -> B
 
 def watched_index(blocks_max: int = 100) -> tuple[PrefixIndex, Changes, list[int]]:
     """An index with one watched pod, its changes, and the keys of the chain 1, 2, 3."""
-    index, changes = PrefixIndex(SPACE, 4096, way=way_under_test()), Changes(blocks_max)
+    index, changes = PrefixIndex(SPACE, 4096), Changes(blocks_max)
     index.watch("a", changes)
     return index, changes, SPACE.chain(np.array([1, 2, 3], np.uint32), 1).tolist()
 

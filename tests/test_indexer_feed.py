@@ -9,14 +9,13 @@ import pytest
 from indexer.blocks import KeySpace
 from indexer.feed import BLOCK_SIZE, DISPUTED, ORPHANS, REPLAYING, TRUNCATED, UNDECODABLE, Feed
 from indexer.index import Holding, PrefixIndex
-from tests.ways import way_under_test
 
 SPACE = KeySpace(0x5EED)
 _CLEARED = ["AllBlocksCleared"]
 
 
 def _feed(block_size: int | None = None, held_max: int = 100) -> tuple[Feed, PrefixIndex]:
-    index = PrefixIndex(SPACE, blocks_max=1024, pods_max=2, way=way_under_test())
+    index = PrefixIndex(SPACE, blocks_max=1024, pods_max=2)
     return Feed(index, "pod", held_max, block_size), index
 
 

@@ -14,7 +14,6 @@ from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Tier
 from indexer.index import Holding, Prediction, PrefixIndex
 from indexer.match import Hit, Match
 from tests.index_twin import Twin
-from tests.ways import way_under_test
 
 SPACE = KeySpace(0x5EED)
 PODS = ("a", "b", "c", "d")
@@ -39,7 +38,7 @@ class _Walk:
         self.lengths = lengths
         self.chains_max = 6 if lengths is _SHORT else 20
         self.full = blocks_max < _ROOM
-        self.index = PrefixIndex(SPACE, blocks_max, pods_max=len(PODS), orphans_max=orphans_max, way=way_under_test())
+        self.index = PrefixIndex(SPACE, blocks_max, pods_max=len(PODS), orphans_max=orphans_max)
         self.twin = Twin(orphans_max)
         self.chains: list[list[int]] = []
         self.matches: list[tuple[Match, list[int]]] = []
@@ -271,7 +270,7 @@ def test_the_walks_reach_what_matters() -> None:
 
 
 def _index(blocks_max: int = 4096, **limits: int) -> PrefixIndex:
-    return PrefixIndex(SPACE, blocks_max, way=way_under_test(), **limits)
+    return PrefixIndex(SPACE, blocks_max, **limits)
 
 
 def _store(

@@ -11,7 +11,6 @@ from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
 from indexer.match import MISS, Hit
 from indexer.windows import Windows, longest_hit
-from tests.ways import way_under_test
 
 SPACE = KeySpace(0x5EED)
 
@@ -46,7 +45,7 @@ class _Hybrid:
     """An index with one pod: group 0 slides over 3 blocks (of one token), group 1 keeps all."""
 
     def __init__(self) -> None:
-        self.index = PrefixIndex(SPACE, 1024, pods_max=2, way=way_under_test())
+        self.index = PrefixIndex(SPACE, 1024, pods_max=2)
 
     def full(self, *tokens: int) -> None:
         ids = np.array(tokens, np.uint32)

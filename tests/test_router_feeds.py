@@ -26,7 +26,6 @@ from router.feeds import FeedReader
 from router.sockets import FeedLimits
 from tests.processes import free_ports
 from tests.router_peers import until
-from tests.ways import way_under_test
 
 ON_BOTH_LOOPS = True  # ZMQ's descriptor is read through the loop
 
@@ -147,7 +146,7 @@ class Listener:
 async def listening(speaker: Publisher, limits: FeedLimits = PATIENT, replay: bool = True) -> AsyncIterator[Listener]:
     """A reader of that publisher."""
     space = KeySpace(7)
-    index = PrefixIndex(space, 100_000, way=way_under_test())
+    index = PrefixIndex(space, 100_000)
     feed = Feed(index, POD, 10_000)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     reader = FeedReader(context, feed, speaker.events, speaker.replay if replay else None, limits)
@@ -188,7 +187,7 @@ async def test_recorded_frames(version: str) -> None:
     answers = [parts_of(line) for line in replies]
     start = request["start_seq"]
     space = KeySpace(7)
-    reference = PrefixIndex(space, 100_000, way=way_under_test())
+    reference = PrefixIndex(space, 100_000)
     direct = Feed(reference, POD, 10_000)
     for _, number, payload in frames:
         direct.frame(int.from_bytes(number, "big"), payload, 0.0)

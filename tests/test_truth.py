@@ -11,7 +11,6 @@ from indexer.feed import REPLAYING, Feed
 from indexer.index import PrefixIndex
 from indexer.match import MISS
 from tests.recordings import VERSIONS, Ask, Frame, Recording, recording, replay, small_recording
-from tests.ways import way_under_test
 
 _HELD_MAX = 10_000
 
@@ -39,7 +38,7 @@ class _Fleet:
 
     def __init__(self, recorded: Recording, rng: random.Random | None = None) -> None:
         self.space = KeySpace(0x5EED)
-        self.index = PrefixIndex(self.space, blocks_max=4096, pods_max=4, way=way_under_test())
+        self.index = PrefixIndex(self.space, blocks_max=4096, pods_max=4)
         self.endpoints = sorted({frame.endpoint for frame in recorded.frames})
         self.feeds = {endpoint: Feed(self.index, endpoint, _HELD_MAX) for endpoint in self.endpoints}
         self.published: dict[str, list[bytes]] = {endpoint: [] for endpoint in self.endpoints}
