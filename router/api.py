@@ -61,7 +61,7 @@ class Gateway:
             if service.sharing is not None:
                 await service.sharing.ask(asked)
             asked.alone, asked.tells_cached = asked.reason is None and is_alone(prompt), prompt.tells_cached
-            asked.full_report = asks_full_report(prompt)
+            asked.full_report, asked.reads_cache = asks_full_report(prompt), prompt.reads_cache
             model = prompt.model
             streaming = prompt.stream
             routing = Routing(

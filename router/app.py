@@ -180,6 +180,7 @@ def _scored(service: Service, prompt: Prompt, asked: Asked) -> Response:
         if not any(pod in service.core.fleet.pods for pod in pods):
             raise NotFound("There are no such pods.")
         asked.pods = frozenset(pods)
+    asked.reads_cache = prompt.reads_cache
     now = time.monotonic()
     decision = service.core.decide(asked, frozenset(), now)
     timing_us = {**_NO_TIME_US, **asked.timing_us, "score": round((time.monotonic() - now) * 1e6)}

@@ -223,7 +223,7 @@ def is_alone(prompt: Prompt) -> bool:
     """
     fields = prompt.fields
     several = prompt.n > 1 or len(prompt.prompts) > 1 or (fields.get("best_of") or 1) != 1
-    return not several and fields.get("prompt_logprobs") is None and not fields.get("use_beam_search")
+    return not several and prompt.reads_cache and not fields.get("use_beam_search")
 
 
 def asks_full_report(prompt: Prompt) -> bool:

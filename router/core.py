@@ -48,6 +48,7 @@ class Asked:
     alone: bool = False  # the cached tokens that the pod will report are those of this one prompt
     full_report: bool = False  # the pod will tell again of the blocks that it reuses
     tells_cached: bool = True  # the response's usage tells cached tokens, if the pod does at all
+    reads_cache: bool = True  # if not, the pod computes all of it, whatever it holds
     timing_us: dict[str, int] = field(default_factory=dict)
 
 
@@ -184,6 +185,8 @@ class Core:
     def reported(self, placed: Placed, prompt_tokens: int, cached_tokens: int | None) -> None:
         """What the pod says of a prompt that it has served: proof of what was believed of it, or against it."""
         decision, pod = placed.decision, placed.pod
+        if not decision.asked.reads_cache:
+            return  # it did not look, nor does it count such prompts
         rank, asked = decision.rank, decision.asked
         pod.evidence.usage = cached_tokens is not None or (pod.evidence.usage and pod.hides_zero)
         if not pod.evidence.usage:
@@ -330,7 +333,9 @@ class Core:
         self._slow_until = max(self._slow_until, pod.slow_until)
 
     def _hits(self, asked: Asked, ranks: Sequence[Rank]) -> list[Hit]:
-        """What each of `ranks` holds of the prompt."""
+        """What each of `ranks` holds of the prompt, and will read."""
+        if not asked.reads_cache:
+            return [MISS] * len(ranks)
         if asked.text is not None:
             hits = self.texts.match(asked.text).hits
             return [hits.get(rank.id, MISS) for rank in ranks]
@@ -368,11 +373,13 @@ class Core:
     def _predict(self, asked: Asked, rank: Rank, hit: Hit, now: float) -> tuple[PrefixIndex, Hit, Prediction | None]:
         """Enter the prompt's blocks as predicted for the picked rank. Returns where, and the hit as known here."""
         if asked.text is not None:
+            if not asked.reads_cache:
+                hit = self.texts.match(asked.text).hits.get(rank.id, MISS)
             return self.texts, hit, self._predict_all(self.texts, rank, asked.text, hit, now)
         index, keys = self.index, asked.keys.get(rank.block_size or 0)
         if keys is None:
             return index, hit, None
-        if hit.blocks and asked.shared:
+        if (hit.blocks and asked.shared) or not asked.reads_cache:
             hit = self.match(keys).hits.get(rank.id, MISS)
         if not rank.tells:
             return index, hit, self._predict_all(index, rank, keys, hit, now)

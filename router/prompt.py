@@ -53,6 +53,8 @@ class Prompt:
     """
     tells_cached: bool = True
     """The response's usage has cached tokens, if the pod tells them at all."""
+    reads_cache: bool = True
+    """vLLM looks for the prompt's blocks; if not, all is computed, and stored as always."""
 
 
 def parse(path: str, body: bytes) -> Prompt:
@@ -200,7 +202,8 @@ def _generate(fields: Fields) -> Prompt:
     max_tokens = _integer(sampling, "max_tokens") if type(sampling) is dict else None
     if fields.get("features") is not None:
         return _prompt("tokens", fields, (), max_tokens, False, "the prompt has multimodal features")
-    return _tokens_prompt("token_ids", fields, [fields.get("token_ids")], max_tokens)
+    prompt = _tokens_prompt("token_ids", fields, [fields.get("token_ids")], max_tokens)
+    return prompt if _sampling_reads_cache(sampling) else replace(prompt, reads_cache=False)
 
 
 def _score(fields: Fields) -> Prompt:
@@ -227,6 +230,9 @@ def _untokenized(name: str) -> Callable[[Fields], Prompt]:
     return lambda fields: _prompt("none", fields, (), None, False, reason)
 
 
+_EVERY_TOKEN = ("token_embed", "token_classify", "plugin")  # pooling tasks for which vLLM reads no cache
+
+
 def _unknown(path: str, body: bytes) -> Prompt:
     """Anything else: not JSON perhaps (audio, multipart), and then no model."""
     try:
@@ -237,7 +243,8 @@ def _unknown(path: str, body: bytes) -> Prompt:
     if type(fields) is not dict:
         return Prompt("none", None, {}, reason=reason)
     model = fields.get("model")
-    return Prompt("none", model if type(model) is str else None, fields, reason=reason)
+    known = model if type(model) is str else None
+    return Prompt("none", known, fields, reason=reason, reads_cache=fields.get("task") not in _EVERY_TOKEN)
 
 
 _PARSERS: dict[str, Callable[[Fields], Prompt]] = {
@@ -289,7 +296,29 @@ def _prompt(
         salt,
         add_special_tokens,
         truncate,
+        reads_cache=_reads_cache(fields),
     )
+
+
+def _reads_cache(fields: Fields) -> bool:
+    """Whether vLLM looks for the blocks of a prompt: not where it answers for each of the prompt's positions.
+
+    `echo` with `logprobs` is `prompt_logprobs` in other words; a chat's `top_logprobs` are 0 if they are not given.
+    """
+    told = fields.get("prompt_logprobs")
+    if told is None and "echo" in fields and _flag(fields, "echo", False):
+        told = fields.get("top_logprobs", 0) if "messages" in fields else fields.get("logprobs")
+    return told is None or bool(fields.get("use_beam_search"))  # which takes no notice of it
+
+
+def _sampling_reads_cache(sampling: object) -> bool:
+    """The same of vLLM's own sampling parameters, which can say it outright."""
+    if type(sampling) is not dict:
+        return True
+    skips = sampling.get("skip_reading_prefix_cache")
+    if skips is not None:
+        return not skips
+    return sampling.get("prompt_logprobs") is None and sampling.get("prompt_logprob_token_ids") is None
 
 
 def _tokens_prompt(name: str, fields: Fields, lists: list[Any], max_tokens: int | None) -> Prompt:

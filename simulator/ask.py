@@ -110,9 +110,17 @@ def parse(body: Body, chat: bool, model: Model, headers: Mapping[str, str]) -> A
         return_token_ids=bool(body.get("return_token_ids")) and model.version >= (0, 10, 2),
         echo=echo if body.get("echo") else None,
         tool=tool["name"] if tool else None,
-        reads_cache=body.get("prompt_logprobs") is None,
+        reads_cache=_reads_cache(body, chat),
         full_report=model.version >= (0, 26) and _object(body, "vllm_xargs").get("kv_cache_report_mode") == "full",
     )
+
+
+def _reads_cache(body: Body, chat: bool) -> bool:
+    """Not where every position of the prompt is asked for: a hit would leave some of them uncomputed."""
+    logprobs = body.get("prompt_logprobs")
+    if logprobs is None and body.get("echo"):
+        logprobs = body.get("top_logprobs", 0) if chat else body.get("logprobs")
+    return logprobs is None
 
 
 def chat_tokens(body: Body, model: Model) -> list[int]:

@@ -128,6 +128,7 @@ def test_counters_prove_a_stretch_that_was_all_ours() -> None:
     [
         (b"", True), (b',"n":1,"best_of":1,"prompt_logprobs":null', True), (b',"n":2', False), (b',"best_of":3', False),
         (b',"prompt_logprobs":0', False), (b',"use_beam_search":true', False),
+        (b',"echo":true', True), (b',"echo":true,"logprobs":0', False), (b',"logprobs":3', True),
     ],
 )  # fmt: skip
 def test_usage_of_one_prompt(more: bytes, alone: bool) -> None:
