@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import httptools
 from uvicorn.server import ServerState
 
+from router.errors import unraised
 from router.exchange import PUSH, App, Exchange
 from router.heads import Refused, Target, check_fields, parse_target, without_upgrade
 from router.serving_limits import ServingLimits
@@ -197,8 +198,11 @@ class ClientConnection(asyncio.Protocol):
             self._read_plainly(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError as error:
+            refusal = self._refusal
+            if refusal is not None:
+                unraised(refusal)  # where it was raised, we are
             if not self._deaf:  # else it came after the last request
-                self._refuse(self._refusal or Refused(400, f"This is not HTTP/1.1: {error}."))
+                self._refuse(refusal or Refused(400, f"This is not HTTP/1.1: {error}."))
             return
         if self._reading is not None or self._overhead_bytes:
             self._moved(len(data))

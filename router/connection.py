@@ -130,11 +130,14 @@ class Response(Reply):
         return b"".join(parts)
 
     def close(self) -> None:
-        """Let go. An unfinished response takes its connection down with it. Any number of calls, no await."""
+        """Let go. An unfinished response takes its connection down with it. Any number of calls, no await.
+
+        Of the error too: once raised, it refers to all that was on the stack, and so to us.
+        """
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abandon()
-        self._sink = None
+        self._sink = self._error = None
         self.wake()
 
     async def aclose(self) -> None:

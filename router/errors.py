@@ -5,6 +5,8 @@ Whose fault it is decides the class: the client's (4xx), the pods' (502, 503, 50
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import orjson
 
 
@@ -24,6 +26,15 @@ class RouterError(Exception):
         """The OpenAI error body, as JSON bytes."""
         code = self.code if self.code is not None else self.status
         return orjson.dumps({"error": {"message": self.message, "type": self.type, "code": code}})
+
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+def unraised(error: _E) -> _E:
+    """`error`, to be kept as a value: it lets go of the frames that it went through, which often refer to it."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 class BadRequest(RouterError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError
+from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError, unraised
 from router.exchange import PUSH
 from router.failures import ResponseTimeout, UnsendableRequest, UpstreamError
 from router.http1 import NOT_FORWARDED
@@ -109,7 +109,7 @@ class _Flight:
     def __init__(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         task = asyncio.current_task()
         assert task is not None, "forward runs in a task"
-        self._task = task
+        self._task: asyncio.Task[Any] | None = task
         self._cancelling = task.cancelling()
         self.scope = scope
         self.receive = receive
@@ -123,11 +123,17 @@ class _Flight:
         while (await self.receive())["type"] != "http.disconnect":
             pass
         self.gone = True
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     def was_ours(self) -> bool:
         """Whether a cancellation that arrived is `until_gone`'s own, and nobody else's."""
-        return self.gone and self._task.uncancel() <= self._cancelling
+        return self.gone and self._task is not None and self._task.uncancel() <= self._cancelling
+
+    def over(self) -> asyncio.Task[None] | None:
+        """Let go of the tasks: one that is cancelled refers to us, by its traceback. Returns the watch."""
+        watch, self.watch, self._task = self.watch, None, None
+        return watch
 
 
 class _Flow:
@@ -213,7 +219,7 @@ class Proxy:
                         assignment = await routes.wait(full)
                     answer = await self._ask(flight, assignment)
                 except RouterError as refusal:
-                    failure = failure or refusal  # a pod that failed says more than that no other is left
+                    failure = failure or unraised(refusal)  # a pod that failed says more than that no other is left
                     break
                 if isinstance(answer, UpstreamError):
                     failure = _as_seen_by_client(answer, assignment.pod)
@@ -311,7 +317,7 @@ class Proxy:
         self._unwatched.clear()
 
     def _unwatch(self, flight: _Flight) -> None:
-        watch, flight.watch = flight.watch, None  # a task that is cancelled refers to us, by its traceback
+        watch = flight.over()
         if watch is None:
             self._unwatched.discard(flight)
         else:
