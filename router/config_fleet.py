@@ -128,6 +128,9 @@ class ModelConfig(Section):
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="As vLLM's --default-chat-template-kwargs."
     )
+    reasoning_effort_map: dict[str, str] = Field(
+        default_factory=dict, description="As vLLM's --reasoning-effort-map (0.33)."
+    )
 
     @property
     def version(self) -> tuple[int, int] | None:

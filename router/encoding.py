@@ -274,6 +274,7 @@ def renderer_of(model: ModelConfig) -> Renderer:
         trust_request_chat_template=model.trust_request_chat_template,
         exclude_tools_when_tool_choice_none=model.exclude_tools_when_tool_choice_none,
         default_template_kwargs=model.chat_template_kwargs,
+        reasoning_effort_map=model.reasoning_effort_map,
     )
     return Renderer(Path(model.tokenizer), options)
 

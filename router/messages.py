@@ -1,6 +1,6 @@
 """A request's messages and tools, as a version of vLLM hands them to the chat template. Pure.
 
-Sources: vLLM's released packages 0.10 to 0.32 and recordings of running servers; `Rules` says what changed when.
+Sources: vLLM's released packages 0.10 to 0.33 and recordings of running servers; `Rules` says what changed when.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ _TEXT_KEYS = {
     "refusal": "refusal",
     "thinking": "thinking",
 }
+_PART_KEYS = frozenset(
+    "audio_embeds audio_url closed data file image_embeds image_pil image_url input_audio name prompt_cache_breakpoint"
+    " refusal text thinking type uuid video_embeds video_url".split()
+)
+"""What vLLM's types of parts know; of a text part, all else is passed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,14 @@ class Rules:
     """What the rendering of a version does; each field names a change, `rules_of` the version it came with."""
 
     reasoning: bool
+    reasoning_content_read: bool
     request_template_needs_trust: bool
     arguments_may_be_empty: bool
     empty_tool_calls_dropped: bool
     developer_tools: bool
     body_beats_template_kwargs: bool
     reasoning_effort: bool
+    bare_texts_wrapped: bool
     tool_texts_joined: bool
     task: bool
     reasoning_content_renamed: bool
@@ -46,10 +53,13 @@ class Rules:
     content_loop_by_name: bool
     developer_to_system: bool
     null_arguments_emptied: bool
+    part_extras_kept: bool
     tool_extras_dropped: bool
     arguments_always_object: bool
     content_loop_by_macro: bool
+    messages_thinking: bool
     billing_header_dropped: bool
+    content_loop_by_namespace: bool
 
 
 def rules_of(version: Version | None) -> Rules:
@@ -57,12 +67,14 @@ def rules_of(version: Version | None) -> Rules:
     since = (1_000, 0) if version is None else version
     return Rules(
         reasoning=since >= (0, 11),
+        reasoning_content_read=(0, 11) <= since < (0, 16),
         request_template_needs_trust=since >= (0, 11),
         arguments_may_be_empty=since >= (0, 11),
         empty_tool_calls_dropped=since >= (0, 13),
         developer_tools=since >= (0, 13),
         body_beats_template_kwargs=since >= (0, 16),
         reasoning_effort=since >= (0, 16),
+        bare_texts_wrapped=since >= (0, 18),
         tool_texts_joined=since >= (0, 20),
         task=since >= (0, 20),
         reasoning_content_renamed=since >= (0, 22),
@@ -70,10 +82,13 @@ def rules_of(version: Version | None) -> Rules:
         content_loop_by_name=since >= (0, 22),
         developer_to_system=since >= (0, 23),
         null_arguments_emptied=since >= (0, 23),
+        part_extras_kept=since >= (0, 26),
         tool_extras_dropped=since >= (0, 27),
         arguments_always_object=since >= (0, 29),
         content_loop_by_macro=since >= (0, 30),
+        messages_thinking=since >= (0, 31),
         billing_header_dropped=since >= (0, 32),
+        content_loop_by_namespace=since >= (0, 33),
     )
 
 
@@ -107,13 +122,7 @@ def conversation(messages: list[Message], content_format: Format, rules: Rules) 
 
 def _converted(message: Message, wrapped: bool, rules: Rules) -> Message:
     role = message["role"]
-    texts = _texts(message.get("content"))
-    if role == "system" and rules.billing_header_dropped:
-        texts = _without_billing_header(texts)
-    if wrapped and not (role == "tool" and rules.tool_texts_joined):
-        result: Message = {"role": role, "content": [{"type": "text", "text": text} for text in texts]}
-    else:
-        result = {"role": role, "content": "\n".join(texts)}
+    result: Message = {"role": role, "content": _content(role, message.get("content"), wrapped, rules)}
     if len(message) == 2 and "content" in message:
         return result
     if role == "assistant":
@@ -129,22 +138,42 @@ def _converted(message: Message, wrapped: bool, rules: Rules) -> Message:
     return result
 
 
-def _texts(content: object) -> list[str]:
-    if type(content) is str:
-        return [content]
-    if type(content) is not list:
-        return []
-    return [text for part in content if (text := text_of_part(part)) is not None]
+def _content(role: str, given: object, wrapped: bool, rules: Rules) -> str | list[Any]:
+    """A string, or a list of parts where the template wants one."""
+    joined = not wrapped or (role == "tool" and rules.tool_texts_joined)
+    if type(given) is str:
+        if not given.startswith(BILLING_HEADER):
+            return given if joined else [{"type": "text", "text": given}]
+        given = [{"type": "text", "text": given}]
+    parts: list[Any] = given if type(given) is list else []
+    if role == "system" and rules.billing_header_dropped:
+        parts = _without_billing_header(parts)
+    if not joined:
+        return [_part(part, rules) for part in parts if text_of_part(part) is not None]
+    # What is to be joined loses its empty texts, unless it had become a list of parts before.
+    return "\n".join(text for part in parts if (text := text_of_part(part)) or (wrapped and text is not None))
 
 
-def _without_billing_header(texts: list[str]) -> list[str]:
+def _part(part: Any, rules: Rules) -> Any:
+    """A text part as the template sees it."""
+    if type(part) is str and not rules.bare_texts_wrapped:
+        return part
+    result = {"type": "text", "text": text_of_part(part)}
+    if type(part) is dict and rules.part_extras_kept:
+        result.update((key, value) for key, value in part.items() if key not in _PART_KEYS)
+    return result
+
+
+def _without_billing_header(parts: list[Any]) -> list[Any]:
     kept = []
-    for text in texts:
-        if text.startswith(BILLING_HEADER):
+    for part in parts:
+        text = part if type(part) is str else part.get("text") if part.get("type") == "text" else None
+        if type(text) is str and text.startswith(BILLING_HEADER):
             text = text.partition("\n")[2]
             if not text:
                 continue
-        kept.append(text)
+            part = text if type(part) is str else {**part, "text": text}
+        kept.append(part)
     return kept
 
 
@@ -155,22 +184,23 @@ def _add_assistant(result: Message, message: Message, rules: Rules) -> None:
     if not rules.reasoning:
         return
     reasoning = message.get("reasoning")
-    if reasoning is None and rules.reasoning_content_renamed:
+    if (reasoning is None and rules.reasoning_content_renamed) or (not reasoning and rules.reasoning_content_read):
         reasoning = message.get("reasoning_content")
-    # An explicit null content makes vLLM's models choose OpenAI's own message type, which has no reasoning.
-    if reasoning is not None and not ("content" in message and message["content"] is None):
+    if reasoning is not None:
         result["reasoning"] = result["reasoning_content"] = reasoning
 
 
 def _tool_call(call: Message, rules: Rules) -> Message:
-    """In the order of OpenAI's types and without what they don't know, as vLLM's models leave it."""
+    """In the order of OpenAI's types; what they don't know comes last, as given."""
     function = call["function"]
     kept: Message = {"arguments": _arguments(function.get("arguments"), rules)}
     if "name" in function:
         kept["name"] = function["name"]
+    kept.update((key, value) for key, value in function.items() if key not in kept)
     result: Message = {"id": call["id"]} if "id" in call else {}
     result["function"] = kept
     result["type"] = call.get("type", "function")
+    result.update((key, value) for key, value in call.items() if key not in result)
     return result
 
 

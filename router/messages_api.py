@@ -30,8 +30,11 @@ def chat_of(fields: Fields) -> Fields:
     if type(messages) is not list or not messages:
         raise NotSure("there are no messages")
     system = "".join(_texts(fields.get("system") or "", "system"))
-    chat = {"messages": [{"role": "system", "content": system}] if system else []}
+    chat: Fields = {"messages": [{"role": "system", "content": system}] if system else []}
     chat["messages"] += [_message(message) for message in messages]
+    thinking = fields.get("thinking")
+    if type(thinking) is dict and thinking.get("type") == "disabled":
+        chat["reasoning_effort"] = "none"
     return {**{name: fields[name] for name in _TAKEN if name in fields}, **chat}
 
 

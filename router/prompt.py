@@ -51,6 +51,8 @@ class Prompt:
 
     -1, "as many as the model takes", is None here.
     """
+    thinking_off: bool = False
+    """The Messages API's `thinking` is disabled: `fields` says so by an effort of `none`; the pod may take another."""
     tells_cached: bool = True
     """The response's usage has cached tokens, if the pod tells them at all."""
     reads_cache: bool = True
@@ -118,7 +120,10 @@ def _chat(fields: Fields) -> Prompt:
     max_tokens = _integer(fields, "max_completion_tokens")
     if max_tokens is None:
         max_tokens = _integer(fields, "max_tokens")
-    special = _flag(fields, "add_special_tokens", False)
+    for name in ("add_generation_prompt", "continue_final_message"):
+        if name in fields:
+            flag(fields, name, False)
+    special = flag(fields, "add_special_tokens", False)
     return _prompt("chat", fields, (), max_tokens, special, reason)
 
 
@@ -173,12 +178,14 @@ def _messages(fields: Fields) -> Prompt:
         prompt = _chat(chat_of(fields))
     except NotSure as unsure:
         return _prompt("none", fields, (), None, False, str(unsure))
-    return replace(prompt, tells_cached=False)
+    thinking = fields.get("thinking")
+    off = type(thinking) is dict and thinking.get("type") == "disabled"
+    return replace(prompt, tells_cached=False, thinking_off=off)
 
 
 def _completion(fields: Fields) -> Prompt:
     max_tokens = _integer(fields, "max_tokens")
-    special = _flag(fields, "add_special_tokens", True)
+    special = flag(fields, "add_special_tokens", True)
     if fields.get("prompt_embeds") is not None:
         return _prompt("text", fields, (), max_tokens, special, "the prompt is given as embeddings")
     given = fields.get("prompt")
@@ -289,8 +296,8 @@ def _prompt(
         fields,
         prompts,
         reason,
-        _flag(fields, "stream", False),
-        type(options) is dict and _flag(options, "include_usage", False),
+        flag(fields, "stream", False),
+        type(options) is dict and flag(options, "include_usage", False),
         1 if n is None else n,
         max_tokens,
         salt,
@@ -306,7 +313,7 @@ def _reads_cache(fields: Fields) -> bool:
     `echo` with `logprobs` is `prompt_logprobs` in other words; a chat's `top_logprobs` are 0 if they are not given.
     """
     told = fields.get("prompt_logprobs")
-    if told is None and "echo" in fields and _flag(fields, "echo", False):
+    if told is None and "echo" in fields and flag(fields, "echo", False):
         told = fields.get("top_logprobs", 0) if "messages" in fields else fields.get("logprobs")
     return told is None or bool(fields.get("use_beam_search"))  # which takes no notice of it
 
@@ -373,7 +380,7 @@ _TRUE = frozenset(("true", "1", "on", "t", "yes", "y"))
 _FALSE = frozenset(("false", "0", "off", "f", "no", "n"))
 
 
-def _flag(fields: Fields, name: str, default: bool) -> bool:
+def flag(fields: Fields, name: str, default: bool) -> bool:
     """A truth value as lenient as vLLM's models read it."""
     value = fields.get(name, default)
     if type(value) is bool:
@@ -381,6 +388,8 @@ def _flag(fields: Fields, name: str, default: bool) -> bool:
     if value is None:
         return default
     word = str(value).lower() if isinstance(value, str | int) else ""
+    if isinstance(value, float) and value in (0.0, 1.0):
+        return bool(value)
     if word in _TRUE:
         return True
     if word in _FALSE:

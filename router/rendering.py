@@ -1,6 +1,6 @@
 """A prompt's text, exactly as vLLM makes it: chat template, special tokens, template variables.
 
-Sources: vLLM's released packages 0.10 to 0.32, transformers 4.57 and 5, and recordings of running servers.
+Sources: vLLM's released packages 0.10 to 0.33, transformers 4.57 and 5, and recordings of running servers.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from router.messages import (
     rules_of,
     tool_dicts,
 )
-from router.prompt import Fields, Prompt
+from router.prompt import Fields, Prompt, flag
 from router.templates import ChatEnvironment, ChatTemplate
 
 OWN_ENCODINGS = frozenset(("gpt_oss", "deepseek_v32", "deepseek_v4", "kimi_k3"))
 """`model_type` of models whose chats vLLM encodes by code of its own, not by their template."""
 
 _FORBIDDEN = ("chat_template", "tokenize", "messages", "conversation")
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
@@ -54,6 +55,8 @@ class RenderOptions:
     trust_request_chat_template: bool = False
     exclude_tools_when_tool_choice_none: bool = False
     default_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    reasoning_effort_map: Mapping[str, str] = field(default_factory=dict)
+    """vLLM's `--reasoning-effort-map`: efforts of requests, and what they are to the template."""
     output_chars_max: int = 8 << 20
     """More than any model's context; a longer text is a RenderError."""
     steps_max: int = 200_000
@@ -98,6 +101,7 @@ class Renderer:
         self._templates = {name: self._compiled(*source) for name, source in sources.items()}
         self._request_templates: LRUCache[str, ChatTemplate] = LRUCache(options.request_templates_max)
         model_type = _json_file(folder / "config.json").get("model_type")
+        self._least_effort: str | None = None  # what stands for no thinking, once that was asked for
         self._own_encoding = model_type if model_type in OWN_ENCODINGS else None
 
     @property
@@ -108,7 +112,7 @@ class Renderer:
     def render(self, prompt: Prompt) -> Rendering:
         """The text of a chat, or of the first prompt of a completion; raises RenderError."""
         if prompt.kind == "chat":
-            text = self._chat(prompt.fields)
+            text = self._chat(self._without_thinking(prompt.fields) if prompt.thinking_off else prompt.fields)
         elif prompt.kind == "text":
             text = str(prompt.prompts[0])
         else:
@@ -154,8 +158,8 @@ class Renderer:
             if name in given:
                 raise RenderError(f"chat_template_kwargs can't set {name}")
         body: dict[str, Any] = {
-            "add_generation_prompt": _or_default(fields.get("add_generation_prompt"), True),
-            "continue_final_message": _or_default(fields.get("continue_final_message"), False),
+            "add_generation_prompt": flag(fields, "add_generation_prompt", True),
+            "continue_final_message": flag(fields, "continue_final_message", False),
         }
         defaults = self.options.default_template_kwargs
         base = {**self._special_tokens, "tools": tools, "documents": fields.get("documents")}
@@ -164,6 +168,8 @@ class Renderer:
         if fields.get("documents") is not None:
             body["documents"] = fields["documents"]
         effort = fields.get("reasoning_effort")
+        if isinstance(effort, str):
+            effort = self.options.reasoning_effort_map.get(effort, effort)
         if effort is not None and rules.reasoning_effort:
             body["reasoning_effort"] = effort
             if rules.effort_sets_thinking and "enable_thinking" not in given:
@@ -173,6 +179,24 @@ class Renderer:
         set_by_request = {name: value for name, value in given.items() if value is not None and value != "auto"}
         set_tools = {} if tools is None else {"tools": tools}
         return {**base, **defaults, **set_tools, **set_by_request, **body}
+
+    def _without_thinking(self, fields: Fields) -> Fields:
+        """A chat of which thinking is disabled, as vLLM asks for that: by an effort."""
+        if not self._rules.messages_thinking:
+            return {**fields, "reasoning_effort": None}
+        if self._least_effort is None:
+            self._least_effort = self._probed_effort()
+        return {**fields, "reasoning_effort": self._least_effort}
+
+    def _probed_effort(self) -> str:
+        """`none`, or `low` where the template refuses that, or makes of it what it makes of another effort."""
+        texts = []
+        for effort in ("none", *_EFFORTS):
+            try:
+                texts.append(self._chat({"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": effort}))
+            except RenderError:
+                texts.append("")
+        return "none" if texts[0] and texts[0] not in texts[1:] else "low"
 
     def _template(self, fields: Fields, with_tools: bool) -> ChatTemplate:
         source = fields.get("chat_template")
@@ -223,9 +247,9 @@ class Renderer:
         tagged: str | list[Message]
         if isinstance(content, str):
             final, tagged = content, content + _CONTINUE_TAG
-        elif content:
+        elif content and isinstance(content[-1], dict):
             final = content[-1]["text"]
-            tagged = [*content[:-1], {"type": "text", "text": final + _CONTINUE_TAG}]
+            tagged = [*content[:-1], {**content[-1], "text": final + _CONTINUE_TAG}]
         else:
             raise RenderError("the final message has no text to continue")
         text = self._text(template, variables, [*before, {**last, "content": tagged}])
@@ -239,10 +263,6 @@ class Renderer:
 
 def _rendering(prompt: Prompt, text: str) -> Rendering:
     return Rendering(text, prompt.add_special_tokens, prompt.truncate_prompt_tokens)
-
-
-def _or_default(value: object, default: bool) -> bool:
-    return default if value is None else bool(value)
 
 
 def _json_file(path: Path) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def content_format(tree: nodes.Template, rules: Rules) -> Format:
 
 
 def _loops_over_content(tree: nodes.Template, rules: Rules) -> bool:
-    lists = _aliases(tree, "messages")
+    lists = _aliases(tree, "messages", rules)
     loops = list(tree.find_all(nodes.For))
     items = [_name(loop.target) for loop in loops if any(_reads(loop.iter, name) for name in lists)]
     in_macros = _macro_loops(tree, items) if rules.content_loop_by_macro else {}
@@ -208,17 +208,32 @@ def _loops_over_content(tree: nodes.Template, rules: Rules) -> bool:
     return False
 
 
-def _aliases(tree: nodes.Template, name: str) -> list[str]:
-    """`name`, and every name to which it (or a slice or filter of it) is assigned anywhere."""
+def _aliases(tree: nodes.Template, name: str, rules: Rules) -> list[str]:
+    """`name`, and every name to which it (or a slice or filter of it) is assigned anywhere; `ns.x` in a namespace."""
     found = [name]
     assignments = list(tree.find_all(nodes.Assign))
+    named = _named_with_namespaces if rules.content_loop_by_namespace else _named_plainly
     for alias in found:
         for assignment in assignments:
-            if _reads(assignment.node, alias):
-                target = _name(assignment.target)
-                if target not in found:
-                    found.append(target)
+            found += [new for new in named(assignment, alias) if new not in found]
     return found
+
+
+def _named_plainly(assignment: nodes.Assign, alias: str) -> list[str]:
+    return [_name(assignment.target)] if _reads(assignment.node, alias) else []
+
+
+def _named_with_namespaces(assignment: nodes.Assign, alias: str) -> list[str]:
+    """What an assignment names as `alias` is: also what it sets in a namespace, or makes one with."""
+    target, value = assignment.target, assignment.node
+    if isinstance(target, nodes.NSRef):
+        return [f"{target.name}.{target.attr}"] if _reads(value, alias) else []
+    if not isinstance(target, nodes.Name):
+        return []
+    names = [target.name] if _reads(value, alias) else []
+    if isinstance(value, nodes.Call) and isinstance(value.node, nodes.Name) and value.node.name == "namespace":
+        names += [f"{target.name}.{pair.key}" for pair in value.kwargs if _reads(pair.value, alias)]
+    return names
 
 
 def _macro_loops(tree: nodes.Template, items: list[str]) -> dict[int, set[str]]:
@@ -248,13 +263,16 @@ def _reads(node: nodes.Node | None, name: str, key: str | None = None) -> bool:
     if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
         return _reads(node.node, name, key)
     if key is None:
-        return isinstance(node, nodes.Name) and node.ctx == "load" and node.name == name
+        return node is not None and _reads_plainly(node, name)
     if isinstance(node, nodes.Getitem):
         return isinstance(node.arg, nodes.Const) and node.arg.value == key and _reads_plainly(node.node, name)
     return isinstance(node, nodes.Getattr) and node.attr == key and _reads_plainly(node.node, name)
 
 
 def _reads_plainly(node: nodes.Node, name: str) -> bool:
+    if isinstance(node, nodes.Getattr):
+        owner, _, attribute = name.rpartition(".")
+        return bool(owner) and node.attr == attribute and _reads_plainly(node.node, owner)
     return isinstance(node, nodes.Name) and node.ctx == "load" and node.name == name
 
 

@@ -107,11 +107,13 @@ def test_tools_that_are_not_to_be_called(tmp_path: Path) -> None:
 
 
 def test_tool_calls_are_put_in_order(tmp_path: Path) -> None:
-    """Arguments become an object; extra fields go; the order is that of OpenAI's types."""
-    call = {"type": "function", "index": 0, "function": {"name": "f", "arguments": '{"b": 1.0}'}, "id": "c"}
+    """Arguments become an object; the order is that of OpenAI's types, with what they don't know at the end."""
+    function = {"strict": True, "name": "f", "arguments": '{"b": 1.0}'}
+    call = {"type": "function", "index": 0, "function": function, "id": "c"}
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
     assert text(tmp_path, "{{ messages[0].tool_calls | tojson }}", message) == (
-        '[{"id": "c", "function": {"arguments": {"b": 1.0}, "name": "f"}, "type": "function"}]'
+        '[{"id": "c", "function": {"arguments": {"b": 1.0}, "name": "f", "strict": true}, "type": "function",'
+        ' "index": 0}]'
     )
 
 
@@ -180,15 +182,56 @@ def test_the_billing_header_by_version(tmp_path: Path) -> None:
 
 
 def test_reasoning_by_version(tmp_path: Path) -> None:
-    """reasoning is passed under both names; reasoning_content counts since 0.22; not beside a null content."""
+    """reasoning is passed under both names, beside a null content too; reasoning_content counts but in 0.16 to 0.21."""
     message = {"role": "assistant", "content": "a", "reasoning": "r"}
     both = '{"role": "assistant", "content": "a", "reasoning": "r", "reasoning_content": "r"}'
     assert text(tmp_path, DUMP, message) == both
     assert "reasoning" not in text(tmp_path, DUMP, message, version=(0, 10))
     renamed = {"role": "assistant", "content": "a", "reasoning_content": "r"}
-    assert text(tmp_path, DUMP, renamed, version=(0, 22)) == both
-    assert "reasoning" not in text(tmp_path, DUMP, renamed, version=(0, 21))
-    assert "reasoning" not in text(tmp_path, DUMP, {**message, "content": None})
+    for version in ((0, 11), (0, 15), (0, 22)):
+        assert text(tmp_path, DUMP, renamed, version=version) == both
+    for version in ((0, 16), (0, 21)):
+        assert "reasoning" not in text(tmp_path, DUMP, renamed, version=version)
+    for name in ("reasoning", "reasoning_content"):
+        thought = {"role": "assistant", "content": None, name: "r"}
+        assert text(tmp_path, DUMP, thought) == both.replace('"a"', '""')
+
+
+def test_extra_keys_of_parts_by_version(tmp_path: Path) -> None:
+    """Kept since 0.26, but those that vLLM's types know; a bare string is a part of its own since 0.18."""
+    part = {"cache_control": {"type": "ephemeral"}, "type": "text", "uuid": None, "text": "a"}
+    template = "{% for m in messages %}{% for p in m.content %}{{ p | tojson }}{% endfor %}{% endfor %}"
+    message = {"role": "user", "content": [part, "b"]}
+    plain = '{"type": "text", "text": "a"}{"type": "text", "text": "b"}'
+    kept = plain.replace('"a"', '"a", "cache_control": {"type": "ephemeral"}')
+    assert text(tmp_path, template, message, version=(0, 26)) == kept
+    assert text(tmp_path, template, message, version=(0, 25)) == plain
+    assert text(tmp_path, template, message, version=(0, 17)) == plain.replace('{"type": "text", "text": "b"}', '"b"')
+    fields: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
+    last = {"role": "assistant", "content": [part]}
+    template = (
+        "{% for m in messages %}{% for p in m.content %}{{ p.cache_control.type }}{{ p.text }}{% endfor %}{% endfor %}"
+    )
+    assert text(tmp_path, template, last, **fields) == "ephemerala"
+
+
+def test_empty_texts_of_parts(tmp_path: Path) -> None:
+    """They are dropped where texts are joined, and kept where they had been made parts."""
+    parts = ["", {"type": "text", "text": ""}, "b"]
+    assert text(tmp_path, DUMP, {"role": "user", "content": parts}) == '{"role": "user", "content": "b"}'
+    assert text(tmp_path, PARTS, {"role": "user", "content": parts}) == "<user>P:P:P:b"
+    assert text(tmp_path, PARTS, {"role": "tool", "content": parts}) == "<tool>S:\n\nb"
+
+
+@pytest.mark.parametrize("given", ["false", "OFF", "0", 0, 0.0, "n", False])
+def test_flags_as_texts(tmp_path: Path, given: object) -> None:
+    """As pydantic reads them."""
+    made = renderer(tmp_path)
+    assert rendered(made, add_generation_prompt=given).text == "<user>hi\n"
+    assert rendered(made, continue_final_message=given).text == "<user>hi\n<assistant>"
+    fields = {"continue_final_message": "yes", "add_generation_prompt": given}
+    if not given:  # the pod looks at both before it reads them
+        assert rendered(made, **fields).text == "<user>hi"
 
 
 def test_names_and_tasks_are_passed_and_the_rest_is_not(tmp_path: Path) -> None:
@@ -221,6 +264,31 @@ def test_reasoning_effort_by_version(tmp_path: Path) -> None:
     assert text(tmp_path, template, reasoning_effort="none") == "none False"
     kwargs = {"enable_thinking": True}
     assert text(tmp_path, template, reasoning_effort="none", chat_template_kwargs=kwargs) == "none True"
+    made = renderer(tmp_path, template, reasoning_effort_map={"low": "none", "high": "max"})
+    efforts = {effort: rendered(made, reasoning_effort=effort).text for effort in ("low", "high", "medium")}
+    assert efforts == {"low": "none False", "high": "max True", "medium": "medium True"}
+
+
+@pytest.mark.parametrize(
+    ("template", "version", "expected"),
+    [
+        ("{{ reasoning_effort }} {{ enable_thinking }}", None, "none False"),
+        ("{{ reasoning_effort }} {{ enable_thinking }}", (0, 30), " "),
+        ("{{ reasoning_effort if reasoning_effort in ['low', 'high'] else 'high' }}", None, "low"),
+        ("{{ raise_exception('no') if reasoning_effort == 'none' else reasoning_effort }}", None, "low"),
+        ("{{ '' if enable_thinking is undefined or enable_thinking else 'quick' }}", None, "quick"),
+    ],
+)
+def test_disabled_thinking_of_the_messages_api(
+    tmp_path: Path, template: str, version: Version | None, expected: str
+) -> None:
+    """Since 0.31 it is the effort none, or low where the template knows no none; other thinking changes nothing."""
+    made = renderer(tmp_path, template, vllm_version=version)
+    body = {"model": "m", "max_tokens": 1, "messages": [USER], "thinking": {"type": "disabled"}}
+    assert made.render(parse("/v1/messages", orjson.dumps(body))).text == expected
+    for thinking in ({"type": "adaptive"}, {"type": "enabled", "budget_tokens": 9}):
+        answer = made.render(parse("/v1/messages", orjson.dumps({**body, "thinking": thinking})))
+        assert answer.text == rendered(made).text
 
 
 def test_documents_and_the_generation_prompt(tmp_path: Path) -> None:

@@ -96,6 +96,9 @@ def test_bounds_are_of_one_rendering() -> None:
 
 
 LOOP = "{%% for m in messages %%}%s{%% endfor %%}"
+CONTENTS = "{% for c in m.content %}{% endfor %}"
+NAMESPACE = "{% set ns = namespace(rest=messages) %}"
+SET_NAMESPACE = "{% set ns = namespace() %}{% set ns.rest = messages[1:] %}"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,14 @@ LOOP = "{%% for m in messages %%}%s{%% endfor %%}"
             None,
             "openai",
         ),
+        (NAMESPACE + LOOP.replace("messages", "ns.rest") % CONTENTS, None, "openai"),
+        (NAMESPACE + LOOP.replace("messages", "ns.rest") % CONTENTS, (0, 32), "string"),
+        (SET_NAMESPACE + LOOP.replace("messages", "ns.rest | list") % CONTENTS, None, "openai"),
+        (SET_NAMESPACE + LOOP % CONTENTS, (0, 32), "string"),
+        (SET_NAMESPACE + "{% set x = ns.rest %}" + LOOP.replace("messages", "x") % CONTENTS, None, "openai"),
+        (SET_NAMESPACE + LOOP.replace("messages", "ns.other") % CONTENTS, None, "string"),
+        ("{% set a, b = messages %}" + LOOP % CONTENTS, (0, 32), "string"),
+        ("{% set a, b = messages %}" + LOOP % CONTENTS, None, "openai"),
         ("{% for a, b in messages %}{% for c in a.content %}{% endfor %}{% endfor %}", None, "string"),
     ],
 )
