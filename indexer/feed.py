@@ -38,6 +38,7 @@ class Feed:
         self.counts: Counter[str] = Counter()
         self.adapters: list[str] = []  # names of LoRA adapters in order of loading: their numbers count from 1
         self.block_size = block_size  # of the newest stored block, once one came
+        self.rank: int | None = None  # as its newest batch says: among all ranks, maybe of several nodes
         self.last_number = -1
         self.last_clock = 0.0
         self.last_heard: float | None = None
@@ -201,11 +202,14 @@ class Feed:
 
     def _decoded(self, payload: bytes) -> Batch | None:
         try:
-            return wire.decode(payload)
+            batch = wire.decode(payload)
         except WireError:
             self.counts["decode errors"] += 1
             self._reasons[UNDECODABLE] = None
             return None
+        if batch.rank is not None:
+            self.rank = batch.rank
+        return batch
 
     def _act(self, ready: Ready[Batch], now: float) -> int | None:
         if ready.verdict == "restart":

@@ -51,6 +51,7 @@ def pod_answer(pod: Pod, core: Core, now: float) -> dict[str, Any]:
         "pod": pod.name,
         "address": pod.address,
         "fit": pod.fit(now),
+        "unfit": pod.unfit(now),
         "healthy": pod.healthy,
         "draining": pod.draining,
         "failures": pod.failures,
@@ -58,6 +59,7 @@ def pod_answer(pod: Pod, core: Core, now: float) -> dict[str, Any]:
         "slow_start_s": round(max(0.0, pod.slow_until - now), 3),
         "models": [m["id"] for m in pod.models or ()],
         "tokenizers": {m["id"]: _tokenizer(m["id"], core) for m in pod.models or () if not m.get("parent")},
+        "max_model_len": pod.context_tokens,
         "version": pod.version,
         "engine": pod.engine,
         "evidence": {"source": pod.evidence.source, "order": ["usage", "counters"]},
@@ -119,6 +121,7 @@ def _rank(rank: Rank, core: Core, now: float) -> dict[str, Any]:
     holding, feed, load = core.index.holding(rank.id), rank.feed, rank.load
     return {
         "rank": rank.id.rank,
+        "global_rank": rank.pod.global_rank(rank.id.rank),
         "state": rank.state,
         "reasons": feed.reasons if feed is not None else ["the pod has no event feed"],
         "block_size": rank.block_size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from router.admission import Admission
-from router.attempts import Attempt, Routing, asks_full_report, is_alone
+from router.attempts import Attempt, Routing, answer_tokens, asks_full_report, is_alone
 from router.bodies import ClientGone, read_body
 from router.core import Asked
 from router.errors import BadRequest, RouterError, Saturated
@@ -62,6 +62,8 @@ class Gateway:
                 await service.sharing.ask(asked)
             asked.alone, asked.tells_cached = asked.reason is None and is_alone(prompt), prompt.tells_cached
             asked.full_report, asked.reads_cache = asks_full_report(prompt), prompt.reads_cache
+            if asked.reason is None:
+                asked.answer = answer_tokens(scope["path"], prompt)
             model = prompt.model
             streaming = prompt.stream
             routing = Routing(

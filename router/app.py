@@ -14,6 +14,7 @@ from starlette.routing import compile_path
 
 from router.answers import score_answer
 from router.api import Gateway
+from router.attempts import answer_tokens
 from router.bodies import read_body
 from router.core import Asked
 from router.counts import Counts
@@ -110,10 +111,9 @@ def _health(service: Service) -> APIRouter:
 
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "Not ready"}})
     async def readyz() -> Response:
-        """200 when requests can be served; else 503 with the reasons."""
-        reasons = service.unready()
-        body = {"status": "ready" if not reasons else "not ready", "reasons": reasons}
-        return _json(body, 503 if reasons else 200)
+        """200 when requests can be served; else 503 with the reasons. Which pods are fit, and why others are not."""
+        body = service.readiness()
+        return _json(body, 200 if body["ready"] else 503)
 
     return router
 
@@ -181,6 +181,8 @@ def _scored(service: Service, prompt: Prompt, asked: Asked) -> Response:
             raise NotFound("There are no such pods.")
         asked.pods = frozenset(pods)
     asked.reads_cache = prompt.reads_cache
+    if asked.reason is None:
+        asked.answer = answer_tokens("/score", prompt)
     now = time.monotonic()
     decision = service.core.decide(asked, frozenset(), now)
     timing_us = {**_NO_TIME_US, **asked.timing_us, "score": round((time.monotonic() - now) * 1e6)}

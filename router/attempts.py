@@ -21,6 +21,7 @@ _Headers = Sequence[tuple[bytes, bytes]]
 
 _UNKNOWN = "the prefix is not known"  # a label must be bounded; the whole reason is in the decision
 _CLIENT_GONE = 499  # nginx's number for an answer that nobody waited for
+_COMPLETION_TOKENS = 16  # `max_tokens` of a completion that gives none
 _INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
 _OWN_BOUND = "pool_full"  # a failure that is no fault of the pod
 _OURS = frozenset(("cancelled", "internal", "unsendable_request"))  # ends of an attempt that say nothing of the pod
@@ -137,7 +138,9 @@ class Attempt:
         rank = placed.decision.rank
         self.request_headers: _Headers = [(b"x-request-id", routing.request_id)]
         if len(rank.pod.ranks) > 1:
-            self.request_headers = [*self.request_headers, (b"x-data-parallel-rank", b"%d" % rank.id.rank)]
+            number = rank.pod.global_rank(rank.id.rank)
+            if number is not None:  # else it picks one itself, and its events will say which
+                self.request_headers = [*self.request_headers, (b"x-data-parallel-rank", b"%d" % number)]
         self.response_headers: _Headers = [
             (b"x-warmroute-pod", rank.id.pod.encode()),
             (b"x-warmroute-matched-tokens", b"%d" % placed.decision.matched_tokens),
@@ -224,6 +227,14 @@ def is_alone(prompt: Prompt) -> bool:
     fields = prompt.fields
     several = prompt.n > 1 or len(prompt.prompts) > 1 or (fields.get("best_of") or 1) != 1
     return not several and prompt.reads_cache and not fields.get("use_beam_search")
+
+
+def answer_tokens(path: str, prompt: Prompt) -> int | None:
+    """The tokens that vLLM adds to a prompt when it looks whether its context takes both; None: it cuts the prompt."""
+    if prompt.truncate_prompt_tokens is None and prompt.fields.get("truncate_prompt_tokens") is not None:
+        return None
+    default = _COMPLETION_TOKENS if path == "/v1/completions" else 1
+    return max(1, prompt.max_tokens if prompt.max_tokens is not None else default)
 
 
 def asks_full_report(prompt: Prompt) -> bool:

@@ -52,19 +52,19 @@ class _Voice:
 
 @dataclass(slots=True, eq=False)
 class _Speaker:
-    """A pod. `rank`: of its only feed, the number that its publisher gives; it need not be 0."""
+    """A pod. `first`: the number that its publishers give to its first rank; it need not be 0."""
 
     pod: StaticPod
     voices: list[_Voice]
-    rank: int | None = None
+    first: int | None = None
 
     def voice(self, rank: int) -> _Voice | None:
-        """The feed of a rank, None if there is none."""
-        if len(self.voices) == 1:
-            if self.rank is None:
-                self.rank = rank
-            return self.voices[0] if rank == self.rank else None
-        return self.voices[rank] if rank < len(self.voices) else None
+        """The feed of a rank, None if there is none. Nodes of one fleet have equally many ranks, one after another."""
+        if self.first is None:
+            given = self.pod.first_rank
+            self.first = given if given is not None else rank - rank % len(self.voices)
+        place = rank - self.first
+        return self.voices[place] if 0 <= place < len(self.voices) else None
 
 
 class BoundEndpoint(Collector):

@@ -40,7 +40,15 @@ class StaticPod(Section):
         le=1024,
         description="Data-parallel ranks; feed and replay of rank r are at the given port + r.",
     )
-    model: ModelName | None = Field(default=None, description="Model that it serves. null: the pod is asked.")
+    first_rank: Count | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Number of its first rank, where it is not 0 (`--data-parallel-hybrid-lb`). null: its batches say.",
+    )
+    model: ModelName | None = Field(
+        default=None, description="The only model, with its adapters, that is asked of it. null: all that it serves."
+    )
     tls: PodTls = PodTls()
 
     @model_validator(mode="after")

@@ -49,6 +49,7 @@ class Asked:
     full_report: bool = False  # the pod will tell again of the blocks that it reuses
     tells_cached: bool = True  # the response's usage tells cached tokens, if the pod does at all
     reads_cache: bool = True  # if not, the pod computes all of it, whatever it holds
+    answer: int | None = None  # tokens that a pod must have room for behind the prompt; None: its length is not known
     timing_us: dict[str, int] = field(default_factory=dict)
 
 
@@ -102,7 +103,7 @@ class Core:
         self.config = config
         self.board = board
         self.space = space
-        self.fleet = Fleet()
+        self.fleet = Fleet(config.probe.panic_share)
         given = config.index
         self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max)
         # Of our own picks alone: nothing confirms what only texts say.
@@ -165,6 +166,7 @@ class Core:
         return Placed(decision, ticket, book, prediction, hit, pod, breaker.epoch)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
+        placed.pod.served_at = now
         placed.ticket.load.first_byte(placed.ticket, now, streaming)
 
     def release(self, placed: Placed, served: bool, now: float) -> None:
@@ -172,6 +174,8 @@ class Core:
         if not placed.ticket.load.release(placed.ticket):
             return
         self.in_flight -= 1
+        if served:
+            placed.pod.served_at = now
         rank, told_by = placed.decision.rank, now + self.config.index.predicted_grace
         if placed.decision.asked.full_report and rank.feed is not None:
             rank.feed.full_report_ended(told_by)
@@ -285,12 +289,15 @@ class Core:
         ranks = left = self.fleet.serving(asked.model)
         if asked.pods is not None:
             ranks = left = [rank for rank in ranks if rank.id.pod in asked.pods]
+        answer, shortest = asked.answer, self.fleet.shortest
+        if answer is not None and shortest is not None and asked.tokens + answer > shortest:
+            left = _long_enough(left, asked.tokens + answer)
         if exclude:
-            left = [rank for rank in ranks if rank.id.pod not in exclude]
+            left = [rank for rank in left if rank.id.pod not in exclude]
         fit = [rank for rank in left if rank.pod.fit(now)]
         if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
             willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]
-            fit = [rank for rank in willing if rank.pod.healthy and not rank.pod.draining]
+            fit = [rank for rank in willing if rank.pod.usable]
         if not fit:
             raise NoFitPod(f"None of the {len(ranks)} pods for this request is fit to take it now.")
         return fit
@@ -403,6 +410,15 @@ def _better(ours: Mapping[int, Mapping[Any, Hit]], others: Mapping[int, Mapping[
     size = rank.block_size or 0
     here, there = (known.get(size, {}).get(rank.id, MISS) for known in (ours, others))
     return there if there.blocks > here.blocks else here
+
+
+def _long_enough(ranks: Sequence[Rank], tokens: int) -> Sequence[Rank]:
+    """Those whose context takes so much; if none does, those with the longest, whose refusal the client gets."""
+    lengths = [rank.pod.context_tokens for rank in ranks]
+    enough = min(tokens, max((length for length in lengths if length is not None), default=0))
+    if None in lengths:  # it may take any length
+        enough = tokens
+    return [rank for rank, length in zip(ranks, lengths, strict=True) if length is None or length >= enough]
 
 
 def _reason(asked: Asked, best: Pick) -> str:

@@ -18,11 +18,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 from indexer.blocks import KeySpace, Tokens
 from indexer.mappings import Ending
 from indexer.prefixes import PrefixLimits, PrefixStats, PrefixStore
+from router.cards import Served
 from router.config import Config
 from router.config_fleet import ASK_THE_PODS, ModelConfig
 from router.core import Asked, Core
 from router.errors import ConfigError
-from router.fleet import Served, TokenizerState
+from router.fleet import TokenizerState
 from router.parity import Parity, ParityLimits
 from router.pod_tokens import AS_BY_DEFAULT, AsServed, NotTold, PodTokens, PodTokensLimits, question_of
 from router.prompt import Prompt

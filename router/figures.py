@@ -24,11 +24,13 @@ _OLD = {  # read only where the newer name is absent: some versions have both
 }
 _CONFIG = "vllm:cache_config_info"
 _LORA = "vllm:lora_requests_info"
+_SLEEP = "vllm:engine_sleep_state"  # a series for each state of each engine
 
 
 def parse_metrics(text: str) -> dict[str, float]:
     """Of all engines: running, waiting, preemptions, cache_queries and cache_hits (tokens) summed; kv_usage (0 to 1) of
-    the fullest; started (seconds since the epoch); block_size and blocks of one; lora_max, lora_running, lora_waiting.
+    the fullest; started (seconds since the epoch); block_size and blocks of one; lora_max, lora_running, lora_waiting;
+    awake (1: every engine is, 0: one sleeps).
     """
     samples = _samples(text)
     for old, name in _OLD.items():
@@ -38,6 +40,9 @@ def parse_metrics(text: str) -> dict[str, float]:
     figures |= {figure: max(v for _, v in samples[name]) for name, figure in _LARGEST.items() if name in samples}
     for labels, _ in samples.get(_CONFIG, ()):
         figures |= _numbers(labels, {"block_size": "block_size", "num_gpu_blocks": "blocks"})
+    awake = [value for line, value in samples.get(_SLEEP, ()) if 'sleep_state="awake"' in line]
+    if awake:
+        figures["awake"] = min(awake)
     if _LORA in samples:  # a series for every state that there was; its value is when
         figures |= _loras(max(samples[_LORA], key=lambda sample: sample[1])[0])
     return figures
@@ -45,7 +50,7 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 def _samples(text: str) -> dict[str, list[tuple[str, float]]]:
     """The labels and values of the series that we know, by name."""
-    known = {*_SUMS, *_LARGEST, *_OLD, _CONFIG, _LORA}
+    known = {*_SUMS, *_LARGEST, *_OLD, _CONFIG, _LORA, _SLEEP}
     samples: dict[str, list[tuple[str, float]]] = {}
     for line in text.splitlines():
         name = _NAME.match(line)

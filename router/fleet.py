@@ -9,12 +9,17 @@ from typing import Any, Literal, NamedTuple
 
 from indexer.feed import Feed
 from router.breaker import Breaker
+from router.cards import Card, Served, card_of, served_by
 from router.errors import UnknownModel
 from scorer.load import PodLoad
 
 _NAMED_MAX = 10  # models named in an error message
 _NUMBERS = re.compile(r"v?(\d+)\.(\d+)")
 _ZERO_REPORTED = (0, 24)
+_ROOTS_MAX = 1000  # names of a pod whose weights are remembered: an adapter that comes back may be another one
+
+Rest = Literal["asleep", "paused"]
+"""Why a pod that answers probes computes nothing."""
 
 
 class RankId(NamedTuple):
@@ -96,10 +101,20 @@ class Pod:
     address: str
     ranks: list[Rank] = field(default_factory=list)
     models: list[dict[str, Any]] | None = None
+    cards: Sequence[Card] = ()  # the same, as far as anything depends on it
+    served: dict[str, Served] = field(default_factory=dict)
+    roots: dict[str, str | None] = field(default_factory=dict)  # what each name stood for, last
+    context_tokens: int | None = None  # the longest prompt with its answer that it takes
+    first_rank: int | None = None  # as configured: what its ranks count from
     block_size: int | None = None
     blocks: int | None = None  # of one rank's cache, as its metrics say
     version: str | None = None
-    healthy: bool = False
+    healthy: bool = False  # as far as routing believes
+    answers: bool = False  # probes
+    unanswered: str | None = None  # what the last failed probe was like
+    listens: bool = True  # the last probe found somebody who might be slow: neither nobody, nor one that says no
+    served_at: float = float("-inf")  # a request
+    rest: Rest | None = None
     failures: int = 0  # in a row
     suspect_until: float = 0.0  # a request failed to reach it: others first
     draining: bool = False
@@ -109,9 +124,47 @@ class Pod:
     evidence: Evidence = field(default_factory=Evidence)
 
     def fit(self, now: float) -> bool:
-        if not self.healthy or self.draining or self.suspect_until > now:
+        if not self.healthy or self.draining or self.rest is not None or self.suspect_until > now:
             return False
         return self.breaker.blocked_until <= now
+
+    @property
+    def usable(self) -> bool:
+        """It may be asked for want of a better one."""
+        return self.healthy and not self.draining and self.rest is None
+
+    def unfit(self, now: float) -> list[str]:
+        """Why it is not fit, in words; what is said of a pod that is fit says why it might soon be otherwise."""
+        reasons = []
+        if not self.healthy or not self.answers:
+            reasons.append(self.unanswered or "it has not been probed yet")
+        if self.rest is not None:
+            reasons.append(f"it is {self.rest}")
+        if self.draining:
+            reasons.append("it is being drained")
+        if self.suspect_until > now:
+            reasons.append("a request could not reach it")
+        if self.breaker.blocked_until > now:
+            reason = self.breaker.reason if self.breaker.tripped else None
+            reasons.append(f"it is ejected: {reason}" if reason else "it asked to be left alone")
+        return reasons
+
+    def global_rank(self, number: int) -> int | None:
+        """What the pod itself calls its rank `number`: with several nodes (hybrid load balancing) it counts on from
+        the ranks of nodes before. As its batches say, else as configured; 0 is the first where there are no batches.
+
+        None: its batches are yet to say it.
+        """
+        feed = self.ranks[number].feed
+        if feed is not None and feed.rank is not None:
+            return feed.rank
+        if self.first_rank is not None:
+            return self.first_rank + number
+        told = [(other, rank.feed.rank) for other, rank in enumerate(self.ranks) if rank.feed is not None]
+        for other, global_rank in told:
+            if global_rank is not None:
+                return max(0, global_rank - other) + number
+        return None if told else number
 
     @property
     def hides_zero(self) -> bool:
@@ -122,13 +175,6 @@ class Pod:
     @property
     def requests(self) -> int:
         return sum(rank.load.requests for rank in self.ranks)
-
-
-class Served(NamedTuple):
-    """A model name that requests may give: the base model, whose tokenizer it has, and its adapter if it is one."""
-
-    base: str
-    lora: str | None
 
 
 @dataclass(slots=True, eq=False)
@@ -144,11 +190,15 @@ class TokenizerState:
 class Fleet:
     """All pods, and who serves which model."""
 
-    def __init__(self) -> None:
+    def __init__(self, panic_share: float = 1.0) -> None:
+        """`panic_share`: of the pods; where more do not answer probes, it is the probes that are not believed."""
         self.pods: dict[str, Pod] = {}
         self.epoch = 0  # counts changes of who serves what, and how
         self.cold: set[Pod] = set()  # new, restarted or unhealthy: slow start when they are fit
         self.tokenizers: dict[str, TokenizerState] = {}  # of models that are tokenized here
+        self.panics = False
+        self.shortest: int | None = None  # of what pods take at most, in tokens
+        self._panic_share = panic_share
         self._serving: dict[str, list[Rank]] = {}
         self._served: dict[str, Served] = {}
         self._sizes: dict[str | None, list[int]] = {}
@@ -163,31 +213,67 @@ class Fleet:
         left = self.pods.pop(name, None)
         if left is not None:
             self.cold.discard(left)
+            self._list(left, {})
         self.changed()
 
-    def learned_models(self, pod: Pod, models: list[dict[str, Any]]) -> None:
-        """The pod answered /v1/models."""
-        if models == pod.models:
-            return
-        pod.models = models
-        adapters = [m["id"] for m in models if m.get("parent")]
+    def learned_models(self, pod: Pod, models: list[dict[str, Any]]) -> bool:
+        """The pod answered /v1/models. True: a name stands for other weights than before."""
+        cards = tuple([card_of(model) for model in models])
+        if pod.models is not None and cards == pod.cards:
+            return False
+        other = any(pod.roots.get(card.id, card.root) != card.root for card in cards)
+        for card in cards:
+            pod.roots.pop(card.id, None)  # the newest last
+            pod.roots[card.id] = card.root
+        for name in list(pod.roots)[: max(0, len(pod.roots) - max(_ROOTS_MAX, len(cards)))]:
+            del pod.roots[name]
+        pod.models, pod.cards = models, cards
+        pod.context_tokens = max((card.max_model_len for card in cards if card.max_model_len), default=None)
+        adapters = [card.id for card in cards if card.parent]
         for rank in pod.ranks:
             if rank.feed is not None:
                 rank.feed.adapters = adapters
+        self._list(pod, served_by(cards))
         self.changed()
+        return other
 
     def changed(self) -> None:
         """Who serves what, or in blocks of which size, has changed."""
         self.epoch += 1
         self._sizes.clear()
-        self._serving.clear()
-        self._served.clear()
+
+    def probed(self, pod: Pod, answers: bool) -> None:
+        """What probes say of a pod."""
+        pod.answers = answers
+        self._judge()
+
+    def _judge(self) -> None:
+        """Who is healthy: who answers probes, and where too many do not at once, who may only be slow to answer."""
+        known = [pod for pod in self.pods.values() if pod.answers or (pod.models is not None and pod.unanswered)]
+        silent = sum(not pod.answers for pod in known)
+        self.panics = silent > self._panic_share * len(known)
         for pod in self.pods.values():
-            bases = [m["id"] for m in pod.models or () if not m.get("parent")]
-            for model in pod.models or ():
-                base = self._base(model, bases)
-                self._serving.setdefault(model["id"], []).extend(pod.ranks)
-                self._served.setdefault(model["id"], Served(base, model["id"] if model.get("parent") else None))
+            healthy = pod.answers or (self.panics and pod.listens and pod.models is not None)
+            if not healthy and pod.healthy:
+                self.cold.add(pod)
+            pod.healthy = healthy
+
+    def _list(self, pod: Pod, served: dict[str, Served]) -> None:
+        """Have `pod` stand under the names that it serves now. The lists are not changed but replaced."""
+        before, pod.served = pod.served, served
+        for name in [*before, *(name for name in served if name not in before)]:
+            if before.get(name) == served.get(name):
+                continue
+            ranks = [rank for rank in self._serving.get(name, ()) if rank.pod is not pod]
+            if name in served:
+                ranks += pod.ranks
+            if ranks:
+                self._serving[name] = ranks
+                self._served[name] = ranks[0].pod.served[name]
+            else:
+                del self._serving[name], self._served[name]
+        lengths = [pod.context_tokens for pod in self.pods.values() if pod.context_tokens is not None]
+        self.shortest = min(lengths, default=None)
 
     def serving(self, model: str | None) -> Sequence[Rank]:
         """The candidates for a model (None: any), fit or not; raises `UnknownModel` naming the known ones."""
@@ -230,15 +316,12 @@ class Fleet:
 
     def union_of_models(self) -> list[dict[str, Any]]:
         """One entry a model, as the first pod that serves it describes it."""
-        union: dict[str, dict[str, Any]] = {}
-        for pod in self.pods.values():
-            for model in pod.models or ():
-                union.setdefault(model["id"], model)
-        return list(union.values())
+        first = [(name, ranks[0].pod.models or []) for name, ranks in self._serving.items()]
+        return [next(model for model in models if model["id"] == name) for name, models in first]
 
     def base_models(self) -> list[str]:
         """The models that pods serve, without adapters, each once."""
-        return [model["id"] for model in self.union_of_models() if not model.get("parent")]
+        return [name for name, served in self._served.items() if served.lora is None]
 
     def _known(self) -> str:
         names = sorted(self._serving)
@@ -246,12 +329,3 @@ class Fleet:
             return "No pod has told its models yet."
         more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
         return f"Known models: {', '.join(names[:_NAMED_MAX])}{more}."
-
-    @staticmethod
-    def _base(model: dict[str, Any], bases: list[str]) -> str:
-        parent = model.get("parent")
-        if not parent:
-            return str(model["id"])
-        if parent in bases or not bases:
-            return str(parent)
-        return bases[0]  # vLLM names the parent by its path; a pod has one base model

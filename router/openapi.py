@@ -25,11 +25,19 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class PodReadiness(BaseModel):
+    """Whether a pod takes requests; the reasons are why not, or what speaks against it though it does."""
+
+    fit: bool
+    reasons: list[str]
+
+
 class Readiness(BaseModel):
     """Whether requests can be served, and why not."""
 
-    status: str
+    ready: bool
     reasons: list[str]
+    pods: dict[str, PodReadiness]
 
 
 class Described(FastAPI):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-import orjson
 import zmq
 
 from indexer.feed import Feed
@@ -19,125 +17,19 @@ from router.config import Config
 from router.config_events import Events
 from router.config_fleet import StaticPod
 from router.core import Core
-from router.failures import UpstreamError
 from router.feeds import FeedReader
-from router.figures import parse_metrics
-from router.fleet import Evidence, Pod, Rank, RankId
+from router.fleet import Pod, Rank, RankId
 from router.pod_client import PodClient
+from router.prober import Prober
 from router.sockets import FeedLimits, port_plus
 from router.trust import Trusts
 from scorer.cost import FleetRate, PrefillRate
 
 log = logging.getLogger("warmroute.pods")
 
-_JITTER = 0.1  # share of the interval by which probes are spread
 _LOAD_S = 10.0  # a feed that has not loaded its first state by then is not waited for: its pod is routed blind
-_DETAILS_EVERY = 5  # probes between two looks at models, version and metrics of a pod that is known
-_NULL_BLOCKS = 1  # of num_gpu_blocks, vLLM keeps one for itself
 _UNVERIFIED = "%s: ITS CERTIFICATE IS NOT CHECKED (tls.verify is off): whoever answers at %s gets prompts and keys"
-_WELCOME = (b"/version", b"/metrics")  # of what is asked, not needed
 _MEND_S = 0.5  # between two looks at whether a feed wants its pod's history again
-
-
-class Prober:
-    """Probes one pod for as long as it is known."""
-
-    def __init__(self, core: Core, pod: Pod, client: PodClient, config: Config) -> None:
-        self._core = core
-        self._pod = pod
-        self._client = client
-        self._probe = config.probe
-        self.probed = asyncio.Event()  # at least one answer, or one failure
-
-    async def run(self) -> None:
-        count = 0
-        while True:
-            fine = await self._ask_health()
-            if fine and (count % _DETAILS_EVERY == 0 or self._pod.models is None or self._pod.block_size is None):
-                fine = await self._ask_details()
-            elif fine and self._needs_counters:
-                await self._ask_metrics()
-            self._note(fine)
-            self.probed.set()
-            count = count + 1 if fine else 0
-            await asyncio.sleep(self._probe.interval * random.uniform(1 - _JITTER, 1 + _JITTER))
-
-    def _note(self, fine: bool) -> None:
-        pod = self._pod
-        was = pod.healthy
-        if fine:
-            pod.failures, pod.suspect_until, pod.healthy = 0, 0.0, True
-        else:
-            pod.failures += 1
-            if pod.failures >= self._probe.failures_max:
-                pod.healthy = False
-                self._core.fleet.cold.add(pod)
-        if was != pod.healthy:
-            log.info("%s is %s", pod.name, "fit" if pod.healthy else "unfit: it does not answer probes")
-
-    async def _ask_health(self) -> bool:
-        return await self._asked(b"/health") is not None
-
-    async def _ask_details(self) -> bool:
-        """Models are needed; the version and the metrics are welcome."""
-        models = await self._asked(b"/v1/models")
-        if models is None:
-            return False
-        try:
-            known = [m for m in orjson.loads(models)["data"] if isinstance(m.get("id"), str)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s: /v1/models can't be read: %s", self._pod.name, error or type(error).__name__)
-            return False
-        self._core.fleet.learned_models(self._pod, known)
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            self._pod.version = orjson.loads(await self._asked(b"/version") or b"null")["version"]
-        await self._ask_metrics()
-        return True
-
-    async def _ask_metrics(self) -> None:
-        text = await self._asked(b"/metrics")
-        if text is not None:
-            self._learn(parse_metrics(text.decode(errors="replace")))
-
-    async def _asked(self, target: bytes) -> bytes | None:
-        """The pod's answer, if it is a good one; what is wrong is said once in a row of failures."""
-        try:
-            answer = await self._client.get(target)
-        except UpstreamError as error:
-            if self._pod.failures == 0:
-                log.info("%s: %s can't be asked: %s", self._pod.name, target.decode(), error)
-            return None
-        if answer.fine:
-            return answer.body
-        if self._pod.failures == 0 and target not in _WELCOME:
-            log.info("%s says %d to %s", self._pod.name, answer.status, target.decode())
-        return None
-
-    @property
-    def _needs_counters(self) -> bool:
-        """The pod's counters are all that its feed can be checked by."""
-        return not self._pod.evidence.usage and any(rank.feed is not None for rank in self._pod.ranks)
-
-    def _learn(self, figures: dict[str, float]) -> None:
-        pod, before = self._pod, self._pod.engine.get("started")
-        if before is not None and before != figures.get("started", before):
-            log.info("%s has been started anew", pod.name)
-            pod.evidence = Evidence()
-            self._core.fleet.cold.add(pod)
-            for rank in pod.ranks:
-                if rank.feed is not None:
-                    rank.feed.suspect()
-        pod.engine = figures
-        feed = pod.ranks[0].feed if len(pod.ranks) == 1 else None  # the counters of several tell of no one
-        proof = pod.evidence.looked(figures.get("cache_queries"), figures.get("cache_hits"))
-        if proof is not None and feed is not None:
-            feed.reported(*proof)
-        size = figures.get("block_size")
-        if size is not None and size >= 1:
-            self._pod.block_size = int(size)
-        blocks = figures.get("blocks")
-        if blocks is not None and blocks > _NULL_BLOCKS:
-            self._pod.blocks = int(blocks) - _NULL_BLOCKS
 
 
 class Pods:
@@ -184,7 +76,8 @@ class Pods:
 
     def join(self, given: StaticPod) -> None:
         """A pod is there: route to it once it answers."""
-        pod = Pod(given.name, given.address.rstrip("/"), block_size=self._block_size(given))
+        address, size = given.address.rstrip("/"), self._block_size(given)
+        pod = Pod(given.name, address, block_size=size, first_rank=given.first_rank)
         readers = []
         for number in range(given.data_parallel_size):
             rank, reader = self._rank(pod, given, number)
@@ -196,7 +89,7 @@ class Pods:
         if tls is not None and not tls.verified:
             log.warning(_UNVERIFIED, pod.name, pod.address)
         client = self._clients[pod.name] = PodClient(pod.address, self._config.probe.timeout, tls)
-        prober = self._probers[pod.name] = Prober(self._core, pod, client, self._config)
+        prober = self._probers[pod.name] = Prober(self._core, pod, client, self._config.probe, given.model, self._clock)
         self._tasks[pod.name] = asyncio.get_running_loop().create_task(prober.run())
         self._readers[pod.name] = readers
         self._joined_at[pod.name] = self._clock()
@@ -217,6 +110,10 @@ class Pods:
             await reader.stop()
         del self._probers[name], self._joined_at[name]
         self._core.leave(self._core.fleet.pods[name])
+
+    async def look(self, name: str) -> bool:
+        """Ask a pod at once what it serves. False: it does not tell."""
+        return await self._probers[name].look()
 
     @property
     def unloaded(self) -> set[str]:

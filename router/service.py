@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from indexer.blocks import KeySpace
 from router.config import Config
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _HOUSEKEEPING_S = 0.05  # between two looks at what has expired
 _SWEEP_S = 1.0  # between two looks at all connections of a pod, as at those of clients
+_UNLOADED = "the first state of its feed is not loaded"
 _CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
 
 
@@ -103,7 +104,16 @@ class Service:
         fit = [pod.name for pod in self.core.fleet.pods.values() if pod.fit(now)]
         if any(name not in unloaded for name in fit):
             return []
-        return [f"{name}: the first state of its feed is not loaded" for name in fit] or ["no pod is fit"]
+        return [f"{name}: {_UNLOADED}" for name in fit] or ["no pod is fit"]
+
+    def readiness(self) -> dict[str, Any]:
+        """The same for a probe that wants to know, with each pod, and why it is not fit."""
+        reasons, now, unloaded = self.unready(), time.monotonic(), self.pods.unloaded
+        pods = {}
+        for name, pod in self.core.fleet.pods.items():
+            fit = pod.fit(now)
+            pods[name] = {"fit": fit, "reasons": pod.unfit(now) + ([_UNLOADED] if fit and name in unloaded else [])}
+        return {"ready": not reasons, "reasons": reasons, "pods": pods}
 
     async def _drain_as(self, peers: Peers) -> None:
         """Whoever takes the seat of a worker that died drains what that one did."""

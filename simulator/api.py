@@ -11,6 +11,7 @@ import orjson
 from simulator.answer import Answer
 from simulator.asgi import BodyTooLarge, Exchange, Receive, Scope, Send
 from simulator.ask import Ask, Body, Refused, chat_tokens, parse, parse_json, text_tokens
+from simulator.engine import Engine, Rest
 from simulator.events import Origin
 from simulator.faults import change
 from simulator.generate import generate
@@ -42,6 +43,7 @@ class Api:
             ("GET", "/metrics"): self._metrics,
             ("GET", "/kv_event_sources"): self._sources,
             ("POST", "/reset_prefix_cache"): self._reset,
+            **(self._development() if pod.development else {}),
             ("POST", "/simulator/fault"): self._fault,
             ("GET", "/simulator/state"): self._state,
             ("POST", "/simulator/state"): self._state,
@@ -57,6 +59,9 @@ class Api:
         if refuse is not None and not exchange.path.startswith("/simulator/"):
             await (exchange.cut() if refuse == "close" else self._error(exchange, Refused(503, "told to refuse")))
             return
+        if self._pod.api_keys and exchange.path.startswith("/v1") and not self._has_key(exchange):
+            await self._json(exchange, {"error": "Unauthorized"}, 401)
+            return
         handler = self._routes.get((exchange.method, exchange.path))
         if handler is None:
             known = exchange.path in self._paths
@@ -69,6 +74,35 @@ class Api:
             await self._error(exchange, refused)
         except BodyTooLarge:
             await self._error(exchange, Refused(413, "the request's body is too large"))
+
+    def _has_key(self, exchange: Exchange) -> bool:
+        scheme, _, key = exchange.headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and key in self._pod.api_keys
+
+    def _development(self) -> dict[tuple[str, str], Handler]:
+        """What vLLM has in its development mode."""
+
+        def rests(why: Rest | None) -> Handler:
+            async def handler(exchange: Exchange) -> None:
+                self._pod.rest(why)
+                await self._json(exchange, {})
+
+            return handler
+
+        def says(name: str, why: Rest) -> Handler:
+            async def handler(exchange: Exchange) -> None:
+                await self._json(exchange, {name: any(engine.resting == why for engine in self._pod.engines)})
+
+            return handler
+
+        return {
+            ("POST", "/sleep"): rests("asleep"),
+            ("POST", "/wake_up"): rests(None),
+            ("GET", "/is_sleeping"): says("is_sleeping", "asleep"),
+            ("POST", "/pause"): rests("paused"),
+            ("POST", "/resume"): rests(None),
+            ("GET", "/is_paused"): says("is_paused", "paused"),
+        }
 
     async def _chat(self, exchange: Exchange) -> None:
         await self._generate(exchange, chat=True)
@@ -93,7 +127,7 @@ class Api:
         if pod.faults.hang:
             await exchange.gone()
             return
-        headers = self._load_report(exchange, engine.rank)
+        headers = self._load_report(exchange, engine)
         await generate(ask, pod.model, engine, pod.faults, exchange, headers, shape)
 
     async def _worked(self, raw: bytes, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -102,12 +136,12 @@ class Api:
             return work(*arguments)
         return await asyncio.to_thread(work, *arguments)
 
-    def _load_report(self, exchange: Exchange, rank: int) -> dict[str, str]:
+    def _load_report(self, exchange: Exchange, engine: Engine) -> dict[str, str]:
         """The load header that a client may ask for (vLLM >= 0.11)."""
         form = exchange.headers.get("endpoint-load-metrics-format", "").lower()
         if form not in ("json", "text") or self._pod.model.version < (0, 11):
             return {}
-        scheduler = self._pod.engines[rank].scheduler
+        scheduler = engine.scheduler
         figures = {
             "num_requests_waiting": float(len(scheduler.waiting)),
             "kv_cache_usage_perc": scheduler.pool.used / scheduler.pool.usable,

@@ -117,6 +117,11 @@ def _fault(text: str) -> tuple[str, object]:
     default=None,
     help='JSON lines {"prompt_token_ids": […], "output_token_ids": […]}.',
 )
+@click.option(
+    "--data-parallel-start-rank", type=click.IntRange(0), default=0, show_default=True, help="Number of its first rank."
+)
+@click.option("--api-key", "api_keys", multiple=True, help="Asked for under /v1; may be repeated.")
+@click.option("--dev-mode", is_flag=True, help="As VLLM_SERVER_DEV_MODE=1: /sleep, /wake_up, /pause, /resume.")
 @click.option("--fault", "faults", multiple=True, metavar="NAME=VALUE", help="May be repeated; see above.")
 def simulate(
     host: str, port: int, events_port: int, events_endpoint: str, replay_port: int, topic: str | None, model_path: Path,
@@ -124,7 +129,8 @@ def simulate(
     event_hashes: HashKind | None, hash_seed: str | None, block_size: int, num_blocks: int,
     max_model_len: int | None, max_num_seqs: int, max_num_batched_tokens: int, data_parallel_size: int,
     prefill_tokens_per_s: float, attention_tokens: float, step_base_s: float, step_sequence_s: float,
-    time_scale: float, buffer_steps: int, forced_outputs: Path | None, faults: tuple[str, ...],
+    time_scale: float, buffer_steps: int, forced_outputs: Path | None, data_parallel_start_rank: int,
+    api_keys: tuple[str, ...], dev_mode: bool, faults: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Checks what was given and serves until a signal."""
     if events_endpoint and not re.fullmatch(r"tcp://.+:[1-9][0-9]{0,4}", events_endpoint):
@@ -149,6 +155,9 @@ def simulate(
             topic=f"kv@{host}:{port}@{name}" if topic is None else topic,
             buffer_steps=buffer_steps,
             hash_seed=hash_seed,
+            first_rank=data_parallel_start_rank,
+            api_keys=frozenset(api_keys),
+            development=dev_mode,
         )
         serve(model, settings, port, click.echo)
     except (ValueError, OSError, zmq.ZMQError) as error:

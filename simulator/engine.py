@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from simulator.blocks import BlockPool
 from simulator.events import Dialect, Origin
@@ -29,6 +29,7 @@ class Interrupted(Exception):
     """The answer will not be finished: the pod restarted, or the client is gone."""
 
 
+Rest: TypeAlias = Literal["asleep", "paused"]
 Inbox: TypeAlias = "asyncio.Queue[tuple[int, int | Interrupted | None]]"
 """What happens to the requests of one client, by index: a token, None after the last one, or an interruption."""
 
@@ -82,6 +83,7 @@ class Engine:
         self._tickets: dict[Request, Ticket] = {}
         self._aborted: list[Request] = []
         self._wake = asyncio.Event()
+        self.resting: Rest | None = None
         self._generation = 0
         self.scheduler = self._new_scheduler()
 
@@ -118,6 +120,13 @@ class Engine:
         """Forget all blocks; False while requests run. The event goes out with the next step."""
         return self.scheduler.pool.clear()
 
+    def rest(self, why: Rest | None) -> None:
+        """Take no step until `rest(None)`. The cache is lost; that is told with the step after."""
+        if why is not None:
+            self.scheduler.pool.clear()
+        self.resting = why
+        self._wake.set()
+
     def misbehave(self, faults: Faults) -> None:
         """Change what goes wrong."""
         self._slow = faults.slow
@@ -126,6 +135,7 @@ class Engine:
     def restart(self) -> None:
         """As a crashed and restarted process: all requests die, the cache is empty, hashes and seq begin anew."""
         self._generation += 1
+        self.resting = None
         tickets, self._tickets = self._tickets, {}
         self._aborted.clear()
         self.scheduler = self._new_scheduler()
@@ -138,7 +148,7 @@ class Engine:
         deadline = clock()
         while True:
             self._drop_aborted()
-            if not self.scheduler.busy:
+            if self.resting or not self.scheduler.busy:
                 self._wake.clear()
                 await self._wake.wait()
                 deadline = clock()

@@ -46,7 +46,7 @@ def exposition(engines: Iterable[Engine], model: str, loras: Iterable[str], vers
         lines += [f"# HELP vllm:{name} Simulated.", f"# TYPE vllm:{name} histogram"]
         for engine, histogram in zip(engines, histograms, strict=True):
             lines += _histogram_lines(name, f'engine="{engine.rank}",model_name="{model}"', histogram)
-    lines += _cache_config(engines)
+    lines += _cache_config(engines) + _sleep_state(engines, model)
     if names := _escaped(",".join(loras)):
         labels = f'max_lora="{names.count(",") + 1}",running_lora_adapters="",waiting_lora_adapters=""'
         lines += ["# TYPE vllm:lora_requests_info gauge", f"vllm:lora_requests_info{{{labels}}} 1.0"]
@@ -109,4 +109,14 @@ def _cache_config(engines: list[Engine]) -> list[str]:
             f'prefix_caching_hash_algo="sha256"'
         )
         lines.append(f"vllm:cache_config_info{{{labels}}} 1.0")
+    return lines
+
+
+def _sleep_state(engines: list[Engine], model: str) -> list[str]:
+    lines = ["# HELP vllm:engine_sleep_state Simulated.", "# TYPE vllm:engine_sleep_state gauge"]
+    for engine in engines:
+        asleep = engine.resting == "asleep"
+        for state, value in (("awake", not asleep), ("weights_offloaded", asleep), ("discard_all", False)):
+            labels = f'engine="{engine.rank}",model_name="{model}",sleep_state="{state}"'
+            lines.append(f"vllm:engine_sleep_state{{{labels}}} {float(value)}")
     return lines

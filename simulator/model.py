@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,6 @@ class Model:
     version_text: str
     loras: Mapping[str, Lora] = field(default_factory=dict)
     forced: ForcedOutputs = field(default_factory=ForcedOutputs)
-    started: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def load(cls, folder: Path, name: str, context_tokens_max: int, version: Version, version_text: str,
@@ -96,18 +96,19 @@ class Model:
         return self.vocabulary.answer(prompt, variant, count), "length" if count == room else "stop"
 
     def cards(self) -> dict[str, Any]:
-        """The body of `/v1/models`."""
+        """The body of `/v1/models`: times and ids of permissions are new in each, as vLLM makes them."""
         base = self._card(self.name, None, self.folder, self.context_tokens_max)
         return {"object": "list", "data": [base, *(self._card(lora, self.name, lora, None) for lora in self.loras)]}
 
     def _card(self, name: str, parent: str | None, root: str, tokens_max: int | None) -> dict[str, Any]:
+        now = int(time.time())
         permission = {
-            "id": f"modelperm-{name}", "object": "model_permission", "created": self.started,
+            "id": f"modelperm-{secrets.token_hex(8)}", "object": "model_permission", "created": now,
             "allow_create_engine": False, "allow_sampling": True, "allow_logprobs": True,
             "allow_search_indices": False, "allow_view": True, "allow_fine_tuning": False,
             "organization": "*", "group": None, "is_blocking": False,
         }  # fmt: skip
         return {
-            "id": name, "object": "model", "created": self.started, "owned_by": "vllm", "root": root,
+            "id": name, "object": "model", "created": now, "owned_by": "vllm", "root": root,
             "parent": parent, "max_model_len": tokens_max, "permission": [permission],
         }  # fmt: skip

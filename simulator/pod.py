@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from simulator.ask import Refused
-from simulator.engine import Engine, Limits
+from simulator.engine import Engine, Limits, Rest
 from simulator.events import Dialect
 from simulator.faults import Faults
 from simulator.model import Model
@@ -39,6 +39,12 @@ class Settings:
     topic: str = ""
     buffer_steps: int = BUFFER_STEPS
     hash_seed: str | None = None
+    first_rank: int = 0
+    """What its ranks count from: of a node in a fleet under hybrid load balancing, the ranks of the nodes before."""
+    api_keys: frozenset[str] = frozenset()
+    """Keys that /v1 asks for; none: it is open."""
+    development: bool = False
+    """VLLM_SERVER_DEV_MODE: the pod can be put to rest."""
 
 
 class Pod:
@@ -47,7 +53,10 @@ class Pod:
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model = model
         self.faults = settings.faults
-        self.engines = [self._engine(settings, rank) for rank in range(settings.ranks)]
+        first = settings.first_rank
+        self.engines = [self._engine(settings, first + place) for place in range(settings.ranks)]
+        self.api_keys = settings.api_keys
+        self.development = settings.development
         self._settings = settings
         self.tasks: list[asyncio.Task[None]] = []
         """The engines at work: none of them ends before `stop` but by an error."""
@@ -62,9 +71,9 @@ class Pod:
         settings = self._settings
         given = settings.events_endpoint
         connects = bool(given) and "*" not in given and "::" not in given
-        for engine in self.engines:
-            events = _of_rank(given or f"tcp://{settings.host}:{settings.events_port}", engine.rank)
-            replay = _of_rank(f"tcp://{settings.host}:{settings.replay_port}", engine.rank)
+        for place, engine in enumerate(self.engines):
+            events = _of_rank(given or f"tcp://{settings.host}:{settings.events_port}", place)
+            replay = _of_rank(f"tcp://{settings.host}:{settings.replay_port}", place)
             engine.publisher.open(events, replay, connects)
             engine.misbehave(self.faults)
             engine.publisher.start()
@@ -82,12 +91,12 @@ class Pod:
 
     def engine_for(self, rank: str | None) -> Engine:
         """The rank that a request names, else the least loaded; Refused (400) out of range from 0.20 on."""
-        count = len(self.engines)
+        first, count = self._settings.first_rank, len(self.engines)
         if rank is not None and rank.lstrip("-").isdigit():
-            if 0 <= int(rank) < count:
-                return self.engines[int(rank)]
+            if first <= int(rank) < first + count:
+                return self.engines[int(rank) - first]
             if self.model.version >= (0, 20):
-                raise Refused(400, f"data_parallel_rank {rank} is out of range [0, {count}).")
+                raise Refused(400, f"data_parallel_rank {rank} is out of range [{first}, {first + count}).")
         return min(self.engines, key=lambda engine: engine.load)
 
     def misbehave(self, faults: Faults) -> None:
@@ -100,6 +109,11 @@ class Pod:
         """As a new process: see Engine.restart."""
         for engine in self.engines:
             engine.restart()
+
+    def rest(self, why: Rest | None) -> None:
+        """Compute nothing and hold nothing (None: go on); requests wait."""
+        for engine in self.engines:
+            engine.rest(why)
 
     def event_sources(self) -> dict[str, Any]:
         """The body of `/kv_event_sources`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -316,3 +317,63 @@ def test_a_pod_that_leaves_is_told_no_more() -> None:
     decision = there.decide(asked(there, 2), NOBODY, 0.0)
     assert [candidate.requests for candidate in decision.pick.candidates] == [0, 0]
     assert there.board is not None and there.board.in_flight == 0
+
+
+def test_who_can_take_it() -> None:
+    """Pods whose context is too short for a prompt and its answer are no candidates; of none, the longest is."""
+    core = core_of(3)
+    for pod, length in zip(core.fleet.pods.values(), (1000, 2000, 1000), strict=True):
+        core.fleet.learned_models(pod, [{"id": MODEL, "max_model_len": length}, {"id": "ad", "parent": MODEL}])
+    store(core, "pod-0", 1, 992)
+
+    def picked(tokens: int, answer: int | None, exclude: frozenset[str] = NOBODY) -> set[str]:
+        prompt = asked(core, 1, tokens, answer=answer)
+        return {core.fleet.pods[rank.id.pod].name for rank in core.decide(prompt, exclude, 0.0).ranks}
+
+    everyone = {"pod-0", "pod-1", "pod-2"}
+    assert picked(992, 8) == picked(992, None) == picked(5000, None) == everyone
+    assert picked(992, 9) == picked(2000, 1) == picked(9000, 1) == {"pod-1"}
+    with pytest.raises(NoFitPod):
+        picked(992, 9, frozenset(["pod-1"]))
+    core.fleet.learned_models(core.fleet.pods["pod-2"], [{"id": MODEL}])  # it says nothing of lengths
+    assert picked(9000, 1) == {"pod-2"}
+
+
+def test_ranks_that_do_not_begin_with_0() -> None:
+    """What a rank is called by its pod: as its batches say, else as given, else as another rank's batches say."""
+    blind = core_of(1, ranks=2, feeds=False).fleet.pods["pod-0"]
+    assert [blind.global_rank(number) for number in range(2)] == [0, 1]
+    pod = core_of(1, ranks=3).fleet.pods["pod-0"]
+
+    def called() -> list[int | None]:
+        return [pod.global_rank(number) for number in range(3)]
+
+    assert called() == [None] * 3
+    feed = pod.ranks[1].feed
+    assert feed is not None
+    feed.frame(0, msgspec.msgpack.encode([1.0, [{"type": "AllBlocksCleared"}], 7]), 0.0)
+    assert called() == [6, 7, 8]
+    pod.first_rank = 9
+    assert called() == [9, 7, 11]
+
+
+def test_names_come_and_go() -> None:
+    """Who serves a name is right after every change, pod by pod; nobody's name is not known."""
+    core = core_of(3)
+    first, second, third = core.fleet.pods.values()
+    adapters = [{"id": name, "parent": MODEL} for name in ("a", "b")]
+    core.fleet.learned_models(first, [{"id": MODEL}, *adapters])
+    core.fleet.learned_models(third, [{"id": MODEL}, adapters[0], {"id": "a", "parent": MODEL}])
+
+    def serving(name: str) -> list[str]:
+        return [rank.id.pod for rank in core.fleet.serving(name)]
+
+    assert (serving(MODEL), serving("a"), serving("b")) == (["pod-0", "pod-1", "pod-2"], ["pod-0", "pod-2"], ["pod-0"])
+    assert core.fleet.served("a") == (MODEL, "a")
+    core.fleet.learned_models(first, [{"id": MODEL}])
+    assert serving("a") == ["pod-2"] and not core.fleet.is_known("b")
+    core.fleet.leave(third.name)
+    assert not core.fleet.is_known("a") and serving(MODEL) == ["pod-0", "pod-1"]
+    core.fleet.learned_models(second, [{"id": "other"}])
+    assert serving(MODEL) == ["pod-0"] and serving("other") == ["pod-1"]
+    assert [model["id"] for model in core.fleet.union_of_models()] == core.fleet.base_models() == [MODEL, "other"]

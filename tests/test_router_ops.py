@@ -157,6 +157,8 @@ async def test_unready() -> None:
         assert (await client.get("/readyz")).status_code == 200
         for pod in service.core.fleet.pods.values():
             pod.healthy = False
-        assert (await client.get("/readyz")).json() == {"status": "not ready", "reasons": ["no pod is fit"]}
+        told = (await client.get("/readyz")).json()
+        unfit = {name: {"fit": False, "reasons": ["it has not been probed yet"]} for name in service.core.fleet.pods}
+        assert told == {"ready": False, "reasons": ["no pod is fit"], "pods": unfit}
         service.draining = True
         assert (await client.get("/readyz")).json()["reasons"] == ["draining"]

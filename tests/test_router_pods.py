@@ -8,15 +8,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
-from indexer.blocks import KeySpace
+from indexer.blocks import Keys, KeySpace
+from indexer.match import MISS
 from router.config import Config
 from router.config_fleet import StaticPod
 from router.core import Core
+from router.figures import parse_metrics
+from router.fleet import RankId
 from router.pod_client import PodClient
-from router.pods import Pods, parse_metrics
+from router.pods import Pods
 from router.sockets import port_plus
 from router.trust import Trusts
 from tests.router_peers import Call, Peer, peer, until
@@ -201,3 +205,170 @@ async def test_unix_socket(tmp_path: Path) -> None:
     """A pod on a Unix socket is probed as any other."""
     async with peer(Told(), path=str(tmp_path / "pod")) as seen, PodClient(seen.address, 2.0) as client:
         assert (await client.get(b"/version")).body == b'{"version": "0.32.0"}'
+
+
+async def test_new_times_are_no_change() -> None:
+    """vLLM makes `created` and the ids of permissions anew for each answer: nothing is forgotten for that."""
+    told, seen = Told(), iter(range(1_000_000))
+
+    def models(*cards: dict[str, Any]) -> tuple[int, bytes]:
+        made = [{**card, "created": next(seen), "permission": [{"id": f"modelperm-{next(seen)}"}]} for card in cards]
+        return 200, orjson.dumps({"data": made})
+
+    told.answers["/v1/models"] = models({"id": "m", "root": "r"})
+    async with probed(told) as (core, pods, _):
+        epoch = core.fleet.epoch
+        for _ in range(3):
+            told.answers["/v1/models"] = models({"id": "m", "root": "r"})
+            assert await pods.look("a")
+        assert core.fleet.epoch == epoch
+        told.answers["/v1/models"] = models({"id": "m", "root": "r", "max_model_len": 2048})
+        assert await pods.look("a")
+        assert core.fleet.epoch == epoch + 1
+        assert core.fleet.pods["a"].context_tokens == core.fleet.shortest == 2048
+
+
+def _hold(core: Core, prompt: Keys) -> None:
+    core.index.predict(RankId("a", 0), prompt, 0, 1e12)
+
+
+def _held(core: Core, prompt: Keys) -> int:
+    return core.match(prompt).hits.get(RankId("a", 0), MISS).blocks
+
+
+async def test_other_weights_under_a_name() -> None:
+    """An adapter whose root changes is another one: what the pod held is forgotten, also if it was away between."""
+    told = Told()
+
+    def serves(**roots: str) -> None:
+        adapters = [{"id": name, "root": root, "parent": "m"} for name, root in roots.items()]
+        told.answers["/v1/models"] = (200, orjson.dumps({"data": [{"id": "m", "root": "r"}, *adapters]}))
+
+    serves(ad="one")
+    async with probed(told) as (core, pods, _):
+        keys = core.space.chain(np.arange(64, dtype=np.uint32), 32)
+        _hold(core, keys)
+        serves(ad="one", other="x")
+        assert await pods.look("a") and _held(core, keys) == 2
+        serves(other="x")
+        assert await pods.look("a") and _held(core, keys) == 2
+        serves(other="x", ad="two")
+        assert await pods.look("a") and _held(core, keys) == 0
+
+
+@pytest.mark.parametrize("by_metrics", [False, True])
+async def test_a_pod_that_sleeps(by_metrics: bool) -> None:
+    """It answers /health, and is not fit; what it held is gone; awake again, it is cold and empty."""
+    told = Told()
+    metrics = told.answers["/metrics"][1]
+
+    def sleeps(asleep: bool) -> None:
+        if by_metrics:
+            line = b'vllm:engine_sleep_state{engine="0",sleep_state="awake"} %d.0\n' % (not asleep)
+            told.answers["/metrics"] = (200, metrics + line)
+        else:
+            told.answers["/is_sleeping"] = (200, orjson.dumps({"is_sleeping": asleep}))
+
+    sleeps(False)
+    async with probed(told) as (core, _, _):
+        pod = core.fleet.pods["a"]
+        keys = core.space.chain(np.arange(64, dtype=np.uint32), 32)
+        _hold(core, keys)
+        core.fleet.cold.clear()
+        sleeps(True)
+        await until(lambda: pod.rest == "asleep")
+        assert pod.healthy and not pod.fit(0.0) and not pod.usable and pod.unfit(0.0) == ["it is asleep"]
+        assert _held(core, keys) == 0
+        _hold(core, keys)
+        sleeps(False)
+        await until(lambda: pod.rest is None)
+        assert pod.fit(0.0) and pod in core.fleet.cold and _held(core, keys) == 0
+
+
+async def test_only_the_given_model() -> None:
+    """A pod that is given a model is asked for that and its adapters alone; without it, it is not fit."""
+    told = Told()
+    names = [{"id": "m"}, {"id": "n"}, {"id": "ad", "parent": "m"}, {"id": "nad", "parent": "n"}]
+    told.answers["/v1/models"] = (200, orjson.dumps({"data": names}))
+    async with probed(told, model="m") as (core, _, _):
+        assert [name for name in ("m", "n", "ad", "nad") if core.fleet.is_known(name)] == ["m", "ad"]
+        told.answers["/v1/models"] = (200, b'{"data": [{"id": "n"}]}')
+        await until(lambda: not core.fleet.pods["a"].answers)
+        assert core.fleet.pods["a"].unanswered == "it does not serve m, which the configuration says"
+        assert not core.fleet.is_known("n")
+
+
+async def late(call: Call) -> None:
+    """A pod that is too busy to answer."""
+    await call.gone()
+
+
+@contextlib.asynccontextmanager
+async def fleet_of(*pods: Told) -> AsyncIterator[Core]:
+    """Several pods under probes with little patience."""
+    async with contextlib.AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(peer(told)) for told in pods]
+        static = [{"name": f"pod-{n}", "address": seen.address} for n, seen in enumerate(peers)]
+        probe = {"interval": 0.05, "timeout": 0.1, "failures_max": 2}
+        config = Config.model_validate({"discovery": {"static": static}, "probe": probe})
+        core = Core(config, KeySpace(1))
+        outside = Pods(core, config, Trusts(config.upstream))
+        await outside.start()
+        try:
+            yield core
+        finally:
+            await outside.stop()
+
+
+class Busy(Told):
+    """A pod whose /health comes late, once it is told so."""
+
+    busy = False
+
+    async def __call__(self, call: Call) -> None:
+        await (late(call) if self.busy else super().__call__(call))
+
+
+async def test_late_probes_of_too_many_are_not_believed() -> None:
+    """One of three that is late is unfit; all three, and it is the probes that are doubted; and back again."""
+    pods = [Busy(), Busy(), Busy()]
+    async with fleet_of(*pods) as core:
+        fleet = core.fleet
+        pods[0].busy = True
+        await until(lambda: not fleet.pods["pod-0"].healthy)
+        assert [pod.fit(0.0) for pod in fleet.pods.values()] == [False, True, True] and not fleet.panics
+        assert fleet.pods["pod-0"].unfit(0.0) == ["no answer in time to /health"]
+        pods[1].busy = pods[2].busy = True
+        await until(lambda: fleet.panics and not any(pod.answers for pod in fleet.pods.values()))
+        assert all(pod.fit(0.0) for pod in fleet.pods.values())
+        for pod in pods:
+            pod.busy = False
+        await until(lambda: all(pod.answers for pod in fleet.pods.values()))
+        assert not fleet.panics
+
+
+async def test_a_refusal_is_believed_of_however_many() -> None:
+    """Pods that say of themselves that they are not well are not used, and be it all of them."""
+    pods = [Told(), Told()]
+    async with fleet_of(*pods) as core:
+        for pod in pods:
+            pod.answers["/health"] = (503, b"")
+        await until(lambda: not any(pod.healthy for pod in core.fleet.pods.values()))
+        assert core.fleet.panics
+
+
+async def test_served_answers_are_health() -> None:
+    """A pod that is late with all probes and serves requests stays fit; when it serves none, it is not."""
+    pods = [Busy(), Busy(), Busy()]
+    async with fleet_of(*pods) as core:
+        pod = core.fleet.pods["pod-0"]
+        pods[0].busy = True
+        pod.served_at = 1e12
+        await until(lambda: pod.unanswered is not None)
+        seen = pod.unanswered
+        for _ in range(5):
+            pod.unanswered = None
+            await until(lambda: pod.unanswered == seen)
+        assert pod.healthy and pod.failures == 0
+        pod.served_at = 0.0
+        await until(lambda: not pod.healthy)

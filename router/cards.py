@@ -1,0 +1,61 @@
+"""What a pod says of its models in /v1/models, as far as anything depends on it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Card(NamedTuple):
+    """One entry. vLLM makes `created` and `permission` anew for each answer: they are no change, and not in here."""
+
+    id: str
+    root: str | None  # where the weights are from
+    parent: str | None  # of an adapter: its base model
+    max_model_len: int | None  # tokens; None of an adapter
+
+
+class Served(NamedTuple):
+    """A model name that requests may give: the base model, whose tokenizer it has, and its adapter if it is one."""
+
+    base: str
+    lora: str | None
+
+
+def card_of(model: Mapping[str, Any]) -> Card:
+    """Of an entry with an id; what else is missing or of another type is None."""
+    length = model.get("max_model_len")
+    return Card(
+        str(model["id"]), _text(model.get("root")), _text(model.get("parent")), length if type(length) is int else None
+    )
+
+
+def served_by(cards: Sequence[Card]) -> dict[str, Served]:
+    """The names that a pod serves."""
+    bases = [card.id for card in cards if not card.parent]
+    return {card.id: Served(_base(card, bases), card.id if card.parent else None) for card in cards}
+
+
+def only(model: str, cards: Iterable[Card]) -> list[str]:
+    """The names of `model` and its adapters; empty if it is not among `cards`."""
+    cards = list(cards)
+    base = next((card for card in cards if card.id == model), None)
+    if base is None:
+        return []
+    if base.parent:
+        return [model]
+    bases = [card.id for card in cards if not card.parent]
+    return [card.id for card in cards if card is base or (card.parent and _base(card, bases) == model)]
+
+
+def _base(card: Card, bases: Sequence[str]) -> str:
+    parent = card.parent
+    if not parent:
+        return card.id
+    if parent in bases or not bases:
+        return parent
+    return bases[0]  # vLLM names the parent by its path; a pod has one base model
+
+
+def _text(value: object) -> str | None:
+    return value if type(value) is str and value else None
