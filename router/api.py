@@ -64,10 +64,10 @@ class Gateway:
             asked.full_report, asked.reads_cache = asks_full_report(prompt), prompt.reads_cache
             if asked.reason is None:
                 asked.answer = answer_tokens(scope["path"], prompt)
+            asked.tells = prompt.stream or prompt.max_tokens == 1
             model = prompt.model
-            streaming = prompt.stream
             routing = Routing(
-                service.core, service.metrics, service.upstreams, asked, request_id, streaming, began,
+                service.core, service.metrics, service.upstreams, asked, request_id, asked.tells, began,
                 self._admission, scope["headers"], prompt.fields.get("priority"),
             )  # fmt: skip
             refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])

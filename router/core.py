@@ -48,6 +48,7 @@ class Asked:
     alone: bool = False  # the cached tokens that the pod will report are those of this one prompt
     full_report: bool = False  # the pod will tell again of the blocks that it reuses
     tells_cached: bool = True  # the response's usage tells cached tokens, if the pod does at all
+    tells: bool = False  # the first byte of the answer will come with the first token
     reads_cache: bool = True  # if not, the pod computes all of it, whatever it holds
     answer: int | None = None  # tokens that a pod must have room for behind the prompt; None: its length is not known
     timing_us: dict[str, int] = field(default_factory=dict)
@@ -157,7 +158,9 @@ class Core:
         breaker = pod.breaker
         if breaker.tripped:
             breaker.sent(now, self._breaker)
-        ticket = rank.load.admit(round(best.tokens - best.worth) + asked.further, now)
+        ticket = rank.load.admit(round(best.tokens - best.worth) + asked.further, now, best.matched, asked.tells)
+        if asked.further or not asked.keys:
+            ticket.alone = False  # what is computed for it is a guess, and teaches nothing
         if asked.full_report and rank.feed is not None:
             rank.feed.full_report_began()
         book, hit, prediction = self._predict(asked, rank, decision.hits[best.number], now)
@@ -166,12 +169,13 @@ class Core:
         return Placed(decision, ticket, book, prediction, hit, pod, breaker.epoch)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
+        """`streaming`: it followed the prefill at once."""
         placed.pod.served_at = now
         placed.ticket.load.first_byte(placed.ticket, now, streaming)
 
     def release(self, placed: Placed, served: bool, now: float) -> None:
         """Give back what `route` took. `served`: the pod did work on the request, so it may hold its blocks."""
-        if not placed.ticket.load.release(placed.ticket):
+        if not placed.ticket.load.release(placed.ticket, now):
             return
         self.in_flight -= 1
         if served:
@@ -245,6 +249,7 @@ class Core:
         for rank in pod.ranks:
             self.index.drop(rank.id)
             self.texts.drop(rank.id)
+            rank.load.rate.leave()
             if self.board is not None:
                 self.board.leave(rank.id)
 

@@ -20,7 +20,7 @@ from scorer.load import PodLoad, Ticket
 from scorer.sendings import Sendings, ring_fields
 
 LOOK_S = 0.005  # between two looks at the others: 10 ms are early enough, and decisions share the cost of one
-_FIELDS = 5  # of a cell: name, requests, prefill tokens, their seconds, until when the pod is busy
+_FIELDS = 6  # of a cell: name, requests, prefill tokens, their seconds, those owed behind the head, busy until
 _NAME_BITS = 53  # as many as a float holds exactly
 
 Cell: TypeAlias = list[float]
@@ -50,8 +50,8 @@ class SharedLoad(PodLoad):
     def own_prefill_tokens(self) -> int:
         return self.prefill_tokens - self._others_tokens
 
-    def admit(self, tokens: int, now: float) -> Ticket:
-        ticket = super().admit(tokens, now)
+    def admit(self, tokens: int, now: float, start: int = 0, tells: bool = False) -> Ticket:
+        ticket = super().admit(tokens, now, start, tells)
         self._tell()
         return ticket
 
@@ -59,24 +59,29 @@ class SharedLoad(PodLoad):
         super().first_byte(ticket, now, measured)
         self._tell()
 
-    def release(self, ticket: Ticket) -> bool:
-        released = super().release(ticket)
+    def release(self, ticket: Ticket, now: float | None = None) -> bool:
+        released = super().release(ticket, now)
         self._tell()
         return released
 
-    def hear(self, requests: int, tokens: int, promised_s: float, busy_until: float) -> None:
-        """Another worker has so much more here (or less); by what it knew, the pod is busy until then."""
+    def hear(self, requests: int, tokens: int, promised_s: float, owed_s: float, busy_until: float) -> None:
+        """Another worker has so much more here (or less); by what it knew, the pod is busy until then.
+
+        `owed_s` of it can't have begun: streams whose turn has not come.
+        """
         self._others_requests += requests
         self.requests += requests
         self._others_tokens += tokens
         self.prefill_tokens += tokens
         self._others_promised_s += promised_s
         self._promised_s += promised_s
+        self._others_owed_s += owed_s
         if busy_until > self._busy_until:
             self._busy_until = busy_until
         if not self._others_tokens:  # what is left are rounding errors
             self._promised_s -= self._others_promised_s
             self._others_promised_s = 0.0
+            self._others_owed_s = 0.0
 
     def fall_silent(self) -> None:
         """Tell no more: what is still in flight ends where nobody counts it."""
@@ -88,7 +93,9 @@ class SharedLoad(PodLoad):
             cell[1] = self.requests - self._others_requests
             cell[2] = self.prefill_tokens - self._others_tokens
             cell[3] = self._promised_s - self._others_promised_s
-            cell[4] = self._busy_until
+            head = self._head
+            cell[4] = 0.0 if head is None else self._owed_s - head.cost_s
+            cell[5] = self._busy_until
 
 
 class Sent(NamedTuple):
@@ -182,10 +189,11 @@ class Board:
         self.in_flight += int(after[1] - before[1])
         if before[0] != after[0]:  # a pod has left, and another one has its place
             _hear(self._loads.get(before[0]), before, -1)
-            before = [after[0], 0.0, 0.0, 0.0, 0.0]
+            before = [after[0], 0.0, 0.0, 0.0, 0.0, 0.0]
         load = self._loads.get(after[0])
         if load is not None:
-            load.hear(int(after[1] - before[1]), int(after[2] - before[2]), after[3] - before[3], after[4])
+            requests, tokens, promised_s, owed_s = (after[field] - before[field] for field in range(1, 5))
+            load.hear(int(requests), int(tokens), promised_s, owed_s, after[5])
 
 
 def row_of(ranks_max: int, sendings_max: int) -> np.dtype[Any]:
@@ -196,7 +204,7 @@ def row_of(ranks_max: int, sendings_max: int) -> np.dtype[Any]:
 
 def _hear(load: SharedLoad | None, cell: Cell, sign: int) -> None:
     if load is not None:
-        load.hear(sign * int(cell[1]), sign * int(cell[2]), sign * cell[3], cell[4])
+        load.hear(sign * int(cell[1]), sign * int(cell[2]), sign * cell[3], sign * cell[4], cell[5])
 
 
 def _number(name: bytes) -> float:

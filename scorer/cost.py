@@ -1,100 +1,196 @@
-"""What a prefill costs a pod, in seconds, learned from the first bytes of its streams.
+"""What a prefill costs a pod, in seconds, learned from what it has shown.
 
-A measured time is `base + tokens * token_s`. What the fleet's pods have in common is learned from all of them
-(`FleetRate`); a pod's own speed (`PrefillRate`) leans on the fleet's as long as little was seen of it, and again when
-nothing new was seen of it for long: so no pod is believed slow for ever because nothing is sent to it.
+    seconds = base + factor * n * (per_token + per_position * middle)
+
+for `n` tokens of which the middle one has `middle` tokens before it: attention costs more the longer the context. The
+base (what every request costs) and both slopes are one least-squares fit over the fleet (`FleetRate`); each pod has a
+`factor` beside it (`PrefillRate`), which leans on 1 as long as little was seen of the pod, and again when nothing new
+was seen of it for long: so no pod is believed slow for ever because nothing is sent to it.
 """
 
 from __future__ import annotations
 
-_DECAY = 0.9  # of a pod's older samples: about the last ten count
-_FLEET_DECAY = 0.97  # of the fleet's: about the last thirty
-_FADE = 0.95  # of what is known of one pod, for each sample of another
-_LEAN_TOKENS = 2048  # of the fleet's speed, weighed against the tokens that a pod's own speed was seen on
-_BASE_FALLS, _BASE_RISES = 0.2, 0.02  # of a residual: nothing is quicker than the base, much that is slower waited
-_BASE_TOKENS = 256  # a prefill of so many tokens says half as much of the base as an empty one
-_TOKENS_MIN = 64  # fewer say nothing of the speed
+_FORGET = 0.995  # of the fleet's older samples: about the last 200 count
+_DECAY = 0.95  # of a pod's own: about the last 20 count; and once for each round of samples of all pods
+_TURN = 0.03  # of one sample in what is the mean of all pods
+_LEAN_S = 0.5  # seconds of prefill as the fleet predicts it, weighed against what was seen of one pod
+_LEAN_TOKENS = 2048.0  # a prefill of so many tokens, at the assumed speed, is what is "seen" at first,
+_LEAN_COUNT = 0.05  # with the weight of so many
+_LEAN_BASE, _LEAN_POSITION = 5.0, 0.05  # weights of 0 s for either: most of a prefill is for its tokens
+_MIDDLE = 1024.0  # of prompts, before any was seen
+_NOISE_S = 0.1  # a sample's error is this and a share of what it was predicted to take
+_TOKENS_MIN = 64  # fewer say nothing of the speed, but what every request costs
 _FACTOR_MAX = 8.0  # of the predicted time that one sample may claim: a stalled pod is no slow pod
+_SLACK_S = 0.05  # and this much more: what is over at once may well take eight times as long
 _PREFILL_SHARE_MIN = 0.25  # of a measured time: speeds assumed too fast route badly, too slow hardly matter
+_COUNT_MAX = 8.0  # requests that a mean of several counts for, at most
+_FITS_AT_ONCE, _FIT_EVERY = 50, 8  # samples: until so many each is fitted at once, then every eighth
+_UNITS = (1.0, 1e3, 1e7)  # of the three unknowns: so that sums of squares are of one size
+_SHAPES = ((1,), (0, 1), (1, 2), (0, 1, 2))  # which unknowns may be above 0: a token always costs something
+_SHRINK = (0.05, 1e-6, 0.02)  # of each: where prompts are alike and can't tell, the tokens cost it all
+_SINGULAR = 1e-15
 
 
 class FleetRate:
-    """Seconds a token, and the seconds that every request costs whatever its length, over all pods."""
+    """What all pods have in common: `base_s`, `per_token` (s), `per_position` (s for each token before it)."""
 
-    __slots__ = ("_seconds", "_tokens", "base_s", "samples")
+    __slots__ = ("_squares", "_targets", "base_s", "factor", "middle", "per_position", "per_token", "pods", "samples")
 
     def __init__(self, tokens_per_s: float) -> None:
         """`tokens_per_s`: the speed to assume before anything was seen."""
         self.base_s = 0.0
+        self.per_token = 1.0 / tokens_per_s
+        self.per_position = 0.0
+        self.middle = _MIDDLE  # of prompts, about
+        self.factor = 1.0  # of the pods, as they were measured: else fit and factors could drift apart together
         self.samples = 0
-        self._tokens = float(_LEAN_TOKENS)
-        self._seconds = _LEAN_TOKENS / tokens_per_s
+        self.pods = 0
+        seconds, tokens = _LEAN_TOKENS / tokens_per_s, _LEAN_TOKENS / _UNITS[1]
+        weight = _LEAN_COUNT * (seconds + _NOISE_S) ** -2
+        self._squares = [[_LEAN_BASE, 0.0, 0.0], [0.0, weight * tokens * tokens, 0.0], [0.0, 0.0, _LEAN_POSITION]]
+        self._targets = [0.0, weight * tokens * seconds, 0.0]
 
-    @property
-    def token_s(self) -> float:
-        return self._seconds / self._tokens
+    def token_s(self, middle: float) -> float:
+        """Seconds of one token with `middle` tokens before it."""
+        return self.per_token + self.per_position * middle
 
-    def learn(self, tokens: int, seconds: float) -> float:
-        """One request of `tokens` took `seconds`, of which this much was prefill (0: too short to tell)."""
-        residual = seconds - tokens * self.token_s
-        weight = (_BASE_FALLS if residual < self.base_s else _BASE_RISES) * _BASE_TOKENS / (_BASE_TOKENS + tokens)
-        self.base_s = max(0.0, self.base_s + weight * (residual - self.base_s))
-        if tokens < _TOKENS_MIN:
-            return 0.0
-        prefill = max(seconds - self.base_s, _PREFILL_SHARE_MIN * seconds)
+    def learn(self, tokens: float, middle: float, seconds: float, factor: float, count: float) -> None:
+        """A pod of this `factor` took `seconds`; `count`: of so many requests this is the mean."""
+        forget = _FORGET**count
+        share = max(_TURN, 1.0 / (1.0 + self.samples))
+        self.factor += share * (factor - self.factor)
+        self.middle += share * (middle - self.middle)
+        predicted_s = self.base_s + factor * tokens * self.token_s(middle)
+        weight = count * (predicted_s + _NOISE_S) ** -2
+        if self.samples >= _FITS_AT_ONCE:  # before, factors are not known well enough
+            seconds = max(0.0, (seconds - self.base_s) * self.factor / factor + self.base_s)
+        row = (1.0, tokens / _UNITS[1], tokens * middle / _UNITS[2])
+        for one in range(3):
+            self._targets[one] = forget * self._targets[one] + weight * row[one] * seconds
+            squares = self._squares[one]
+            for other in range(3):
+                squares[other] = forget * squares[other] + weight * row[one] * row[other]
         self.samples += 1
-        self._tokens = _FLEET_DECAY * self._tokens + tokens
-        self._seconds = _FLEET_DECAY * self._seconds + prefill
-        return prefill
+        if self.samples < _FITS_AT_ONCE or self.samples % _FIT_EVERY == 0:
+            self._fit()
+
+    def learn_base(self, seconds: float) -> None:
+        """A request with next to nothing to compute took so long beside what it computed."""
+        weight = (self.base_s + _NOISE_S) ** -2
+        self._squares[0][0] += weight
+        self._targets[0] += weight * max(0.0, seconds)
+
+    def _fit(self) -> None:
+        """The best of the shapes in which nothing is negative."""
+        least = float("inf")
+        for shape in _SHAPES:
+            found = _solve(self._squares, self._targets, shape)
+            if found is None:
+                continue
+            error = sum(
+                found[one] * (sum(found[other] * self._squares[one][other] for other in shape) - 2 * self._targets[one])
+                for one in shape
+            )
+            if error < least:
+                least = error
+                self.base_s, self.per_token, self.per_position = (
+                    value / unit for value, unit in zip(found, _UNITS, strict=True)
+                )
 
 
 class PrefillRate:
-    """One pod's seconds a token. Samples are of requests that found no other prefill: what waits measures the queue."""
+    """One pod's speed. Samples are of requests that found no backlog: what waits measures the queue."""
 
-    __slots__ = ("_at", "_seconds", "_tokens", "_value", "fleet", "samples")
+    __slots__ = ("_at", "_expected_s", "_taken_s", "factor", "fleet", "samples")
 
     def __init__(self, tokens_per_s: float, fleet: FleetRate | None = None) -> None:
         """`fleet`: shared by all pods; without one, the pod is a fleet of its own."""
         self.fleet = fleet or FleetRate(tokens_per_s)
+        self.fleet.pods += 1
         self.samples = 0
-        self._tokens = 0.0
-        self._seconds = 0.0
-        self._at = -1  # samples of the fleet when `_value` was made
-        self._value = 0.0
+        self.factor = 1.0  # as of this pod's last sample, or the last look
+        self._taken_s = 0.0
+        self._expected_s = 0.0
+        self._at = 0  # samples of the fleet at that time
 
     @property
     def token_s(self) -> float:
-        """Predicted seconds of prefill a token."""
-        if self._at != self.fleet.samples:
-            self._fade()
-            self._value = (self._seconds + _LEAN_TOKENS * self.fleet.token_s) / (self._tokens + _LEAN_TOKENS)
-        return self._value
+        """Predicted seconds of prefill a token, in the middle of a usual prompt."""
+        return self.slowness() * self.fleet.token_s(self.fleet.middle)
 
     @property
     def tokens_per_s(self) -> float:
         return 1.0 / self.token_s
 
-    def cost_s(self, tokens: int) -> float:
-        """Predicted seconds of prefill of `tokens` uncached tokens."""
-        return tokens * self.token_s
+    def slowness(self) -> float:
+        """The factor as of now."""
+        if self._at != self.fleet.samples:
+            self._fade()
+        return self.factor
 
-    def learn(self, tokens: int, seconds: float) -> None:
-        """`tokens` uncached tokens took `seconds` to the first byte, on a pod without other prefill."""
+    def cost_s(self, tokens: float, start: int = 0) -> float:
+        """Predicted seconds of prefill of `tokens` uncached tokens behind `start` cached ones."""
+        return tokens * self.slowness() * self.fleet.token_s(start + tokens / 2)
+
+    def learn(self, tokens: float, seconds: float, start: float = 0.0, count: float = 1.0) -> None:
+        """`tokens` uncached tokens behind `start` cached ones took `seconds`, on a pod without other prefill.
+
+        `count`: of so many requests these are the means.
+        """
         if seconds <= 0.0 or tokens <= 0:
             return
-        seconds = min(seconds, _FACTOR_MAX * (self.fleet.base_s + self.cost_s(tokens)))
-        self._fade()
-        prefill = self.fleet.learn(tokens, seconds)
-        if not prefill:
+        fleet, factor, count = self.fleet, self.slowness(), min(count, _COUNT_MAX)
+        middle = start + tokens / 2
+        alike_s = tokens * fleet.token_s(middle)  # on a pod of factor 1
+        seconds = min(seconds, _FACTOR_MAX * (fleet.base_s + alike_s * factor) + _SLACK_S)
+        if tokens < _TOKENS_MIN:
+            fleet.learn_base(seconds - alike_s * factor)
             return
+        taken_s = max(seconds - fleet.base_s, _PREFILL_SHARE_MIN * seconds)
+        fleet.learn(tokens, middle, seconds, factor, count)
+        decay = _DECAY**count
+        self._taken_s = decay * self._taken_s + count * taken_s
+        self._expected_s = decay * self._expected_s + count * tokens * fleet.token_s(middle)
         self.samples += 1
-        self._tokens = _DECAY * self._tokens + tokens
-        self._seconds = _DECAY * self._seconds + prefill
+        self._at = fleet.samples
+        self._lean()
+
+    def leave(self) -> None:
+        """The pod is gone."""
+        self.fleet.pods -= 1
 
     def _fade(self) -> None:
-        """What was seen of this pod counts less with every sample of another."""
-        if self._at >= 0:
-            fade = _FADE ** (self.fleet.samples - self._at)
-            self._tokens *= fade
-            self._seconds *= fade
+        """What was seen of this pod counts less with every round of samples of all."""
+        fade: float = _DECAY ** ((self.fleet.samples - self._at) / self.fleet.pods)
+        self._taken_s *= fade
+        self._expected_s *= fade
         self._at = self.fleet.samples
+        self._lean()
+
+    def _lean(self) -> None:
+        self.factor = (self._taken_s + _LEAN_S) / (self._expected_s + _LEAN_S)
+
+
+def _solve(squares: list[list[float]], targets: list[float], shape: tuple[int, ...]) -> list[float] | None:
+    """Values of the unknowns of `shape`, in their units, the others 0; None if one would not be above 0."""
+    rows = [[squares[one][other] for other in shape] + [targets[one]] for one in shape]
+    size = len(shape)
+    for place, one in enumerate(shape):
+        rows[place][place] *= 1.0 + _SHRINK[one]
+    for place in range(size):
+        best = max(range(place, size), key=lambda row: abs(rows[row][place]))
+        if abs(rows[best][place]) < _SINGULAR:
+            return None
+        rows[place], rows[best] = rows[best], rows[place]
+        pivot = rows[place]
+        for row in rows:
+            if row is not pivot:
+                share = row[place] / pivot[place]
+                for column in range(place, size + 1):
+                    row[column] -= share * pivot[column]
+    values = [0.0, 0.0, 0.0]
+    for place, one in enumerate(shape):
+        values[one] = rows[place][size] / rows[place][place]
+        if values[one] <= 0.0:
+            return None
+    return values

@@ -1,26 +1,33 @@
 """What is in flight: tickets taken at decision time, given back once.
 
 A pod's backlog is the prefill that was promised to it and is not yet done, in seconds at the pod's own speed. It is
-counted when the decision is made, shrinks as time passes, and what a first byte proves done is taken off: so an
-over-estimate heals by itself, and nothing depends on scraped figures.
+counted when the decision is made. A pod computes prompts in the order in which they came, so a first byte proves that
+all before it is done, and when the rest will be. Between two first bytes the backlog shrinks with time, but by no more
+than the prefill at the head of the line costs: as long as a stream that should have begun has not, nothing behind it
+has either, however cheap it was thought. Answers that come whole tell nothing before their end; of them the time is
+believed, and what the pod itself says is waiting (`stated`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from scorer.cost import PrefillRate
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
-    """One request on its way to one pod. `cost_s`: its predicted prefill."""
+    """One request on its way to one pod. `cost_s`: its predicted prefill; `behind_s`: of all promised up to it."""
 
     load: PodLoad
     tokens: int
     cost_s: float
+    behind_s: float
     taken_at: float
-    alone: bool  # no other prefill was promised to the pod: what is measured is its speed
+    start: int  # tokens before those that are to be computed
+    alone: bool  # there was no backlog: what is measured is the pod's speed
+    tells: bool  # its first byte follows its prefill at once
     in_prefill: bool = True
     released: bool = False
 
@@ -28,14 +35,27 @@ class Ticket:
 class PodLoad:
     """The load of one candidate; `rate` is what was learned of its speed."""
 
-    __slots__ = ("_busy_until", "_promised_s", "prefill_tokens", "rate", "requests")
+    __slots__ = (
+        "_busy_until", "_count", "_head", "_head_at", "_line", "_others_owed_s", "_owed_s", "_promised_s", "_stated_at",
+        "_stated_s", "_telling", "_total_s", "prefill_tokens", "rate", "requests",
+    )  # fmt: skip
 
     def __init__(self, rate: PrefillRate) -> None:
         self.requests = 0
         self.prefill_tokens = 0  # uncached prompt tokens of requests without a first byte
         self.rate = rate
-        self._promised_s = 0.0
-        self._busy_until = 0.0
+        self._count = 0  # tickets since ever
+        self._total_s = 0.0  # promised to them
+        self._promised_s = 0.0  # to requests without a first byte
+        self._busy_until = 0.0  # if all goes as predicted
+        self._line: dict[Ticket, None] = {}  # without a first byte, in order
+        self._telling: dict[Ticket, None] = {}  # those of them that tell
+        self._head: Ticket | None = None  # the first of these
+        self._head_at = 0.0  # since when it is
+        self._owed_s = 0.0  # promised to those that tell
+        self._others_owed_s = 0.0
+        self._stated_s = 0.0  # waits by the pod's own account
+        self._stated_at = 0.0
 
     @property
     def own_requests(self) -> int:
@@ -48,42 +68,89 @@ class PodLoad:
 
     def backlog_s(self, now: float) -> float:
         """Seconds until a prefill that comes now could start."""
-        waits = self._busy_until - now
-        if waits <= 0.0:
-            return 0.0
-        return waits if waits < self._promised_s else self._promised_s
+        left = self._busy_until - now
+        if left > self._promised_s:
+            left = self._promised_s
+        owed, head = self._others_owed_s, self._head
+        if head is not None:
+            spent = now - self._head_at
+            owed += self._owed_s - (spent if spent < head.cost_s else head.cost_s)
+        if owed > left:
+            left = owed
+        if self._stated_s:
+            stated = self._stated_s - (now - self._stated_at)
+            if stated > left:
+                left = stated
+        return left if left > 0.0 else 0.0
 
-    def admit(self, tokens: int, now: float) -> Ticket:
-        """Promise the pod `tokens` uncached prompt tokens."""
-        cost_s = self.rate.cost_s(tokens)
-        backlog_s, alone = self.backlog_s(now), not self.prefill_tokens
+    def admit(self, tokens: int, now: float, start: int = 0, tells: bool = False) -> Ticket:
+        """Promise the pod `tokens` uncached prompt tokens behind `start` others.
+
+        `tells`: the first byte will follow the prefill at once.
+        """
+        cost_s, backlog_s = self.rate.cost_s(tokens, start), self.backlog_s(now)
         self.requests += 1
         self.prefill_tokens += tokens
+        self._count += 1
+        self._total_s += cost_s
         self._promised_s += cost_s
         self._busy_until = now + backlog_s + cost_s
-        return Ticket(self, tokens, cost_s, now, alone)
+        ticket = Ticket(self, tokens, cost_s, self._total_s, now, start, backlog_s <= 0.0, tells)
+        self._line[ticket] = None
+        if tells:
+            self._telling[ticket] = None
+            self._owed_s += cost_s
+            if self._head is None:
+                self._head, self._head_at = ticket, now + backlog_s
+        return ticket
 
     def first_byte(self, ticket: Ticket, now: float, measured: bool) -> None:
-        """The prefill of `ticket` is done. `measured`: a stream, whose first byte follows the prefill at once."""
+        """The prefill of `ticket` is done. `measured`: just now."""
         if not ticket.in_prefill or ticket.released:
             return
-        self._prefilled(ticket)
+        behind_s = self._total_s - ticket.behind_s
+        self._prefilled(ticket, now)
+        until = now + behind_s
+        if measured or until < self._busy_until:
+            self._busy_until = until
         if measured and ticket.alone:
-            self.rate.learn(ticket.tokens, now - ticket.taken_at)
+            self.rate.learn(ticket.tokens, now - ticket.taken_at, ticket.start)
 
-    def release(self, ticket: Ticket) -> bool:
-        """Give a ticket back; False if it was given back before."""
+    def release(self, ticket: Ticket, now: float | None = None) -> bool:
+        """Give a ticket back; False if it was given back before. `now` None: the time is that of the last news."""
         if ticket.released:
             return False
         ticket.released = True
         self.requests -= 1
         if ticket.in_prefill:
-            self._prefilled(ticket)
+            self._prefilled(ticket, self._head_at if now is None else now)
+            self._busy_until -= ticket.cost_s
         return True
 
-    def _prefilled(self, ticket: Ticket) -> None:
+    def stated(self, waiting: int, asked_at: float) -> None:
+        """At `asked_at` or a moment later, so many requests waited at the pod: they are the newest that it has.
+
+        More than were sent from here are others': they are taken to be like ours.
+        """
+        known = [ticket for ticket in islice(reversed(self._line), waiting) if ticket.taken_at < asked_at]
+        others = waiting - len(known) if len(known) == len(self._line) else 0
+        usual_s = self._total_s / self._count if self._count else 0.0
+        self._stated_s = sum(ticket.cost_s for ticket in known) + others * usual_s
+        self._stated_at = asked_at
+
+    def _prefilled(self, ticket: Ticket, now: float) -> None:
+        """No prefill of `ticket` is to come any more."""
         ticket.in_prefill = False
+        del self._line[ticket]
         self.prefill_tokens -= ticket.tokens
         self._promised_s -= ticket.cost_s
-        if not self.prefill_tokens:
+        if not self._line and not self.prefill_tokens:  # what is left are rounding errors
             self._promised_s = 0.0
+        if not ticket.tells:
+            return
+        del self._telling[ticket]
+        self._owed_s -= ticket.cost_s
+        if ticket is self._head:
+            self._head, self._head_at = next(iter(self._telling), None), now
+        if self._head is None:
+            self._owed_s = 0.0

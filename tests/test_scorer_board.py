@@ -76,6 +76,21 @@ def test_one_queue_for_all() -> None:
             assert host.loads[number]["a"].backlog_s(now) == pytest.approx(left)
 
 
+def test_what_another_worker_waits_for_does_not_decay() -> None:
+    """Streams that should have begun and have not: what is behind them stays, in all workers, until they begin."""
+    host = Host()
+    first = host.loads[0]["a"].admit(1000, 0.0, tells=True)
+    second = host.loads[0]["a"].admit(500, 0.0, tells=True)
+    host.boards[1].listen(60.0)
+    assert host.loads[1]["a"].backlog_s(60.0) == pytest.approx(0.5)
+    first.load.first_byte(first, 60.0, True)
+    host.boards[1].listen(60.0)
+    assert host.loads[1]["a"].backlog_s(60.1) == pytest.approx(0.4)
+    second.load.first_byte(second, 61.0, True)
+    host.boards[1].listen(61.0)
+    assert host.loads[1]["a"].backlog_s(61.0) == 0.0
+
+
 def test_alone_is_alone_in_all_workers() -> None:
     """A pod's speed is learned from requests that found no other prefill there, whoever sent it."""
     host = Host()

@@ -93,3 +93,63 @@ def test_the_cost_stays_a_cost() -> None:
         rate.learn(rng.choice((0, 1, 63, 64, 500, 100_000)), rng.choice((1e-9, 1e-4, 0.02, 0.3, 5.0, 600.0)))
         assert 0.0 < rate.token_s < 600.0 and rate.fleet.base_s >= 0.0
         assert rate.cost_s(0) == 0.0 and rate.cost_s(1000) > rate.cost_s(10)
+
+
+def test_a_token_costs_more_far_from_the_start() -> None:
+    """Attention: the same number of tokens behind a long prefix takes longer, and is known to."""
+    rng, fleet = random.Random(8), FleetRate(8_000.0)
+    pods = [PrefillRate(8_000.0, fleet) for _ in range(4)]
+    for step in range(400):
+        tokens, start = rng.randint(200, 6000), rng.choice((0, 0, 4000, 30_000))
+        seconds = 0.02 + tokens / 10_000 * (1 + (start + tokens / 2) / 15_000)
+        pods[step % 4].learn(tokens, seconds * rng.uniform(0.9, 1.1), start)
+    for tokens, start in ((500, 30_000), (5000, 0), (500, 0)):
+        expected_s = tokens / 10_000 * (1 + (start + tokens / 2) / 15_000)
+        assert pods[0].cost_s(tokens, start) == pytest.approx(expected_s, rel=0.2)
+
+
+def test_equal_pods_are_believed_equal() -> None:
+    """Whatever lengths they happen to get: no more than some percent apart."""
+    rng, fleet = random.Random(9), FleetRate(8_000.0)
+    pods = [PrefillRate(8_000.0, fleet) for _ in range(4)]
+    for _ in range(600):
+        tokens = int(10 ** rng.uniform(2, 4.3))
+        rng.choice(pods).learn(tokens, _pod(5_000.0, 0.03, tokens, rng))
+    costs = [pod.cost_s(3000) for pod in pods]
+    assert max(costs) < 1.15 * min(costs) and min(costs) == pytest.approx(0.6, rel=0.15)
+
+
+def test_some_of_a_measured_time_is_prefill() -> None:
+    """However much a request costs without any: a pod is not believed infinitely fast."""
+    rate, other = PrefillRate(8_000.0), PrefillRate(8_000.0)
+    for pod in (rate, other):
+        for _ in range(200):
+            pod.learn(1, 0.2)
+    before = rate.factor
+    for _ in range(20):
+        rate.learn(1000, 0.2)
+        other.learn(1000, 0.05)
+    assert rate.factor > before * 0.5 and other.factor > 0.05
+
+
+def test_a_pod_that_left_does_not_count() -> None:
+    """What is known fades with every round of samples of all pods: of those that are there."""
+    fleet = FleetRate(8_000.0)
+    slow, other, gone = (PrefillRate(8_000.0, fleet) for _ in range(3))
+    gone.leave()
+    for _ in range(10):
+        slow.learn(4000, 2.0)
+        other.learn(4000, 0.5)
+    known = slow.factor
+    for _ in range(10):
+        other.learn(4000, 0.5)
+    assert 1.0 < slow.slowness() < known and fleet.pods == 2
+
+
+def test_a_mean_counts_for_as_many() -> None:
+    """Of eight requests a mean teaches about what each of them would."""
+    single, mean = PrefillRate(8_000.0), PrefillRate(8_000.0)
+    for _ in range(8):
+        single.learn(2000, 1.0)
+    mean.learn(2000, 1.0, count=8.0)
+    assert mean.cost_s(2000) == pytest.approx(single.cost_s(2000), rel=0.25)

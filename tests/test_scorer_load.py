@@ -65,6 +65,82 @@ def test_a_first_byte_heals_an_over_estimate() -> None:
     assert load.prefill_tokens == 0
 
 
+def test_what_has_not_begun_does_not_decay() -> None:
+    """As long as the first byte of a stream is overdue, what waits behind it is as much as it was."""
+    load = _load()
+    first, second = (load.admit(1000, 0.0, tells=True) for _ in range(2))
+    third = load.admit(500, 0.0, tells=True)
+    for now, left in ((0.0, 2.5), (0.4, 2.1), (1.0, 1.5), (60.0, 1.5)):
+        assert load.backlog_s(now) == pytest.approx(left)
+    load.first_byte(first, 60.0, measured=True)
+    assert load.backlog_s(60.0) == pytest.approx(1.5) and load.backlog_s(60.5) == pytest.approx(1.0)
+    assert load.backlog_s(99.0) == pytest.approx(0.5)
+    assert load.release(second, 100.0) and load.backlog_s(100.0) == pytest.approx(0.5), "a client that gave up"
+    load.first_byte(third, 100.1, measured=True)
+    assert load.backlog_s(100.1) == 0.0 and load.prefill_tokens == 0
+
+
+def test_an_early_first_byte_brings_the_rest_forward() -> None:
+    """What is behind it starts now, not when it was thought to."""
+    load = _load()
+    first, _ = load.admit(4000, 0.0, tells=True), load.admit(1000, 0.0, tells=True)
+    load.first_byte(first, 1.0, measured=True)
+    assert load.backlog_s(1.0) == pytest.approx(1.0) and load.backlog_s(1.7) == pytest.approx(0.3)
+
+
+def test_a_first_byte_proves_all_before_it() -> None:
+    """Prompts are computed in order: answers that come whole, and were asked for before, are past their prefill."""
+    load = _load()
+    load.admit(8000, 0.0)
+    stream = load.admit(1000, 0.0, tells=True)
+    load.admit(500, 0.0)
+    assert load.backlog_s(2.0) == pytest.approx(7.5)
+    load.first_byte(stream, 2.0, measured=True)
+    assert load.backlog_s(2.0) == pytest.approx(0.5) and load.backlog_s(2.5) == 0.0
+
+
+def test_a_whole_answer_proves_as_much_at_its_end() -> None:
+    """All before it was computed some time ago: less may wait, never more."""
+    load = _load()
+    whole, _ = load.admit(8000, 0.0), load.admit(500, 0.0)
+    load.first_byte(whole, 2.0, measured=False)
+    assert load.backlog_s(2.0) == pytest.approx(0.5)
+    late, _ = load.admit(1000, 10.0), load.admit(500, 10.0)
+    load.first_byte(late, 50.0, measured=False)
+    assert load.backlog_s(50.0) == 0.0
+
+
+def test_the_pod_says_what_waits() -> None:
+    """Of answers that tell nothing before their end the pod's own count tells; others' requests are like ours."""
+    load = _load()
+    for at in range(4):
+        load.admit(1000, float(at))
+    assert load.backlog_s(100.0) == 0.0
+    load.stated(2, 100.0)
+    assert load.backlog_s(100.0) == pytest.approx(2.0) and load.backlog_s(101.5) == pytest.approx(0.5)
+    load.stated(6, 200.0)
+    assert load.backlog_s(200.0) == pytest.approx(6.0)
+    load.stated(0, 201.0)
+    assert load.backlog_s(201.0) == 0.0
+    load.admit(1000, 300.0)
+    load.stated(1, 299.9)
+    assert load.backlog_s(302.0) == 0.0, "it was not there when the pod counted"
+
+
+def test_a_queue_is_not_learned_as_a_speed() -> None:
+    """Who found a backlog measures what it waited for; who found none is measured, whatever else is in flight."""
+    load = _load()
+    load.admit(1000, 0.0, tells=True)
+    waited = load.admit(1000, 0.0, tells=True)
+    load.first_byte(waited, 5.0, measured=True)
+    assert load.rate.samples == 0
+    load = _load()
+    load.admit(1000, 0.0)  # it decodes for long
+    free = load.admit(1000, 30.0, tells=True)
+    load.first_byte(free, 33.0, measured=True)
+    assert load.rate.samples == 1 and load.rate.token_s > 1 / 1000
+
+
 def test_a_request_that_ends_in_prefill_is_no_backlog() -> None:
     """A client that goes away, a pod that fails: its promise goes with it."""
     load = _load()
@@ -93,14 +169,14 @@ def test_nothing_is_left_after_any_order_of_ends() -> None:
             now += rng.random() * 0.2
             act = rng.choice(("admit", "first", "release", "again"))
             if act == "admit" or not out:
-                out.append(load.admit(rng.choice((0, 1, 70, 4000)), now))
+                out.append(load.admit(rng.choice((0, 1, 70, 4000)), now, tells=rng.random() < 0.5))
             elif act == "first":
                 load.first_byte(rng.choice(out), now, measured=rng.random() < 0.5)
             else:
                 ticket = rng.choice(out) if act == "again" else out.pop(rng.randrange(len(out)))
                 if act == "again":
                     out.remove(ticket)
-                assert load.release(ticket) and not load.release(ticket)
+                assert load.release(ticket, now) and not load.release(ticket, now)
             assert load.requests == len(out) and load.backlog_s(now) >= 0.0
             assert load.prefill_tokens == sum(ticket.tokens for ticket in out if ticket.in_prefill)
         for ticket in out:
