@@ -20,6 +20,7 @@ from router.core import Asked
 from router.counts import Counts
 from router.errors import BadRequest, MethodNotAllowed, NoSuchPath, NotFound, RouterError
 from router.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors
+from router.operator_access import OperatorAccess
 from router.ops import operators
 from router.prompt import Prompt, parse, parse_query
 from router.service import Service
@@ -40,7 +41,7 @@ def create_app(service: Service) -> Gateway:
     gateway = Gateway(service, app)
     app.include_router(_data_plane(service, gateway))
     if service.config.gateway.ops_port is None:
-        app.include_router(operators(service))
+        app.include_router(operators(service, OperatorAccess(service.config.gateway, own_port=False)))
     return gateway
 
 
@@ -50,7 +51,7 @@ def create_ops_app(service: Service, counts: Counts | None = None) -> FastAPI:
     `counts`: for the private socket of a worker, whom the others ask for them.
     """
     app = _fastapi(None)
-    app.include_router(operators(service, counts))
+    app.include_router(operators(service, OperatorAccess(service.config.gateway, own_port=True), counts))
     app.include_router(_health(service))
     return app
 

@@ -11,6 +11,8 @@ from router.forms import Bytes, Count, Seconds, Section
 from router.keys import check_key
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
+_KEYS = frozenset((b"authorization", b"x-api-key"))
+_OF_ORIGINS = frozenset((b"origin", b"access-control-request-method", b"access-control-request-headers"))
 
 
 class Tls(Section):
@@ -115,3 +117,11 @@ class Serving(Section):
     def asks_for_keys(self) -> bool:
         """Whether the data plane is closed to those who show no key."""
         return bool(self.api_keys) or self.api_keys_file is not None
+
+    @property
+    def withheld(self) -> frozenset[bytes]:
+        """Headers of clients that pods do not see: those about origins, which are ours to answer, and the gateway's keys."""
+        forward = self.forward_api_keys
+        if forward is None:
+            forward = not self.asks_for_keys
+        return _OF_ORIGINS if forward else _OF_ORIGINS | _KEYS

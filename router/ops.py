@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from router.answers import decision_answer, pod_answer
 from router.counts import Counts
-from router.errors import Forbidden, NotFound
+from router.errors import NotFound
 from router.fleet import Pod
-from router.keys import KeyRing
 from router.openapi import errors
+from router.operator_access import OperatorAccess
 from router.peers import TOLD
 from router.service import Service
 
@@ -37,20 +37,18 @@ class Invalidate(BaseModel):
     model: str | None = None
 
 
-def operators(service: Service, counts: Counts | None = None) -> APIRouter:
+def operators(service: Service, access: OperatorAccess, counts: Counts | None = None) -> APIRouter:
     """The routes of the operators' plane. `counts`: for other workers, who ask for them."""
-    gateway = service.config.gateway
-    key, path = gateway.operator_key, gateway.operator_key_file
-    keys = KeyRing([key.get_secret_value()] if key is not None and path is None else [], path)
-    is_open = key is None and path is None
 
-    def allowed(request: Request) -> None:
-        if not is_open and not keys.allows(request.scope["headers"], time.monotonic()):
-            raise Forbidden("The operator key is missing or wrong.")
+    def may_look(request: Request) -> None:
+        access.check(request.scope)
 
-    router = APIRouter(dependencies=[Depends(allowed)], tags=["operators"], responses=errors(401))
+    def may_change(request: Request) -> None:
+        access.check_change(request.scope)
+
+    router = APIRouter(dependencies=[Depends(may_look)], tags=["operators"], responses=errors(401))
     _observe(router, service)
-    _change(router, service)
+    _change(router, service, {"dependencies": [Depends(may_change)], "responses": errors(403)})
     if counts is not None:
 
         @router.get(TOLD, include_in_schema=False)
@@ -105,20 +103,21 @@ def _observe(router: APIRouter, service: Service) -> None:
         }
 
 
-def _change(router: APIRouter, service: Service) -> None:
+def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> None:
+    """`guarded`: what all these routes have, so that not everybody may use them."""
     core, store = service.core, service.encoding.store
 
-    @router.post("/pods/{name}/drain", responses=errors(404))
+    @router.post("/pods/{name}/drain", **_or_errors(guarded, 404))
     async def drain(name: str) -> dict[str, Any]:
         """Send nothing new to a pod."""
         return _draining(_pod(service, name), True)
 
-    @router.post("/pods/{name}/undrain", responses=errors(404))
+    @router.post("/pods/{name}/undrain", **_or_errors(guarded, 404))
     async def undrain(name: str) -> dict[str, Any]:
         """Send to a pod again."""
         return _draining(_pod(service, name), False)
 
-    @router.post("/cache/invalidate", responses=errors(400, 404))
+    @router.post("/cache/invalidate", **_or_errors(guarded, 400, 404))
     async def invalidate(what: Invalidate) -> dict[str, Any]:
         """Forget mappings of block keys, or what pods are known to hold."""
         forgotten = [_pod(service, what.pod)] if what.pod is not None else []
@@ -129,14 +128,14 @@ def _change(router: APIRouter, service: Service) -> None:
         keys = np.array(what.keys or [], dtype=np.uint64)
         return {"mappings": store.invalidate_mappings(keys), "pods": sorted({pod.name for pod in forgotten})}
 
-    @router.post("/cache/clear")
+    @router.post("/cache/clear", **guarded)
     async def clear() -> dict[str, Any]:
         """Forget everything: texts, mappings, and what pods are known to hold."""
         for pod in core.fleet.pods.values():
             _forget(service, pod)
         return {"text_blocks": store.clear(), "pods": sorted(core.fleet.pods)}
 
-    @router.post("/cache/cleanup")
+    @router.post("/cache/cleanup", **guarded)
     async def cleanup() -> dict[str, Any]:
         """Remove expired mappings now."""
         removed, now = 0, time.monotonic()
@@ -145,6 +144,10 @@ def _change(router: APIRouter, service: Service) -> None:
             removed += done.removed
             if done.done:
                 return {"removed": removed}
+
+
+def _or_errors(guarded: dict[str, Any], *statuses: int) -> dict[str, Any]:
+    return {**guarded, "responses": guarded["responses"] | errors(*statuses)}
 
 
 def _pod(service: Service, name: str) -> Pod:

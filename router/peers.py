@@ -1,6 +1,7 @@
 """Operators ask one worker, and hear of all: what they ask goes to every worker's private socket, and is made one.
 
-The workers themselves check the operator's key: it goes with the question. What changes something has to reach all.
+The workers themselves check the operator's key: it goes with the question. Whether a request may change something
+without one is checked before. What changes something has to reach all.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from router.errors import RouterError
 from router.exchange import App
 from router.keys import read_keys
 from router.merging import Answers
+from router.operator_access import OperatorAccess
 from router.proxy import Receive, Scope, Send, send_error
 from router.seat import Seat
 
@@ -109,9 +111,10 @@ class Peers:
 class Gathering:
     """An ASGI application in front of the operators' endpoints of one worker, which answers for all."""
 
-    def __init__(self, app: App, peers: Peers) -> None:
+    def __init__(self, app: App, peers: Peers, access: OperatorAccess) -> None:
         self._app = app
         self._peers = peers
+        self._access = access  # the workers take all that comes on their private sockets for an operator's
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = _asked(scope)
@@ -119,6 +122,8 @@ class Gathering:
             await self._app(scope, receive, send)
             return
         try:
+            if asked[0]:
+                self._access.check_change(scope)
             answer = await self._gather(scope, receive, *asked)
         except ClientGone:
             return

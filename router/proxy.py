@@ -167,19 +167,17 @@ class Proxy:
     def __init__(
         self,
         attempts_max: int = 3,
+        withheld: frozenset[bytes] = frozenset(),
         watch_after_s: float = 0.05,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`withheld`: pods do not see clients' headers of these names (lower case)."""
         self._attempts_max = attempts_max
-        self._dropped = NOT_FORWARDED
+        self._dropped = NOT_FORWARDED | withheld
         self._watch_after_s = watch_after_s
         self._clock = clock
         self._unwatched: set[_Flight] = set()
         self._watch_timer: asyncio.TimerHandle | None = None
-
-    def withhold(self, names: frozenset[bytes]) -> None:
-        """From now on pods do not see clients' headers of these names (lower case)."""
-        self._dropped = NOT_FORWARDED | names
 
     async def forward(
         self,

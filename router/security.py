@@ -1,4 +1,4 @@
-"""Who may use the data plane: API keys, origins; and what of a request is not for the pods to see."""
+"""Who may use the data plane: API keys, origins."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 
 from starlette.middleware.cors import CORSMiddleware
 
-from router.config import Gateway
 from router.errors import RouterError
 from router.exchange import App
 from router.keys import KeyRing
+from router.operator_access import OperatorAccess
 from router.ops import operators
 from router.proxy import Receive, Scope, Send, send_error
 from router.service import Service
@@ -18,8 +18,6 @@ from router.service import Service
 log = logging.getLogger("warmroute")
 
 _OPEN = frozenset(("healthz", "readyz"))  # first segments of paths; probes show no key
-_KEYS = frozenset((b"authorization", b"x-api-key"))
-_OF_ORIGINS = frozenset((b"origin", b"access-control-request-method", b"access-control-request-headers"))
 _TOLD = ("x-request-id", "x-warmroute-pod", "x-warmroute-matched-tokens", "retry-after")
 
 
@@ -64,9 +62,8 @@ def guarded(app: App, service: Service) -> App:
         keys = KeyRing([key.get_secret_value() for key in gateway.api_keys], gateway.api_keys_file)
         segments = _OPEN
         if gateway.ops_port is None:
-            segments |= {route.path.split("/")[1] for route in operators(service).routes}  # type: ignore[attr-defined]
-            if gateway.operator_key is None:
-                log.warning("API keys are asked for, but operators' endpoints on the same port are open to all")
+            access = OperatorAccess(gateway, own_port=False)
+            segments |= {route.path.split("/")[1] for route in operators(service, access).routes}  # type: ignore[attr-defined]
         app = Guard(app, keys, segments, service)
     if gateway.cors_origins:  # outermost: a browser's question before a request shows no key
         app = CORSMiddleware(
@@ -77,11 +74,3 @@ def guarded(app: App, service: Service) -> App:
             expose_headers=_TOLD,
         )
     return app
-
-
-def withheld(gateway: Gateway) -> frozenset[bytes]:
-    """The headers of clients that pods do not see: about origins (that is the gateway's to answer), and its keys."""
-    forward = gateway.forward_api_keys
-    if forward is None:
-        forward = not gateway.asks_for_keys
-    return _OF_ORIGINS if forward else _OF_ORIGINS | _KEYS

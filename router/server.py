@@ -24,9 +24,10 @@ from router.counts import Counts
 from router.errors import ConfigError
 from router.exchange import App
 from router.listening import shared_sockets
+from router.operator_access import OperatorAccess
 from router.peers import Gathering
 from router.seat import Seat
-from router.security import guarded, withheld
+from router.security import guarded
 from router.service import Service
 from router.serving import Front, ServingLimits
 
@@ -72,7 +73,6 @@ def serve(config: Config, seat: Seat | None = None, started: Callable[[], None] 
     _check_tls(config.gateway)
     service = Service(config, seat)
     native.tell()
-    service.proxy.withhold(withheld(config.gateway))
     _allow_open_files()
     collector = Collector()
     collector.start()
@@ -132,12 +132,14 @@ async def _serve(service: Service, started: Callable[[], None] | None) -> None:
     signal.signal(signal.SIGTERM, _ended_well)
     front = _front(service)
     data: App = create_app(service)
-    app = guarded(_gathered(data, service) if gateway.ops_port is None else data, service)
+    access = OperatorAccess(gateway, own_port=gateway.ops_port is not None)
+    _say_who_may(gateway, access)
+    app = guarded(_gathered(data, service, access) if gateway.ops_port is None else data, service)
     main = Server(_settings(service, app, gateway.port, front), service, front, started)
     if gateway.ops_port is None:
         await main.serve(_sockets(service, gateway.port))
         return
-    ops = _gathered(create_ops_app(service), service)
+    ops = _gathered(create_ops_app(service), service, access)
     operators = uvicorn.Server(_settings(service, ops, gateway.ops_port, _front(service)))
     beside = asyncio.get_running_loop().create_task(_without_signals(operators, _sockets(service, gateway.ops_port)))
     try:
@@ -147,9 +149,16 @@ async def _serve(service: Service, started: Callable[[], None] | None) -> None:
         await beside
 
 
-def _gathered(app: App, service: Service) -> App:
+def _gathered(app: App, service: Service, access: OperatorAccess) -> App:
     """`app`, answering operators for all workers, if there are several."""
-    return app if service.peers is None else Gathering(app, service.peers)
+    return app if service.peers is None else Gathering(app, service.peers, access)
+
+
+def _say_who_may(gateway: Gateway, access: OperatorAccess) -> None:
+    """What is open to whom, so that nobody is surprised."""
+    keys = "an API key is needed" if gateway.asks_for_keys else "open to all (gateway.api_keys closes it)"
+    log.info("requests to models, port %d: %s", gateway.port, keys)
+    log.info("operators' endpoints, port %d: %s", gateway.ops_port or gateway.port, access.rule)
 
 
 def _sockets(service: Service, port: int) -> list[socket.socket] | None:

@@ -75,6 +75,38 @@ async def test_own_port_leaves_the_data_plane() -> None:
                 assert (await client.get("/healthz")).status_code == 200
 
 
+@contextlib.asynccontextmanager
+async def on_the_data_port(client: str, **gateway: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with this address, of a gateway whose operators' endpoints are on the data port."""
+    async with operators(**gateway) as (_, service):
+        app: Any = create_app(service)
+        transport = httpx.ASGITransport(app, client=(client, 5555))
+        async with httpx.AsyncClient(transport=transport, base_url="http://data") as asking:
+            yield asking
+
+
+async def test_changes_on_the_data_port() -> None:
+    """Whoever reaches the data port may look, not change: that takes the machine itself, or the operator key."""
+    pod = {"authorization": "Bearer k3y"}
+    for client, headers, status in (
+        ("10.0.0.9", {}, 403), ("2001:db8::1", {}, 403), ("127.0.0.1", {}, 200), ("::1", {}, 200),
+        ("::ffff:127.0.0.1", {}, 200), ("fe80::1%eth0", {}, 403),
+        ("127.0.0.1", {"x-forwarded-for": "10.0.0.9"}, 403), ("127.0.0.1", {"forwarded": "for=10.0.0.9"}, 403),
+        ("127.0.0.1", {"origin": "https://evil.example"}, 403),
+    ):  # fmt: skip
+        async with on_the_data_port(client) as asking:
+            for path in WRITES:
+                answer = await asking.post(path, json={}, headers=headers)
+                assert answer.status_code == status, (client, headers, path)
+                if status == 403:
+                    assert answer.json()["error"]["type"] == "permission_error"
+            assert {(await asking.get(path)).status_code for path in READS} == {200}
+    async with on_the_data_port("10.0.0.9", operator_key="k3y") as asking:
+        for path in WRITES:
+            assert (await asking.post(path, json={})).status_code == 401
+            assert (await asking.post(path, json={}, headers=pod)).status_code == 200
+
+
 async def test_drain() -> None:
     """Drained and back, by name; an unknown name is a 404 with an error body."""
     async with operators() as (client, service):

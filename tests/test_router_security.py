@@ -22,7 +22,6 @@ from pydantic import ValidationError
 from router.config import Gateway
 from router.errors import ConfigError
 from router.keys import KeyRing, read_keys
-from router.security import withheld
 from tests.processes import MODEL, PLAIN, ROOT, GatewayProcess, eventually, gateway
 from tests.router_peers import Call, Peer, peer
 
@@ -225,8 +224,8 @@ def test_what_is_withheld() -> None:
     keys = {"api_keys": ["k"]}
     forwarded = ({}, {"forward_api_keys": True}, {**keys, "forward_api_keys": True})
     kept = (keys, {"api_keys_file": "f"}, {"forward_api_keys": False})
-    assert [key in withheld(Gateway.model_validate(given)) for given in forwarded] == [False] * 3
-    assert [key in withheld(Gateway.model_validate(given)) for given in kept] == [True] * 3
+    assert [key in Gateway.model_validate(given).withheld for given in forwarded] == [False] * 3
+    assert [key in Gateway.model_validate(given).withheld for given in kept] == [True] * 3
 
 
 # --- where requests go
