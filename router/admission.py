@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 from router.errors import Full, RouterError, Saturated
 from router.fairness import FairQueue, Waiting
@@ -110,6 +110,35 @@ class Admission(Generic[T]):
         self.serve()
         if self._queue.waiting:
             self._look_later(loop)
+
+
+class ClaimRules(NamedTuple):
+    """What is believed of what requests say of themselves."""
+
+    headers: bool
+    """`x-warmroute-flow` and priorities, of anybody. Else the flow is the API key that was shown, or the address."""
+    priority_min: int
+    """Where they are not believed: nobody is more urgent than this."""
+
+
+class Claims(NamedTuple):
+    """Whose request it is, and how urgent, as far as that is believed: looked at only when it has to wait."""
+
+    rules: ClaimRules
+    headers: Sequence[tuple[bytes, bytes]]
+    key: bytes | None = None  # the digest of the good API key that was shown
+    address: str = ""  # of the client
+    priority: object = None  # as the body gives it
+
+    def flow(self) -> bytes:
+        if self.rules.headers:
+            return flow_of(self.headers)
+        return self.key if self.key is not None else self.address.encode()
+
+    def urgency(self) -> int:
+        """Lower goes first."""
+        claimed = priority_of(self.headers, self.priority)
+        return claimed if self.rules.headers else max(claimed, self.rules.priority_min)
 
 
 def flow_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:

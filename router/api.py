@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from router.admission import Admission
+from router.admission import Admission, ClaimRules, Claims
 from router.attempts import Attempt, Routing, answer_tokens, asks_full_report, is_alone
 from router.bodies import ClientGone, read_body
 from router.core import Asked
@@ -21,6 +21,8 @@ _PASSED = frozenset(("/tokenize", "/detokenize", "/pooling", "/classify", "/rera
 _NOTHING_COMPUTED = frozenset(
     ("/tokenize", "/detokenize", "/v1/chat/completions/render", "/v1/completions/render")
 )  # such a request has a prompt, and leaves no block in any pod
+SHOWN_KEY = "warmroute.key"
+"""In a scope, the digest of the API key that was shown, where one is asked for."""
 _REQUEST_ID = b"x-request-id"
 _REQUEST_ID_CHARS_MAX = 200
 
@@ -35,6 +37,10 @@ class Gateway:
         self._body_max = service.config.gateway.body_max
         admission = service.config.admission
         self._accepted_max = service.config.gateway.requests_max + admission.queue_max
+        believed = admission.claims_believed
+        self._rules = ClaimRules(
+            not service.config.gateway.asks_for_keys if believed is None else believed, admission.priority_min
+        )
         results = service.metrics.admissions
         self._admission: Admission[Attempt] = Admission(service.core.queue, admission.wait_max, results)
 
@@ -68,7 +74,7 @@ class Gateway:
             model = prompt.model
             routing = Routing(
                 service.core, service.metrics, service.upstreams, asked, request_id, asked.tells, began,
-                self._admission, scope["headers"], prompt.fields.get("priority"),
+                self._admission, self._claims(scope, prompt),
             )  # fmt: skip
             refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
             if refusal is not None:
@@ -80,6 +86,11 @@ class Gateway:
         finally:
             service.in_flight -= 1
         return None
+
+    def _claims(self, scope: Scope, prompt: Prompt) -> Claims:
+        client = scope.get("client")
+        address = client[0] if client else ""
+        return Claims(self._rules, scope["headers"], scope.get(SHOWN_KEY), address, prompt.fields.get("priority"))
 
     async def _understand(self, scope: Scope, body: bytes) -> tuple[Prompt, Asked]:
         path: str = scope["path"]

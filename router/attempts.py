@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from router.admission import Admission, flow_of, priority_of
+from router.admission import Admission, Claims
 from router.core import Asked, Change, Core, Placed
 from router.errors import Full, NoRetry
 from router.metrics import Metrics
@@ -31,8 +31,7 @@ class Routing:
     """The proxy's `Routes` for one request: every `route` is one attempt."""
 
     __slots__ = (
-        "_admission", "_core", "_headers", "_metrics", "_priority", "_upstreams", "asked", "began", "request_id",
-        "streaming",
+        "_admission", "_claims", "_core", "_metrics", "_upstreams", "asked", "began", "request_id", "streaming",
     )  # fmt: skip
 
     def __init__(
@@ -45,10 +44,9 @@ class Routing:
         streaming: bool,
         began: float,
         admission: Admission[Attempt],
-        headers: _Headers = (),
-        priority: object = None,
+        claims: Claims,
     ) -> None:
-        """`began`: when the body was there, monotonic. `headers` and `priority`: as the client gave them."""
+        """`began`: when the body was there, monotonic."""
         self._core = core
         self._metrics = metrics
         self._upstreams = upstreams
@@ -57,8 +55,7 @@ class Routing:
         self.streaming = streaming
         self.began = began
         self._admission = admission
-        self._headers = headers
-        self._priority = priority
+        self._claims = claims
 
     def route(self, exclude: frozenset[str]) -> Attempt:
         """Decide and take; raises `UnknownModel`, `NoFitPod`, `NoRetry`, or `Full`: then one may `wait`."""
@@ -82,11 +79,11 @@ class Routing:
 
     @property
     def flow(self) -> bytes:
-        return flow_of(self._headers)
+        return self._claims.flow()
 
     @property
     def priority(self) -> int:
-        return priority_of(self._headers, self._priority)
+        return self._claims.urgency()
 
     @property
     def tokens(self) -> int:

@@ -36,7 +36,8 @@ class Admission(Section):
     """How much work is taken on. What is over a bound waits, in a short queue that is fair between flows; then 429.
 
     A flow is what `x-warmroute-flow` says, else an API key. Lower `x-warmroute-priority` (else the body's `priority`)
-    goes first, as in vLLM; strip the header at your edge if clients are not trusted with it.
+    goes first, as in vLLM. Where clients are not to be believed (`claims_believed`), a flow is the API key that was
+    shown, or where none is asked for the client's address, and no priority is below `priority_min`.
     """
 
     prefill_tokens_max: Count | None = Field(
@@ -51,3 +52,10 @@ class Admission(Section):
     queue_max: Count = Field(default=256, ge=0, le=100_000, description="Requests that wait. 0: 429 at once.")
     flow_queue_max: Count = Field(default=64, ge=1, le=100_000, description="Requests of one flow that wait.")
     wait_max: Seconds = Field(default=5.0, gt=0, le=600, description="A request waits so long at most.")
+    claims_believed: bool | None = Field(
+        default=None,
+        description="Believe flows and priorities that requests claim. null: unless the gateway asks for API keys.",
+    )
+    priority_min: int = Field(
+        default=0, ge=-8, le=7, description="The most urgent priority of a request that is not believed."
+    )

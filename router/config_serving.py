@@ -120,7 +120,7 @@ class Serving(Section):
 
     @property
     def withheld(self) -> frozenset[bytes]:
-        """Headers of clients that pods do not see: those about origins, which are ours to answer, and the gateway's keys."""
+        """Headers of clients that pods do not see: about origins, which are ours to answer, and our own keys."""
         forward = self.forward_api_keys
         if forward is None:
             forward = not self.asks_for_keys

@@ -29,10 +29,11 @@ class Waiting(NamedTuple):
 class _Flow:
     """The requests of one flow, of one priority and group. It is only kept while there are any."""
 
-    __slots__ = ("credit", "waiting")
+    __slots__ = ("credit", "has_turn", "waiting")
 
     def __init__(self) -> None:
         self.credit = 0
+        self.has_turn = False  # it has got what it may spend in this turn
         self.waiting: deque[Waiting] = deque()
 
 
@@ -102,8 +103,11 @@ class FairQueue:
             if entry.group in full:
                 skipped += 1
                 level.rotate(-1)
-            elif flow.credit < entry.cost:
+            elif not flow.has_turn:
+                flow.has_turn = True
                 flow.credit += _QUANTUM
+            elif flow.credit < entry.cost:
+                flow.has_turn = False
                 skipped = 0
                 level.rotate(-1)
             elif grant(entry):

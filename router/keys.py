@@ -64,10 +64,15 @@ class KeyRing:
 
     def allows(self, headers: Iterable[tuple[bytes, bytes]], now: float) -> bool:
         """Whether a good key is shown, as `Authorization: Bearer` or `x-api-key`. `now`: monotonic seconds."""
+        return self.shown(headers, now) is not None
+
+    def shown(self, headers: Iterable[tuple[bytes, bytes]], now: float) -> bytes | None:
+        """The digest of the good key that is shown: the same for the same key, as long as this process lives."""
         if self._path is not None and now >= self._look_at:
             self._look_at = now + _LOOK_S
             self._look(self._path)
-        return any(self._digest(key) in self._good for key in shown_keys(headers))
+        digests = map(self._digest, shown_keys(headers))
+        return next((digest for digest in digests if digest in self._good), None)
 
     def _digest(self, key: bytes) -> bytes:
         return blake2b(key, key=self._secret, digest_size=32).digest()

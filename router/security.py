@@ -7,6 +7,7 @@ import time
 
 from starlette.middleware.cors import CORSMiddleware
 
+from router.api import SHOWN_KEY
 from router.errors import RouterError
 from router.exchange import App
 from router.keys import KeyRing
@@ -40,16 +41,22 @@ class Guard:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._lets_in(scope):
-            self._service.metrics.count(None, "", Unauthorized.status)
-            ours = [(b"www-authenticate", b"Bearer"), (b"x-request-id", self._service.request_id())]
-            await send_error(send, Unauthorized("The API key is missing or wrong."), ours)
-            return
+        if scope["type"] == "http" and not self._is_open(scope):
+            key = self._keys.shown(scope["headers"], time.monotonic())
+            if key is None:
+                await self._refuse(send)
+                return
+            scope[SHOWN_KEY] = key
         await self._app(scope, receive, send)
 
-    def _lets_in(self, scope: Scope) -> bool:
+    async def _refuse(self, send: Send) -> None:
+        self._service.metrics.count(None, "", Unauthorized.status)
+        ours = [(b"www-authenticate", b"Bearer"), (b"x-request-id", self._service.request_id())]
+        await send_error(send, Unauthorized("The API key is missing or wrong."), ours)
+
+    def _is_open(self, scope: Scope) -> bool:
         first = scope["path"].split("/", 2)[1:2]
-        return (first[:1] and first[0] in self._open) or self._keys.allows(scope["headers"], time.monotonic())
+        return bool(first) and first[0] in self._open
 
 
 def guarded(app: App, service: Service) -> App:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.admission import Admission, flow_of, priority_of
+from router.admission import Admission, ClaimRules, Claims, flow_of, priority_of
 from router.attempts import Attempt, Routing
 from router.core import Asked
 from router.errors import Full, NoFitPod, Saturated
@@ -20,6 +20,9 @@ from router.upstream import Upstream
 from tests.router_peers import until
 from tests.test_router_core import MODEL, NOBODY, core_of
 from tests.test_router_metrics import no_stats
+
+ALL = ClaimRules(headers=True, priority_min=0)
+"""Everything is believed."""
 
 
 def put(queue: FairQueue, item: object, flow: str = "a", priority: int = 0, tokens: int = 1000) -> Waiting | None:
@@ -76,6 +79,18 @@ def test_a_busy_flow_keeps_nobody_waiting() -> None:
         put(queue, number, "busy")
     put(queue, "one", "quiet")
     assert "one" in served(queue, 3)
+
+
+def test_who_was_alone_has_no_more_than_its_turn() -> None:
+    """A flow that was served alone, and for which there was no room at the last look, begins no second turn at once."""
+    for alone in range(1, 12):
+        queue = FairQueue(100, 100)
+        for number in range(40):
+            put(queue, ("busy", number), "busy", tokens=1)
+        assert len(served(queue, alone)) == alone
+        put(queue, ("quiet", 0), "quiet", tokens=1)
+        order = [flow for flow, _ in served(queue)]  # type: ignore[misc]
+        assert order.index("quiet") <= 4, alone
 
 
 def test_like_shares_of_tokens() -> None:
@@ -262,7 +277,7 @@ async def test_nobody_overtakes() -> None:
     metrics = Metrics(core, no_stats)
     admission: Admission[Attempt] = Admission(core.queue, 1.0, metrics.admissions)
     upstreams = {name: Upstream(pod.address) for name, pod in core.fleet.pods.items()}
-    routing = Routing(core, metrics, upstreams, Asked(MODEL, 100), b"id", False, 0.0, admission)
+    routing = Routing(core, metrics, upstreams, Asked(MODEL, 100), b"id", False, 0.0, admission, Claims(ALL, ()))
     assert routing.route(NOBODY).pod
     waits = core.queue.put("somebody", b"", 0, 100, MODEL)
     assert waits is not None
@@ -294,6 +309,19 @@ def test_whose_request_it_is() -> None:
     assert flow_of([other, key]) == b"Bearer k"
     assert flow_of([(b"x-warmroute-flow", b""), other]) == b"k2"
     assert flow_of([(b"accept", b"*")]) == b""
+
+
+def test_what_is_not_believed() -> None:
+    """The key that was shown is the flow, or the address where none is asked for; nobody is too urgent."""
+    said = [(b"x-warmroute-flow", b"mine"), (b"authorization", b"Bearer invented"), (b"x-warmroute-priority", b"-8")]
+    rules = ClaimRules(headers=False, priority_min=-1)
+    shown, unknown = Claims(rules, said, b"digest", "10.0.0.1"), Claims(rules, said, None, "10.0.0.1")
+    assert (shown.flow(), shown.urgency()) == (b"digest", -1)
+    assert unknown.flow() == b"10.0.0.1"
+    assert Claims(rules, (), None, "", 5).urgency() == 5
+    assert Claims(rules, (), None, "", -5).urgency() == -1
+    believed = Claims(ALL, said, b"digest", "10.0.0.1")
+    assert (believed.flow(), believed.urgency()) == (b"mine", -8)
 
 
 @pytest.mark.parametrize(

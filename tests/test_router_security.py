@@ -19,9 +19,12 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from router.config import Gateway
+from router.api import SHOWN_KEY
+from router.config import Config, Gateway
 from router.errors import ConfigError
 from router.keys import KeyRing, read_keys
+from router.security import guarded as guarded_app
+from router.service import Service
 from tests.processes import MODEL, PLAIN, ROOT, GatewayProcess, eventually, gateway
 from tests.router_peers import Call, Peer, peer
 
@@ -349,3 +352,21 @@ def _listens(address: str) -> bool:
         socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 1).close()
         return True
     return False
+
+
+async def test_the_shown_key_goes_with_the_request() -> None:
+    """What asks for keys tells the application which one was shown, not what it is; two keys are two flows."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope[SHOWN_KEY])
+
+    service = Service(Config.model_validate({"gateway": {"api_keys": ["one", "two"]}}))
+    guard: Any = guarded_app(app, service)
+    for name, value in ((b"authorization", b"Bearer one"), (b"x-api-key", b"one"), (b"x-api-key", b"two")):
+        junk = (b"authorization", b"Bearer invented")
+        scope = {"type": "http", "path": "/v1/completions", "headers": [junk, (name, value)]}
+        await guard(scope, None, None)
+    service.encoding.close()
+    assert seen[0] == seen[1] != seen[2]
+    assert not [digest for digest in seen if b"one" in digest or b"two" in digest]
