@@ -19,6 +19,7 @@ from router.failures import ConnectFailed, ConnectTimeout, ResponseTimeout, Upst
 from router.figures import parse_metrics
 from router.fleet import Evidence, Pod, Rest
 from router.pod_client import PodClient
+from router.prefills import Prefills
 
 log = logging.getLogger("warmroute.pods")
 
@@ -49,6 +50,7 @@ class Prober:
         self._clock = clock
         self._models_seen: bytes | None = None  # the newest answer that was read
         self._may_rest = False  # it says whether it does
+        self._prefills = Prefills()
         self._looks = asyncio.Lock()  # two looks at once would be one too many
         self.probed = asyncio.Event()
 
@@ -60,7 +62,7 @@ class Prober:
             if fine and (count % _DETAILS_EVERY == 0 or self._pod.models is None or self._pod.block_size is None):
                 fine = await self._ask_details()
             elif fine:
-                if self._needs_counters:
+                if self._needs_counters or self._prefills.wanted(self._pod.ranks):
                     await self._ask_metrics()
                 if self._may_rest:
                     await self._ask_rest()
@@ -164,8 +166,10 @@ class Prober:
             self._core.texts.clear(rank.id)
 
     async def _ask_metrics(self) -> None:
+        asked_at = self._clock()
         text = await self._asked(b"/metrics")
         if text is not None:
+            self._prefills.looked(self._pod.ranks, text, asked_at)
             self._learn(parse_metrics(text.decode(errors="replace")))
 
     async def _asked(self, target: bytes) -> bytes | None:

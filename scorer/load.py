@@ -36,16 +36,16 @@ class PodLoad:
     """The load of one candidate; `rate` is what was learned of its speed."""
 
     __slots__ = (
-        "_busy_until", "_count", "_head", "_head_at", "_line", "_others_owed_s", "_owed_s", "_promised_s", "_stated_at",
-        "_stated_s", "_telling", "_total_s", "prefill_tokens", "rate", "requests",
+        "_busy_until", "_head", "_head_at", "_line", "_others_owed_s", "_owed_s", "_promised_s", "_stated_at",
+        "_stated_s", "_telling", "_total_s", "prefill_tokens", "rate", "requests", "tickets",
     )  # fmt: skip
 
     def __init__(self, rate: PrefillRate) -> None:
         self.requests = 0
         self.prefill_tokens = 0  # uncached prompt tokens of requests without a first byte
         self.rate = rate
-        self._count = 0  # tickets since ever
-        self._total_s = 0.0  # promised to them
+        self.tickets = 0  # since ever
+        self._total_s = 0.0  # promised to all of them
         self._promised_s = 0.0  # to requests without a first byte
         self._busy_until = 0.0  # if all goes as predicted
         self._line: dict[Ticket, None] = {}  # without a first byte, in order
@@ -91,7 +91,7 @@ class PodLoad:
         cost_s, backlog_s = self.rate.cost_s(tokens, start), self.backlog_s(now)
         self.requests += 1
         self.prefill_tokens += tokens
-        self._count += 1
+        self.tickets += 1
         self._total_s += cost_s
         self._promised_s += cost_s
         self._busy_until = now + backlog_s + cost_s
@@ -134,7 +134,7 @@ class PodLoad:
         """
         known = [ticket for ticket in islice(reversed(self._line), waiting) if ticket.taken_at < asked_at]
         others = waiting - len(known) if len(known) == len(self._line) else 0
-        usual_s = self._total_s / self._count if self._count else 0.0
+        usual_s = self._total_s / self.tickets if self.tickets else 0.0
         self._stated_s = sum(ticket.cost_s for ticket in known) + others * usual_s
         self._stated_at = asked_at
 

@@ -13,7 +13,7 @@ from simulator.blocks import BlockPool
 from simulator.events import Dialect, Origin
 from simulator.faults import Faults
 from simulator.hashes import root_digest
-from simulator.metrics import Histogram
+from simulator.metrics import BOUNDS_TOKENS, Histogram
 from simulator.pace import Pace
 from simulator.publisher import Publisher
 from simulator.scheduler import Request, Scheduler, Work
@@ -54,6 +54,7 @@ class Ticket:
     each: bool
     arrived_s: float
     scheduled_s: float | None = None
+    first_s: float | None = None
     last_s: float | None = None
 
 
@@ -65,6 +66,15 @@ class Latencies:
     between_tokens: Histogram = field(default_factory=Histogram)
     queue: Histogram = field(default_factory=Histogram)
     request: Histogram = field(default_factory=Histogram)
+    prefill: Histogram = field(default_factory=Histogram)
+
+
+@dataclass(slots=True)
+class Sizes:
+    """Histograms in tokens, of finished requests."""
+
+    prompt: Histogram = field(default_factory=lambda: Histogram(BOUNDS_TOKENS))
+    computed: Histogram = field(default_factory=lambda: Histogram(BOUNDS_TOKENS))
 
 
 class Engine:
@@ -76,6 +86,7 @@ class Engine:
         self.rank = rank
         self.publisher = publisher
         self.latencies = Latencies()
+        self.sizes = Sizes()
         self._pace = pace
         self._dialect = dialect
         self._seed = seed
@@ -185,11 +196,20 @@ class Engine:
                 ticket.inbox.put_nowait((ticket.index, token))
             if request.finished:
                 del self._tickets[request]
-                self.latencies.request.observe(now - ticket.arrived_s)
+                self._time_request(ticket, now)
                 ticket.inbox.put_nowait((ticket.index, None))
+
+    def _time_request(self, ticket: Ticket, now: float) -> None:
+        request = ticket.request
+        self.latencies.request.observe(now - ticket.arrived_s)
+        if ticket.first_s is not None and ticket.scheduled_s is not None:
+            self.latencies.prefill.observe(ticket.first_s - ticket.scheduled_s)
+        self.sizes.prompt.observe(request.prompt_tokens)
+        self.sizes.computed.observe(request.prompt_tokens - (request.cached_tokens or 0))
 
     def _time_token(self, ticket: Ticket, now: float) -> None:
         if ticket.last_s is None:
+            ticket.first_s = now
             self.latencies.first_token.observe(now - ticket.arrived_s)
         else:
             self.latencies.between_tokens.observe(now - ticket.last_s)

@@ -15,20 +15,24 @@ BOUNDS_S = (
 )  # fmt: skip
 """Buckets of vLLM's time_to_first_token_seconds, used here for all times."""
 
+BOUNDS_TOKENS = tuple(float(digit * 10**power) for power in range(5) for digit in (1, 2, 5))
+"""Of its histograms of tokens."""
+
 
 class Histogram:
-    """Counts of observed seconds by bucket."""
+    """Counts of observed values by bucket."""
 
-    __slots__ = ("counts", "total_s")
+    __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS_S) + 1)
-        self.total_s = 0.0
+    def __init__(self, bounds: tuple[float, ...] = BOUNDS_S) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
 
-    def observe(self, seconds: float) -> None:
+    def observe(self, value: float) -> None:
         """Count one."""
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
-        self.total_s += seconds
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
 
 
 def exposition(engines: Iterable[Engine], model: str, loras: Iterable[str], version: tuple[int, ...]) -> str:
@@ -42,7 +46,7 @@ def exposition(engines: Iterable[Engine], model: str, loras: Iterable[str], vers
             f'vllm:{name}{{engine="{engine.rank}",model_name="{model}"}} {float(value)}'
             for engine, value in zip(engines, values, strict=True)
         ]
-    for name, histograms in _histograms(engines):
+    for name, histograms in _histograms(engines, version):
         lines += [f"# HELP vllm:{name} Simulated.", f"# TYPE vllm:{name} histogram"]
         for engine, histogram in zip(engines, histograms, strict=True):
             lines += _histogram_lines(name, f'engine="{engine.rank}",model_name="{model}"', histogram)
@@ -79,23 +83,28 @@ def _families(engines: list[Engine], version: tuple[int, ...]) -> list[tuple[str
     return families
 
 
-def _histograms(engines: list[Engine]) -> list[tuple[str, list[Histogram]]]:
-    return [
+def _histograms(engines: list[Engine], version: tuple[int, ...]) -> list[tuple[str, list[Histogram]]]:
+    histograms = [
         ("time_to_first_token_seconds", [e.latencies.first_token for e in engines]),
         ("inter_token_latency_seconds", [e.latencies.between_tokens for e in engines]),
         ("request_queue_time_seconds", [e.latencies.queue for e in engines]),
         ("e2e_request_latency_seconds", [e.latencies.request for e in engines]),
+        ("request_prefill_time_seconds", [e.latencies.prefill for e in engines]),
+        ("request_prompt_tokens", [e.sizes.prompt for e in engines]),
     ]
+    if version >= (0, 20):
+        histograms.append(("request_prefill_kv_computed_tokens", [e.sizes.computed for e in engines]))
+    return histograms
 
 
 def _histogram_lines(name: str, labels: str, histogram: Histogram) -> list[str]:
     lines = []
     below = 0
-    for bound, count in zip((*BOUNDS_S, "+Inf"), histogram.counts, strict=True):
+    for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
         below += count
         lines.append(f'vllm:{name}_bucket{{{labels},le="{bound}"}} {float(below)}')
     lines.append(f"vllm:{name}_count{{{labels}}} {float(below)}")
-    lines.append(f"vllm:{name}_sum{{{labels}}} {histogram.total_s}")
+    lines.append(f"vllm:{name}_sum{{{labels}}} {histogram.total}")
     return lines
 
 
