@@ -19,13 +19,57 @@ Tokens: TypeAlias = NDArray[np.uint32]
 """Token ids, shape (n,), C-contiguous."""
 
 Keys: TypeAlias = NDArray[np.uint64]
-"""Block keys, shape (n // block_size,): one for each full block, in order."""
+"""Block keys, shape (blocks_in(n, grain),): one for each full block, in order."""
+
+Grain: TypeAlias = int
+"""How tokens become keys: the block size, and in the bits above it how many tokens behind a block its key covers, too.
+
+A pod with a drafter may hash these along (vLLM from 0.33 on). Without, as nearly always, a grain is the block size.
+"""
+
+_AHEAD_BIT = 24
+BLOCK_SIZE_MAX = (1 << _AHEAD_BIT) - 1
+AHEAD_MAX = 255
+"""Tokens behind a block: as many as a drafter foretells, a few."""
 
 Extras: TypeAlias = Sequence[object]
 """What vLLM hashes into a block beside its token ids, as we order it: LoRA name or None, then anything else: cache salt
 (block 0 only), (multimodal id, offset) … So a name and a salt that are spelt alike stay apart."""
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+def grain_of(block_size: int, ahead: int) -> Grain:
+    """Blocks of so many tokens, of which each is known by `ahead` tokens more."""
+    return ahead << _AHEAD_BIT | block_size
+
+
+def size_of(grain: Grain) -> int:
+    """Tokens a block."""
+    return grain & BLOCK_SIZE_MAX
+
+
+def ahead_of(grain: Grain) -> int:
+    """Tokens behind a block that its key covers."""
+    return grain >> _AHEAD_BIT
+
+
+def blocks_in(tokens: int, grain: Grain) -> int:
+    """How many blocks of a prompt of so many tokens have a key: those of which all that it covers is there."""
+    return max(0, tokens - ahead_of(grain)) // size_of(grain)
+
+
+def cut(tokens: Tokens, grain: Grain) -> list[bytes]:
+    """What the key of each block covers: bytes, as they are made and hashed faster than slices of a view."""
+    size, ahead = size_of(grain), ahead_of(grain)
+    if ahead:
+        raw = tokens.tobytes()
+        starts = range(0, 4 * size * blocks_in(len(tokens), grain), 4 * size)
+        return [raw[start : start + 4 * (size + ahead)] for start in starts]
+    over = len(tokens) % size
+    whole = tokens[: len(tokens) - over] if over else tokens
+    blocks: list[bytes] = whole.view(f"V{4 * size}").tolist()
+    return blocks
 
 
 class KeySpace:
@@ -43,14 +87,14 @@ class KeySpace:
     def seed(self) -> int:
         return self._seed
 
-    def root(self, block_size: int) -> int:
-        """The parent of every first block: chains of different block sizes never meet."""
-        return xxhash.xxh3_64_intdigest(block_size.to_bytes(4, "little"), self._seed)
+    def root(self, grain: Grain) -> int:
+        """The parent of every first block: chains of different grains never meet."""
+        return xxhash.xxh3_64_intdigest(grain.to_bytes(4, "little"), self._seed)
 
     def chain(
         self,
         tokens: Tokens,
-        block_size: int,
+        grain: Grain,
         parent: int | None = None,
         lora: str | None = None,
         salt: str | None = None,
@@ -60,32 +104,30 @@ class KeySpace:
         `lora` is part of every block; `salt` of a chain's first block only, so it is ignored when resuming.
         """
         if lora is None and (salt is None or parent is not None):
-            return np.array(self.follow(tokens, block_size, parent), dtype=np.uint64)
-        count = len(tokens) // block_size
+            return np.array(self.follow(cut(tokens, grain), grain, parent), dtype=np.uint64)
+        count = blocks_in(len(tokens), grain)
         extras: list[Extras | None] = [None if lora is None else [lora]] * count
         if parent is None and salt is not None and count:
             extras[0] = [lora, salt]
-        return self.chain_extras(tokens, block_size, parent, extras)
+        return self.chain_extras(tokens, grain, parent, extras)
 
-    def chain_extras(
-        self, tokens: Tokens, block_size: int, parent: int | None, extras: Sequence[Extras | None]
-    ) -> Keys:
+    def chain_extras(self, tokens: Tokens, grain: Grain, parent: int | None, extras: Sequence[Extras | None]) -> Keys:
         """As `chain`, with the extras of each block given (None or empty: none)."""
-        digest = xxhash.xxh3_64_intdigest
-        view = tokens.data
-        key = self.root(block_size) if parent is None else parent
-        keys: list[int] = []
-        for index in range(len(tokens) // block_size):
-            block = view[index * block_size : (index + 1) * block_size]
-            extra = extras[index]
-            key = digest(block.tobytes() + _encode(list(extra)) if extra else block, key)
-            keys.append(key)
-        return np.array(keys, dtype=np.uint64)
+        return np.array(self.follow(cut(tokens, grain), grain, parent, extras), dtype=np.uint64)
 
-    def follow(self, tokens: Tokens, block_size: int, parent: int | None = None) -> list[int]:
-        """As `chain`, of plain tokens, for whoever takes the keys one by one."""
-        digest, over = xxhash.xxh3_64_intdigest, len(tokens) % block_size
-        key = self.root(block_size) if parent is None else parent
-        whole = tokens[: len(tokens) - over] if over else tokens
-        blocks = whole.view(f"V{4 * block_size}").tolist()  # bytes: made and hashed faster than slices of a view
-        return [key := digest(block, key) for block in blocks]
+    def follow(
+        self,
+        blocks: Sequence[bytes],
+        grain: Grain,
+        parent: int | None = None,
+        extras: Sequence[Extras | None] | None = None,
+    ) -> list[int]:
+        """As `chain`, of tokens that were `cut`, with the extras of each block given (None or empty: none)."""
+        digest = xxhash.xxh3_64_intdigest
+        key = self.root(grain) if parent is None else parent
+        if extras is None:
+            return [key := digest(block, key) for block in blocks]
+        return [
+            key := digest(block + _encode(list(extra)) if extra else block, key)
+            for block, extra in zip(blocks, extras, strict=False)
+        ]

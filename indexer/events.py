@@ -6,22 +6,30 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
+import numpy as np
 
-from indexer.blocks import Extras, Tokens
+from indexer.blocks import Extras, Grain, Tokens, cut, grain_of
 
 Tier: TypeAlias = Literal["gpu", "cpu", "disk"]
 TIERS: tuple[Tier, ...] = ("gpu", "cpu", "disk")
 
 PREFIX_KINDS = (None, "full_attention", "mla_attention", "sink_full_attention")
-"""Of a KV-cache group: it keeps every block of a prompt (None: the version has no kinds, and one group)."""
+"""Of a KV-cache group: it keeps every block of a prompt (None: the version has no kinds, see `indexer.groups`)."""
+WINDOW_KINDS = ("sliding_window", "sliding_window_mla")
+"""It keeps the last blocks of a prompt, as far as its window reaches back."""
+STATE_KINDS = ("mamba", "gdn", "kda", "linear_attention", "short_conv")
+"""It keeps a state, as it was after some blocks."""
+ASIDE_KINDS = ("encoder_only_attention", "cross_attention")
+"""Prefixes do not hang on it."""
 
 
 class BlockStored(msgspec.Struct, frozen=True):
     """Blocks that a pod now holds; block i has `tokens[i * block_size : (i + 1) * block_size]`.
 
     `hashes` and `parent` are engine hashes, reduced to their low 64 bits; `parent` None: block 0 starts the prompt.
-    `extras`: one entry a block, or None where the pod's version does not report them. `again`: those of the blocks that
-    are held already are told of once more, and are no further copies.
+    `extras`: one entry a block, or None where the pod's version does not report them. `ahead`: the tokens behind each
+    block that its hash covers, equally many of each, one after the other; None: it covers none. `again`: those of the
+    blocks that are held already are told of once more, and are no further copies.
     """
 
     hashes: Sequence[int]
@@ -35,7 +43,28 @@ class BlockStored(msgspec.Struct, frozen=True):
     group: int | None = None
     kind: str | None = None
     window: int | None = None
+    ahead: Tokens | None = None
     again: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Every block of its tokens is told of: groups that keep only some leave the others out."""
+        return len(self.hashes) * self.block_size == len(self.tokens)
+
+    @property
+    def grain(self) -> Grain:
+        """By which its keys are made."""
+        if self.ahead is None or not self.hashes:
+            return self.block_size
+        return grain_of(self.block_size, len(self.ahead) // len(self.hashes))
+
+    def covered(self) -> list[bytes]:
+        """As `blocks.cut`: what the key of each of its blocks covers."""
+        if self.ahead is None:
+            return cut(self.tokens, self.block_size)
+        blocks = len(self.hashes)
+        rows = np.hstack([self.tokens.reshape(blocks, -1), self.ahead.reshape(blocks, -1)])
+        return [row.tobytes() for row in rows]
 
 
 class BlockRemoved(msgspec.Struct, frozen=True):

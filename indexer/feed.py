@@ -12,12 +12,13 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from indexer import wire
+from indexer.blocks import Grain, ahead_of, size_of
 from indexer.errors import WireError
 from indexer.events import Batch, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
-from indexer.match import Pod
+from indexer.match import Hit, Pod
 from indexer.stream import Ready, Stream
-from indexer.trust import Trust
+from indexer.trust import Trust, Verdict
 
 State: TypeAlias = Literal["exact", "degraded", "blind"]
 
@@ -28,6 +29,8 @@ ORPHANS = "blocks came whose parents are not known"
 BLOCK_SIZE = "the block size is not the configured one"
 DISPUTED = "two publishers seem to speak in its name"
 DOUBTED = "the pod's own reports of cached tokens differ from what its events say"
+UNPROVEN = "by which rule it reuses blocks is not proven yet"
+UNCACHED = "the pod says that it caches no prefixes"
 
 
 class Feed:
@@ -37,7 +40,7 @@ class Feed:
         self.pod = pod
         self.counts: Counter[str] = Counter()
         self.adapters: list[str] = []  # names of LoRA adapters in order of loading: their numbers count from 1
-        self.block_size = block_size  # of the newest stored block, once one came
+        self.grain: Grain | None = block_size  # by which its blocks have keys, once one came
         self.rank: int | None = None  # as its newest batch says: among all ranks, maybe of several nodes
         self.last_number = -1
         self.last_clock = 0.0
@@ -48,6 +51,8 @@ class Feed:
         self._index = index
         self._stream: Stream[Batch] = Stream(held_max)
         self._reasons: dict[str, None] = {}
+        self._drafter = False
+        self._unsure = False  # its KV-cache groups leave a guess
         self._heard = False
         self._suspected = False
         self._unread = False  # its history is to be read anew
@@ -59,6 +64,11 @@ class Feed:
     def heard(self) -> bool:
         """Something of it is known: it is not blind."""
         return self._heard
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens a block."""
+        return None if self.grain is None else size_of(self.grain)
 
     @property
     def state(self) -> State:
@@ -78,8 +88,12 @@ class Feed:
             reasons.append(REPLAYING)
         if self._stream.truncated:
             reasons.append(TRUNCATED)
+        if not self.trust.caches:
+            reasons.append(UNCACHED)
         if self.trust.doubted:
             reasons.append(DOUBTED)
+        elif not self.trust.calibration.proven:
+            reasons.append(UNPROVEN)
         if self._configured not in (None, self.block_size):
             reasons.append(BLOCK_SIZE)
         return reasons
@@ -140,9 +154,21 @@ class Feed:
         """The first batch that a replay should have brought, and did not."""
         return self._stream.missing()
 
-    def reported(self, predicted: int, reported: int) -> None:
-        """The pod told how many tokens of a prompt it had cached; `predicted` were, from this feed alone."""
-        verdict = self.trust.report(predicted, reported, self.block_size or 1)
+    def told(self, drafter: bool, caches: bool) -> None:
+        """The pod says that it has a drafter (of some kind), and whether it caches prefixes."""
+        self._drafter = drafter
+        self.trust.told(caches)
+        self._guess()
+
+    def reported(self, hit: Hit, tokens: int, cached: int, block_size: int) -> None:
+        """The pod told how many of a prompt's `tokens` it had cached; `hit` it held, by this feed."""
+        self._judged(self.trust.report(hit, tokens, cached, block_size))
+
+    def counted(self, predicted: int, reported: int) -> None:
+        """As `reported`, of some requests together: so many cached tokens were foretold by this feed."""
+        self._judged(self.trust.compare(predicted, reported, self.block_size or 1))
+
+    def _judged(self, verdict: Verdict) -> None:
         self.counts[f"predictions {verdict}"] += 1
         if self.trust.proven:  # what was missed no longer matters
             self._stream.cleared()
@@ -195,9 +221,9 @@ class Feed:
         self._stream.forgotten()
         self._unread, self._disputed = self._heard, False
 
-    def forget(self) -> None:
-        """Believe nothing of this pod any more."""
-        self._index.clear(self.pod)
+    def forget(self, anew: bool = False) -> None:
+        """Believe nothing of this pod any more. `anew`: it may be another one, with other KV-cache groups."""
+        self._index.clear(self.pod, anew)
         self._reasons.clear()
 
     def _decoded(self, payload: bytes) -> Batch | None:
@@ -217,7 +243,7 @@ class Feed:
             self._reasons.clear()
             self.trust.forget()
         if ready.forget:
-            self.forget()
+            self.forget(anew=ready.verdict == "restart")
             self.counts["forgotten"] += 1
         if self._disputed:
             return None
@@ -241,16 +267,19 @@ class Feed:
             counts["unknown events"] += len(batch.unknown)
         for event in batch.events:
             if isinstance(event, BlockStored):
-                self._learn(event)
                 if again and event.parent is None:
                     event = msgspec.structs.replace(event, again=True)
                 lora = self._adapter(event)
                 applied = self._index.apply(self.pod, event, lora)
                 counts["stored"] += applied.stored
+                if applied.stored and event.tier == "gpu":
+                    self._learn(event)
                 if applied.refused:
                     counts["refused"] += applied.refused
                 if applied.ignored:
                     counts["ignored"] += applied.ignored
+                if applied.ignored or self._unsure:
+                    self._look_at_groups()
                 if applied.orphans:
                     counts["orphans"] += applied.orphans
                     self._reasons[ORPHANS] = None
@@ -266,8 +295,24 @@ class Feed:
                 counts["cleared"] += 1
 
     def _learn(self, event: BlockStored) -> None:
-        if len(event.tokens):
-            self.block_size = event.block_size
+        """How its blocks are made: the store was of whole blocks of the indexed group."""
+        grain = event.block_size if event.ahead is None else event.grain
+        if grain != self.grain and len(event.tokens):
+            self.grain = grain
+            self._guess()
+
+    def _look_at_groups(self) -> None:
+        groups = self._index.groups(self.pod)
+        if groups is None:
+            return
+        if groups.unsure != self._unsure:
+            self._unsure = groups.unsure
+            self._guess()
+        if groups.mistaken:
+            self.reread()
+
+    def _guess(self) -> None:
+        self.trust.guess(self._drafter, self.grain is not None and ahead_of(self.grain) > 0, self._unsure)
 
     def _adapter(self, event: BlockStored) -> str | None:
         number = event.lora_id

@@ -19,13 +19,13 @@ from indexer.blocks import Keys, KeySpace
 from indexer.changes import Changes
 from indexer.errors import IndexerError
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
+from indexer.groups import Groups, places_of
 from indexer.holders import HolderSets
-from indexer.ledger import PLANES, PREDICTED, WINDOW, Account, Applied, Ledger
+from indexer.ledger import PLANES, PREDICTED, STATE, WINDOW, Account, Applied, Ledger
 from indexer.match import Hit, Match, Pod, Walk
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
 from indexer.table import Table
-from indexer.windows import longest_hit
 
 
 class Holding(NamedTuple):
@@ -59,7 +59,7 @@ class PrefixIndex:
         self._pod_of_bit: dict[int, Pod] = {}
         self._octets: dict[tuple[int, int], tuple[Pod, ...]] = {}  # (byte of a mask, its value) -> pods, of this epoch
         self._active = 0
-        self._hybrid = 0  # bits of pods whose hits also hang on sliding windows
+        self._hybrid = 0  # bits of pods whose hits also hang on further KV-cache groups
         self._bits = list(range(self._width - 1, -1, -1))
         self._swept: deque[tuple[int, int, NDArray[np.uint32]]] = deque()  # bit, plane, rows to clear
         self._expiring: list[tuple[float, int, Prediction]] = []  # a heap
@@ -77,7 +77,7 @@ class PrefixIndex:
         rows = walk.rows[0] if len(walk.rows) == 1 else np.concatenate(walk.rows)
         hits = self._hits(walk)
         if self._hybrid & walk.first:
-            self._mind_windows(hits, walk.runs, len(keys))
+            self._mind_groups(hits, walk.runs)
         return Match(hits, len(keys), self._table.version, self._epoch, walk.frontier, rows)
 
     def unchanged(self, match: Match) -> bool:
@@ -123,9 +123,14 @@ class PrefixIndex:
         return keys, stop if stop < hashes.entries else 0
 
     def is_hybrid(self, pod: Pod) -> bool:
-        """Do the pod's hits hang on sliding windows, too?"""
+        """Do the pod's hits hang on further KV-cache groups, too?"""
         known = self._pods.get(pod)
-        return known is not None and known.windows is not None
+        return known is not None and known.groups.hybrid
+
+    def groups(self, pod: Pod) -> Groups | None:
+        """The pod's KV-cache groups, as its events have told of them."""
+        known = self._pods.get(pod)
+        return None if known is None else known.groups
 
     @property
     def pods(self) -> Iterable[Pod]:
@@ -150,7 +155,7 @@ class PrefixIndex:
         known = self._pods.get(pod) or self._known(pod)
         if isinstance(event, BlockStored):
             applied = self._ledger.store(known, event, lora)
-            if known.windows is not None and not self._hybrid & known.masks[0]:
+            if known.groups.hybrid and not self._hybrid & known.masks[0]:
                 self._hybrid |= known.masks[0]
                 self._epoch += 1
             return applied
@@ -206,15 +211,18 @@ class PrefixIndex:
         """Note in `changes` what becomes of the pod's confirmed blocks, until it is dropped; None: no longer."""
         self._known(pod).changes = changes
 
-    def clear(self, pod: Pod) -> Applied:
-        """`pod` stays, and holds nothing."""
+    def clear(self, pod: Pod, anew: bool = False) -> Applied:
+        """`pod` stays, and holds nothing. `anew`: it may be another one now, with other KV-cache groups."""
         known = self._pods.get(pod)
         if known is None:
             return Applied()
         removed = sum(len(m) for m in known.tiers.values())
         self.drop(pod)
-        anew = self._known(pod)
-        anew.group, anew.changes = known.group, known.changes
+        empty = self._known(pod)
+        empty.changes = known.changes
+        if not anew:
+            empty.groups = known.groups.emptied()
+            self._hybrid |= empty.masks[0] if empty.groups.hybrid else 0
         return Applied(removed=removed)
 
     def drop(self, pod: Pod) -> None:
@@ -232,8 +240,8 @@ class PrefixIndex:
         for tier, rows in known.tiers.items():
             self._swept.append((known.bit, PLANES.index(tier), rows.rows()))
         self._swept.append((known.bit, PREDICTED, np.fromiter(known.predicted, np.uint32, len(known.predicted))))
-        if known.windows is not None and "gpu" in known.tiers:
-            self._swept.append((known.bit, WINDOW, known.tiers["gpu"].rows()))
+        if known.groups.hybrid and "gpu" in known.tiers:
+            self._swept += [(known.bit, plane, known.tiers["gpu"].rows()) for plane in (WINDOW, STATE)]
         self._swept.append((known.bit, -1, np.zeros(0, np.uint32)))  # then the bit may be used again
 
     def sweep(self, rows_max: int = 1000) -> bool:
@@ -267,7 +275,7 @@ class PrefixIndex:
                     raise IndexerError(f"the index has room for {self._width} pods")
                 self.sweep()
             bit = self._bits.pop()
-            masks = tuple(1 << (plane * self._width + bit) for plane in range(WINDOW + 1))
+            masks = tuple(1 << (plane * self._width + bit) for plane in range(STATE + 1))
             known = self._pods[pod] = Account(bit, masks, Orphans(self._orphans_max))
             self._pod_of_bit[known.bit] = pod
             self._active |= 1 << known.bit
@@ -323,19 +331,22 @@ class PrefixIndex:
                 names += eight
         return names
 
-    def _mind_windows(self, hits: dict[Pod, Hit], runs: list[tuple[int, int]], blocks: int) -> None:
-        """Shorten the hits of pods with sliding-window groups to where the window's blocks are held, too."""
+    def _mind_groups(self, hits: dict[Pod, Hit], runs: list[tuple[int, int]]) -> None:
+        """Shorten the hits of pods with further KV-cache groups to where each of these can go on, too."""
         for pod, hit in hits.items():
             known = self._pods[pod]
-            if known.windows is None:
+            groups, run = known.groups, hit.blocks
+            if not groups.hybrid:
                 continue
-            stretches = self._stretches(runs, known, hit.blocks)
-            longest, shorter = (longest_hit(stretches, known.windows.needed, n) for n in (hit.blocks, blocks - 1))
-            hits[pod] = self._by_plane(runs, known.bit, longest)._replace(shorter=min(longest, shorter))
+            kept, state = known.masks[WINDOW] | known.masks[PREDICTED], known.masks[STATE]
+            windows = self._stretches(runs, kept, run) if groups.needed else None
+            states = self._stretches(runs, state, run) if groups.states else None
+            places = places_of(run, windows, groups.needed, states)
+            longest = places[-1][1] if places else 0
+            hits[pod] = self._by_plane(runs, known.bit, longest)._replace(run=run, ends=tuple(places))
 
-    def _stretches(self, runs: list[tuple[int, int]], known: Account, blocks: int) -> list[tuple[int, int]]:
-        """Of the first `blocks` blocks, (start, end) of those that the pod's windows hold or soon will."""
-        inside = known.masks[WINDOW] | known.masks[PREDICTED]
+    def _stretches(self, runs: list[tuple[int, int]], inside: int, blocks: int) -> list[tuple[int, int]]:
+        """Of the first `blocks` blocks, (start, end) of those that have one of the bits `inside`."""
         stretches: list[tuple[int, int]] = []
         ends = [start for start, _ in runs[1:]]
         for (start, number), end in zip(runs, [*ends, blocks], strict=True):

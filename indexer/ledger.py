@@ -14,16 +14,17 @@ from typing import NamedTuple
 from indexer.blocks import Extras, KeySpace
 from indexer.changes import Changes
 from indexer.engine import EngineMap
-from indexer.events import PREFIX_KINDS, BlockRemoved, BlockStored, Tier
+from indexer.events import BlockRemoved, BlockStored, Tier
+from indexer.groups import Groups, Role
 from indexer.orphans import Orphans
 from indexer.table import Table
-from indexer.windows import Windows
 
 PLANES = ("gpu", "predicted", "cpu", "disk")
 """In what way a pod may hold a block, the best first."""
 PREDICTED = PLANES.index("predicted")
-WINDOW = len(PLANES)
-"""The plane behind them: the block is held by the pod's sliding-window groups, too."""
+WINDOW, STATE = len(PLANES), len(PLANES) + 1
+"""The planes behind them: the block is kept by all the pod's further KV-cache groups of this role, too."""
+_PLANE_OF_ROLE: dict[Role, int] = {"window": WINDOW, "state": STATE}
 
 
 class Applied(NamedTuple):
@@ -39,15 +40,14 @@ class Applied(NamedTuple):
 
 @dataclass(slots=True)
 class Account:
-    """What is known of one pod. `masks`: its bit in every plane of the holder sets, the last being WINDOW."""
+    """What is known of one pod. `masks`: its bit in every plane of the holder sets, the last being STATE."""
 
     bit: int
     masks: tuple[int, ...]
     orphans: Orphans
     tiers: dict[Tier, EngineMap] = field(default_factory=dict)
     predicted: dict[int, float] = field(default_factory=dict)  # row -> when it expires
-    group: int | None = None  # the KV-cache group that is indexed
-    windows: Windows | None = None  # of hybrid models
+    groups: Groups = field(default_factory=Groups)
     changes: Changes | None = None  # for whoever copies this pod's blocks
 
     def find(self, engine_hash: int, first: EngineMap) -> int:
@@ -56,16 +56,6 @@ class Account:
         if row or len(self.tiers) == 1:
             return row
         return next((r for m in self.tiers.values() if (r := m.find(engine_hash))), 0)
-
-    def is_indexed(self, group: int | None, kind: str | None) -> bool:
-        """Is this the KV-cache group that prefixes hang on? Hybrid models store the same hashes once per group."""
-        if kind not in PREFIX_KINDS:
-            return False
-        if group is None:
-            return True
-        if self.group is None and kind is not None:
-            self.group = group
-        return group == (self.group or 0)
 
 
 class Ledger:
@@ -77,8 +67,8 @@ class Ledger:
 
     def store(self, account: Account, event: BlockStored, lora: str | None) -> Applied:
         """`lora`: the adapter's name, where the event gives only its number."""
-        if not account.is_indexed(event.group, event.kind):
-            return self._store_window(account, event)
+        if not account.groups.is_content(event):
+            return self._store_beside(account, event)
         if not len(event.tokens):
             return self._store_known(account, event)
         applied = self._store_content(account, event, lora)
@@ -87,8 +77,8 @@ class Ledger:
         return applied
 
     def remove(self, account: Account, event: BlockRemoved) -> Applied:
-        if not account.is_indexed(event.group, None):
-            return self._remove_window(account, event)
+        if not account.groups.is_indexed(event.group):
+            return self._remove_beside(account, event)
         removed, unknown = self._forget(account, event.tier, event.hashes)
         if not unknown:
             return Applied(0, removed)
@@ -115,12 +105,8 @@ class Ledger:
         return len(rows)
 
     def _keys(self, event: BlockStored, parent: int, lora: str | None) -> list[int]:
-        size, key = event.block_size, self._table.pages.keys[parent] if parent else None
-        extras = extras_of(event, lora)
-        if extras is None:
-            return self._space.follow(event.tokens, size, key)
-        keys: list[int] = self._space.chain_extras(event.tokens, size, key, extras).tolist()
-        return keys
+        key = self._table.pages.keys[parent] if parent else None
+        return self._space.follow(event.covered(), event.grain, key, extras_of(event, lora))
 
     def _store_known(self, account: Account, event: BlockStored) -> Applied:
         """Blocks stored without tokens (an offload tier): their content is known if another tier holds them."""
@@ -144,9 +130,8 @@ class Ledger:
         mask = account.masks[PLANES.index(tier)]
         held = self._table.hold(rows, mask, account.masks[PREDICTED] if predicted else 0)
         self._named(account, tier, rows, held, copied, lost, predicted)
-        if account.windows is not None and tier == "gpu":
-            inside = [r for h, r in zip(engine_hashes, rows, strict=False) if account.windows.holds(h)]
-            self._table.hold(inside, account.masks[WINDOW])
+        if account.groups.hybrid and tier == "gpu":
+            self._keep(account, engine_hashes, rows)
 
     def _named(
         self,
@@ -194,8 +179,8 @@ class Ledger:
             return 0, engine_hashes
         gone, unknown = hashes.forget(engine_hashes)
         lost = account.masks[PLANES.index(tier)]
-        if account.windows is not None and tier == "gpu":
-            lost |= account.masks[WINDOW]
+        if account.groups.hybrid and tier == "gpu":
+            lost |= account.masks[WINDOW] | account.masks[STATE]
         if account.changes is not None:
             account.changes.unhold(tier, self._keys_of(gone))
         self._table.unhold(gone, lost)
@@ -207,28 +192,37 @@ class Ledger:
 
     # --- the groups beside the indexed one ---
 
-    def _store_window(self, account: Account, event: BlockStored) -> Applied:
-        """A sliding-window group tells which blocks it keeps; other groups say nothing that a prefix needs."""
-        applied = Applied(ignored=len(event.hashes))
-        if event.kind != "sliding_window" or event.group is None or event.tier != "gpu" or not event.window:
+    def _store_beside(self, account: Account, event: BlockStored) -> Applied:
+        """Another group tells which blocks it keeps."""
+        applied, groups = Applied(ignored=len(event.hashes)), account.groups
+        role = groups.role(event.group)
+        if role is None or event.group is None or event.tier != "gpu":
             return applied
-        if account.windows is None:
-            account.windows = Windows()
-        windows, hashes = account.windows, account.tiers.get("gpu")
-        windows.store(event.group, -(-(event.window - 1) // event.block_size), event.hashes, event.again)
+        stale = groups.store(event.group, event.hashes, event.again)
+        hashes, mask = account.tiers.get("gpu"), account.masks[_PLANE_OF_ROLE[role]]
         if hashes is not None:
-            inside = [row for h in event.hashes if windows.holds(h) and (row := hashes.find(h))]
-            self._table.hold(inside, account.masks[WINDOW])
+            self._table.unhold([row for h in stale if (row := hashes.find(h))], mask)
+            inside = [row for h in event.hashes if groups.holds(role, h) and (row := hashes.find(h))]
+            self._table.hold(inside, mask)
         return applied
 
-    def _remove_window(self, account: Account, event: BlockRemoved) -> Applied:
-        windows, hashes = account.windows, account.tiers.get("gpu")
-        if windows is not None and event.group is not None and event.tier == "gpu":
-            gone = windows.remove(event.group, event.hashes)
+    def _remove_beside(self, account: Account, event: BlockRemoved) -> Applied:
+        groups, hashes = account.groups, account.tiers.get("gpu")
+        role = groups.role(event.group)
+        if role is not None and event.group is not None and event.tier == "gpu":
+            gone = groups.remove(event.group, event.hashes)
             if hashes is not None:
                 rows = [row for h in gone if (row := hashes.find(h))]
-                self._table.unhold(rows, account.masks[WINDOW])
+                self._table.unhold(rows, account.masks[_PLANE_OF_ROLE[role]])
         return Applied(ignored=len(event.hashes))
+
+    def _keep(self, account: Account, engine_hashes: Sequence[int], rows: list[int]) -> None:
+        """The indexed group got these rows: other groups may keep them already."""
+        groups = account.groups
+        for role, plane in _PLANE_OF_ROLE.items():
+            if groups.needed if role == "window" else groups.states:
+                inside = [r for h, r in zip(engine_hashes, rows, strict=False) if groups.holds(role, h)]
+                self._table.hold(inside, account.masks[plane])
 
 
 def extras_of(event: BlockStored, adapter: str | None) -> list[Extras | None] | None:

@@ -24,7 +24,8 @@ _GROWTH = 40  # each further stretch is this much longer than all before: a shor
 class Hit(NamedTuple):
     """Leading blocks that a pod holds without a gap; each counted once, in the best plane that holds it.
 
-    `shorter`: the hit if the last of all blocks asked for must be left out; None: one block less, of one that has it.
+    Of pods with several KV-cache groups a hit may end in some places only: `ends` has (fewest, most) blocks of each
+    stretch of them, in order, and `blocks` is the last; their `run` of blocks without a gap may be longer.
     """
 
     blocks: int
@@ -32,13 +33,21 @@ class Hit(NamedTuple):
     predicted: int = 0
     cpu: int = 0
     disk: int = 0
-    shorter: int | None = None
+    run: int = 0
+    ends: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def leading(self) -> int:
+        """The blocks without a gap, wherever a hit may end."""
+        return self.blocks if self.ends is None else self.run
 
     def usable(self, blocks_max: int) -> int:
-        """The blocks that can be used of it, of at most `blocks_max`: all blocks asked for, or one less."""
+        """The blocks that can be used of it, of at most `blocks_max`."""
         if self.blocks <= blocks_max:
             return self.blocks
-        return blocks_max if self.shorter is None else self.shorter
+        if self.ends is None:
+            return blocks_max
+        return next((min(last, blocks_max) for first, last in reversed(self.ends) if first <= blocks_max), 0)
 
 
 MISS = Hit(0, 0)

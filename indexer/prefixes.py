@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import xxhash
 
-from indexer.blocks import Keys, KeySpace, Tokens
+from indexer.blocks import Keys, KeySpace, Tokens, blocks_in, size_of
 from indexer.mappings import CleanUp, Ending, PodMappings, pod_set
 from indexer.match import Match, Pod
 from indexer.text_blocks import CUT_BYTES, Counter, Cutter, Family, Found, TextBlock, Variant
@@ -242,15 +242,15 @@ class PrefixStore:
         first = next((place for place, block in enumerate(chain) if variant not in block.keys), len(chain))
         if first == len(chain):
             return
-        size, lora, salt = variant
+        grain, lora, salt = variant
         total = chain[first - 1].total if first else 0
-        parent, left = _resume(chain[:first], variant, total % size)
+        done = blocks_in(total, grain)
+        parent, left = _resume(chain[:first], variant, total - done * size_of(grain))
         ids = np.frombuffer(b"".join([left, *(block.ids for block in chain[first:])]), dtype=np.uint32)
-        raw = self._space.chain(ids, size, parent, lora, salt).tobytes()
+        raw = self._space.chain(ids, grain, parent, lora, salt).tobytes()
         start = 0
-        done = total // size
         for block in chain[first:]:
-            end = (block.total // size - done) * 8
+            end = (blocks_in(block.total, grain) - done) * 8
             self._set_keys(block, variant, raw[start:end])
             start = end
 
@@ -308,7 +308,7 @@ class PrefixStore:
         )  # fmt: skip
         before = block.parent.total if block.parent else 0
         for variant, keys in block.keys.items():
-            nbytes = 8 * (head.total // variant[0] - before // variant[0])
+            nbytes = 8 * (blocks_in(head.total, variant[0]) - blocks_in(before, variant[0]))
             head.keys[variant] = keys[:nbytes]
             block.keys[variant] = keys[nbytes:]
             head.nbytes += _KEYS_BYTES + nbytes
@@ -366,7 +366,7 @@ class PrefixStore:
 
 
 def _resume(chain: Sequence[TextBlock], variant: Variant, count: int) -> tuple[int | None, bytes]:
-    """The last key of `chain`, and its last `count` ids, which fill no block yet."""
+    """The last key of `chain`, and its last `count` ids, of which no key was made yet."""
     left, wanted = b"", 4 * count
     for block in reversed(chain):
         if len(left) >= wanted:

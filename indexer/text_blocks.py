@@ -9,11 +9,11 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import xxhash
 
-from indexer.blocks import Tokens
+from indexer.blocks import Grain, Tokens
 from indexer.mappings import Ending
 
-Variant: TypeAlias = tuple[int, str | None, str | None]
-"""What block keys depend on beside the token ids: block size, LoRA name, cache salt."""
+Variant: TypeAlias = tuple[Grain, str | None, str | None]
+"""What block keys depend on beside the token ids: grain, LoRA name, cache salt."""
 
 BLOCK_BYTES, CUT_BYTES = 720, 200
 """What a text block and each cut weigh beside token ids and keys, table entries and allocation included: measured with

@@ -1,13 +1,17 @@
-"""How far a feed is to be trusted: what was predicted of its pod against what the pod reported itself.
+"""How far what is known of a pod is to be trusted: what was foretold of it against what it reported itself.
 
-A single difference proves nothing (a block may be evicted, or stored, between a decision and the pod's own look), so
-only what persists counts: of the last reports, at least half are off by more than events may be late.
+The rule by which it reuses blocks is learned first (`indexer.rule`); what no rule explains is an error. A single one
+proves nothing (a block may be evicted, or stored, between a decision and the pod's own look), so only what persists
+counts: of the last reports, at least half are off by more than events may be late.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Literal, TypeAlias
+
+from indexer.match import Hit
+from indexer.rule import Calibration, Rule
 
 Verdict: TypeAlias = Literal["equal", "over", "under"]
 """The prediction was right; too high: blocks are believed that are gone; too low: blocks are not known."""
@@ -25,9 +29,15 @@ RESYNC_INTERVAL_S = 60.0
 
 
 class Trust:
-    """The reports of one feed's pod, newest last."""
+    """The reports of one pod (rank), newest last.
+
+    `rule`: how much it reuses of what it holds; None: what is known of it is not believed, or it caches nothing.
+    """
 
     def __init__(self) -> None:
+        self.calibration = Calibration()
+        self.rule: Rule | None = self.calibration.rule
+        self.caches = True
         self.doubted = False  # an error persists
         self.proofs = 0  # hits in a row that were foretold exactly
         self.error_tokens = 0  # of the newest report: reported less predicted
@@ -39,8 +49,27 @@ class Trust:
     def proven(self) -> bool:
         return self.proofs >= PROOFS
 
-    def report(self, predicted: int, reported: int, block_size: int) -> Verdict:
-        """The pod reports the cached tokens of one request."""
+    def told(self, caches: bool) -> None:
+        """The pod says whether it caches prefixes at all."""
+        self.caches = caches
+        self._renew()
+
+    def guess(self, drafter: bool, ahead: bool, unsure: bool) -> None:
+        """See `Calibration.guess`."""
+        self.calibration.guess(drafter, ahead, unsure)
+        self._renew()
+
+    def report(self, hit: Hit, tokens: int, cached: int, block_size: int) -> Verdict:
+        """The pod reports the cached tokens of one prompt of so many `tokens`, of which it held `hit`."""
+        predicted = self.calibration.rule.blocks(hit, tokens, block_size) * block_size
+        if self.calibration.report(hit, tokens, cached, block_size):
+            self._wrong.clear()  # they were the rule's
+        verdict = self.compare(predicted, cached, block_size)
+        self._renew()
+        return verdict
+
+    def compare(self, predicted: int, reported: int, block_size: int) -> Verdict:
+        """So many tokens were foretold to be cached, and so many were."""
         error = self.error_tokens = reported - predicted
         self._wrong.append(abs(error) > LATE_BLOCKS * block_size)
         wrong = sum(self._wrong)
@@ -67,9 +96,16 @@ class Trust:
         """The pod's history was read, so what was wrong before is mended: only what comes now counts."""
         self._unanswered = False
         self._wrong.clear()
+        if self.doubted:
+            self.calibration.mended()
 
     def forget(self) -> None:
         """Another publisher: what its predecessor reported says nothing of it."""
         self.doubted = self._unanswered = False
         self.proofs = 0
         self._wrong.clear()
+        self.calibration.forget()
+        self._renew()
+
+    def _renew(self) -> None:
+        self.rule = self.calibration.rule if self.caches and not self.doubted else None

@@ -1,4 +1,4 @@
-"""Bytes of vLLM's KV-event feed to `Batch`: every shape published from 0.9 to 0.32; raises `WireError`, nothing else.
+"""Bytes of vLLM's KV-event feed to `Batch`: every shape published from 0.9 to 0.33; raises `WireError`, nothing else.
 
 A payload is msgpack `[ts, [event, …], data_parallel_rank?]`. An event is positional, `["BlockStored", …]` (up to
 0.23), or a map, `{"type": "BlockStored", …}` (since 0.24), either of them perhaps inside a `bin`. Trailing fields
@@ -17,6 +17,7 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
+from indexer.blocks import AHEAD_MAX, BLOCK_SIZE_MAX, Tokens
 from indexer.errors import WireError
 from indexer.events import PREFIX_KINDS, AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event, Tier
 
@@ -54,7 +55,7 @@ class _Cleared(msgspec.Struct, array_like=True, tag="AllBlocksCleared"):
 
 
 class _StoredMap(_Stored, array_like=False, tag="BlockStored", tag_field="type"):
-    pass
+    lookahead_token_ids: list[list[int]] | None = None  # since 0.33, which has maps only
 
 
 class _RemovedMap(_Removed, array_like=False, tag="BlockRemoved", tag_field="type"):
@@ -249,20 +250,34 @@ def _stored(event: _Stored) -> BlockStored:
         group=event.group_idx,
         kind=event.kv_cache_spec_kind,
         window=event.kv_cache_spec_sliding_window,
+        ahead=_ahead(event) if event.__class__ is _StoredMap else None,
     )
     check(stored)
     return stored
 
 
+def _ahead(event: _Stored) -> Tokens | None:
+    """The tokens that the hashes cover behind their blocks, if they do."""
+    told: list[list[int]] | None = event.lookahead_token_ids  # type: ignore[attr-defined]
+    if not told or not told[0]:
+        return None
+    count = len(told[0])
+    if count > AHEAD_MAX or len(told) != len(event.block_hashes) or any(len(ids) != count for ids in told):
+        raise ValueError(f"lookahead_token_ids of {len(told)} blocks for {len(event.block_hashes)}")
+    return np.frombuffer(array("I", [token for ids in told for token in ids]), dtype=np.uint32)
+
+
 def check(event: BlockStored) -> None:
     """ValueError if the event contradicts itself."""
     blocks, size = len(event.hashes), event.block_size
-    if size <= 0:
+    if not 0 < size <= BLOCK_SIZE_MAX:
         raise ValueError(f"block_size {size}")
-    # Sliding-window groups list only the blocks that are kept; a CPU tier may store without tokens.
+    # Groups that keep some blocks only list just these; a CPU tier may store without tokens.
     if event.kind not in PREFIX_KINDS or not len(event.tokens):
         return
     if len(event.tokens) != blocks * size:
+        if event.kind is None and event.group is not None and len(event.tokens) > blocks * size:
+            return  # 0.20 and 0.21 do not say which group is of which kind
         raise ValueError(f"{len(event.tokens)} tokens for {blocks} blocks of {size}")
     if event.extras is not None and len(event.extras) != blocks:
         raise ValueError(f"{len(event.extras)} extra_keys for {blocks} blocks")

@@ -81,7 +81,7 @@ def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
     """What only texts say is no block and no promise: it is given for itself."""
     candidate, by_text = one.candidate, decision.asked.text is not None
     rank = decision.ranks[candidate.number]
-    hit = MISS if by_text else decision.hits[candidate.number]
+    hit = MISS if by_text or rank.trust.rule is None else decision.hits[candidate.number]
     return {
         "pod": rank.id.pod,
         "rank": rank.id.rank,
@@ -117,6 +117,13 @@ def _breaker(breaker: Breaker, now: float) -> dict[str, Any]:
     }
 
 
+def rule_of(rank: Rank) -> dict[str, Any]:
+    """How much it reuses of what it holds, in words, and whether that is believed and proven."""
+    trust = rank.trust
+    calibration = trust.calibration
+    return {"rule": str(calibration.rule), "believed": trust.rule is not None, "proven": calibration.proven}
+
+
 def _rank(rank: Rank, core: Core, now: float) -> dict[str, Any]:
     holding, feed, load = core.index.holding(rank.id), rank.feed, rank.load
     return {
@@ -125,6 +132,7 @@ def _rank(rank: Rank, core: Core, now: float) -> dict[str, Any]:
         "state": rank.state,
         "reasons": feed.reasons if feed is not None else ["the pod has no event feed"],
         "block_size": rank.block_size,
+        "hit_rule": rule_of(rank),
         "blocks": holding._asdict(),
         "events": None
         if feed is None

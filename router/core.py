@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from indexer.blocks import Keys, KeySpace
+from indexer.blocks import Grain, Keys, KeySpace, size_of
 from indexer.index import Prediction, PrefixIndex
 from indexer.mappings import Ending
 from indexer.match import MISS, Hit, Match
@@ -32,15 +32,15 @@ _new = tuple.__new__
 
 @dataclass(slots=True)
 class Asked:
-    """One request, as far as the decision needs it. `keys` and `matches` are by block size, empty if not tokenized."""
+    """One request, as far as the decision needs it. `keys` and `matches` are by grain, empty if not tokenized."""
 
     model: str | None
     tokens: int = 0  # of the prompt; an estimate if it could not be tokenized
     further: int = 0  # tokens of further prompts in the same request: load, nothing more
-    keys: dict[int, Keys] = field(default_factory=dict)
-    endings: dict[int, Ending] = field(default_factory=dict)  # where the prefix store keeps this prompt's mappings
-    matches: dict[int, Match] = field(default_factory=dict)
-    shared: Mapping[int, Mapping[RankId, Hit]] | None = None  # as other gateways know pods, where they do
+    keys: dict[Grain, Keys] = field(default_factory=dict)
+    endings: dict[Grain, Ending] = field(default_factory=dict)  # where the prefix store keeps this prompt's mappings
+    matches: dict[Grain, Match] = field(default_factory=dict)
+    shared: Mapping[Grain, Mapping[RankId, Hit]] | None = None  # as other gateways know pods, where they do
     text: Keys | None = None  # of the text's blocks, where nothing is known of the tokens
     lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
@@ -84,6 +84,7 @@ class Placed:
     book: PrefixIndex  # where the prediction was entered
     prediction: Prediction | None
     hit: Hit  # as known here
+    quiet: bool  # the rank had nothing else in flight
     pod: Pod
     epoch: int  # of the pod's breaker
 
@@ -158,6 +159,7 @@ class Core:
         breaker = pod.breaker
         if breaker.tripped:
             breaker.sent(now, self._breaker)
+        quiet = not rank.load.requests
         ticket = rank.load.admit(round(best.tokens - best.worth) + asked.further, now, best.matched, asked.tells)
         if asked.further or not asked.keys:
             ticket.alone = False  # what is computed for it is a guess, and teaches nothing
@@ -166,7 +168,7 @@ class Core:
         book, hit, prediction = self._predict(asked, rank, decision.hits[best.number], now)
         if prediction is not None and self.board is not None:
             self._tell(self.board, asked, rank, hit.blocks, now)
-        return Placed(decision, ticket, book, prediction, hit, pod, breaker.epoch)
+        return Placed(decision, ticket, book, prediction, hit, quiet, pod, breaker.epoch)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
         """`streaming`: it followed the prefill at once."""
@@ -200,11 +202,15 @@ class Core:
         if not pod.evidence.usage:
             pod.evidence.unreported(prompt_tokens, decision.matched_tokens)
             return
-        size, hit = rank.block_size or 0, placed.hit
-        sure = asked.alone and prompt_tokens == asked.tokens and size in asked.keys
-        if sure and rank.feed is not None and not hit.predicted:
-            matched = hit.usable((asked.tokens - 1) // size) * size if hit.blocks else 0
-            rank.feed.reported(matched, cached_tokens or 0)
+        grain, hit, cached = rank.grain or 0, placed.hit, cached_tokens or 0
+        if not asked.alone or prompt_tokens != asked.tokens or grain not in asked.keys:
+            return
+        if hit.predicted and not placed.quiet:
+            return  # what it was to compute first, it may not have computed yet
+        if rank.feed is not None:
+            rank.feed.reported(hit, asked.tokens, cached, size_of(grain))
+        else:
+            rank.trust.report(hit, asked.tokens, cached, size_of(grain))
 
     def suspect(self, pod: str, now: float) -> None:
         """A request could not reach the pod: until the next probe, others come first."""
@@ -278,7 +284,7 @@ class Core:
         """Let other workers know where a prompt goes; believed until events tell all of them, if they do."""
         keys, index = asked.text, self.config.index
         if keys is None:
-            keys = asked.keys[rank.block_size or 0]
+            keys = asked.keys[rank.grain or 0]
         if asked.text is not None or not rank.tells:
             ttl_s = index.blind_ttl
         else:
@@ -356,7 +362,7 @@ class Core:
             return [_better(found, asked.shared, rank) for rank in ranks]
         if not any(found.values()):
             return [MISS] * len(ranks)
-        return [found[size].get(rank.id, MISS) if (size := rank.block_size) in found else MISS for rank in ranks]
+        return [found[grain].get(rank.id, MISS) if (grain := rank.grain) in found else MISS for rank in ranks]
 
     def _candidates(self, asked: Asked, ranks: Sequence[Rank], now: float) -> tuple[list[Candidate], list[Hit]]:
         tokens, candidates, hits = asked.tokens, [], self._hits(asked, ranks)
@@ -364,8 +370,8 @@ class Core:
             load, hit, blocks = rank.load, hits[number], rank.pod.blocks
             matched, worth, evicted = 0, 0.0, 0
             if hit is not MISS:
-                size = (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS
-                matched = hit.usable((tokens - 1) // size) * size
+                rule, size = rank.trust.rule, (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS
+                matched = rule.blocks(hit, tokens, size) * size if rule is not None else 0
                 worth = matched if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
             if blocks is not None and rank.feed is not None:  # what it must give up, where its room is known
                 room = (blocks - self.index.held(rank.id)) * (rank.block_size or 0)
@@ -388,7 +394,7 @@ class Core:
             if not asked.reads_cache:
                 hit = self.texts.match(asked.text).hits.get(rank.id, MISS)
             return self.texts, hit, self._predict_all(self.texts, rank, asked.text, hit, now)
-        index, keys = self.index, asked.keys.get(rank.block_size or 0)
+        index, keys = self.index, asked.keys.get(rank.grain or 0)
         if keys is None:
             return index, hit, None
         if (hit.blocks and asked.shared) or not asked.reads_cache:
@@ -412,8 +418,8 @@ class Core:
 
 def _better(ours: Mapping[int, Mapping[Any, Hit]], others: Mapping[int, Mapping[RankId, Hit]], rank: Rank) -> Hit:
     """The longer hit of what is known here and what other gateways know."""
-    size = rank.block_size or 0
-    here, there = (known.get(size, {}).get(rank.id, MISS) for known in (ours, others))
+    grain = rank.grain or 0
+    here, there = (known.get(grain, {}).get(rank.id, MISS) for known in (ours, others))
     return there if there.blocks > here.blocks else here
 
 

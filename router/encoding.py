@@ -161,7 +161,7 @@ class Encoding:
         if prompt.kind == "none":
             asked.reason = prompt.reason
             return asked, None
-        sizes = self._core.fleet.block_sizes(prompt.model)
+        sizes = self._core.fleet.grains(prompt.model)
         if not sizes:
             asked.reason = "the block size is not known yet"
             return asked, None
@@ -205,7 +205,7 @@ class Encoding:
         model = self._models.get(served.base) if served is not None else None
         if model is None or prompt.model is None:
             return None
-        sizes = self._core.fleet.block_sizes(prompt.model)
+        sizes = self._core.fleet.grains(prompt.model)
         try:
             encoded = await model.encoder.encode(model.renderer.render(prompt), sizes[0] if sizes else 16)
         except (RenderError, TokensUnavailable):

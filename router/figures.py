@@ -25,12 +25,14 @@ _OLD = {  # read only where the newer name is absent: some versions have both
 _CONFIG = "vllm:cache_config_info"
 _LORA = "vllm:lora_requests_info"
 _SLEEP = "vllm:engine_sleep_state"  # a series for each state of each engine
+_DRAFTER = "vllm:spec_decode_"  # its series are there exactly where there is a drafter, of whatever kind
 
 
 def parse_metrics(text: str) -> dict[str, float]:
     """Of all engines: running, waiting, preemptions, cache_queries and cache_hits (tokens) summed; kv_usage (0 to 1) of
     the fullest; started (seconds since the epoch); block_size and blocks of one; lora_max, lora_running, lora_waiting;
-    awake (1: every engine is, 0: one sleeps).
+    awake (1: every engine is, 0: one sleeps); drafter (1 if there is one); caches (0 if it
+    caches no prefixes).
     """
     samples = _samples(text)
     for old, name in _OLD.items():
@@ -40,9 +42,13 @@ def parse_metrics(text: str) -> dict[str, float]:
     figures |= {figure: max(v for _, v in samples[name]) for name, figure in _LARGEST.items() if name in samples}
     for labels, _ in samples.get(_CONFIG, ()):
         figures |= _numbers(labels, {"block_size": "block_size", "num_gpu_blocks": "blocks"})
+        caches = dict(_LABEL.findall(labels)).get("enable_prefix_caching", "")
+        figures |= {"caches": 0.0} if caches.lower() in ("false", "0") else {}
     awake = [value for line, value in samples.get(_SLEEP, ()) if 'sleep_state="awake"' in line]
     if awake:
         figures["awake"] = min(awake)
+    if f"\n{_DRAFTER}" in f"\n{text}":
+        figures["drafter"] = 1.0
     if _LORA in samples:  # a series for every state that there was; its value is when
         figures |= _loras(max(samples[_LORA], key=lambda sample: sample[1])[0])
     return figures

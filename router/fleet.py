@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from indexer.blocks import Grain, size_of
 from indexer.feed import Feed
+from indexer.trust import Trust
 from router.breaker import Breaker
 from router.cards import Card, Served, card_of, served_by
 from router.errors import UnknownModel
@@ -37,12 +39,22 @@ class Rank:
     pod: Pod
     load: PodLoad
     feed: Feed | None  # None: the pod publishes no events
+    trust: Trust = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trust = self.feed.trust if self.feed is not None else Trust()
+
+    @property
+    def grain(self) -> Grain | None:
+        """By which its blocks have keys: learned from events, else what its metrics or the configuration say."""
+        learned = self.feed.grain if self.feed is not None else None
+        return learned or self.pod.block_size
 
     @property
     def block_size(self) -> int | None:
-        """Tokens a block: learned from events, else what the pod's metrics or the configuration say."""
-        learned = self.feed.block_size if self.feed is not None else None
-        return learned or self.pod.block_size
+        """Tokens a block."""
+        grain = self.grain
+        return None if grain is None else size_of(grain)
 
     @property
     def state(self) -> str:
@@ -201,7 +213,7 @@ class Fleet:
         self._panic_share = panic_share
         self._serving: dict[str, list[Rank]] = {}
         self._served: dict[str, Served] = {}
-        self._sizes: dict[str | None, list[int]] = {}
+        self._grains: dict[str | None, list[Grain]] = {}
         self._noticed: list[int | None] = []
 
     def join(self, pod: Pod) -> None:
@@ -240,7 +252,7 @@ class Fleet:
     def changed(self) -> None:
         """Who serves what, or in blocks of which size, has changed."""
         self.epoch += 1
-        self._sizes.clear()
+        self._grains.clear()
 
     def probed(self, pod: Pod, answers: bool) -> None:
         """What probes say of a pod."""
@@ -284,20 +296,20 @@ class Fleet:
             raise UnknownModel(f"The model {model[:200]!r} is not served here. {self._known()}")
         return ranks
 
-    def notice_sizes(self) -> None:
-        """Pods tell their block sizes with their events: has one changed?"""
-        sizes = [rank.block_size for rank in self.ranks]
-        if sizes != self._noticed:
-            self._noticed = sizes
+    def notice_grains(self) -> None:
+        """Pods tell with their events how their blocks are made: is that another way now?"""
+        grains = [rank.grain for rank in self.ranks]
+        if grains != self._noticed:
+            self._noticed = grains
             self.changed()
 
-    def block_sizes(self, model: str | None) -> list[int]:
-        """The block sizes of the pods that serve a model, each once; raises `UnknownModel`."""
-        sizes = self._sizes.get(model)
-        if sizes is None:
-            sizes = list(dict.fromkeys(rank.block_size for rank in self.serving(model) if rank.block_size))
-            self._sizes[model] = sizes
-        return sizes
+    def grains(self, model: str | None) -> list[Grain]:
+        """By which the pods that serve a model make keys, each once; raises `UnknownModel`."""
+        grains = self._grains.get(model)
+        if grains is None:
+            grains = list(dict.fromkeys(rank.grain for rank in self.serving(model) if rank.grain))
+            self._grains[model] = grains
+        return grains
 
     def served(self, model: str) -> Served | None:
         return self._served.get(model)

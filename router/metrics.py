@@ -213,6 +213,18 @@ class Metrics:
             breakers.add_metric((pod.name,), STATES.index(pod.breaker.state(now)))
         yield from (blocks, states, requests, tokens, breakers)
 
+    def _of_rules(self) -> Metric:
+        text = "By which rule a pod reuses what it holds: 1 if that is proven and believed."
+        rules = GaugeMetricFamily("warmroute_hit_rule", text, labels=("pod", "rule"))
+        for pod in self._core.fleet.pods.values():
+            sure: dict[str, bool] = {}
+            for trust in [rank.trust for rank in pod.ranks]:
+                rule = str(trust.calibration.rule)
+                sure[rule] = sure.get(rule, True) and trust.rule is not None and trust.calibration.proven
+            for rule, proven in sure.items():
+                rules.add_metric((pod.name, rule), float(proven))
+        return rules
+
     def _of_events(self) -> Iterator[Metric]:
         events, gaps, replays, orphans, errors = Counter(), Counter(), Counter(), Counter(), Counter()  # type: ignore[var-annotated]
         predictions, resyncs, drops, missed = Counter(), Counter(), Counter(), Counter()  # type: ignore[var-annotated]
@@ -235,6 +247,7 @@ class Metrics:
             if feeds:
                 lag.add_metric((pod.name,), max(feed.lag_s for feed in feeds))
         yield lag
+        yield self._of_rules()
         yield _counter("events", "Blocks, by what events said.", ("pod", "type"), events.items())
         yield _counter("event_gaps", "Gaps in feeds.", ("pod",), _by_one(gaps))
         yield _counter("event_missed", "Batches that were missing at gaps.", ("pod",), _by_one(missed))

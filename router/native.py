@@ -17,8 +17,8 @@ from router.errors import ConfigError
 
 _HOT = {
     "indexer": """
-        blocks changes engine events feed holders index ledger mappings match orphans pages prefixes stream table
-        text_blocks windows
+        blocks changes engine events feed groups holders index ledger mappings match orphans pages prefixes stream table
+        text_blocks
     """,
     "scorer": "board candidates cost load pick policies sendings slow_start",
     "router": """

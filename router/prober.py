@@ -212,11 +212,19 @@ class Prober:
             for rank in pod.ranks:
                 if rank.feed is not None:
                     rank.feed.suspect()
+                else:
+                    rank.trust.forget()
         pod.engine = figures
+        drafter, caches = figures.get("drafter", 0.0) > 0, figures.get("caches", 1.0) > 0
+        for rank in pod.ranks:
+            if rank.feed is not None:
+                rank.feed.told(drafter, caches)
+            else:
+                rank.trust.told(caches)
         feed = pod.ranks[0].feed if len(pod.ranks) == 1 else None  # the counters of several tell of no one
         proof = pod.evidence.looked(figures.get("cache_queries"), figures.get("cache_hits"))
         if proof is not None and feed is not None:
-            feed.reported(*proof)
+            feed.counted(*proof)
         size = figures.get("block_size")
         if size is not None and size >= 1:
             self._pod.block_size = int(size)

@@ -158,7 +158,7 @@ class Service:
             now = time.monotonic()
             if self.core.board is not None:  # for who looks, where nothing is decided
                 self.core.board.listen(now)
-            self.core.fleet.notice_sizes()
+            self.core.fleet.notice_grains()
             for index in indexes:
                 index.expire(now)
                 while index.sweep():

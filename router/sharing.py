@@ -150,7 +150,7 @@ class Sharing(Collector):
 
     async def _hits(self, asked: Asked, size: int) -> dict[RankId, Hit]:
         """The hits of those candidates that are not known exactly, by what others know."""
-        ids = [rank.id for rank in self._core.fleet.serving(asked.model) if rank.block_size == size]
+        ids = [rank.id for rank in self._core.fleet.serving(asked.model) if rank.grain == size]
         pods = [id for id in ids if id in self._unsure and (asked.pods is None or id.pod in asked.pods)][:_PODS_MAX]
         if not pods:
             return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 import numpy as np
 
 from indexer.blocks import Tokens
+from router.figures import parse_metrics
 
 VECTORS = Path(__file__).parent / "vectors"
 
 VERSIONS = ("vllm-0.32.0", "vllm-0.28.0", "vllm-0.20.2", "vllm-0.11.2.post2", "vllm-0.10.1.1.post2")
 """The main recordings, one server each: one pod, one rank, one KV-cache group."""
+
+DRAFTERS = ("vllm-0.33.0-eagle", "vllm-0.32.0-eagle", "vllm-0.33.0-mtp-nolookahead")
+"""As the main ones, with a drafter, of which no setting is read: /metrics says that there is one."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,18 @@ class Recording:
 
 
 def lines(name: str, file: str) -> list[dict[str, Any]]:
-    """One JSON value a line of `tests/vectors/<name>/<file>`."""
+    """One JSON value a line of `tests/vectors/<name>/<file>`, which may be packed (and has then what tests need)."""
+    packed = VECTORS / name / f"{file}.gz"
+    if packed.exists():
+        return [json.loads(line) for line in gzip.decompress(packed.read_bytes()).splitlines()]
     with (VECTORS / name / file).open(encoding="utf-8") as opened:
         return [json.loads(line) for line in opened]
+
+
+def metrics(name: str) -> dict[str, float]:
+    """What a recording's /metrics said at its start."""
+    packed = VECTORS / name / "metrics.txt"
+    return parse_metrics((packed if packed.exists() else VECTORS / name / "metrics_start.txt").read_text())
 
 
 def frames(name: str) -> list[Frame]:
@@ -85,14 +99,14 @@ def recording(name: str) -> Recording:
     return Recording(published, asks, meta["block_size"])
 
 
-def small_recording(name: str) -> Recording:
-    """A recording without meta.json: token-id prompts, one at a time, block size 32."""
+def small_recording(name: str, block_size: int = 32) -> Recording:
+    """A recording of token-id prompts, one at a time."""
     asks = [
         _ask(line, line["body"]["prompt"], line["frames_before"], [])
         for line in lines(name, "requests.jsonl")
         if line["status"] == 200 and line["usage_prompt_tokens"] is not None
     ]
-    return Recording(frames(name), asks, 32)
+    return Recording(frames(name), asks, block_size)
 
 
 def replay(name: str) -> list[tuple[int, bytes]]:

@@ -9,7 +9,7 @@ SIZE = 16
 
 def _report(trust: Trust, times: int, predicted: int, reported: int) -> None:
     for _ in range(times):
-        trust.report(predicted, reported, SIZE)
+        trust.compare(predicted, reported, SIZE)
 
 
 def test_a_few_errors_are_no_doubt() -> None:
@@ -27,7 +27,7 @@ def test_an_error_that_persists_is_doubt() -> None:
         trust = Trust()
         _report(trust, WRONG_MIN - 1, predicted, reported)
         assert not trust.doubted
-        assert trust.report(predicted, reported, SIZE) == verdict
+        assert trust.compare(predicted, reported, SIZE) == verdict
         assert trust.doubted and trust.wants_resync(0.0) and trust.error_tokens == reported - predicted
 
 
@@ -37,7 +37,7 @@ def test_late_events_are_neither_error_nor_proof() -> None:
     _report(trust, PROOFS - 1, 320, 320)
     _report(trust, REPORTS, 320, 320 + LATE_BLOCKS * SIZE)
     assert not trust.doubted and trust.proofs == 0
-    assert trust.report(320, 320 + (LATE_BLOCKS + 1) * SIZE, SIZE) == "under"
+    assert trust.compare(320, 320 + (LATE_BLOCKS + 1) * SIZE, SIZE) == "under"
 
 
 def test_the_history_is_asked_for_once_an_interval() -> None:

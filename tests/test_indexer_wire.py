@@ -6,10 +6,12 @@ import random
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from indexer.blocks import ahead_of, cut, size_of
 from indexer.errors import WireError
 from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored
 from indexer.wire import decode
@@ -144,8 +146,9 @@ def test_sliding_windows_list_only_what_is_kept() -> None:
     fields = [[17], None, _TOKENS, 2, None, "GPU", None, None, 0]
     assert _one(["BlockStored", *fields, "sliding_window", 8]).hashes == [17]
     assert _one(["BlockStored", [], *fields[1:], "sliding_window", 8]).hashes == []
-    for kind in (None, "full_attention", "mla_attention"):
-        assert decode(_pack([0.0, [["BlockStored", *fields, kind]]])).bad
+    assert _one(["BlockStored", *fields]).hashes == [17], "0.20 and 0.21 have groups, and do not tell their kinds"
+    for group, kind in ((None, None), (0, "full_attention"), (0, "mla_attention")):
+        assert decode(_pack([0.0, [["BlockStored", *fields[:-1], group, kind]]])).bad
 
 
 def test_offload_without_tokens() -> None:
@@ -362,3 +365,19 @@ def test_fuzz_recorded_frames(version: str) -> None:
             if not mutant:
                 break
         _survives(bytes(mutant))
+
+
+def test_lookahead_tokens() -> None:
+    """What a hash covers behind its block: equally many tokens for each hash, or the event is not sound."""
+    plain = {
+        "type": "BlockStored", "block_hashes": [17, 18], "parent_block_hash": None, "token_ids": [5, 6, 7, 8],
+        "block_size": 2, "lora_id": None, "medium": "GPU", "lora_name": None,
+    }  # fmt: skip
+    told = _one({**plain, "lookahead_token_ids": [[7, 8], [9, 10]]})
+    assert told.ahead is not None and told.ahead.tolist() == [7, 8, 9, 10]
+    prompt = np.array([5, 6, 7, 8, 9, 10, 11], np.uint32)
+    assert told.covered() == cut(prompt, told.grain) and (size_of(told.grain), ahead_of(told.grain)) == (2, 2)
+    for nothing in (None, [], [[], []]):
+        assert _one({**plain, "lookahead_token_ids": nothing}).ahead is None
+    for wrong in ([[7]], [[7], [8, 9]], [[7]] * 3, [[7] * 256, [8] * 256]):
+        assert decode(_pack([0.0, [{**plain, "lookahead_token_ids": wrong}]])).bad

@@ -50,7 +50,7 @@ def test_an_error_that_persists_degrades_the_feed() -> None:
         core.reported(_served(core, 1), 161, 0)
     assert feed.state == "degraded" and feed.reasons == [DOUBTED]
     assert feed.mend(5.0) == 0 and feed.mend(5.0) is None
-    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 160, "until the history comes"
+    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 0, "nobody believes it"
     feed.replay_ended(True, 5.0)
     assert core.decide(asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 0, "the pod has none"
     for _ in range(WRONG_MIN):

@@ -92,7 +92,7 @@ async def test_a_pod_that_is_well() -> None:
         pod = core.fleet.pods["a"]
         assert pod.fit(0.0) and pod.healthy
         assert [model["id"] for model in core.fleet.union_of_models()] == ["m"]
-        assert (pod.version, pod.block_size, core.fleet.block_sizes("m")) == ("0.32.0", 32, [32])
+        assert (pod.version, pod.block_size, core.fleet.grains("m")) == ("0.32.0", 32, [32])
         assert [rank.state for rank in pod.ranks] == ["blind"]
         assert pods.unloaded == set()
 

@@ -9,8 +9,18 @@ import pytest
 from indexer.blocks import KeySpace
 from indexer.feed import REPLAYING, Feed
 from indexer.index import PrefixIndex
-from indexer.match import MISS
-from tests.recordings import VERSIONS, Ask, Frame, Recording, recording, replay, small_recording
+from indexer.match import MISS, Hit
+from tests.recordings import (
+    DRAFTERS,
+    VERSIONS,
+    Ask,
+    Frame,
+    Recording,
+    metrics,
+    recording,
+    replay,
+    small_recording,
+)
 
 _HELD_MAX = 10_000
 
@@ -76,12 +86,27 @@ class _Fleet:
                 start = feed.replay_ended(True, 0.0)
 
     def predicted(self, ask: Ask, endpoint: str) -> int:
-        size = self._recorded.block_size
-        keys = self.space.chain(ask.tokens, size, lora=ask.lora, salt=ask.salt)
-        match = self.index.match(keys)
+        size, rule = self._recorded.block_size, self.feeds[endpoint].trust.rule
+        assert rule is not None
+        return rule.blocks(self.hit(ask, endpoint), len(ask.tokens), size) * size if ask.reads_cache else 0
+
+    def hit(self, ask: Ask, endpoint: str) -> Hit:
+        grain = self.feeds[endpoint].grain or self._recorded.block_size
+        match = self.index.match(self.space.chain(ask.tokens, grain, lora=ask.lora, salt=ask.salt))
         assert self.index.unchanged(match)
-        hit = match.hits.get(endpoint, MISS)
-        return ask.expected(hit.usable((len(ask.tokens) - 1) // size), size)
+        return match.hits.get(endpoint, MISS)
+
+    def told(self, figures: dict[str, float]) -> None:
+        """What the pods' /metrics says."""
+        for feed in self.feeds.values():
+            feed.told(figures.get("drafter", 0.0) > 0, figures.get("caches", 1.0) > 0)
+
+    def reported(self, ask: Ask, endpoint: str) -> None:
+        """The pod's usage tells what it had cached."""
+        if ask.n == 1 and ask.reads_cache:
+            self.feeds[endpoint].reported(
+                self.hit(ask, endpoint), len(ask.tokens), ask.cached, self._recorded.block_size
+            )
 
     def _frame(self, frame: Frame) -> None:
         self.answer(frame.endpoint, self.feeds[frame.endpoint].frame(frame.number, frame.payload, 0.0))
@@ -191,3 +216,60 @@ def test_hybrid_groups_are_both_needed() -> None:
     assert _disagreeing(fleet, recorded, repair=False) == {}
     assert sum(ask.cached > 0 for ask in recorded.asks) == 11
     assert fleet.feeds[fleet.endpoints[0]].counts["ignored"] > 0
+
+
+# Asks with n = 1, and of those that hit.
+_ASKS = {
+    "vllm-0.33.0": (225, 90), "vllm-0.33.0-eagle": (374, 178), "vllm-0.32.0-eagle": (366, 146),
+    "vllm-0.33.0-mtp-nolookahead": (151, 97),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["vllm-0.33.0", *DRAFTERS])
+def test_the_rule_is_learned(name: str) -> None:
+    """With a drafter or without, whatever its settings: what is foretold is what is reported, and never called exact
+    before it is proven."""
+    recorded = recording(name)
+    fleet = _Fleet(recorded)
+    fleet.told(metrics(name))
+    (endpoint,) = fleet.endpoints
+    feed, wrong, exact_since = fleet.feeds[endpoint], {}, None
+    asks = [ask for ask in recorded.asks if ask.n == 1]
+    for place, ask in enumerate(asks):
+        fleet.publish_until(ask.before)
+        predicted = fleet.predicted(ask, endpoint)
+        if predicted != ask.cached:
+            wrong[ask.number] = (predicted, ask.cached)
+        if feed.state == "exact":
+            exact_since = place if exact_since is None else exact_since
+        else:
+            assert exact_since is None, f"{ask.number}: {feed.reasons}"
+        fleet.reported(ask, endpoint)
+    assert wrong == {}
+    assert (len(asks), sum(ask.cached > 0 for ask in asks)) == _ASKS[name]
+    assert exact_since is not None and exact_since <= 32
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_the_rule_is_learned_from_usage_alone(name: str) -> None:
+    """Where no /metrics tells of the drafter, the first hits do."""
+    recorded = recording(name)
+    fleet = _Fleet(recorded)
+    (endpoint,) = fleet.endpoints
+    wrong = []
+    for place, ask in enumerate([ask for ask in recorded.asks if ask.n == 1]):
+        fleet.publish_until(ask.before)
+        if fleet.predicted(ask, endpoint) != ask.cached:
+            wrong.append(place)
+        fleet.reported(ask, endpoint)
+    assert len(wrong) <= 2 and all(place < 32 for place in wrong)
+
+
+def test_states_are_needed_at_the_end_of_a_hit() -> None:
+    """Three groups of states beside full attention: a hit ends where all three keep theirs."""
+    recorded = small_recording("vllm-0.33.0-gdn", 192)
+    fleet = _Fleet(recorded)
+    assert len(recorded.asks) == 29
+    assert _disagreeing(fleet, recorded, repair=False) == {}
+    feed = fleet.feeds[fleet.endpoints[0]]
+    assert feed.state == "exact" and feed.block_size == 192

@@ -1,0 +1,157 @@
+"""By which rule a pod reuses what it holds of a prompt: guessed, then proven or corrected by what the pod reports.
+
+vLLM computes at least a prompt's last token again; with a drafter (EAGLE, MTP) often the last block that it found, too;
+some caches reuse several blocks at a time. None of that is told. So the rule is looked for: of all `RULES`, in the
+order of how likely they are, the one that explains most of the last reports.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.match import Hit
+
+REPORTS = 24
+"""Reports that a rule is looked for in: a pod that is another one after a restart which nobody noticed is understood
+before it has served 32."""
+PROOFS = 4
+"""Hits in a row that a rule foretold prove it, where another one would have said something else each time."""
+FURTHER_PROOFS = 12
+"""So many, where it is a rule that no vLLM is known to have."""
+SIGNS = 2
+"""Reports that another rule explains, and ours does not: one may be a block that went or came in between."""
+OVER_MAX = 2
+"""Of the last `RECENT` hits, so many that were foretold too high disprove a rule."""
+RECENT = 8
+
+
+class Rule(NamedTuple):
+    """`cached = max(0, min(leading blocks // unit, (tokens - look) // (unit * block size)) - drop) * unit` blocks.
+
+    `drop`: units that are computed again though they were found. `look`: tokens at a prompt's end that are computed
+    anyhow. `unit`: blocks that are reused together.
+    """
+
+    drop: int = 0
+    look: int = 1
+    unit: int = 1
+
+    def blocks(self, hit: Hit, tokens: int, block_size: int) -> int:
+        """Blocks of a prompt of so many tokens that are reused, where this much is held of it."""
+        drop, look, unit = self
+        limit = (tokens - look) // block_size
+        if drop or unit > 1 or look > 1:
+            limit = max(0, min(hit.leading, limit) // unit - drop) * unit
+        return hit.usable(limit)
+
+    @property
+    def known(self) -> bool:
+        """Has some vLLM been seen to have it?"""
+        return self.unit == 1 and self.drop < 2 and self.look < 2
+
+    def __str__(self) -> str:
+        words = [f"{self.unit} blocks at a time"] if self.unit > 1 else []
+        words += [f"the last {self.drop} computed again"] if self.drop else []
+        words += [f"the last {self.look} tokens left out"] if self.look != 1 else []
+        return ", ".join(words) or "all whole blocks"
+
+
+PLAIN, DROPPING = Rule(), Rule(drop=1)
+
+_UNITS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+_LOOKS = (1, 0, 2, 3, 4, 5, 6, 7, 8)
+RULES = sorted(
+    (Rule(drop, look, unit) for unit in _UNITS for drop in range(4) for look in _LOOKS),
+    key=lambda rule: (not rule.known, (rule.unit > 1) + rule.drop + (rule.look != 1), _UNITS.index(rule.unit)),
+)
+_KNOWN = np.array([[rule.known] for rule in RULES])
+_DROP, _LOOK, _UNIT = (np.array([[rule[place]] for rule in RULES]) for place in range(3))
+
+
+class _Report(NamedTuple):
+    hit: Hit
+    tokens: int
+    cached: int
+    block_size: int
+
+
+class Calibration:
+    """One pod's rule, and how sure it is."""
+
+    def __init__(self) -> None:
+        self.rule = PLAIN
+        self.proven = True
+        self._reports: deque[_Report] = deque(maxlen=REPORTS)
+        self._over: deque[bool] = deque(maxlen=RECENT)
+        self._in_row = 0
+        self._drafter = False
+        self._guess = PLAIN
+        self._sure = True  # of the guess
+
+    def guess(self, drafter: bool, ahead: bool, unsure: bool) -> None:
+        """What others than reports tell of the pod: has it a drafter, whose tokens its hashes cover (`ahead`), and does
+        something else make its rule unsure? Where that changes, its rule may."""
+        guess = DROPPING if drafter and not ahead else PLAIN
+        sure = not unsure and (ahead or not drafter)
+        if (guess, sure) != (self._guess, self._sure):
+            self._guess, self._sure = guess, sure
+            self.forget()
+
+    def forget(self) -> None:
+        """It may be another pod now."""
+        self._reports.clear()
+        self._take(self._guess)
+
+    def mended(self) -> None:
+        """What was wrong was not the rule: only what comes now counts."""
+        self._reports.clear()
+        self._take(self.rule)
+
+    def report(self, hit: Hit, tokens: int, cached: int, block_size: int) -> bool:
+        """Of a prompt of so many `tokens`, of which `hit` was held, so many were `cached`. Is the rule a new one?"""
+        self._reports.append(_Report(hit, tokens, cached, block_size))
+        error = cached - self.rule.blocks(hit, tokens, block_size) * block_size
+        if not error:
+            if hit.leading:
+                self._over.append(False)
+                self._in_row += 1
+                self.proven = self.proven or self._in_row >= (PROOFS if self.rule.known else FURTHER_PROOFS)
+            return False
+        self._in_row = 0
+        self._over.append(error < 0)
+        if sum(self._over) >= OVER_MAX or not self._sure:
+            self.proven = False
+        return self._look()
+
+    def _take(self, rule: Rule) -> None:
+        self.rule, self._in_row = rule, 0
+        self.proven = self._sure and rule == self._guess
+        self._over.clear()
+
+    def _look(self) -> bool:
+        """Take the rule that explains the most, if it explains more than ours."""
+        right = self._explained()
+        ours, best = int(right[RULES.index(self.rule)]), int(np.argmax(right))
+        if right[best] < ours + SIGNS:
+            return False
+        self._take(RULES[best])
+        return True
+
+    def _explained(self) -> NDArray[np.int64]:
+        """How many of the reports each rule explains, shape (rules,)."""
+        reports = self._reports
+        size, tokens, cached = (np.array([report[place] for report in reports]) for place in (3, 1, 2))
+        limits = np.minimum([report.hit.leading for report in reports], (tokens - _LOOK) // size)
+        blocks = np.maximum(0, limits // _UNIT - _DROP) * _UNIT
+        for column, report in enumerate(reports):
+            if report.hit.ends is not None:
+                usable = {limit: report.hit.usable(limit) for limit in set(blocks[:, column].tolist())}
+                blocks[:, column] = [usable[limit] for limit in blocks[:, column].tolist()]
+        held = np.array([report.hit.leading > 0 for report in reports])
+        counts = _KNOWN | (cached > 0) | ~held  # that nothing is reused of what is held may have any cause
+        right: NDArray[np.int64] = ((blocks * size == cached) & counts).sum(axis=1)
+        return right
