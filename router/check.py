@@ -23,7 +23,7 @@ from indexer.index import PrefixIndex
 from router.bound import BoundEndpoint
 from router.config import Config
 from router.config_fleet import ASK_THE_PODS, ModelConfig, StaticPod, middle_of
-from router.encoding import renderer_of
+from router.encoding import renderings_of
 from router.errors import ConfigError
 from router.failures import UpstreamError
 from router.feeds import FeedReader
@@ -32,7 +32,8 @@ from router.fleet import RankId
 from router.pod_client import Answer, PodClient
 from router.pods import bound_endpoint, feed_limits
 from router.prompt import parse
-from router.rendering import Renderer, RenderError
+from router.rendering import RenderError
+from router.renderings import Renderings
 from router.sockets import port_plus
 from router.tokenizer import Tokenizer
 from router.trust import Trusts
@@ -76,12 +77,12 @@ class Local(NamedTuple):
     """A model whose prompts are tokenized here."""
 
     config: ModelConfig
-    renderer: Renderer
+    renderings: Renderings
     tokenizer: Tokenizer
 
-    def ids(self, body: dict[str, Any]) -> list[int]:
-        """The token ids of a body of /tokenize; raises RenderError."""
-        rendering = self.renderer.render(parse("/tokenize", orjson.dumps(body)))
+    def ids(self, body: dict[str, Any], version: str | None) -> list[int]:
+        """The token ids of a body of /tokenize, as a pod of this version makes them; raises RenderError."""
+        rendering = self.renderings.of(version).render(parse("/tokenize", orjson.dumps(body)))
         return list(map(int, self.tokenizer.encode(rendering.text, rendering.add_special_tokens)))
 
 
@@ -136,7 +137,7 @@ def _load(config: Config) -> _Loaded:
         if model.tokenizer == ASK_THE_PODS:
             continue
         try:
-            local.append(Local(model, renderer_of(model), Tokenizer(Path(model.tokenizer))))
+            local.append(Local(model, renderings_of(model), Tokenizer(Path(model.tokenizer))))
         except ConfigError as error:
             findings.wrong(error.message)
     for pod in config.discovery.static:
@@ -365,10 +366,12 @@ class _Examination:
     async def _compare(self, client: PodClient, local: Local) -> None:
         """Are the token ids that we make the pod's own?"""
         model, compared = local.config.name, 0
+        told = await _json(client.get(b"/version"))
+        version = told.get("version") if isinstance(told, dict) else None
         for what, body in _ASKED:
             theirs = await self._ask(client, local.config, body)
             try:
-                ours: list[int] | str = local.ids({**body, "model": model})
+                ours: list[int] | str = local.ids({**body, "model": model}, version)
             except RenderError as error:
                 ours = error.reason
             if isinstance(theirs, str) and isinstance(ours, str):

@@ -127,7 +127,7 @@ class ModelConfig(Section):
     )
     vllm_version: Version | None = Field(
         default=None,
-        description='Version whose rendering is followed, in quotes: "0.28". null: the newest known.',
+        description='Version whose rendering is followed, in quotes: "0.28". null: that of each pod.',
     )
     trust_request_chat_template: bool = Field(default=False, description="As vLLM's --trust-request-chat-template.")
     exclude_tools_when_tool_choice_none: bool = Field(
@@ -142,7 +142,7 @@ class ModelConfig(Section):
 
     @property
     def version(self) -> tuple[int, int] | None:
-        """`vllm_version` as (major, minor); None: the newest known."""
+        """`vllm_version` as (major, minor); None: that of each pod."""
         if self.vllm_version is None:
             return None
         major, minor = re.findall("[0-9]+", self.vllm_version)[:2]

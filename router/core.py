@@ -41,6 +41,7 @@ class Asked:
     endings: dict[Grain, Ending] = field(default_factory=dict)  # where the prefix store keeps this prompt's mappings
     matches: dict[Grain, Match] = field(default_factory=dict)
     shared: Mapping[Grain, Mapping[RankId, Hit]] | None = None  # as other gateways know pods, where they do
+    by_version: Mapping[str | None, Asked] | None = None  # the same to pods of versions that write it differently
     text: Keys | None = None  # of the text's blocks, where nothing is known of the tokens
     lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
@@ -52,6 +53,10 @@ class Asked:
     reads_cache: bool = True  # if not, the pod computes all of it, whatever it holds
     answer: int | None = None  # tokens that a pod must have room for behind the prompt; None: its length is not known
     timing_us: dict[str, int] = field(default_factory=dict)
+
+    def of(self, rank: Rank) -> Asked:
+        """What is asked of this rank: its vLLM may make other tokens of the prompt."""
+        return self if self.by_version is None else self.by_version.get(rank.pod.version, self)
 
 
 @dataclass(slots=True, eq=False)
@@ -165,9 +170,10 @@ class Core:
             ticket.alone = False  # what is computed for it is a guess, and teaches nothing
         if asked.full_report and rank.feed is not None:
             rank.feed.full_report_began()
-        book, hit, prediction = self._predict(asked, rank, decision.hits[best.number], now)
+        theirs = asked.of(rank)
+        book, hit, prediction = self._predict(theirs, rank, decision.hits[best.number], now)
         if prediction is not None and self.board is not None:
-            self._tell(self.board, asked, rank, hit.blocks, now)
+            self._tell(self.board, theirs, rank, hit.blocks, now)
         return Placed(decision, ticket, book, prediction, hit, quiet, pod, breaker.epoch)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
@@ -197,13 +203,14 @@ class Core:
         decision, pod = placed.decision, placed.pod
         if not decision.asked.reads_cache:
             return  # it did not look, nor does it count such prompts
-        rank, asked = decision.rank, decision.asked
+        rank = decision.rank
+        asked = decision.asked.of(rank)
         pod.evidence.usage = cached_tokens is not None or (pod.evidence.usage and pod.hides_zero)
         if not pod.evidence.usage:
             pod.evidence.unreported(prompt_tokens, decision.matched_tokens)
             return
         grain, hit, cached = rank.grain or 0, placed.hit, cached_tokens or 0
-        if not asked.alone or prompt_tokens != asked.tokens or grain not in asked.keys:
+        if not decision.asked.alone or prompt_tokens != asked.tokens or grain not in asked.keys:
             return
         if hit.predicted and not placed.quiet:
             return  # what it was to compute first, it may not have computed yet
@@ -266,9 +273,10 @@ class Core:
         board.listen(now)
         if asked.text is not None:
             self._heed(board, self.texts, asked.text, now)
-        for size, keys in asked.keys.items():
-            if self._heed(board, self.index, keys, now):
-                asked.matches.pop(size, None)
+        for each in (asked, *(asked.by_version or {}).values()):
+            for size, keys in each.keys.items():
+                if self._heed(board, self.index, keys, now):
+                    each.matches.pop(size, None)
 
     def _heed(self, board: Board, book: PrefixIndex, keys: Keys, now: float) -> bool:
         """Believe of a prompt what others have sent; False where it was known."""
@@ -354,6 +362,13 @@ class Core:
         """What each of `ranks` holds of the prompt, and will read."""
         if not asked.reads_cache:
             return [MISS] * len(ranks)
+        if asked.by_version is None:
+            return self._hits_alike(asked, ranks)
+        of_ranks = [asked.of(rank) for rank in ranks]
+        hits = {id(each): self._hits_alike(each, ranks) for each in (asked, *asked.by_version.values())}
+        return [hits[id(each)][number] for number, each in enumerate(of_ranks)]
+
+    def _hits_alike(self, asked: Asked, ranks: Sequence[Rank]) -> list[Hit]:
         if asked.text is not None:
             hits = self.texts.match(asked.text).hits
             return [hits.get(rank.id, MISS) for rank in ranks]
@@ -368,6 +383,8 @@ class Core:
         tokens, candidates, hits = asked.tokens, [], self._hits(asked, ranks)
         for number, rank in enumerate(ranks):
             load, hit, blocks = rank.load, hits[number], rank.pod.blocks
+            if asked.by_version is not None:
+                tokens = asked.of(rank).tokens
             matched, worth, evicted = 0, 0.0, 0
             if hit is not MISS:
                 rule, size = rank.trust.rule, (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS

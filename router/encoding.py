@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any, Literal, NamedTuple, Protocol
@@ -28,7 +28,8 @@ from router.parity import Parity, ParityLimits
 from router.pod_tokens import AS_BY_DEFAULT, AsServed, NotTold, PodTokens, PodTokensLimits, question_of
 from router.prompt import Prompt
 from router.recall import Recall, Recalled
-from router.rendering import Renderer, RenderError, RenderOptions
+from router.rendering import RenderError, Rendering, RenderOptions
+from router.renderings import Renderings
 from router.texts import beginning_of
 from router.token_keys import Encoded, TokenKeys
 from router.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ class _Model(NamedTuple):
     """A model that is tokenized here. `name`: as the configuration has it."""
 
     name: str
-    renderer: Renderer
+    renderings: Renderings
     encoder: Encoder
     state: TokenizerState
 
@@ -56,7 +57,8 @@ class _Encodes(Protocol):
 
 @dataclass(slots=True)
 class _Question:
-    """One prompt, ready for what encodes it. `local`: the model's name, where that is our own tokenizer."""
+    """One prompt, ready for what encodes it. `local`: the model's name, where that is our own tokenizer; `others`: what
+    versions of vLLM in use write that is not `source`."""
 
     source: Any
     encoder: _Encodes
@@ -64,6 +66,7 @@ class _Question:
     lora: str | None
     salt: str | None
     local: str | None
+    others: Mapping[str | None, Rendering | RenderError]
 
 
 class Encoding:
@@ -124,7 +127,7 @@ class Encoding:
 
     def _remember(self, path: str, body: bytes, prompt: Prompt, asked: Asked) -> None:
         """Keep what a body means, if all of it is known and will be the same tomorrow."""
-        if asked.endings and not asked.reason and not self._tells_time(prompt):
+        if asked.endings and not asked.reason and asked.by_version is None and not self._tells_time(prompt):
             epoch = self._core.fleet.epoch
             self._recall.put(
                 path, body, Recalled(prompt, asked.tokens, asked.further, asked.keys, asked.endings, epoch)
@@ -134,6 +137,8 @@ class Encoding:
         asked, question = self._question(prompt)
         if question is not None:
             await self._encode(asked, question)
+            if question.others and asked.keys:
+                asked.by_version = await self._encoded_otherwise(prompt, question)
             if question.local is not None and asked.reason is None:
                 self.parity.offer(question.local, prompt)
         if asked.reason is not None and not asked.keys:
@@ -155,6 +160,22 @@ class Encoding:
                 self._add(asked, unavailable.beginning, size)
                 asked.tokens += unavailable.rest_bytes // _BYTES_A_TOKEN
 
+    async def _encoded_otherwise(self, prompt: Prompt, question: _Question) -> Mapping[str | None, Asked]:
+        """The prompt as versions of vLLM have it that write it differently; one text is encoded once."""
+        made: dict[Rendering | str, Asked] = {}
+        by_version = {}
+        for version, written in question.others.items():
+            key = written if isinstance(written, Rendering) else written.reason
+            asked = made.get(key)
+            if asked is None:
+                asked = made[key] = Asked(prompt.model, reads_cache=prompt.reads_cache)
+                if isinstance(written, Rendering):
+                    await self._encode(asked, replace(question, source=written))
+                else:
+                    asked.reason = f"not rendered: {written.reason}"
+            by_version[version] = asked
+        return by_version
+
     def _question(self, prompt: Prompt) -> tuple[Asked, _Question | None]:
         """Render. Without a question, `Asked.reason` says why the prompt stays unknown. Raises `UnknownModel`."""
         asked = Asked(prompt.model)
@@ -168,7 +189,7 @@ class Encoding:
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         began = perf_counter()
         try:
-            source, encoder, local = self._way(prompt, served)
+            source, encoder, local, others = self._way(prompt, served)
         except RenderError as unrendered:
             asked.reason = f"not rendered: {unrendered.reason}"
             return asked, None
@@ -178,36 +199,40 @@ class Encoding:
         asked.timing_us["render"] = round((perf_counter() - began) * 1e6)
         asked.further = _further(prompt)
         lora = served.lora if served is not None else None
-        return asked, _Question(source, encoder, sizes, lora, prompt.cache_salt, local)
+        return asked, _Question(source, encoder, sizes, lora, prompt.cache_salt, local, others)
 
-    def _way(self, prompt: Prompt, served: Served | None) -> tuple[object, _Encodes, str | None]:
-        """What this prompt is made into, by what, and the model's name where that is our own tokenizer.
+    def _way(
+        self, prompt: Prompt, served: Served | None
+    ) -> tuple[object, _Encodes, str | None, Mapping[str | None, Rendering | RenderError]]:
+        """What this prompt is made into, by what, the model's name where that is our own tokenizer, and what versions
+        in use write otherwise.
 
         Raises RenderError or NotTold.
         """
         if prompt.kind == "tokens":
             if len(prompt.prompts[0]) > _IDS_MAX:
                 raise NotTold("too long for any context")
-            return prompt.prompts[0], self._keys, None
+            return prompt.prompts[0], self._keys, None, {}
         base = served.base if served is not None else ""
         model = self._models.get(base)
         if model is not None and model.state.state != "degraded":
-            rendering = model.renderer.render(prompt)
+            rendering, others = model.renderings.render(prompt, self._core.fleet.versions(prompt.model))
             if len(rendering.text) > self._text_max:
                 raise NotTold("too long for any context")
-            return rendering, model.encoder, model.name
+            return rendering, model.encoder, model.name, others
         as_served = self._as_served.get(base, AS_BY_DEFAULT)
-        return question_of(prompt, as_served, self.pod_tokens.limits.question_bytes_max), self.pod_tokens, None
+        return question_of(prompt, as_served, self.pod_tokens.limits.question_bytes_max), self.pod_tokens, None, {}
 
-    async def _ours(self, prompt: Prompt) -> Tokens | None:
-        """The ids that are made here, where they are."""
+    async def _ours(self, prompt: Prompt, version: str | None) -> Tokens | None:
+        """The ids that are made here for a pod of this version, where they are."""
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         model = self._models.get(served.base) if served is not None else None
         if model is None or prompt.model is None:
             return None
         sizes = self._core.fleet.grains(prompt.model)
         try:
-            encoded = await model.encoder.encode(model.renderer.render(prompt), sizes[0] if sizes else 16)
+            rendering = model.renderings.of(version).render(prompt)
+            encoded = await model.encoder.encode(rendering, sizes[0] if sizes else 16)
         except (RenderError, TokensUnavailable):
             return None
         return encoded.tokens
@@ -239,7 +264,7 @@ class Encoding:
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         model = self._models.get(served.base) if served is not None else None
         return prompt.kind == "chat" and (
-            model is None or model.renderer.tells_time or model.state.state == "degraded"
+            model is None or model.renderings.renderer.tells_time or model.state.state == "degraded"
         )  # what templates of pods do is not known here
 
     def _load(self, model: ModelConfig, names: tuple[str, ...], space: KeySpace, config: Config) -> _Model:
@@ -249,7 +274,7 @@ class Encoding:
         )
         tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, tokens.threads)
         encoder = Encoder(model.name, tokenizer, space, self.store, self._pool, limits)
-        return _Model(model.name, renderer_of(model), encoder, self.parity.watch(names, _as_served(model)))
+        return _Model(model.name, renderings_of(model), encoder, self.parity.watch(names, _as_served(model)))
 
 
 def _as_served(model: ModelConfig) -> AsServed:
@@ -266,8 +291,8 @@ def _parity_limits(config: Config) -> ParityLimits:
     return ParityLimits(parity.first, parity.share, parity.recheck_interval, parity.queue_max)
 
 
-def renderer_of(model: ModelConfig) -> Renderer:
-    """The renderer of a model with a local tokenizer; raises `ConfigError` naming a file that can't be used."""
+def renderings_of(model: ModelConfig) -> Renderings:
+    """The renderers of a model with a local tokenizer; raises `ConfigError` naming a file that can't be used."""
     options = RenderOptions(
         vllm_version=model.version,
         chat_template=_text_of(model.chat_template),
@@ -277,7 +302,7 @@ def renderer_of(model: ModelConfig) -> Renderer:
         default_template_kwargs=model.chat_template_kwargs,
         reasoning_effort_map=model.reasoning_effort_map,
     )
-    return Renderer(Path(model.tokenizer), options)
+    return Renderings(Path(model.tokenizer), options)
 
 
 def _text_of(path: str | None) -> str | None:

@@ -13,10 +13,11 @@ from indexer.trust import Trust
 from router.breaker import Breaker
 from router.cards import Card, Served, card_of, served_by
 from router.errors import UnknownModel
+from router.messages import version_of
 from scorer.load import PodLoad
 
 _NAMED_MAX = 10  # models named in an error message
-_NUMBERS = re.compile(r"v?(\d+)\.(\d+)")
+_VERSION = re.compile(r"[!-~]{1,64}")  # what is none ends in logs and answers
 _ZERO_REPORTED = (0, 24)
 _ROOTS_MAX = 1000  # names of a pod whose weights are remembered: an adapter that comes back may be another one
 
@@ -181,8 +182,8 @@ class Pod:
     @property
     def hides_zero(self) -> bool:
         """Up to vLLM 0.23, a pod that reports cached tokens leaves them out where they are 0."""
-        numbers = _NUMBERS.match(self.version or "0.0")
-        return numbers is None or (int(numbers[1]), int(numbers[2])) < _ZERO_REPORTED
+        version = version_of(self.version)
+        return version is None or version < _ZERO_REPORTED
 
     @property
     def requests(self) -> int:
@@ -214,6 +215,7 @@ class Fleet:
         self._serving: dict[str, list[Rank]] = {}
         self._served: dict[str, Served] = {}
         self._grains: dict[str | None, list[Grain]] = {}
+        self._versions: dict[str | None, tuple[str | None, ...]] = {}
         self._noticed: list[int | None] = []
 
     def join(self, pod: Pod) -> None:
@@ -249,10 +251,18 @@ class Fleet:
         self.changed()
         return other
 
+    def learned_version(self, pod: Pod, said: object) -> None:
+        """The pod answered /version. What is no word is no version."""
+        version = said if isinstance(said, str) and _VERSION.fullmatch(said) else None
+        if version != pod.version:
+            pod.version = version
+            self.changed()  # its prompts may have other texts now
+
     def changed(self) -> None:
         """Who serves what, or in blocks of which size, has changed."""
         self.epoch += 1
         self._grains.clear()
+        self._versions.clear()
 
     def probed(self, pod: Pod, answers: bool) -> None:
         """What probes say of a pod."""
@@ -310,6 +320,14 @@ class Fleet:
             grains = list(dict.fromkeys(rank.grain for rank in self.serving(model) if rank.grain))
             self._grains[model] = grains
         return grains
+
+    def versions(self, model: str | None) -> tuple[str | None, ...]:
+        """What the pods that serve a model say of their vLLM, each once; raises `UnknownModel`."""
+        versions = self._versions.get(model)
+        if versions is None:
+            versions = tuple(dict.fromkeys(rank.pod.version for rank in self.serving(model)))
+            self._versions[model] = versions
+        return versions
 
     def served(self, model: str) -> Served | None:
         return self._served.get(model)

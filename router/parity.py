@@ -62,11 +62,11 @@ class Parity:
         self,
         fleet: Fleet,
         pods: PodTokens,
-        ours: Callable[[Prompt], Awaitable[Tokens | None]],
+        ours: Callable[[Prompt, str | None], Awaitable[Tokens | None]],
         limits: ParityLimits = ParityLimits(),  # noqa: B008 (immutable)
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`ours`: the ids that we make of a prompt; None where we can't."""
+        """`ours`: the ids that we make of a prompt for a pod of a version; None where we can't."""
         self._fleet = fleet
         self._pods = pods
         self._ours = ours
@@ -101,11 +101,12 @@ class Parity:
         if not (self._limits.first or self._every):
             return
         while True:
-            self._look()
             try:
+                self._look()
                 await self._turn()
             except Exception:  # one comparison's fault must not end all others
                 log.exception("a comparison of token ids has failed")
+                await asyncio.sleep(self._limits.look_interval_s)
             finally:
                 self._comparing = 0
 
@@ -189,7 +190,7 @@ class Parity:
         question = question_of(prompt, watched.served, limits.question_bytes_max)
         if question.keep is not None:
             raise NotTold("truncation is unknown to the pods' /tokenize")
-        ours = await self._ours(prompt)
+        ours = await self._ours(prompt, pod.version)
         if ours is None:
             raise NotTold("it is not tokenized here")
         try:
@@ -234,4 +235,4 @@ def difference_of(ours: Tokens, theirs: Tokens) -> str:
 
 
 def _version(pod: Pod) -> str:
-    return pod.version or ""
+    return pod.version if isinstance(pod.version, str) else ""

@@ -102,7 +102,8 @@ class Prober:
         if not await self.look():
             return False
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            self._pod.version = orjson.loads(await self._asked(b"/version") or b"null")["version"]
+            said = orjson.loads(await self._asked(b"/version") or b"null")["version"]
+            self._core.fleet.learned_version(self._pod, said)
         await self._ask_metrics()
         await self._ask_rest()
         return True

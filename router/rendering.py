@@ -6,7 +6,7 @@ Sources: vLLM's released packages 0.10 to 0.33, transformers 4.57 and 5, and rec
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -84,11 +84,27 @@ class Renderer:
         folder: Path,
         options: RenderOptions | None = None,
         clock: Callable[[], datetime] = datetime.now,
+        kin: Renderer | None = None,
     ) -> None:
-        """`clock` is for templates that write the date; pods use their own local time."""
+        """`clock` is for templates that write the date; pods use their own local time.
+
+        `kin`: a renderer of the same folder by other rules, of which everything else is taken.
+        """
         self.options = options = options or RenderOptions()
-        self._rules = rules_of(options.vllm_version)
-        self._environment = ChatEnvironment(clock)
+        self.rules = rules_of(options.vllm_version)
+        self._folder = folder
+        self._request_templates: LRUCache[str, ChatTemplate] = LRUCache(options.request_templates_max)
+        self._least_effort: str | None = None  # what stands for no thinking, once that was asked for
+        self._environment: ChatEnvironment = ChatEnvironment(clock) if kin is None else kin._environment
+        self._special_tokens: dict[str, str]
+        self._templates: dict[str, ChatTemplate]
+        self._tells_time: bool
+        self._own_encoding: str | None
+        if kin is not None:
+            self._special_tokens, self._tells_time = kin._special_tokens, kin._tells_time
+            self._own_encoding = kin._own_encoding
+            self._templates = {name: template.under(self.rules) for name, template in kin._templates.items()}
+            return
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no such folder")
         config = _json_file(folder / "tokenizer_config.json")
@@ -99,10 +115,12 @@ class Renderer:
             sources = _sources(folder, config)
         self._tells_time = any("strftime_now" in source for source, _ in sources.values())
         self._templates = {name: self._compiled(*source) for name, source in sources.items()}
-        self._request_templates: LRUCache[str, ChatTemplate] = LRUCache(options.request_templates_max)
         model_type = _json_file(folder / "config.json").get("model_type")
-        self._least_effort: str | None = None  # what stands for no thinking, once that was asked for
         self._own_encoding = model_type if model_type in OWN_ENCODINGS else None
+
+    def under(self, version: Version | None) -> Renderer:
+        """The same model's renderer as of another version of vLLM."""
+        return Renderer(self._folder, replace(self.options, vllm_version=version), kin=self)
 
     @property
     def tells_time(self) -> bool:
@@ -128,18 +146,18 @@ class Renderer:
     def _chat(self, fields: Fields) -> str:
         tools = fields.get("tools")
         excluded = self.options.exclude_tools_when_tool_choice_none and fields.get("tool_choice") == "none"
-        dumped = None if tools is None or excluded else tool_dicts(tools, self._rules)
+        dumped = None if tools is None or excluded else tool_dicts(tools, self.rules)
         variables = self._variables(fields, dumped)
         template = self._template(fields, with_tools=variables["tools"] is not None)
         wanted = self.options.content_format
         try:
             messages = conversation(
-                fields["messages"], template.content_format if wanted == "auto" else wanted, self._rules
+                fields["messages"], template.content_format if wanted == "auto" else wanted, self.rules
             )
         except (ValueError, RecursionError) as error:
             raise RenderError(str(error)) from None
         if (
-            self._rules.developer_to_system
+            self.rules.developer_to_system
             and not template.knows_developer
             and any(message["role"] == "developer" for message in messages)
         ):
@@ -152,7 +170,7 @@ class Renderer:
 
     def _variables(self, fields: Fields, tools: list[Message] | None) -> dict[str, Any]:
         """What the template sees beside `messages`; which source wins changed with 0.16."""
-        rules = self._rules
+        rules = self.rules
         given = fields.get("chat_template_kwargs") or {}
         for name in _FORBIDDEN:
             if name in given:
@@ -182,7 +200,7 @@ class Renderer:
 
     def _without_thinking(self, fields: Fields) -> Fields:
         """A chat of which thinking is disabled, as vLLM asks for that: by an effort."""
-        if not self._rules.messages_thinking:
+        if not self.rules.messages_thinking:
             return {**fields, "reasoning_effort": None}
         if self._least_effort is None:
             self._least_effort = self._probed_effort()
@@ -203,7 +221,7 @@ class Renderer:
         if self._own_encoding is not None:
             raise RenderError(f"vLLM encodes chats of {self._own_encoding} without a template")
         if source is not None:
-            if self._rules.request_template_needs_trust and not self.options.trust_request_chat_template:
+            if self.rules.request_template_needs_trust and not self.options.trust_request_chat_template:
                 raise RenderError("the request brings a chat template, which the pods don't trust")
             if source:
                 return self._request_template(source)
@@ -220,7 +238,7 @@ class Renderer:
             if len(source) > self.options.request_template_chars_max:
                 raise RenderError("the request's chat template is too long")
             try:
-                template = ChatTemplate(source, self._environment, self._rules)
+                template = ChatTemplate(source, self._environment, self.rules)
             except (TemplateError, RecursionError) as error:
                 raise RenderError(f"the request's chat template can't be compiled: {error}") from None
             self._request_templates[source] = template
@@ -228,7 +246,7 @@ class Renderer:
 
     def _compiled(self, source: str, place: str) -> ChatTemplate:
         try:
-            return ChatTemplate(source, self._environment, self._rules)
+            return ChatTemplate(source, self._environment, self.rules)
         except (TemplateError, RecursionError) as error:
             raise ConfigError(f"{place}: this chat template can't be compiled: {error}") from None
 

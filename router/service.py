@@ -87,7 +87,8 @@ class Service:
     async def ask_others(self, asked: Asked) -> None:
         """What other gateways know of pods that are not known exactly here; by a deadline of some ms."""
         if self.sharing is not None:
-            await self.sharing.ask(asked)
+            for each in (asked, *(asked.by_version or {}).values()):
+                await self.sharing.ask(each)
 
     def request_id(self) -> bytes:
         """A new request id: unique among all gateways' by chance, in this one by counting."""

@@ -7,6 +7,7 @@ cut off while it is made. What is not bounded: how fast a template can double a 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -53,11 +54,18 @@ class ChatTemplate:
 
     def __init__(self, source: str, environment: ChatEnvironment, rules: Rules) -> None:
         tree = environment.parse(source)
+        self.source = source
         self.content_format: Format = content_format(tree, rules)
         self.knows_developer = '"developer"' in source or "'developer'" in source
         _count_loops(tree)
         # A plain dict of globals: a rendering copies it several times faster than Jinja's own chain of maps.
         self._template = Template.from_code(environment, environment.compile(tree), dict(environment.globals))
+
+    def under(self, rules: Rules) -> ChatTemplate:
+        """The same template by the rules of another version; it is not compiled again."""
+        twin = copy.copy(self)
+        twin.content_format = content_format(self._template.environment.parse(self.source), rules)
+        return twin
 
     def render(self, variables: Mapping[str, Any], steps_max: int, chars_max: int) -> str:
         """The text; raises TemplateTooLarge, or anything that the template's own mistakes raise."""

@@ -45,7 +45,7 @@ class Watching:
         self.parity = Parity(made.fleet, made.pods, self._ours, limits, lambda: made.now)
         self.state = self.parity.watch((MODEL, "alias"), AS_BY_DEFAULT)
 
-    async def _ours(self, prompt: Prompt) -> Tokens | None:
+    async def _ours(self, prompt: Prompt, version: str | None) -> Tokens | None:
         return self.ours
 
     async def offer(self, *prompts: Prompt) -> None:
