@@ -26,6 +26,7 @@ ASIDE_KINDS = ("encoder_only_attention", "cross_attention")
 class BlockStored(msgspec.Struct, frozen=True):
     """Blocks that a pod now holds; block i has `tokens[i * block_size : (i + 1) * block_size]`.
 
+    Without tokens, in a lower tier, blocks that another tier holds under the same hashes; `block_size` may be 0 then.
     `hashes` and `parent` are engine hashes, reduced to their low 64 bits; `parent` None: block 0 starts the prompt.
     `extras`: one entry a block, or None where the pod's version does not report them. `ahead`: the tokens behind each
     block that its hash covers, equally many of each, one after the other; None: it covers none. `again`: those of the
@@ -76,7 +77,9 @@ class BlockRemoved(msgspec.Struct, frozen=True):
 
 
 class AllBlocksCleared(msgspec.Struct, frozen=True):
-    """The pod holds nothing any more."""
+    """The pod holds nothing any more in this tier: in its own cache, where the event does not say which."""
+
+    tier: Tier = "gpu"
 
 
 Event: TypeAlias = BlockStored | BlockRemoved | AllBlocksCleared

@@ -27,6 +27,9 @@ TRUNCATED = "history before the feed was joined is not known"
 UNDECODABLE = "events could not be decoded"
 ORPHANS = "blocks came whose parents are not known"
 BLOCK_SIZE = "the block size is not the configured one"
+UNKNOWN = "events came of a type that is not known"
+HIDDEN = "of what a lower tier holds, not all can be known"
+KEPT = "its own cache was cleared, and whether the lower tiers were too is not said"
 DISPUTED = "two publishers seem to speak in its name"
 DOUBTED = "the pod's own reports of cached tokens differ from what its events say"
 UNPROVEN = "by which rule it reuses blocks is not proven yet"
@@ -162,6 +165,8 @@ class Feed:
 
     def reported(self, hit: Hit, tokens: int, cached: int, block_size: int) -> None:
         """The pod told how many of a prompt's `tokens` it had cached; `hit` it held, by this feed."""
+        if hit.lower and KEPT in self._reasons and self._are_empty(hit, tokens, cached, block_size):
+            return
         self._judged(self.trust.report(hit, tokens, cached, block_size))
 
     def counted(self, predicted: int, reported: int) -> None:
@@ -226,6 +231,17 @@ class Feed:
         self._index.clear(self.pod, anew)
         self._reasons.clear()
 
+    def _are_empty(self, hit: Hit, tokens: int, cached: int, block_size: int) -> bool:
+        """A report shows whether the lower tiers were cleared with the pod's own cache: are they forgotten now?"""
+        rule = self.trust.calibration.rule
+        own, all_of_it = (rule.blocks(held, tokens, block_size) * block_size for held in (Hit(hit.near, hit.near), hit))
+        if own == all_of_it or own < cached < all_of_it:
+            return False
+        del self._reasons[KEPT]
+        if cached <= own:
+            self._index.forget_lower(self.pod)
+        return cached <= own
+
     def _decoded(self, payload: bytes) -> Batch | None:
         try:
             batch = wire.decode(payload)
@@ -265,9 +281,10 @@ class Feed:
             self._reasons[UNDECODABLE] = None
         if batch.unknown:
             counts["unknown events"] += len(batch.unknown)
+            self._reasons[UNKNOWN] = None
         for event in batch.events:
             if isinstance(event, BlockStored):
-                if again and event.parent is None:
+                if again and event.parent is None and event.tier == "gpu":
                     event = msgspec.structs.replace(event, again=True)
                 lora = self._adapter(event)
                 applied = self._index.apply(self.pod, event, lora)
@@ -280,6 +297,9 @@ class Feed:
                     counts["ignored"] += applied.ignored
                 if applied.ignored or self._unsure:
                     self._look_at_groups()
+                if applied.hidden:
+                    counts["hidden"] += applied.hidden
+                    self._reasons[HIDDEN] = None
                 if applied.orphans:
                     counts["orphans"] += applied.orphans
                     self._reasons[ORPHANS] = None
@@ -289,10 +309,17 @@ class Feed:
                 if applied.unknown:
                     counts["unknown removals"] += applied.unknown
             else:
-                self._index.apply(self.pod, event)
+                applied = self._index.apply(self.pod, event)
+                counts["cleared"] += 1
+                if event.tier != "gpu":
+                    continue
                 self._stream.cleared()
                 self._reasons.clear()
-                counts["cleared"] += 1
+                if applied.kept:
+                    self._reasons[KEPT] = None
+
+        if ORPHANS in self._reasons and not self._index.awaits(self.pod):
+            del self._reasons[ORPHANS]
 
     def _learn(self, event: BlockStored) -> None:
         """How its blocks are made: the store was of whole blocks of the indexed group."""

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from indexer.blocks import Keys, KeySpace
 from indexer.changes import Changes
+from indexer.engine import EngineMap
 from indexer.errors import IndexerError
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.groups import Groups, places_of
 from indexer.holders import HolderSets
-from indexer.ledger import PLANES, PREDICTED, STATE, WINDOW, Account, Applied, Ledger
-from indexer.match import Hit, Match, Pod, Walk
+from indexer.ledger import LOWER, PLANES, PREDICTED, STATE, WINDOW, Account, Applied, Ledger
+from indexer.match import Hit, Match, Pod, Walk, reach
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
 from indexer.table import Table
@@ -60,6 +61,7 @@ class PrefixIndex:
         self._octets: dict[tuple[int, int], tuple[Pod, ...]] = {}  # (byte of a mask, its value) -> pods, of this epoch
         self._active = 0
         self._hybrid = 0  # bits of pods whose hits also hang on further KV-cache groups
+        self._layered = 0  # bits of pods with tiers below their own cache
         self._bits = list(range(self._width - 1, -1, -1))
         self._swept: deque[tuple[int, int, NDArray[np.uint32]]] = deque()  # bit, plane, rows to clear
         self._expiring: list[tuple[float, int, Prediction]] = []  # a heap
@@ -132,6 +134,11 @@ class PrefixIndex:
         known = self._pods.get(pod)
         return None if known is None else known.groups
 
+    def awaits(self, pod: Pod) -> bool:
+        """Did the pod store blocks whose parents are not known, and did not come since?"""
+        known = self._pods.get(pod)
+        return known is not None and bool(known.orphans.blocks or known.orphans.lost)
+
     @property
     def pods(self) -> Iterable[Pod]:
         return self._pods.keys()
@@ -158,11 +165,14 @@ class PrefixIndex:
             if known.groups.hybrid and not self._hybrid & known.masks[0]:
                 self._hybrid |= known.masks[0]
                 self._epoch += 1
+            if event.tier != "gpu" and not self._layered & known.masks[0]:
+                self._layered |= known.masks[0]
+                self._epoch += 1
             return applied
         if isinstance(event, BlockRemoved):
             return self._ledger.remove(known, event)
         assert isinstance(event, AllBlocksCleared)
-        return self.clear(pod)
+        return self._clear_tier(pod, known, event.tier)
 
     def predict(self, pod: Pod, keys: Keys, start: int, expires: float) -> Prediction:
         """`pod` is about to hold `keys[start:]` (it holds those before): believed until `expires`, or confirmed."""
@@ -219,11 +229,19 @@ class PrefixIndex:
         removed = sum(len(m) for m in known.tiers.values())
         self.drop(pod)
         empty = self._known(pod)
-        empty.changes = known.changes
+        empty.changes, empty.special = known.changes, known.special
         if not anew:
             empty.groups = known.groups.emptied()
             self._hybrid |= empty.masks[0] if empty.groups.hybrid else 0
         return Applied(removed=removed)
+
+    def forget_lower(self, pod: Pod) -> None:
+        """`pod` holds nothing below its own cache."""
+        self._table.version += 1
+        known = self._pods.get(pod)
+        if known is not None:
+            for tier in [tier for tier in known.tiers if tier != "gpu"]:
+                self._clear_tier(pod, known, tier)
 
     def drop(self, pod: Pod) -> None:
         """Forget a pod: it is in no match from now on; its rows are freed by `sweep`."""
@@ -236,6 +254,7 @@ class PrefixIndex:
         self._octets.clear()
         self._active &= ~known.masks[0]
         self._hybrid &= ~known.masks[0]
+        self._layered &= ~known.masks[0]
         del self._pod_of_bit[known.bit]
         for tier, rows in known.tiers.items():
             self._swept.append((known.bit, PLANES.index(tier), rows.rows()))
@@ -260,6 +279,27 @@ class PrefixIndex:
         return bool(self._swept)
 
     # --- inside ---
+
+    def _clear_tier(self, pod: Pod, known: Account, tier: Tier) -> Applied:
+        """`pod` holds nothing in `tier`; what others keep is counted as kept."""
+        kept = sum(len(hashes) for name, hashes in known.tiers.items() if name != tier)
+        if not kept:
+            return self.clear(pod)
+        hashes = known.tiers.pop(tier, None)
+        removed = 0 if hashes is None else len(hashes)
+        if hashes is not None:
+            rows, mask = hashes.rows(), known.masks[PLANES.index(tier)]
+            if known.changes is not None:
+                known.changes.unhold(tier, self._pages.key_array[rows].tolist())
+            self._table.unhold(rows.tolist(), mask)
+            if tier == "gpu":
+                self._table.unhold(rows.tolist(), known.masks[WINDOW] | known.masks[STATE])
+        if tier == "gpu":
+            self._table.unhold(list(known.predicted), known.masks[PREDICTED])
+            known.predicted.clear()
+            known.tiers["gpu"] = EngineMap()
+            known.groups, known.orphans = known.groups.emptied(), Orphans(self._orphans_max)
+        return Applied(removed=removed, kept=kept)
 
     def _expiring_at(self, expires: float, prediction: Prediction) -> Prediction:
         if prediction.rows:
@@ -292,6 +332,12 @@ class PrefixIndex:
         for blocks, pods in walk.drops:
             if not blocks:
                 continue
+            if pods & self._layered:
+                for pod in self._names(pods & self._layered):
+                    hit = self._by_tier(walk.runs, self._pods[pod].bit, blocks)
+                    if hit.blocks:
+                        hits[pod] = hit
+                pods &= ~self._layered
             names = self._names(pods)
             alike = self._alike(walk.runs, pods, blocks) if mixed else Hit(blocks, blocks)
             if alike is not None:
@@ -335,7 +381,7 @@ class PrefixIndex:
         """Shorten the hits of pods with further KV-cache groups to where each of these can go on, too."""
         for pod, hit in hits.items():
             known = self._pods[pod]
-            groups, run = known.groups, hit.blocks
+            groups, run = known.groups, hit.near if hit.lower else hit.blocks
             if not groups.hybrid:
                 continue
             kept, state = known.masks[WINDOW] | known.masks[PREDICTED], known.masks[STATE]
@@ -357,6 +403,26 @@ class PrefixIndex:
                 first = stretches.pop()[0] if joined else start
                 stretches.append((first, min(end, blocks)))
         return stretches
+
+    def _by_tier(self, runs: list[tuple[int, int]], bit: int, blocks: int) -> Hit:
+        """The hit of a pod with lower tiers: what its own cache holds, and what they hold from there on."""
+        own, below = (1 | 1 << self._width) << bit, 0
+        for plane in range(LOWER, len(PLANES)):
+            below |= 1 << (plane * self._width + bit)
+        near = blocks
+        lower: list[tuple[int, int]] = []
+        ends = [start for start, _ in runs[1:]]
+        for (start, number), end in zip(runs, [*ends, blocks], strict=True):
+            if start >= blocks:
+                break
+            mask = self._sets.masks[number]
+            if not mask & own:
+                near = min(near, start)
+            if mask & below:
+                first = lower.pop()[0] if lower and lower[-1][1] == start else start
+                lower.append((first, min(end, blocks)))
+        hit = self._by_plane(runs, bit, reach(near, lower))
+        return hit._replace(near=near, lower=tuple(lower)) if lower else hit
 
     def _by_plane(self, runs: list[tuple[int, int]], bit: int, blocks: int) -> Hit:
         counts = [0, 0, 0, 0]

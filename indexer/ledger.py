@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from indexer.blocks import Extras, KeySpace
+from indexer.blocks import Extras, Grain, KeySpace, ahead_of, cut, size_of
 from indexer.changes import Changes
 from indexer.engine import EngineMap
 from indexer.events import BlockRemoved, BlockStored, Tier
@@ -22,9 +22,15 @@ from indexer.table import Table
 PLANES = ("gpu", "predicted", "cpu", "disk")
 """In what way a pod may hold a block, the best first."""
 PREDICTED = PLANES.index("predicted")
+LOWER = PLANES.index("cpu")
+"""The planes from here on are tiers below the pod's own cache."""
 WINDOW, STATE = len(PLANES), len(PLANES) + 1
 """The planes behind them: the block is kept by all the pod's further KV-cache groups of this role, too."""
 _PLANE_OF_ROLE: dict[Role, int] = {"window": WINDOW, "state": STATE}
+
+LATELY_MAX = 4096
+"""Blocks that are remembered after a pod's own cache has given them up, if it has lower tiers: the news that a lower
+tier holds them may come later."""
 
 
 class Applied(NamedTuple):
@@ -36,6 +42,8 @@ class Applied(NamedTuple):
     unknown: int = 0  # removals of blocks that we did not know
     ignored: int = 0  # of KV-cache groups that prefixes do not need, or without a way to their content
     refused: int = 0  # stores for which the index has no room
+    hidden: int = 0  # in a lower tier, whose content can't be known
+    kept: int = 0  # by other tiers than the one that was cleared
 
 
 @dataclass(slots=True)
@@ -49,6 +57,10 @@ class Account:
     predicted: dict[int, float] = field(default_factory=dict)  # row -> when it expires
     groups: Groups = field(default_factory=Groups)
     changes: Changes | None = None  # for whoever copies this pod's blocks
+    grain: Grain | None = None  # of the newest block of the pod's own cache
+    special: bool = False  # some of its blocks hang on more than tokens: adapter, salt, image
+    chunks: dict[Tier, int] = field(default_factory=dict)  # blocks that one hash of this tier stands for, where several
+    lately: dict[int, int] = field(default_factory=dict)  # hash -> key of what its own cache gave up, see LATELY_MAX
 
     def find(self, engine_hash: int, first: EngineMap) -> int:
         """The row of a hash, in any tier; 0 if there is none."""
@@ -56,6 +68,10 @@ class Account:
         if row or len(self.tiers) == 1:
             return row
         return next((r for m in self.tiers.values() if (r := m.find(engine_hash))), 0)
+
+    def knows(self, engine_hashes: Sequence[int], first: EngineMap) -> bool:
+        """Is something known, or was lately, of all these hashes?"""
+        return all(engine_hash in self.lately or self.find(engine_hash, first) for engine_hash in engine_hashes)
 
 
 class Ledger:
@@ -69,52 +85,52 @@ class Ledger:
         """`lora`: the adapter's name, where the event gives only its number."""
         if not account.groups.is_content(event):
             return self._store_beside(account, event)
-        if not len(event.tokens):
-            return self._store_known(account, event)
-        applied = self._store_content(account, event, lora)
-        if account.orphans.blocks and applied.stored:
-            return self._adopt(account, event.hashes[: applied.stored], lora, applied)
+        applied, stored = self._write(account, event, lora)
+        if account.orphans.blocks and stored:
+            return self._adopt(account, stored, lora, applied)
         return applied
 
     def remove(self, account: Account, event: BlockRemoved) -> Applied:
         if not account.groups.is_indexed(event.group):
             return self._remove_beside(account, event)
-        removed, unknown = self._forget(account, event.tier, event.hashes)
+        hashes = event.hashes if event.tier not in account.chunks else self._names_of_chunks(account, event)
+        removed, unknown = self._forget(account, event.tier, hashes)
         if not unknown:
             return Applied(0, removed)
         waiting = sum(account.orphans.remove(event.tier, engine_hash) for engine_hash in unknown)
         return Applied(removed=removed, unknown=len(unknown) - waiting)
 
-    def _store_content(self, account: Account, event: BlockStored, lora: str | None) -> Applied:
+    def _write(self, account: Account, event: BlockStored, lora: str | None) -> tuple[Applied, Sequence[int]]:
+        """Store one event: what that changed, and the hashes that are held now."""
         hashes = account.tiers.get(event.tier)
         if hashes is None:
             hashes = account.tiers[event.tier] = EngineMap()
+        if event.tier != "gpu":
+            return self._store_lower(account, event, hashes, lora)
         row = 0
         if event.parent is not None:
             row = account.find(event.parent, hashes)
             if not row:
                 account.orphans.add(event)
-                return Applied(orphans=len(event.hashes))
-        stored = self._enter(account, event, self._keys(event, row, lora), row)
-        return Applied(stored, refused=len(event.hashes) - stored)
+                return Applied(orphans=len(event.hashes)), ()
+        account.grain = event.grain
+        stored = self._enter(account, event, self._keys(account, event, row, lora), row)
+        if stored == len(event.hashes):
+            return Applied(stored), event.hashes
+        return Applied(stored, refused=len(event.hashes) - stored), event.hashes[:stored]
 
     def _enter(self, account: Account, event: BlockStored, keys: list[int], parent: int) -> int:
         """The pod holds the blocks with these keys, behind the row `parent`; for how many of them there was room."""
         rows = self._table.pages.follow(keys, parent)
+        if len(account.tiers) > 1:
+            self._correct(account, event.hashes, rows)
         self._name(account, event.tier, event.hashes, rows, account.predicted, event.again)
         return len(rows)
 
-    def _keys(self, event: BlockStored, parent: int, lora: str | None) -> list[int]:
-        key = self._table.pages.keys[parent] if parent else None
-        return self._space.follow(event.covered(), event.grain, key, extras_of(event, lora))
-
-    def _store_known(self, account: Account, event: BlockStored) -> Applied:
-        """Blocks stored without tokens (an offload tier): their content is known if another tier holds them."""
-        hashes = account.tiers.setdefault(event.tier, EngineMap())
-        known = [(h, row) for h in event.hashes if (row := account.find(h, hashes))]
-        for engine_hash, row in known:
-            self._name(account, event.tier, [engine_hash], [row], {})
-        return Applied(stored=len(known), ignored=len(event.hashes) - len(known))
+    def _keys(self, account: Account, event: BlockStored, parent: int, lora: str | None) -> list[int]:
+        key, extras = self._table.pages.keys[parent] if parent else None, extras_of(event, lora)
+        account.special = account.special or extras is not None
+        return self._space.follow(event.covered(), event.grain, key, extras)
 
     def _name(
         self,
@@ -165,9 +181,9 @@ class Ledger:
             events, removed = account.orphans.adopt(ready.popleft())
             gone += removed
             for event in events:
-                done = self._store_content(account, event, lora)
+                done, stored = self._write(account, event, lora)
                 applied = Applied(*(a + b for a, b in zip(applied, done, strict=True)))
-                ready.extend(event.hashes[: done.stored])
+                ready.extend(stored)
         for tier, engine_hash in gone:
             self._forget(account, tier, [engine_hash])
         return applied
@@ -177,6 +193,8 @@ class Ledger:
         hashes = account.tiers.get(tier)
         if hashes is None:
             return 0, engine_hashes
+        if tier == "gpu" and len(account.tiers) > 1:
+            self._remember(account, engine_hashes)
         gone, unknown = hashes.forget(engine_hashes)
         lost = account.masks[PLANES.index(tier)]
         if account.groups.hybrid and tier == "gpu":
@@ -189,6 +207,101 @@ class Ledger:
     def _keys_of(self, rows: list[int]) -> list[int]:
         keys = self._table.pages.keys
         return [keys[row] for row in rows]
+
+    # --- the tiers below the pod's own cache ---
+
+    def _store_lower(
+        self, account: Account, event: BlockStored, hashes: EngineMap, lora: str | None
+    ) -> tuple[Applied, Sequence[int]]:
+        """A lower tier keeps what the pod's own cache has computed, and often says less of it: vLLM leaves out salts
+        and images, or everything but the hash. So what is known of a hash goes before what the event says, and a block
+        that could hang on more than its tokens is not believed.
+
+        One hash may stand for several blocks: the last of a chunk and those before.
+        """
+        grain = event.block_size if account.grain is None else account.grain
+        size = size_of(grain)
+        blocks, over = divmod(event.block_size, size) if event.block_size > size else (1, 0)
+        if over:
+            return Applied(hidden=len(event.hashes)), ()
+        parent = account.find(event.parent, hashes) if event.parent is not None else 0
+        told = len(event.tokens) > 0 and not ahead_of(grain) and (event.extras is not None or not account.special)
+        if told and event.parent is not None and not parent and not account.knows(event.hashes, hashes):
+            account.orphans.add(event)
+            return Applied(orphans=len(event.hashes)), ()
+        if blocks > 1:
+            account.chunks[event.tier] = blocks
+        extras, row, refused = extras_of(event, lora) if told else None, parent, 0
+        stored: list[int] = []
+        for place, engine_hash in enumerate(event.hashes):
+            known = self._known(account, engine_hash, hashes)
+            if not known and told:
+                extra = None if extras is None else extras[place]
+                known = self._made(account, event, place, size, extra, row)
+                if not known:
+                    return Applied(len(stored), refused=len(event.hashes) - len(stored)), stored
+            row = known
+            if known:
+                before = self._table.pages.behind(known, blocks)[:-1] if blocks > 1 else []
+                names = [*self._keys_of(before), engine_hash]
+                self._name(account, event.tier, names, [*before, known], {}, event.again)
+                stored.append(engine_hash)
+            else:
+                refused += engine_hash in account.lately
+        return Applied(len(stored), refused=refused, hidden=len(event.hashes) - len(stored) - refused), stored
+
+    def _known(self, account: Account, engine_hash: int, hashes: EngineMap) -> int:
+        """The row of a hash that is known, or was lately; 0 if it is not."""
+        row = account.find(engine_hash, hashes)
+        key = 0 if row else account.lately.get(engine_hash, 0)
+        if key:
+            row = self._table.pages.find(key) or next(iter(self._table.pages.follow([key], 0)), 0)
+        return row
+
+    def _made(
+        self, account: Account, event: BlockStored, place: int, size: int, extra: Extras | None, behind: int
+    ) -> int:
+        """The row of the event's block `place` (of a chunk, the last one), by its tokens; 0 if there is no room."""
+        pages, length = self._table.pages, event.block_size
+        tokens, key = event.tokens[place * length : (place + 1) * length], pages.keys[behind] if behind else None
+        extras = None if extra is None else [extra] * (length // size)
+        keys = self._space.follow(cut(tokens, size), size, key, extras)
+        made = pages.follow(keys, behind)
+        if len(made) == len(keys):
+            return made[-1]
+        mask = account.masks[PLANES.index(event.tier)]  # held and given back: no row is left that nobody holds
+        held = set(self._table.hold(made, mask))
+        self._table.unhold([row for row in made if row not in held], mask)
+        return 0
+
+    def _correct(self, account: Account, engine_hashes: Sequence[int], rows: list[int]) -> None:
+        """The pod's own cache tells all of a block: a lower tier that took its hash for other content errs."""
+        for tier, hashes in account.tiers.items():
+            if tier == "gpu":
+                continue
+            for engine_hash, row in zip(engine_hashes, rows, strict=False):
+                while hashes.find(engine_hash) not in (0, row):
+                    self._forget(account, tier, [engine_hash])
+
+    def _remember(self, account: Account, engine_hashes: Sequence[int]) -> None:
+        lately, keys, hashes = account.lately, self._table.pages.keys, account.tiers["gpu"]
+        for engine_hash in engine_hashes:
+            row = hashes.find(engine_hash)
+            if row:
+                lately.pop(engine_hash, None)
+                lately[engine_hash] = keys[row]
+        while len(lately) > LATELY_MAX:
+            del lately[next(iter(lately))]
+
+    def _names_of_chunks(self, account: Account, event: BlockRemoved) -> list[int]:
+        """The hashes of whole chunks: those before the last block are named by their keys."""
+        hashes, blocks, names = account.tiers[event.tier], account.chunks[event.tier], []
+        for engine_hash in event.hashes:
+            row = hashes.find(engine_hash)
+            if row:
+                names += self._keys_of(self._table.pages.behind(row, blocks)[:-1])
+            names.append(engine_hash)
+        return names
 
     # --- the groups beside the indexed one ---
 

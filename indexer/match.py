@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -22,10 +22,12 @@ _GROWTH = 40  # each further stretch is this much longer than all before: a shor
 
 
 class Hit(NamedTuple):
-    """Leading blocks that a pod holds without a gap; each counted once, in the best plane that holds it.
+    """Leading blocks that a pod can use; each counted once, in the best plane that holds it.
 
     Of pods with several KV-cache groups a hit may end in some places only: `ends` has (fewest, most) blocks of each
     stretch of them, in order, and `blocks` is the last; their `run` of blocks without a gap may be longer.
+    Of pods with tiers below their own cache, `near` leading blocks are in that, and `lower` is what the others hold, as
+    (first block, block after the last).
     """
 
     blocks: int
@@ -35,14 +37,23 @@ class Hit(NamedTuple):
     disk: int = 0
     run: int = 0
     ends: tuple[tuple[int, int], ...] | None = None
+    near: int = 0
+    lower: tuple[tuple[int, int], ...] = ()
 
     @property
     def leading(self) -> int:
-        """The blocks without a gap, wherever a hit may end."""
+        """The blocks of the pod's own cache without a gap, wherever a hit may end."""
+        if self.lower:
+            return self.near
         return self.blocks if self.ends is None else self.run
 
     def usable(self, blocks_max: int) -> int:
-        """The blocks that can be used of it, of at most `blocks_max`."""
+        """The blocks that can be used of it, of at most `blocks_max` of the pod's own cache.
+
+        A lower tier goes on from there, and may give all of a prompt.
+        """
+        if self.lower:
+            return reach(min(self.near, blocks_max), self.lower)
         if self.blocks <= blocks_max:
             return self.blocks
         if self.ends is None:
@@ -51,6 +62,11 @@ class Hit(NamedTuple):
 
 
 MISS = Hit(0, 0)
+
+
+def reach(near: int, lower: Sequence[tuple[int, int]]) -> int:
+    """How far `near` leading blocks of a pod's own cache are continued by what its lower tiers hold."""
+    return next((end for start, end in lower if start <= near < end), near)
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ class Orphans:
         self._held: Counter[tuple[Tier, int]] = Counter()  # engine hashes in waiting stores
         self._removed: Counter[tuple[Tier, int]] = Counter()  # of those, removals to be applied after the store
         self.blocks = 0
+        self.lost = 0  # blocks that were forgotten
 
     def add(self, event: BlockStored) -> None:
         assert event.parent is not None
@@ -23,7 +24,9 @@ class Orphans:
         self._held.update((event.tier, engine_hash) for engine_hash in event.hashes)
         self.blocks += len(event.hashes)
         while self.blocks > self._blocks_max:
+            before = self.blocks
             self.adopt(next(iter(self._waiting)))
+            self.lost += before - self.blocks
 
     def adopt(self, parent: int) -> tuple[list[BlockStored], list[tuple[Tier, int]]]:
         """Take out the stores that wait for `parent`, and the hashes among theirs that were removed meanwhile."""

@@ -42,12 +42,14 @@ class Pages:
         self.head_array: NDArray[np.uint32] = np.zeros(1 << bits, np.uint32)
         self.stamp_array: NDArray[np.uint64] = np.zeros(self.pages_max + 1, np.uint64)
         self.live_array: NDArray[np.uint8] = np.zeros(self.pages_max + 1, np.uint8)
+        self.before_array: NDArray[np.uint64] = np.zeros(self.pages_max + 1, np.uint64)
         self.mark_array: NDArray[np.uint32] = np.array([1, 0, 0], np.uint32)  # see UNUSED, FREE, FREED
         self.keys = self.key_array.data
         self._blank = np.zeros(PAGE, np.uint64).data
         self.sets = self.set_array.data
         self.stamps = self.stamp_array.data
         self.live = self.live_array.data
+        self._befores = self.before_array.data  # of each page, the key of the block before its first row; 0: none
         self._next = self.next_array.data
         self._heads = self.head_array.data
         self._marks = self.mark_array.data
@@ -61,7 +63,7 @@ class Pages:
     def nbytes(self) -> int:
         """Bytes of all that was ever used; the rest of the arrays is address space only."""
         row = 8 + 4 + 4
-        return self._marks[UNUSED] * (PAGE * row + 9) + self.head_array.nbytes
+        return self._marks[UNUSED] * (PAGE * row + 17) + self.head_array.nbytes
 
     def find(self, key: int) -> int:
         """The row of `key`, 0 if there is none."""
@@ -75,12 +77,12 @@ class Pages:
         """A row for `key`, which has none yet, behind the row `parent` (0: the first of a chain); 0 if all are used."""
         keys = self.keys
         row = parent + 1
-        if not parent or parent & _LAST == _LAST:
-            row = self._page() * PAGE
-        elif keys[row]:  # a sibling sits there: a page of its own, at the same depth
-            row = self._page() * PAGE
-            if row:
-                row += (parent & _LAST) + 1
+        if not parent or parent & _LAST == _LAST or keys[row]:
+            page = self._page()
+            self._befores[page] = keys[parent]
+            row = page * PAGE
+            if row and parent:  # where a sibling sits there, at the same depth
+                row += (parent + 1) & _LAST
         if row:
             bucket = key & self._mask
             keys[row] = key
@@ -119,6 +121,9 @@ class Pages:
             self.key_array[places] = keys[:count]
             self.next_array[places] = firsts[:count]
             self.head_array[buckets[:count]] = places
+            pages = places // PAGE
+            begun = np.flatnonzero(pages != np.append(np.uint32(row // PAGE), pages[:-1]))
+            self.before_array[pages[begun]] = np.append(self.key_array[row], keys[: count - 1])[begun]
             for lost in np.flatnonzero(self.head_array[buckets[:count]] != places).tolist():  # two keys of one bucket
                 self._next[made[lost]], self._heads[int(buckets[lost])] = self._heads[int(buckets[lost])], made[lost]
         return rows + made
@@ -161,6 +166,20 @@ class Pages:
                         break
             rows.append(row)
         return rows
+
+    def behind(self, row: int, count: int) -> list[int]:
+        """The last `count` rows of the chain that ends with `row`, in order; fewer where those before are not known."""
+        rows = [row]
+        while len(rows) < count:
+            if row & _LAST and self.keys[row - 1]:
+                row -= 1
+            else:
+                before = self._befores[row // PAGE]
+                row = self.find(before) if before else 0
+                if not row:
+                    break
+            rows.append(row)
+        return rows[::-1]
 
     def free(self, page: int) -> None:
         """Forget all keys of a page of which no row is held."""

@@ -148,7 +148,7 @@ class Calibration:
         limits = np.minimum([report.hit.leading for report in reports], (tokens - _LOOK) // size)
         blocks = np.maximum(0, limits // _UNIT - _DROP) * _UNIT
         for column, report in enumerate(reports):
-            if report.hit.ends is not None:
+            if report.hit.ends is not None or report.hit.lower:
                 usable = {limit: report.hit.usable(limit) for limit in set(blocks[:, column].tolist())}
                 blocks[:, column] = [usable[limit] for limit in blocks[:, column].tolist()]
         held = np.array([report.hit.leading > 0 for report in reports])

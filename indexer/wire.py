@@ -51,7 +51,7 @@ class _Removed(msgspec.Struct, array_like=True, tag="BlockRemoved"):
 
 
 class _Cleared(msgspec.Struct, array_like=True, tag="AllBlocksCleared"):
-    pass
+    medium: object = None  # not yet: a text if it comes
 
 
 class _StoredMap(_Stored, array_like=False, tag="BlockStored", tag_field="type"):
@@ -233,7 +233,7 @@ def _value(event: _Said) -> Event:
         return _stored(event)
     if isinstance(event, _Removed):
         return BlockRemoved(_hashes(event.block_hashes), tier_of(event.medium), event.group_idx)
-    return AllBlocksCleared()
+    return AllBlocksCleared(tier_of(event.medium) if isinstance(event.medium, str) else "gpu")
 
 
 def _stored(event: _Stored) -> BlockStored:
@@ -270,9 +270,10 @@ def _ahead(event: _Stored) -> Tokens | None:
 def check(event: BlockStored) -> None:
     """ValueError if the event contradicts itself."""
     blocks, size = len(event.hashes), event.block_size
-    if not 0 < size <= BLOCK_SIZE_MAX:
+    unsized = not size and not len(event.tokens) and event.tier != "gpu"
+    if not (0 < size <= BLOCK_SIZE_MAX or unsized):
         raise ValueError(f"block_size {size}")
-    # Groups that keep some blocks only list just these; a CPU tier may store without tokens.
+    # Groups that keep some blocks only list just these; a lower tier may store without tokens, and without a size.
     if event.kind not in PREFIX_KINDS or not len(event.tokens):
         return
     if len(event.tokens) != blocks * size:

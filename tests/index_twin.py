@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from indexer.events import BlockRemoved, BlockStored, Tier
 from indexer.index import Holding
+from indexer.ledger import LATELY_MAX
 from indexer.match import Hit
 
 PLANES = ("gpu", "predicted", "cpu", "disk")
@@ -21,6 +22,8 @@ class TwinPod:
     predicted: dict[int, float] = field(default_factory=dict)
     waiting: list[BlockStored] = field(default_factory=list)
     removed: Counter[tuple[Tier, int]] = field(default_factory=Counter)  # while their store waits
+    lately: dict[int, int] = field(default_factory=dict)  # engine hash -> node that its own cache has given up
+    layered: bool = False
 
     def planes(self) -> list[set[int]]:
         """The nodes held in each of PLANES."""
@@ -32,6 +35,10 @@ class TwinPod:
         """The node that a hash names, 0 if none; its own tier counts most."""
         order = [first, *self.tiers]
         return next((self.tiers[t][engine_hash][0] for t in order if engine_hash in self.tiers.get(t, {})), 0)
+
+    def named(self, engine_hash: int, tier: Tier) -> int:
+        """The node of a hash that is known, or was lately; 0 if it is not."""
+        return self.find(engine_hash, tier) or self.lately.get(engine_hash, 0)
 
 
 class Twin:
@@ -59,15 +66,25 @@ class Twin:
         hits = {}
         for name, pod in self.pods.items():
             planes = pod.planes()
-            counts, blocks = [0] * len(PLANES), 0
+            counts, run, near, lower = [0] * len(PLANES), 0, None, list[tuple[int, int]]()
             for node in nodes:
                 best = next((plane for plane, held in enumerate(planes) if node in held), None)
                 if best is None:
                     break
-                counts[best] += 1
-                blocks += 1
+                if best > 1 and near is None:
+                    near = run
+                if node in planes[2] or node in planes[3]:
+                    start = lower.pop()[0] if lower and lower[-1][1] == run else run
+                    lower.append((start, run + 1))
+                run += 1
+            near = run if near is None else near
+            blocks = next((end for start, end in lower if start <= near < end), near)
+            for node in nodes[:blocks]:
+                counts[next(plane for plane, held in enumerate(planes) if node in held)] += 1
             if blocks:
                 hits[name] = Hit(blocks, *counts)
+                if pod.layered and lower:
+                    hits[name] = hits[name]._replace(near=near, lower=tuple(lower))
         return hits
 
     def holding(self, name: str) -> Holding:
@@ -78,8 +95,7 @@ class Twin:
     def store(self, name: str, event: BlockStored, room: int | None = None) -> int:
         """Returns how many blocks were stored, orphans adopted thereby included. `room`: only so many of the event."""
         pod = self.pod(name)
-        if not len(event.tokens):
-            return self._store_known(pod, event)
+        pod.layered = pod.layered or event.tier != "gpu"
         ready, gone, stored = [event], [], 0
         while ready:
             arrived = ready.pop(0)
@@ -107,6 +123,17 @@ class Twin:
                 pod.removed[block] += 1
         return removed
 
+    def clear(self, name: str, tier: Tier) -> None:
+        """The pod holds nothing in `tier`; all is forgotten where nothing else is held."""
+        pod = self.pod(name)
+        if not any(held for other, held in pod.tiers.items() if other != tier):
+            self.pods[name] = TwinPod()
+            return
+        pod.tiers.pop(tier, None)
+        if tier == "gpu":
+            pod.tiers["gpu"] = {}
+            pod.predicted, pod.waiting, pod.removed = {}, [], Counter()
+
     def predict(self, name: str, nodes: Sequence[int], expires: float) -> None:
         predicted = self.pod(name).predicted
         for node in nodes:
@@ -125,6 +152,8 @@ class Twin:
     def _store_content(self, pod: TwinPod, event: BlockStored, room: int | None) -> list[int]:
         """The engine hashes that are held now; an orphan holds nothing yet."""
         tier = pod.tiers.setdefault(event.tier, {})
+        if event.tier != "gpu":
+            return self._store_lower(pod, event, tier, room)
         node = 0
         if event.parent is not None:
             node = pod.find(event.parent, event.tier)
@@ -134,6 +163,9 @@ class Twin:
         nodes = self.path(event.tokens.tolist(), event.block_size, node)[:room]
         for node, engine_hash in zip(nodes, event.hashes, strict=False):
             pod.predicted.pop(node, None)
+            for other in pod.tiers.values():
+                if other is not tier and other.get(engine_hash, [node])[0] != node:
+                    del other[engine_hash]
             known = tier.get(engine_hash)
             if known is not None and known[0] == node:
                 known[1] += 1
@@ -141,13 +173,22 @@ class Twin:
                 tier[engine_hash] = [node, 1]
         return event.hashes[: len(nodes)]
 
-    def _store_known(self, pod: TwinPod, event: BlockStored) -> int:
-        tier, stored = pod.tiers.setdefault(event.tier, {}), 0
-        for engine_hash in event.hashes:
-            node = pod.find(engine_hash, event.tier)
-            if node:
-                tier.setdefault(engine_hash, [node, 0])[1] += 1
-                stored += 1
+    def _store_lower(self, pod: TwinPod, event: BlockStored, tier: dict[int, list[int]], room: int | None) -> list[int]:
+        """What is known of a hash, or was lately, goes before the tokens that the event tells."""
+        node = pod.find(event.parent, event.tier) if event.parent is not None else 0
+        told, stored = len(event.tokens), []
+        if told and event.parent is not None and not node and not all(pod.named(h, event.tier) for h in event.hashes):
+            self._wait(pod, event)
+            return []
+        for place, engine_hash in enumerate(event.hashes[:room] if told else event.hashes):
+            known = pod.named(engine_hash, event.tier)
+            if not known and told:
+                tokens = event.tokens.tolist()[place * event.block_size : (place + 1) * event.block_size]
+                known = self.path(tokens, event.block_size, node)[0]
+            node = known
+            if known:
+                tier.setdefault(engine_hash, [known, 0])[1] += 1
+                stored.append(engine_hash)
         return stored
 
     def _wait(self, pod: TwinPod, event: BlockStored) -> None:
@@ -172,6 +213,11 @@ class Twin:
         known = pod.tiers.get(tier, {}).get(engine_hash)
         if known is None:
             return False
+        if tier == "gpu" and len(pod.tiers) > 1:
+            pod.lately.pop(engine_hash, None)
+            pod.lately[engine_hash] = known[0]
+            while len(pod.lately) > LATELY_MAX:
+                del pod.lately[next(iter(pod.lately))]
         known[1] -= 1
         if not known[1]:
             del pod.tiers[tier][engine_hash]

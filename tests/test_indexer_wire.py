@@ -155,6 +155,9 @@ def test_offload_without_tokens() -> None:
     """A tier behind the GPU may name its blocks by hash alone."""
     event = _one(["BlockStored", _HASHES, None, [], 0x10, None, "CPU"])
     assert event.hashes == _HASHES and not len(event.tokens) and event.tier == "cpu"
+    assert _one(["BlockStored", _HASHES, None, [], 0, None, "CPU"]).block_size == 0
+    for fields in ([_TOKENS, 0, None, "CPU"], [[], 0, None, "GPU"], [[], -1, None, "CPU"]):
+        assert decode(_pack([0.0, [["BlockStored", _HASHES, None, *fields]]])).bad
 
 
 _SOUND = ["BlockStored", _HASHES, None, _TOKENS, 2, None]

@@ -273,3 +273,24 @@ def test_states_are_needed_at_the_end_of_a_hit() -> None:
     assert _disagreeing(fleet, recorded, repair=False) == {}
     feed = fleet.feeds[fleet.endpoints[0]]
     assert feed.state == "exact" and feed.block_size == 192
+
+
+def test_an_offload_tier_goes_on_where_the_own_cache_ends() -> None:
+    """What the pod's CPU holds counts from where its own cache ends, and may be all of a prompt.
+
+    A reset of its own cache is published as one of both is: until a report shows which it was, nothing is sure.
+    """
+    recorded = recording("vllm-0.33.0-offload")
+    fleet = _Fleet(recorded)
+    feed, wrong, whole = fleet.feeds[""], {}, 0
+    for ask in recorded.asks:
+        fleet.publish_until(ask.before)
+        predicted = fleet.predicted(ask, "")
+        if predicted != ask.cached:
+            wrong[ask.number] = (predicted, ask.cached, feed.state)
+        whole += predicted == len(ask.tokens)
+        fleet.reported(ask, "")
+    assert len(recorded.asks) == 97 and whole == 4 and sum(ask.cached > 0 for ask in recorded.asks) > 50
+    # The news of a reset comes with the step of the next request, 96; which tiers it was about shows 97.
+    assert wrong == {96: (96, 0, "exact"), 97: (128, 0, "degraded")}
+    assert feed.state == "exact" and not feed.counts["decode errors"]
