@@ -61,7 +61,7 @@ def test_a_copy_that_follows_is_what_the_index_holds(seed: int) -> None:
     copies: dict[str, dict[int, int]] = {pod: {} for pod in PODS}
     for pod, changes in watched.items():
         watch(walk, pod, changes)
-    for step in range(250):
+    for step in range(350):
         walk.step()
         if step in (100, 180):  # rare by themselves
             walk._predictions.clear()
