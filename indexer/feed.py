@@ -22,6 +22,7 @@ from indexer.trust import Trust, Verdict
 
 State: TypeAlias = Literal["exact", "degraded", "blind"]
 
+BEHIND = "its history has not come to its end"
 REPLAYING = "a replay is under way"
 TRUNCATED = "history before the feed was joined is not known"
 UNDECODABLE = "events could not be decoded"
@@ -39,7 +40,15 @@ UNCACHED = "the pod says that it caches no prefixes"
 class Feed:
     """Joins one stream with the index. Every method returns from where a replay is to be asked now, or None."""
 
-    def __init__(self, index: PrefixIndex, pod: Pod, held_max: int, block_size: int | None = None) -> None:
+    def __init__(
+        self,
+        index: PrefixIndex,
+        pod: Pod,
+        held_max: int,
+        block_size: int | None = None,
+        held_bytes_max: int = 32 << 20,
+    ) -> None:
+        """`held_max`, `held_bytes_max`: of batches that wait for others; `block_size`: the configured one."""
         self.pod = pod
         self.counts: Counter[str] = Counter()
         self.adapters: list[str] = []  # names of LoRA adapters in order of loading: their numbers count from 1
@@ -52,11 +61,12 @@ class Feed:
         self.trust = Trust()
         self._configured = block_size
         self._index = index
-        self._stream: Stream[Batch] = Stream(held_max)
+        self._stream: Stream[Batch] = Stream(held_max, held_bytes_max)
         self._reasons: dict[str, None] = {}
         self._drafter = False
         self._unsure = False  # its KV-cache groups leave a guess
         self._heard = False
+        self._behind = False
         self._suspected = False
         self._unread = False  # its history is to be read anew
         self._disputed = False
@@ -89,6 +99,8 @@ class Feed:
             reasons.append(DISPUTED)
         if self._stream.replaying:
             reasons.append(REPLAYING)
+        elif self._stream.behind:
+            reasons.append(BEHIND)
         if self._stream.truncated:
             reasons.append(TRUNCATED)
         if not self.trust.caches:
@@ -105,6 +117,16 @@ class Feed:
     def replaying(self) -> bool:
         """A gap is being closed: what is known is as old as the gap."""
         return self._stream.replaying
+
+    @property
+    def behind(self) -> bool:
+        """Its history has no end yet: nothing of it is believed, as it may lack removals."""
+        return self._stream.behind
+
+    @property
+    def caught_up(self) -> bool:
+        """The newest batch that its publisher sent is applied."""
+        return self._stream.caught_up
 
     @property
     def truncated(self) -> bool:
@@ -130,7 +152,7 @@ class Feed:
         if batch is None:
             return None if self._stream.replaying else self._act(self._stream.connected(), now)
         self.last_clock = batch.ts
-        ready = self._stream.live(number, batch.ts, batch)
+        ready = self._stream.live(number, batch.ts, batch, len(payload))
         if ready.verdict == "gap":
             self.counts["missed"] += number - self._stream.expected
         if ready.verdict != "restart":  # counted where it is acted on: a replay finds restarts, too
@@ -143,7 +165,7 @@ class Feed:
         if batch is None:
             return None
         self._heard = True
-        return self._act(self._stream.replayed(number, batch.ts, batch), now)
+        return self._act(self._stream.replayed(number, batch.ts, batch, len(payload)), now)
 
     def replay_ended(self, complete: bool, now: float) -> int | None:
         """`complete`: the end marker came, so all that the pod still has was sent."""
@@ -266,6 +288,9 @@ class Feed:
         again = self._tells_again(ready.verdict == "in_order", now)
         for batch in ready.apply:
             self._apply(batch, again)
+        if self._stream.behind is not self._behind:
+            self._behind = self._stream.behind
+            self._index.hide(self.pod, self._behind)
         return ready.replay_from
 
     def _tells_again(self, live: bool, now: float) -> bool:

@@ -221,18 +221,27 @@ class PrefixIndex:
         """Note in `changes` what becomes of the pod's confirmed blocks, until it is dropped; None: no longer."""
         self._known(pod).changes = changes
 
+    def hide(self, pod: Pod, hidden: bool) -> None:
+        """What a hidden pod holds goes on being written, and is in no match until it is shown again."""
+        bit = self._known(pod).masks[0]
+        if bool(self._active & bit) is hidden:
+            self._active ^= bit
+            self._epoch += 1
+
     def clear(self, pod: Pod, anew: bool = False) -> Applied:
         """`pod` stays, and holds nothing. `anew`: it may be another one now, with other KV-cache groups."""
         known = self._pods.get(pod)
         if known is None:
             return Applied()
         removed = sum(len(m) for m in known.tiers.values())
+        hidden = not self._active & known.masks[0]
         self.drop(pod)
         empty = self._known(pod)
         empty.changes, empty.special = known.changes, known.special
         if not anew:
             empty.groups = known.groups.emptied()
             self._hybrid |= empty.masks[0] if empty.groups.hybrid else 0
+        self.hide(pod, hidden)
         return Applied(removed=removed)
 
     def forget_lower(self, pod: Pod) -> None:

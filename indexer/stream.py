@@ -16,8 +16,10 @@ any        n seen, not later by its clock      duplicate: nothing (held, if it i
 replaying  n beyond                            hold it until the replay has ended
 =========  ==================================  =====================================================
 
-What is still missing when a replay has ended is lost: all that was believed is forgotten (a lost removal would be a
-stale block), what is held is applied, and the stream is `truncated` until the publisher restarts or clears.
+A replay brings all that the publisher still has. What is older than its first batch is gone: the stream is `truncated`
+until the publisher restarts or clears. What is missing in the middle when it has ended is lost: all that was believed
+is forgotten (a lost removal would be a stale block), and what is held is applied. A history that has no end yet is
+`behind`: it may lack removals, so nothing of it is to be believed until a live batch follows it, or its end came.
 """
 
 from __future__ import annotations
@@ -41,19 +43,24 @@ class Ready(msgspec.Struct, Generic[T]):
 
 
 class Stream(Generic[T]):
-    """See the module. `held_max` bounds the batches kept while a replay runs; what overflows is lost as in a gap."""
+    """See the module. `held_max` bounds the batches kept while a replay runs, `held_bytes_max` their bytes; what
+    overflows is lost as in a gap."""
 
-    def __init__(self, held_max: int) -> None:
+    def __init__(self, held_max: int, held_bytes_max: int = 1 << 30) -> None:
         self.expected = 0
         self.replaying = False
         self.truncated = False  # some history is unknown
+        self.behind = False  # what is applied was true once; what became of it is not known yet
         self.dropped = 0  # batches that came and could not be kept
-        self._held: dict[int, tuple[float, T]] = {}
+        self._held: dict[int, tuple[float, T, int]] = {}  # clock, batch, bytes
         self._held_max = held_max
+        self._held_bytes = 0
+        self._held_bytes_max = held_bytes_max
         self._applied_clock = 0.0  # of batch `expected - 1`
         self._proven = True  # the replay under way comes from the publisher that we know
         self._doubted = False  # the replay under way replaces all that was applied
         self._newest = (-1, float("-inf"))  # number and clock of the newest live batch
+        self._heard = -1  # number of the newest live batch since the replay was asked for
 
     def __repr__(self) -> str:
         doing = "replaying" if self.replaying else "in order"
@@ -63,33 +70,45 @@ class Stream(Generic[T]):
         """The feed was connected (again): is it the publisher that we know, and what did we miss?"""
         return self._ask("late")
 
-    def live(self, number: int, clock: float, batch: T) -> Ready[T]:
-        """A batch came from the publisher."""
+    @property
+    def caught_up(self) -> bool:
+        """Is the newest batch of all that came applied, and did the publisher itself send it?"""
+        return self._heard == self.expected - 1 >= 0
+
+    def live(self, number: int, clock: float, batch: T, size: int = 0) -> Ready[T]:
+        """A batch of `size` bytes came from the publisher."""
         if number <= self._newest[0]:
             if clock > self._newest[1]:
                 self._newest = (number, clock)
-                return self._restart(number, clock, batch)
+                return self._restart(number, clock, batch, size)
             if number < self.expected or not self.replaying:
                 return Ready("duplicate")
-            self._hold(number, clock, batch)
+            self._hold(number, clock, batch, size)
             return Ready("held")
         self._newest = (number, clock)
+        if number < self.expected:  # a replay was faster, unless it was another publisher's
+            if clock > self._applied_clock:
+                return self._restart(number, clock, batch, size)
+            self._heard = number
+            self._close()
+            return Ready("duplicate")
         if self.replaying or number > self.expected:
-            self._hold(number, clock, batch)
+            self._hold(number, clock, batch, size)
             if self.replaying:
+                self._heard = number
                 return Ready("held")
-            return self._ask("gap" if self.expected else "late")
-        if number < self.expected:
-            return Ready("duplicate")  # a replay was faster
-        self.expected, self._applied_clock = number + 1, clock
+            return self._ask("gap" if self.expected else "late", number)
+        self.expected, self._applied_clock, self._heard, self.behind = number + 1, clock, number, False
         return Ready("in_order", apply=[batch])
 
-    def replayed(self, number: int, clock: float, batch: T) -> Ready[T]:
-        """A batch came from the replay socket."""
+    def replayed(self, number: int, clock: float, batch: T, size: int = 0) -> Ready[T]:
+        """A batch of `size` bytes came from the replay socket; a replay's batches come in order."""
         if self._doubted:
             ready = self._from_the_start()
-            ready.apply = self.replayed(number, clock, batch).apply
+            ready.apply = self.replayed(number, clock, batch, size).apply
             return ready
+        if self.replaying and not self.expected and number:
+            self._begin_late(number)
         if not self.replaying or number < self.expected:
             if self._proven or number != self.expected - 1:
                 return Ready("duplicate")
@@ -99,11 +118,13 @@ class Stream(Generic[T]):
             self._proven = True
             return Ready("duplicate")
         if number > self.expected or not self._proven:
-            self._hold(number, clock, batch)
+            self._hold(number, clock, batch, size)
             return Ready("held")
-        self._held.pop(number, None)  # it came late by itself, too
+        self._drop(number)  # it came late by itself, too
         self.expected, self._applied_clock = number + 1, clock
-        return Ready("replayed", apply=[batch, *self._contiguous()])
+        apply = [batch, *self._contiguous()]
+        self._close()
+        return Ready("replayed", apply=apply)
 
     def replay_ended(self, complete: bool) -> Ready[T]:
         """The replay is over; `complete`: its end marker came. Close the gap, or give up what was between."""
@@ -124,6 +145,8 @@ class Stream(Generic[T]):
             apply = self._contiguous()
         if lost:
             self.truncated = True
+        known = self.expected > 0 and (bool(apply) or not lost)
+        self.behind = known and not complete and not self.caught_up
         return Ready("lost" if lost else "closed", forget=lost, apply=apply)
 
     def missing(self) -> int | None:
@@ -148,42 +171,65 @@ class Stream(Generic[T]):
         """The pod said that it holds nothing, or has shown that what is known is enough: no history is missed."""
         self.truncated = False
 
+    def _close(self) -> None:
+        """Once all is there, up to the newest live batch, what a replay still brings is known."""
+        if self.caught_up and not self._held:
+            self.replaying = self.behind = False
+
     def _from_the_start(self) -> Ready[T]:
         ready = self._begin_anew(float("-inf"))
         ready.verdict, ready.replay_from = "replayed", None
         return ready
 
-    def _ask(self, verdict: Verdict) -> Ready[T]:
-        self.replaying, self._doubted = True, False
+    def _ask(self, verdict: Verdict, heard: int = -1) -> Ready[T]:
+        self.replaying, self._doubted, self._heard = True, False, heard
         self._proven = self.expected == 0
+        self.behind = self.behind or self.expected == 0
         return Ready(verdict, replay_from=max(0, self.expected - 1))
 
-    def _restart(self, number: int, clock: float, batch: T) -> Ready[T]:
+    def _restart(self, number: int, clock: float, batch: T, size: int) -> Ready[T]:
         ready = self._begin_anew(clock)
         if number == 0:
-            self.expected, self._applied_clock, self.replaying = 1, clock, False
+            self.expected, self._applied_clock, self.replaying, self.behind = 1, clock, False, False
             ready.apply, ready.replay_from = [batch], None
         else:
-            self._hold(number, clock, batch)
+            self._heard = number
+            self._hold(number, clock, batch, size)
         return ready
+
+    def _begin_late(self, number: int) -> None:
+        """What the publisher still has begins here."""
+        self.expected, self.truncated = number, True
+        for old in [old for old in self._held if old < number]:
+            self._drop(old)
 
     def _begin_anew(self, since: float) -> Ready[T]:
         """Another publisher: of what is held, only batches later than `since` can be its."""
-        self._held = {number: held for number, held in self._held.items() if held[0] > since}
+        for number in [number for number, (clock, _, _) in self._held.items() if clock <= since]:
+            self._drop(number)
         self.expected, self.truncated, self._proven, self.replaying = 0, False, True, True
-        self._doubted = False
+        self._doubted, self.behind = False, True
+        self._heard = self._newest[0] if self._newest[0] in self._held else -1
         return Ready("restart", forget=True, replay_from=0)
 
-    def _hold(self, number: int, clock: float, batch: T) -> None:
-        self._held[number] = (clock, batch)
-        if len(self._held) > self._held_max:
-            del self._held[min(self._held)]
+    def _hold(self, number: int, clock: float, batch: T, size: int) -> None:
+        self._drop(number)
+        self._held[number] = (clock, batch, size)
+        self._held_bytes += size
+        while len(self._held) > self._held_max or self._held_bytes > self._held_bytes_max:
+            self._drop(min(self._held))
             self.dropped += 1
+
+    def _drop(self, number: int) -> None:
+        held = self._held.pop(number, None)
+        if held is not None:
+            self._held_bytes -= held[2]
 
     def _contiguous(self) -> list[T]:
         batches = []
         while self.expected in self._held:
-            self._applied_clock, batch = self._held.pop(self.expected)
+            self._applied_clock, batch, size = self._held.pop(self.expected)
+            self._held_bytes -= size
             batches.append(batch)
             self.expected += 1
         return batches

@@ -24,6 +24,7 @@ from router.config_fleet import StaticPod, middle_of
 from router.errors import ConfigError
 from router.feeds import FeedReader
 from router.sockets import FeedLimits, Readable, port_plus, subscriber
+from router.turns import Turns, shared
 
 log = logging.getLogger("warmroute.feeds")
 
@@ -94,8 +95,8 @@ class BoundEndpoint(Collector):
         self._connected_at = 0.0  # the newest connection
         self._readables: list[Readable] = []
         self._ports = 0
+        self._turns = shared(context, Turns(limits.slice_s))
         self._socket = subscriber(context, limits)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, limits.batch_bytes_max)
         try:
             self._bind(ranks)
         except ConfigError:
@@ -106,8 +107,8 @@ class BoundEndpoint(Collector):
         """Listen from now on."""
         monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._readables = [
-            Readable(monitor, self._limits.slice_s, self._connected),
-            Readable(self._socket, self._limits.slice_s, self._frame),
+            Readable(monitor, self._turns, self._connected),
+            Readable(self._socket, self._turns, self._frame),
         ]
 
     def stop(self) -> None:

@@ -22,28 +22,64 @@ class Events(Section):
         default=10_000,
         ge=1,
         le=10_000_000,
-        description="Batches of one feed that wait to be applied; above it: a gap.",
+        description="Batches of one feed that wait for missing ones; above it: a gap.",
+    )
+    queue_bytes_max: Bytes = Field(
+        default=32 * MIB, ge=KIB, le=64 * GIB, description="Bytes of these batches; above it: a gap."
     )
     receive_hwm: Count = Field(
-        default=100_000,
+        default=1000,
         ge=0,
         le=10_000_000,
-        description="ZMQ's receive high-water mark for each publisher, as vLLM's own for sending. 0: none.",
-    )
-    replay_timeout: Seconds = Field(
-        default=5.0, gt=0, le=300, description="For a replay to end; vLLM looks for requests every 0.1 s."
-    )
-    replay_retries: Count = Field(
-        default=3, ge=0, le=100, description="Replays tried again before blocks are forgotten."
+        description="Batches of one publisher that ZMQ keeps unread; more wait at the pod (its own mark: 100,000).",
     )
     batch_bytes_max: Bytes = Field(
-        default=16 * MIB, ge=KIB, le=GIB, description="Largest batch that is decoded; a larger one is a gap."
+        default=16 * MIB,
+        ge=KIB,
+        le=GIB,
+        description="Largest batch that is received; who sends a larger one is cut off.",
     )
     slice_seconds: Seconds = Field(
         default=0.001,
         gt=0,
         le=0.1,
-        description="Events are applied for so long at most before requests have their turn.",
+        description="Events of all feeds are applied for so long at most before requests have their turn.",
+    )
+    replay_timeout: Seconds = Field(
+        default=5.0, gt=0, le=300, description="For a replay to begin; vLLM looks for requests every 0.1 s."
+    )
+    replay_stall: Seconds = Field(
+        default=0.5, gt=0, le=300, description="A replay that is silent for so long was cut: the rest is asked for."
+    )
+    replay_time_max: Seconds = Field(
+        default=30.0, gt=0, le=3600, description="One answer to a request for a replay may take so long."
+    )
+    replay_retries: Count = Field(
+        default=3, ge=0, le=100, description="Replays in vain, one after the other, before blocks are forgotten."
+    )
+    replays_max: Count = Field(
+        default=32, ge=1, le=10_000, description="Replays at a time; more wait, and have their turns pod by pod."
+    )
+    replay_batches_max: Count = Field(
+        default=100_000,
+        ge=1,
+        le=100_000_000,
+        description="Batches of one replay; above it, it has no end. vLLM: 10,000.",
+    )
+    replay_bytes_max: Bytes = Field(
+        default=GIB, ge=KIB, le=1024 * GIB, description="Bytes of one replay; above it, it has no end."
+    )
+    replay_waiting_max: Bytes = Field(
+        default=64 * MIB,
+        ge=KIB,
+        le=64 * GIB,
+        description="Bytes of one replay that wait to be applied; above it, the rest is asked for after them.",
+    )
+    join_timeout: Seconds = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="At the start, /readyz waits so long for the first state of all feeds that answer.",
     )
     reconnect_delay: Seconds = Field(
         default=0.1, ge=0.01, le=60, description="Before a connection is tried again; each time twice as long."

@@ -27,7 +27,7 @@ from scorer.cost import FleetRate, PrefillRate
 
 log = logging.getLogger("warmroute.pods")
 
-_LOAD_S = 10.0  # a feed that has not loaded its first state by then is not waited for: its pod is routed blind
+_ANSWER_S = 5.0  # a feed that nobody answers is waited for so long: its pod is routed blind
 _UNVERIFIED = "%s: ITS CERTIFICATE IS NOT CHECKED (tls.verify is off): whoever answers at %s gets prompts and keys"
 _MEND_S = 0.5  # between two looks at whether a feed wants its pod's history again
 
@@ -50,8 +50,6 @@ class Pods:
         self._clients: dict[str, PodClient] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._mending: asyncio.Task[None] | None = None
-        self._looking: asyncio.Task[None] | None = None  # at what all pods serve
-        self._look_at = float("-inf")  # not again before
 
     async def start(self) -> None:
         """Join all configured pods, and wait until each was probed once and had time to load its first state."""
@@ -67,10 +65,9 @@ class Pods:
         await _within(joins, self._config.probe.timeout)
 
     async def stop(self) -> None:
-        for task in (self._mending, self._looking):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        if self._mending is not None:
+            self._mending.cancel()
+            await asyncio.gather(self._mending, return_exceptions=True)
         for name in list(self._tasks):
             await self.leave(name)
         if self.bound is not None:
@@ -114,24 +111,6 @@ class Pods:
         del self._probers[name], self._joined_at[name]
         self._core.leave(self._core.fleet.pods[name])
 
-    async def look_again(self, proven: bool = False) -> None:
-        """What pods serve and what requests ask for differ: have all pods that are well say it anew.
-
-        Once in `probe.look_interval`, unless it is `proven` by a pod; returns when all have answered, or after
-        `probe.timeout`.
-        """
-        now = self._clock()
-        if proven or now >= self._look_at:
-            self._look_at = now + self._config.probe.look_interval
-            if self._looking is None or self._looking.done():
-                self._looking = asyncio.get_running_loop().create_task(self._look_at_all())
-        if self._looking is not None and not self._looking.done():
-            await asyncio.wait([self._looking], timeout=self._config.probe.timeout)
-
-    async def _look_at_all(self) -> None:
-        pods = self._core.fleet.pods
-        await asyncio.gather(*(prober.look() for name, prober in self._probers.items() if pods[name].healthy))
-
     async def look(self, name: str) -> bool:
         """Ask a pod at once what it serves. False: it does not tell."""
         return await self._probers[name].look()
@@ -139,11 +118,13 @@ class Pods:
     @property
     def unloaded(self) -> set[str]:
         """Pods whose feeds have not loaded their first state, and still may."""
-        since = self._clock() - _LOAD_S
+        now, patience_s = self._clock(), self._config.events.join_timeout
         return {
             name
             for name, readers in self._readers.items()
-            if self._joined_at[name] > since and any(not reader.joined.is_set() for reader in readers)
+            for reader in readers
+            if not reader.joined.is_set()
+            and now < self._joined_at[name] + (patience_s if reader.answered else min(_ANSWER_S, patience_s))
         }
 
     async def _mend(self) -> None:
@@ -161,7 +142,7 @@ class Pods:
         load = self._core.load_of(name, PrefillRate(config.scoring.prefill_tokens_per_second, self._rate))
         if given.events is None and self.bound is None:
             return Rank(name, pod, load, None), None
-        feed = Feed(self._core.index, name, events.queue_max, self._block_size(given))
+        feed = Feed(self._core.index, name, events.queue_max, self._block_size(given), events.queue_bytes_max)
         replay = port_plus(given.replay, number) if given.replay else None
         place = port_plus(given.events, number) if given.events else None
         reader = FeedReader(self._context, feed, place, replay, self._limits, self._clock)
@@ -182,7 +163,13 @@ def feed_limits(events: Events) -> FeedLimits:
         batch_bytes_max=events.batch_bytes_max,
         slice_s=events.slice_seconds,
         replay_timeout_s=events.replay_timeout,
+        replay_stall_s=events.replay_stall,
+        replay_time_max_s=events.replay_time_max,
         replay_retries=events.replay_retries,
+        replays_max=events.replays_max,
+        replay_batches_max=events.replay_batches_max,
+        replay_bytes_max=events.replay_bytes_max,
+        replay_waiting_max=events.replay_waiting_max,
         reconnect_s=events.reconnect_delay,
         reconnect_max_s=events.reconnect_delay_max,
         connect_timeout_s=events.connect_timeout,

@@ -34,6 +34,8 @@ from router.serving import Front, ServingLimits
 log = logging.getLogger("warmroute")
 
 _BACKLOG = 2048
+_FILES = 200  # open files of a process beside what is counted
+_FILES_A_RANK = 6  # three ZMQ sockets and a connection for its feed, one for probes, one that waits for requests
 _SWEEP_S = 1.0  # between two looks at all connections
 
 
@@ -73,7 +75,7 @@ def serve(config: Config, seat: Seat | None = None, started: Callable[[], None] 
     _check_tls(config.gateway)
     service = Service(config, seat)
     native.tell()
-    _allow_open_files()
+    _allow_open_files(config)
     collector = Collector()
     collector.start()
     serving = _serve(service, started) if seat is None else _serve_beside(service, seat, started)
@@ -103,11 +105,21 @@ def _check_tls(gateway: Gateway) -> None:
         raise ConfigError(f"gateway.tls: the certificate and key can't be used: {error.strerror}") from error
 
 
-def _allow_open_files() -> None:
-    """As many open files as may be: a stream takes two, and the usual soft limit is 1,024."""
+def _allow_open_files(config: Config) -> None:
+    """As many open files as may be: the usual soft limit is 1,024. Says so where that may not be enough."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # some systems say "no limit" and do not take it
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    may, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files_wanted(config)
+    if may != resource.RLIM_INFINITY and may < wanted:
+        log.warning("%d open files may be wanted, and the limit is %d: raise it (ulimit -n, LimitNOFILE)", wanted, may)
+
+
+def files_wanted(config: Config) -> int:
+    """Open files of this process when all that is configured is there, and all are busy."""
+    ranks = sum(pod.data_parallel_size for pod in config.discovery.static)
+    return _FILES + _FILES_A_RANK * ranks + 2 * (config.events.replays_max + config.gateway.requests_max)
 
 
 async def _serve_beside(service: Service, seat: Seat, started: Callable[[], None] | None) -> None:

@@ -48,12 +48,14 @@ class Service:
         self.pods = Pods(self.core, config, trusts)
         if self.pods.bound is not None:
             self.metrics.join(self.pods.bound)
-        given = config.upstream
-        self.proxy = Proxy(given.attempts_max, given.breaks_max, config.gateway.withheld)
+        self.proxy = Proxy(config.upstream.attempts_max, config.gateway.withheld)
         self.sharing = self._sharing()
         self.peers = None if seat is None else Peers(seat, config.gateway.workers_timeout)
         self.draining = False
         self.started = False
+        self._loaded = (
+            False  # all feeds that answer once had their first state: who comes later finds a fleet that serves
+        )
         self.in_flight = 0
         self._ids = f"{secrets.token_hex(6)}-{os.getpid():x}".encode()
         self._requests = 0
@@ -104,9 +106,11 @@ class Service:
             return ["starting"]
         now, unloaded = time.monotonic(), self.pods.unloaded
         fit = [pod.name for pod in self.core.fleet.pods.values() if pod.fit(now)]
-        if any(name not in unloaded for name in fit):
+        waited = [name for name in fit if name in unloaded]
+        self._loaded = self._loaded or bool(fit and not waited)
+        if len(waited) < len(fit) and self._loaded:
             return []
-        return [f"{name}: {_UNLOADED}" for name in fit] or ["no pod is fit"]
+        return [f"{name}: {_UNLOADED}" for name in waited] or ["no pod is fit"]
 
     def readiness(self) -> dict[str, Any]:
         """The same for a probe that wants to know, with each pod, and why it is not fit."""

@@ -12,7 +12,6 @@ import contextlib
 import ipaddress
 import logging
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -20,25 +19,35 @@ from typing import TypeAlias
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from router.turns import Turns, shared
+
 log = logging.getLogger("warmroute.feeds")
 
 Resolve: TypeAlias = Callable[[str], Awaitable[list[str]]]
 
+_PATIENT = 4  # where there is one address only, ZMQ itself mostly comes back to it
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
 @dataclass(slots=True, frozen=True)
 class FeedLimits:
-    """`slice_s`: longest stretch of applying events at once. `replay_timeout_s`: silence that ends a replay.
+    """`slice_s`: longest stretch of applying events at once, of all feeds together.
 
+    A replay is over when the pod is silent for `replay_timeout_s`, once it has begun to answer for `replay_stall_s`.
     A connection is dead when nothing answers for `heartbeat_timeout_s`, or as many keepalive probes.
     """
 
-    receive_hwm: int = 100_000
+    receive_hwm: int = 1000
     batch_bytes_max: int = 16 << 20
     slice_s: float = 0.001
     replay_timeout_s: float = 5.0
+    replay_stall_s: float = 0.5
+    replay_time_max_s: float = 30.0
     replay_retries: int = 2
+    replays_max: int = 32
+    replay_batches_max: int = 100_000
+    replay_bytes_max: int = 1 << 30
+    replay_waiting_max: int = 64 << 20
     reconnect_s: float = 0.1
     reconnect_max_s: float = 0.25
     connect_timeout_s: float = 0.5
@@ -50,39 +59,52 @@ class FeedLimits:
 
 
 class Readable:
-    """Calls `on_message` for each message of a socket, in slices; ZMQ's descriptor only signals changes."""
+    """Calls `on_message` for each message of a socket, in turns with others; ZMQ's descriptor only signals changes."""
 
-    def __init__(self, socket: zmq.Socket[bytes], slice_s: float, on_message: Callable[[list[bytes]], None]) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        turns: Turns,
+        on_message: Callable[[list[bytes]], None],
+        first: bool = False,
+    ) -> None:
+        """`first`: its messages can't wait for those of others."""
+        self.credit = 0.0
         self._socket = socket
-        self._slice_s = slice_s
+        self._turns = turns
         self._on_message = on_message
+        self._first = first
         self._loop = asyncio.get_running_loop()
         self._fd = int(socket.getsockopt(zmq.FD))
-        self._again: asyncio.Handle | None = None
-        self._loop.add_reader(self._fd, self._drain)
-        self._again = self._loop.call_soon(self._drain)
+        self._loop.add_reader(self._fd, self.wake)
+        self.wake()
+
+    @property
+    def is_silent(self) -> bool:
+        """Is there nothing to read now?"""
+        return self._socket.closed or not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN
 
     def close(self) -> None:
+        if self._socket.closed:
+            return
         self._loop.remove_reader(self._fd)
-        if self._again is not None:
-            self._again.cancel()
+        self._turns.forget(self)
         self._socket.close(linger=0)
 
-    def _drain(self) -> None:
-        """Read until nothing is there; a longer stretch goes on after the loop's other work."""
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
-        until = time.monotonic() + self._slice_s
-        while not self._socket.closed:
-            try:
-                message = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._on_message(message)
-            if time.monotonic() > until:
-                self._again = self._loop.call_soon(self._drain)
-                return
+    def step(self) -> bool:
+        """Read one message."""
+        if self._socket.closed:
+            return False
+        try:
+            message = self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.ZMQError:  # nothing is there, or the context is gone
+            return False
+        self._on_message(message)
+        return True
+
+    def wake(self) -> None:
+        """There may be messages. Whatever else is done with the socket takes ZMQ's signal away: then, too."""
+        self._turns.wake(self, self._first)
 
 
 class Subscription:
@@ -97,27 +119,25 @@ class Subscription:
         on_connected: Callable[[], None],
         resolve: Resolve,
     ) -> None:
+        """Raises `zmq.ZMQError`: there is no socket left, or the endpoint is none."""
         self._endpoint = endpoint
-        self._patience_s = limits.connect_timeout_s + limits.reconnect_max_s
+        self._patience_s = (limits.connect_timeout_s + limits.reconnect_max_s) * (1 if has_name(endpoint) else _PATIENT)
         self._on_connected = on_connected
         self._resolve = resolve
         self._up, self._down = asyncio.Event(), asyncio.Event()
         self._socket = subscriber(context, limits)
-        monitor = self._socket.get_monitor_socket(_EVENTS)
-        self._readables = [
-            Readable(monitor, limits.slice_s, self._noticed),
-            Readable(self._socket, limits.slice_s, on_message),
-        ]
-        self._following: asyncio.Task[None] | None = None
-        if has_name(endpoint):
-            self._following = asyncio.get_running_loop().create_task(self._follow())
-        else:
-            self._socket.connect(endpoint)
+        try:
+            monitor = self._socket.get_monitor_socket(_EVENTS)
+        except zmq.ZMQError:
+            self._socket.close(linger=0)
+            raise
+        turns = shared(context, Turns(limits.slice_s))
+        self._readables = [Readable(monitor, turns, self._noticed), Readable(self._socket, turns, on_message)]
+        self._following = asyncio.get_running_loop().create_task(self._follow())
 
     async def close(self) -> None:
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+        self._following.cancel()
+        await asyncio.gather(self._following, return_exceptions=True)
         for readable in reversed(self._readables):
             readable.close()
 
@@ -131,7 +151,10 @@ class Subscription:
         self._on_connected()
 
     async def _follow(self) -> None:
-        """Each address in turn; the one that is connected stays as long as it is, or soon is again."""
+        """Each address in turn; the one that is connected stays as long as it is, or soon is again.
+
+        ZMQ itself never comes back to who broke the protocol, or sent more than it may: here it is tried again.
+        """
         unknown = False
         while True:
             try:
@@ -141,12 +164,23 @@ class Subscription:
                     log.warning("%s: its host is not known: %s", self._endpoint, error.strerror or error)
                 places, unknown = [], True
             for place in places:
-                self._socket.connect(place)
-                while await self._is_up():
-                    await self._down.wait()
-                self._socket.disconnect(place)
+                await self._stay(place)
             if not places:
                 await asyncio.sleep(self._patience_s)
+
+    async def _stay(self, place: str) -> None:
+        try:
+            self._socket.connect(place)
+        except zmq.ZMQError as error:
+            log.warning("%s can't be connected to: %s", place, error)
+            await asyncio.sleep(self._patience_s)
+            return
+        self._readables[1].wake()
+        while await self._is_up():
+            await self._down.wait()
+        with contextlib.suppress(zmq.ZMQError):  # ZMQ has given it up already
+            self._socket.disconnect(place)
+        self._readables[1].wake()
 
     async def _is_up(self) -> bool:
         with contextlib.suppress(TimeoutError):
@@ -172,7 +206,9 @@ def asker(context: zmq.Context[zmq.Socket[bytes]], limits: FeedLimits) -> zmq.So
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, limits: FeedLimits) -> zmq.Socket[bytes]:
     """One that finds out soon that nobody is there any more, or is again."""
+    context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))  # counts with the first one; a feed takes three
     made = context.socket(kind)
+    made.setsockopt(zmq.MAXMSGSIZE, limits.batch_bytes_max)  # whoever sends more is cut off
     made.setsockopt(zmq.IPV6, 1)
     made.setsockopt(zmq.TCP_KEEPALIVE, 1)
     made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, round(limits.keepalive_idle_s))

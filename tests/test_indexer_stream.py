@@ -110,10 +110,93 @@ def test_late_join_with_truncated_history() -> None:
     """The oldest history is gone: what is left is applied, and the stream knows that it lacks something."""
     stream = _stream()
     assert stream.live(60, 60.0, 60) == Ready("late", replay_from=0)
+    applied: list[int] = []
     for number in range(40, 60):
+        applied += stream.replayed(number, float(number), number).apply
+    assert applied == list(range(40, 61)) and stream.truncated and stream.caught_up
+    assert stream.replay_ended(True) == Ready("closed")
+
+
+def test_a_replay_that_is_faster() -> None:
+    """A live batch that the replay has brought already is known, and proves that all is there."""
+    stream = _stream()
+    stream.connected()
+    assert stream.replayed(0, 0.0, 0).apply == [0]
+    assert stream.behind and stream.replaying
+    assert stream.live(0, 0.0, 0) == Ready("duplicate")
+    assert not stream.behind and not stream.replaying
+    assert stream.replay_ended(True) == Ready("closed")
+
+
+def test_restart_after_a_history_that_was_only_replayed() -> None:
+    """No live batch was heard yet: a number that the replay brought, with a later clock, is another publisher's."""
+    stream = _stream()
+    stream.connected()
+    for number in range(5):
         stream.replayed(number, float(number), number)
-    ready = stream.replay_ended(True)
-    assert ready.apply == list(range(40, 61)) and stream.truncated
+    stream.replay_ended(True)
+    assert stream.live(0, 9.0, 100) == Ready("restart", forget=True, apply=[100])
+
+
+def test_an_old_batch_during_a_replay() -> None:
+    """Told twice while others are missing, it is not kept: it would be applied again, and again be believed."""
+    stream = _stream(5)
+    stream.live(7, 7.0, 7)
+    assert stream.live(3, 3.0, 3) == Ready("duplicate")
+    for number in range(4, 7):
+        stream.replayed(number, float(number), number)
+    assert stream.replay_ended(True) == Ready("closed") and stream.expected == 8
+
+
+def test_what_another_publisher_may_have_said() -> None:
+    """Connected anew, a replay's batches wait until the one that we know has proven whose they are."""
+    stream = _stream(3)
+    stream.connected()
+    assert stream.replayed(3, 3.0, 3) == Ready("held")
+    assert stream.replay_ended(True) == Ready("restart", forget=True, replay_from=0)
+
+
+def test_reconnect_and_nobody_answers() -> None:
+    """The replay failed, so whether it is the publisher that we knew is not known: what it said is forgotten."""
+    stream = _stream(3)
+    stream.connected()
+    assert stream.replay_ended(False) == Ready("lost", forget=True)
+    assert stream.truncated
+
+
+def test_a_history_without_its_end() -> None:
+    """It may have been cut: it is behind until a live batch follows it, and a gap shows what was cut."""
+    stream = _stream()
+    stream.connected()
+    for number in range(3):
+        stream.replayed(number, float(number), number)
+    assert stream.behind
+    assert stream.replay_ended(False) == Ready("closed") and stream.behind
+    assert stream.live(5, 5.0, 5) == Ready("gap", replay_from=2) and stream.behind
+    for number in (2, 3, 4):
+        stream.replayed(number, float(number), number)
+    assert not stream.behind and not stream.replaying and stream.expected == 6
+
+
+def test_a_history_with_its_end() -> None:
+    """All is there, and nothing was said meanwhile."""
+    stream = _stream()
+    stream.connected()
+    stream.replayed(0, 0.0, 0)
+    stream.replay_ended(True)
+    assert not stream.behind
+
+
+def test_held_bytes_are_bounded() -> None:
+    """As their number is, and what is applied no longer counts."""
+    stream: Stream[int] = Stream(100, held_bytes_max=100)
+    stream.live(0, 0.0, 0)
+    for _ in range(3):
+        first = stream.expected + 1
+        for number in range(first, first + 4):
+            stream.live(number, float(number), number, size=30)
+        assert stream.replay_ended(False).apply == [first + 1, first + 2, first + 3]
+    assert stream.dropped == 3
 
 
 def test_missing_names_the_first_hole_that_can_be_asked_for() -> None:
