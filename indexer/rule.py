@@ -19,11 +19,12 @@ REPORTS = 24
 """Reports that a rule is looked for in: a pod that is another one after a restart which nobody noticed is understood
 before it has served 32."""
 PROOFS = 4
-"""Hits in a row that a rule foretold prove it, where another one would have said something else each time."""
+"""Hits in a row that a rule foretold prove it; twice as many each time that it was proven and turned out wrong."""
 FURTHER_PROOFS = 12
 """So many, where it is a rule that no vLLM is known to have."""
+PROOFS_MAX = 64
 SIGNS = 2
-"""Reports that another rule explains, and ours does not: one may be a block that went or came in between."""
+"""Reports that another rule explains and ours does not, unless it explains all: a block may come or go in between."""
 OVER_MAX = 2
 """Of the last `RECENT` hits, so many that were foretold too high disprove a rule."""
 RECENT = 8
@@ -62,10 +63,10 @@ class Rule(NamedTuple):
 
 PLAIN, DROPPING = Rule(), Rule(drop=1)
 
-_UNITS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+_UNITS = (1, 2, 4, 8, 16, 3, 6, 12, 5, 7, 9, 10, 11, 13, 14, 15, 24, 32, 48, 64, 128)
 _LOOKS = (1, 0, 2, 3, 4, 5, 6, 7, 8)
 RULES = sorted(
-    (Rule(drop, look, unit) for unit in _UNITS for drop in range(4) for look in _LOOKS),
+    (Rule(drop, look, unit) for unit in _UNITS for drop in range(4) for look in (_LOOKS if unit == 1 else _LOOKS[:2])),
     key=lambda rule: (not rule.known, (rule.unit > 1) + rule.drop + (rule.look != 1), _UNITS.index(rule.unit)),
 )
 _KNOWN = np.array([[rule.known] for rule in RULES])
@@ -88,7 +89,7 @@ class Calibration:
         self._reports: deque[_Report] = deque(maxlen=REPORTS)
         self._over: deque[bool] = deque(maxlen=RECENT)
         self._in_row = 0
-        self._drafter = False
+        self._disproofs = 0
         self._guess = PLAIN
         self._sure = True  # of the guess
 
@@ -103,13 +104,16 @@ class Calibration:
 
     def forget(self) -> None:
         """It may be another pod now."""
-        self._reports.clear()
-        self._take(self._guess)
+        self._disproofs = 0
+        self.rule = self._guess
+        self.mended()
 
     def mended(self) -> None:
         """What was wrong was not the rule: only what comes now counts."""
         self._reports.clear()
-        self._take(self.rule)
+        self._over.clear()
+        self._in_row = 0
+        self.proven = self._sure and self.rule == self._guess
 
     def report(self, hit: Hit, tokens: int, cached: int, block_size: int) -> bool:
         """Of a prompt of so many `tokens`, of which `hit` was held, so many were `cached`. Is the rule a new one?"""
@@ -119,26 +123,34 @@ class Calibration:
             if hit.leading:
                 self._over.append(False)
                 self._in_row += 1
-                self.proven = self.proven or self._in_row >= (PROOFS if self.rule.known else FURTHER_PROOFS)
+                self.proven = self.proven or self._in_row >= self._proofs
             return False
         self._in_row = 0
         self._over.append(error < 0)
         if sum(self._over) >= OVER_MAX or not self._sure:
-            self.proven = False
+            self._disprove()
         return self._look()
 
-    def _take(self, rule: Rule) -> None:
-        self.rule, self._in_row = rule, 0
-        self.proven = self._sure and rule == self._guess
-        self._over.clear()
+    @property
+    def _proofs(self) -> int:
+        """Hits in a row that prove the rule."""
+        least = PROOFS if self.rule.known else FURTHER_PROOFS
+        return int(min(PROOFS_MAX, least << min(self._disproofs, 8)))
+
+    def _disprove(self) -> None:
+        if self.proven:
+            self.proven = False
+            self._disproofs += 1
 
     def _look(self) -> bool:
         """Take the rule that explains the most, if it explains more than ours."""
         right = self._explained()
         ours, best = int(right[RULES.index(self.rule)]), int(np.argmax(right))
-        if right[best] < ours + SIGNS:
+        if right[best] < ours + (1 if right[best] == len(self._reports) else SIGNS):
             return False
-        self._take(RULES[best])
+        self._disprove()
+        self.rule, self._in_row = RULES[best], 0
+        self._over.clear()
         return True
 
     def _explained(self) -> NDArray[np.int64]:
