@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from simulator.events import Cleared, Event, Origin, Removed, Stored
+from simulator.reuse import Group
 
 
 class Block:
@@ -26,8 +27,16 @@ class Block:
 class BlockPool:
     """`blocks_max` physical blocks of which one is reserved; events of what happened pile up until taken."""
 
-    def __init__(self, blocks_max: int, block_size: int, empty_first: bool = True) -> None:
-        """`empty_first`: a freed block without cached content is taken again before all others."""
+    def __init__(
+        self,
+        blocks_max: int,
+        block_size: int,
+        empty_first: bool = True,
+        ahead: int = 0,
+        groups: Sequence[Group] = (),
+    ) -> None:
+        """`empty_first`: a freed block without cached content is taken again before all others. `ahead`: tokens behind
+        a block that its digest covers; `groups`: what is kept beside these blocks."""
         if blocks_max < 2:
             raise ValueError("a pool needs at least two blocks: one is the null block")
         self.block_size = block_size
@@ -36,6 +45,8 @@ class BlockPool:
         self._free = OrderedDict((number, Block(number)) for number in range(1, blocks_max))
         self._cached: dict[bytes, dict[int, Block]] = {}
         self._events: list[Event] = []
+        self._ahead = ahead
+        self._groups = groups
 
     @property
     def free(self) -> int:
@@ -61,6 +72,14 @@ class BlockPool:
                 break
             found.append(next(iter(copies.values())))
         return found
+
+    def ends(self, digests: Sequence[bytes], blocks: int) -> int:
+        """The most blocks, of at most so many, after which every group can go on."""
+        while True:
+            least = min((group.ends(digests, blocks) for group in self._groups), default=blocks)
+            if least == blocks:
+                return blocks
+            blocks = least
 
     def fits(self, new: int, reused: Sequence[Block]) -> bool:
         """Whether `new` blocks can be taken once `reused` are in use."""
@@ -98,13 +117,17 @@ class BlockPool:
             block.digest = digest
             self._cached.setdefault(digest, {})[block.number] = block
         self.announce(chain, token_ids, span, origin)
+        for group in self._groups:
+            self._events += group.store(chain, token_ids, span, origin)
 
     def announce(self, chain: Sequence[bytes], token_ids: Sequence[int], span: range, origin: Origin) -> None:
         """Say that the blocks of a sequence that `span` numbers are cached, without storing them."""
         first, end = span.start, span.stop
         parent = chain[first - 1] if first else None
-        tokens = tuple(token_ids[first * self.block_size : end * self.block_size])
-        self._events.append(Stored(tuple(chain[first:end]), parent, tokens, first, origin))
+        size = self.block_size
+        tokens = tuple(token_ids[first * size : end * size])
+        behind = [tuple(token_ids[(n + 1) * size : (n + 1) * size + self._ahead]) for n in span] if self._ahead else []
+        self._events.append(Stored(tuple(chain[first:end]), parent, tokens, first, origin, tuple(behind)))
 
     def release(self, blocks: Sequence[Block]) -> None:
         """A request gives its blocks back; its last block will be evicted first."""
@@ -123,6 +146,8 @@ class BlockPool:
             for block in copies.values():
                 block.digest = None
         self._cached.clear()
+        for group in self._groups:
+            group.clear()
         self._events.append(Cleared())
         return True
 

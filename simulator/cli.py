@@ -15,6 +15,7 @@ from simulator.model import ForcedOutputs, Model
 from simulator.pace import Pace
 from simulator.pod import Settings
 from simulator.publisher import BUFFER_STEPS
+from simulator.reuse import Kind, Reuse
 from simulator.server import serve
 
 _HELP = """Run one pod that behaves like vLLM: OpenAI API, block cache, KV events with replay, /metrics, /tokenize.
@@ -56,6 +57,15 @@ def _fault(text: str) -> tuple[str, object]:
         return name, float(value) if "." in value or "e" in value else int(value)
     except ValueError:
         return name, value
+
+
+def _group(text: str) -> tuple[Kind, int]:
+    kind, _, window = text.partition(":")
+    if kind == "mamba" and not window:
+        return "mamba", 0
+    if kind == "sliding_window" and window.isdigit() and int(window) > 1:
+        return "sliding_window", int(window)
+    raise click.BadParameter(f"{text!r} is neither mamba nor sliding_window:TOKENS", param_hint="--group")
 
 
 @click.command(name="simulate", help=_HELP)
@@ -120,6 +130,15 @@ def _fault(text: str) -> tuple[str, object]:
 @click.option(
     "--data-parallel-start-rank", type=click.IntRange(0), default=0, show_default=True, help="Number of its first rank."
 )
+@click.option(
+    "--drafter", type=click.Choice(["ngram", "eagle"]), default=None, help="eagle: also EAGLE-3 and MTP; by version."
+)
+@click.option("--lookahead-tokens", type=click.IntRange(0, 64), default=None, help="Behind a block, in its hash.")
+@click.option("--drop-units", type=click.IntRange(0), default=None, help="Found, and computed again.")
+@click.option("--reuse-unit", type=click.IntRange(1), default=1, show_default=True, help="Blocks reused together.")
+@click.option("--recompute-tokens", type=click.IntRange(1), default=1, show_default=True, help="At a prompt's end.")
+@click.option("--prefix-caching/--no-prefix-caching", default=True, show_default=True)
+@click.option("--group", "groups", multiple=True, help="Beside full attention: mamba, or sliding_window:TOKENS.")
 @click.option("--api-key", "api_keys", multiple=True, help="Asked for under /v1; may be repeated.")
 @click.option("--dev-mode", is_flag=True, help="As VLLM_SERVER_DEV_MODE=1: /sleep, /wake_up, /pause, /resume.")
 @click.option("--fault", "faults", multiple=True, metavar="NAME=VALUE", help="May be repeated; see above.")
@@ -130,6 +149,8 @@ def simulate(
     max_model_len: int | None, max_num_seqs: int, max_num_batched_tokens: int, data_parallel_size: int,
     prefill_tokens_per_s: float, attention_tokens: float, step_base_s: float, step_sequence_s: float,
     time_scale: float, buffer_steps: int, forced_outputs: Path | None, data_parallel_start_rank: int,
+    drafter: str | None, lookahead_tokens: int | None, drop_units: int | None, reuse_unit: int, recompute_tokens: int,
+    prefix_caching: bool, groups: tuple[str, ...],
     api_keys: tuple[str, ...], dev_mode: bool, faults: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Checks what was given and serves until a signal."""
@@ -142,9 +163,21 @@ def simulate(
         forced = ForcedOutputs.read(forced_outputs) if forced_outputs else None
         context = _context_tokens(max_model_len, capacity)
         model = Model.load(model_path, name, context, version, vllm_version.removeprefix("v"), loras, forced)
+        usual = Reuse.of(drafter, version)
+        reuse = Reuse(
+            usual.drop if drop_units is None else drop_units, recompute_tokens, reuse_unit,
+            usual.ahead if lookahead_tokens is None else lookahead_tokens, usual.drafter, prefix_caching,
+        )  # fmt: skip
         settings = Settings(
             dialect=Dialect.of(version).but(event_format, event_hashes),
-            limits=Limits(block_size, num_blocks, max_num_seqs, max_num_batched_tokens),
+            limits=Limits(
+                block_size,
+                num_blocks,
+                max_num_seqs,
+                max_num_batched_tokens,
+                reuse,
+                tuple(_group(group) for group in groups),
+            ),
             pace=Pace(prefill_tokens_per_s, attention_tokens, step_base_s, step_sequence_s, time_scale),
             faults=change(Faults(), dict(_fault(text) for text in faults)),
             ranks=data_parallel_size,

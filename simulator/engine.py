@@ -16,6 +16,7 @@ from simulator.hashes import root_digest
 from simulator.metrics import BOUNDS_TOKENS, Histogram
 from simulator.pace import Pace
 from simulator.publisher import Publisher
+from simulator.reuse import Group, Kind, Reuse
 from simulator.scheduler import Request, Scheduler, Work
 
 LAG_MAX_S = 0.25
@@ -36,12 +37,14 @@ Inbox: TypeAlias = "asyncio.Queue[tuple[int, int | Interrupted | None]]"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes of one rank."""
+    """Sizes of one rank, and how it reuses its blocks. `groups`: kind and window of what is kept beside them."""
 
     block_size: int = 16
     blocks_max: int = 2_048
     sequences_max: int = 256
     batched_tokens_max: int = 2_048
+    reuse: Reuse = field(default_factory=Reuse)
+    groups: tuple[tuple[Kind, int], ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -99,10 +102,13 @@ class Engine:
         self.scheduler = self._new_scheduler()
 
     def _new_scheduler(self) -> Scheduler:
-        limits = self.limits
-        pool = BlockPool(limits.blocks_max, limits.block_size, self._dialect.version >= EMPTY_FIRST_SINCE)
+        limits, empty_first = self.limits, self._dialect.version >= EMPTY_FIRST_SINCE
+        size, blocks_max = limits.block_size, limits.blocks_max
+        given = enumerate(limits.groups, start=1)
+        groups = [Group(number, kind, window, size, blocks_max) for number, (kind, window) in given]
+        pool = BlockPool(blocks_max, size, empty_first, limits.reuse.ahead, groups)
         root = root_digest(secrets.token_hex(16) if self._seed is None else self._seed)
-        return Scheduler(pool, root, limits.sequences_max, limits.batched_tokens_max)
+        return Scheduler(pool, root, limits.sequences_max, limits.batched_tokens_max, limits.reuse)
 
     @property
     def load(self) -> int:

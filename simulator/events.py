@@ -1,6 +1,6 @@
 """KV events: values, and their encodings on the wire by vLLM version.
 
-Sources: vLLM's `kv_events.py` of 0.9.0 to 0.32.0 and recordings of running servers.
+Sources: vLLM's `kv_events.py` of 0.9.0 to 0.33.0 and recordings of running servers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HashKind = Literal["signed", "int", "bytes"]
 EventFormat = Literal["array", "map"]
 Version = tuple[int, ...]
 
-NEWEST: Version = (0, 32)
+NEWEST: Version = (0, 33)
 OLDEST: Version = (0, 9)
 MEDIUM = "GPU"
 SPEC_KIND = "full_attention"
@@ -36,6 +36,7 @@ _STORED_FIELDS: tuple[tuple[str, Version], ...] = (
     ("locality", (0, 26)),
     ("ownership", (0, 29)),
     ("session_id", (0, 30)),
+    ("lookahead_token_ids", (0, 33)),
 )
 _REMOVED_FIELDS: tuple[tuple[str, Version], ...] = (
     ("block_hashes", (0, 9)),
@@ -79,13 +80,21 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Blocks `first`, `first` + 1, … of one sequence have become full; `parent` None: the first is block 0."""
+    """Blocks `first`, `first` + 1, … of one sequence have become full; `parent` None: the first is block 0.
+
+    `ahead`: for each block the tokens behind it, where its digest covers some. A `group` beside full attention names
+    only the blocks that it keeps.
+    """
 
     digests: tuple[bytes, ...]
     parent: bytes | None
     token_ids: tuple[int, ...]
     first: int
     origin: Origin
+    ahead: tuple[tuple[int, ...], ...] = ()
+    group: int = 0
+    kind: str = SPEC_KIND
+    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,7 @@ class Removed:
     """One physical copy of a block was evicted."""
 
     digest: bytes
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +169,8 @@ class Dialect:
         match event:
             case Stored():
                 return self._shape("BlockStored", self.stored_fields, self._stored(event, block_size))
-            case Removed(digest):
-                values = {"block_hashes": [self.engine_hash(digest)], "medium": MEDIUM, "group_idx": 0}
+            case Removed(digest, group):
+                values = {"block_hashes": [self.engine_hash(digest)], "medium": MEDIUM, "group_idx": group}
                 return self._shape("BlockRemoved", self.removed_fields, values)
             case Cleared():
                 return self._shape("AllBlocksCleared", (), {})
@@ -168,7 +178,7 @@ class Dialect:
     def _stored(self, event: Stored, block_size: int) -> dict[str, object]:
         origin = event.origin
         numbers = range(event.first, event.first + len(event.digests))
-        extras = [origin.extra_keys(number) for number in numbers]
+        extras = [origin.extra_keys(number) for number in numbers] if event.kind == SPEC_KIND else None
         return {
             "block_hashes": [self.engine_hash(digest) for digest in event.digests],
             "parent_block_hash": None if event.parent is None else self.engine_hash(event.parent),
@@ -178,8 +188,10 @@ class Dialect:
             "medium": MEDIUM,
             "lora_name": origin.lora_name,
             "extra_keys": extras,
-            "group_idx": 0,
-            "kv_cache_spec_kind": SPEC_KIND,
+            "group_idx": event.group,
+            "kv_cache_spec_kind": event.kind,
+            "kv_cache_spec_sliding_window": event.window,
+            "lookahead_token_ids": event.ahead or None,
             "session_id": origin.session,
         }
 

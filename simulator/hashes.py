@@ -30,17 +30,21 @@ def block_digest(parent: bytes, token_ids: Sequence[int], lora: str | None, salt
 class Chain:
     """The digests of one growing sequence of tokens: `digests[i]` names block i and all before it."""
 
-    def __init__(self, root: bytes, block_size: int, lora: str | None = None, salt: str | None = None) -> None:
+    def __init__(
+        self, root: bytes, block_size: int, lora: str | None = None, salt: str | None = None, ahead: int = 0
+    ) -> None:
+        """`ahead`: tokens behind a block that its digest covers, too; a block has none before these are there."""
         self.digests: list[bytes] = []
         self._parent = root
         self._block_size = block_size
         self._lora = lora
         self._salt = salt
+        self._ahead = ahead
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Hash the blocks of `token_ids` (the whole sequence so far) that have become full."""
-        size = self._block_size
-        for index in range(len(self.digests), len(token_ids) // size):
-            block = token_ids[index * size : (index + 1) * size]
+        size, ahead = self._block_size, self._ahead
+        for index in range(len(self.digests), (len(token_ids) - ahead) // size):
+            block = token_ids[index * size : (index + 1) * size + ahead]
             self._parent = block_digest(self._parent, block, self._lora, self._salt if index == 0 else None)
             self.digests.append(self._parent)

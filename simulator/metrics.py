@@ -18,6 +18,8 @@ BOUNDS_S = (
 BOUNDS_TOKENS = tuple(float(digit * 10**power) for power in range(5) for digit in (1, 2, 5))
 """Of its histograms of tokens."""
 
+_DRAFTS = ("drafts", "draft_tokens", "accepted_tokens")
+
 
 class Histogram:
     """Counts of observed values by bucket."""
@@ -80,6 +82,8 @@ def _families(engines: list[Engine], version: tuple[int, ...]) -> list[tuple[str
         families.append(("gpu_cache_usage_perc", "gauge", [s.pool.used / s.pool.usable for s in schedulers]))
     if version >= (0, 20):
         families.append(("prompt_tokens_cached_total", "counter", [c.hit for c in counters]))
+    if any(engine.limits.reuse.drafter for engine in engines):  # whose drafts are never accepted
+        families += [(f"spec_decode_num_{what}_total", "counter", [0.0] * len(engines)) for what in _DRAFTS]
     return families
 
 
@@ -113,7 +117,7 @@ def _cache_config(engines: list[Engine]) -> list[str]:
     for engine in engines:
         size, count = engine.limits.block_size, engine.limits.blocks_max
         labels = (
-            f'block_size="{size}",cache_dtype="auto",enable_prefix_caching="True",engine="{engine.rank}",'
+            f'block_size="{size}",cache_dtype="auto",enable_prefix_caching="{engine.limits.reuse.caches}",engine="{engine.rank}",'
             f'kv_cache_size_tokens="{size * count}",num_gpu_blocks="{count}",num_gpu_blocks_override="{count}",'
             f'prefix_caching_hash_algo="sha256"'
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from simulator.blocks import Block, BlockPool
 from simulator.events import Origin
 from simulator.hashes import Chain
+from simulator.reuse import Reuse
 
 
 class Request:
@@ -20,7 +21,7 @@ class Request:
 
     __slots__ = (
         "blocks", "cached_tokens", "chain", "computed", "full_report", "origin", "output", "preemptions",
-        "prompt_tokens", "reads_cache", "token_ids",
+        "prompt_tokens", "reads_cache", "stored", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +44,7 @@ class Request:
         self.blocks: list[Block] = []
         self.chain: Chain | None = None
         self.computed = 0
+        self.stored = 0  # leading blocks that are cached
         self.cached_tokens: int | None = None
         self.preemptions = 0
 
@@ -89,12 +91,20 @@ class Counters:
 class Scheduler:
     """The waiting queue, the running requests and the pool. `schedule`, let the time pass, `finish`."""
 
-    def __init__(self, pool: BlockPool, root: bytes, sequences_max: int, batched_tokens_max: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        root: bytes,
+        sequences_max: int,
+        batched_tokens_max: int,
+        reuse: Reuse = Reuse(),  # noqa: B008 -- frozen
+    ) -> None:
         self.pool = pool
         self.root = root
         self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
         self.counters = Counters()
+        self._reuse = reuse
         self._sequences_max = sequences_max
         self._batched_tokens_max = batched_tokens_max
 
@@ -108,8 +118,7 @@ class Scheduler:
         size = self.pool.block_size
         if -(-(request.prompt_tokens + len(request.output)) // size) > self.pool.usable:
             raise ValueError("the request does not fit into the cache")
-        request.chain = Chain(self.root, size, request.origin.lora_name, request.origin.salt)
-        request.chain.extend(request.token_ids)
+        request.chain = self._chain(request)
         self.waiting.append(request)
 
     def abort(self, request: Request) -> None:
@@ -184,12 +193,16 @@ class Scheduler:
 
     def _hit(self, request: Request) -> list[Block]:
         """The cached leading blocks; at least one token is left to compute."""
-        limit = (len(request.token_ids) - 1) // self.pool.block_size
-        chain = request.chain
-        if chain is None:
-            chain = Chain(self.root, self.pool.block_size, request.origin.lora_name, request.origin.salt)
-            chain.extend(request.token_ids)
-        return self.pool.match(chain.digests[:limit])
+        digests = (request.chain or self._chain(request)).digests
+        found = self.pool.match(digests)
+        usable = self._reuse.usable(len(found), len(request.token_ids), self.pool.block_size)
+        return found[: self.pool.ends(digests, usable)]
+
+    def _chain(self, request: Request) -> Chain:
+        origin = request.origin
+        chain = Chain(self.root, self.pool.block_size, origin.lora_name, origin.salt, self._reuse.ahead)
+        chain.extend(request.token_ids)
+        return chain
 
     def _make_room(self, request: Request, count: int) -> bool:
         """Blocks for a running request, preempting the latest ones for it; False: it was preempted itself."""
@@ -214,14 +227,16 @@ class Scheduler:
         if need > 0:
             request.blocks.extend(self.pool.take(need))
         request.computed = computed
-        full = range(computed // size, (computed + count) // size)
         assert request.chain is not None
+        request.stored = max(request.stored, len(reused))
+        full = range(request.stored, min((computed + count) // size, len(request.chain.digests)))
         if reused and request.full_report:
             self.pool.announce(request.chain.digests, request.token_ids, range(len(reused)), request.origin)
-        if full:
+        if full and self._reuse.caches:
+            request.stored = full.stop
             self.pool.store(request.blocks, request.chain.digests, request.token_ids, full, request.origin)
         return True
 
     def _release(self, request: Request) -> None:
         self.pool.release(request.blocks)
-        request.blocks = []
+        request.blocks, request.stored = [], 0
