@@ -19,7 +19,7 @@ from router.fairness import FairQueue
 from router.fleet import Fleet, Pod, Rank, RankId
 from router.texts import BLOCK_TOKENS
 from scorer.board import Board
-from scorer.candidates import Candidate, Pick
+from scorer.candidates import Candidates, Held, Pick
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad, Ticket
 from scorer.pick import pick
@@ -27,7 +27,8 @@ from scorer.policies import Settings
 from scorer.slow_start import slowness
 
 _LATE = 2.0  # a prefill may take so many times what is predicted
-_new = tuple.__new__
+_FEW = 16  # candidates that are looked at as a whole for every decision
+_LOOK_S = 0.1  # between two such looks at more of them
 
 
 @dataclass(slots=True)
@@ -126,6 +127,9 @@ class Core:
         self._slow_until = 0.0  # nobody's slow start ends later
         weights = config.index.tier_weights
         self._weights = (weights.gpu, weights.cpu, weights.disk)
+        self._looked_at = float("-inf")
+        self._ranks: Sequence[Rank] = ()  # of the last decision, and their numbers
+        self._numbers: dict[Any, int] = {}
         self._settings = Settings(config.scoring.policy, config.scoring.beta)
 
     # --- deciding ---
@@ -358,48 +362,77 @@ class Core:
         pod.slow_until = now + self.config.scoring.slow_start
         self._slow_until = max(self._slow_until, pod.slow_until)
 
-    def _hits(self, asked: Asked, ranks: Sequence[Rank]) -> list[Hit]:
-        """What each of `ranks` holds of the prompt, and will read."""
+    def _hits(self, asked: Asked, ranks: Sequence[Rank]) -> dict[int, Hit]:
+        """What those of `ranks` that hold something of the prompt hold of it, and will read; by number."""
         if not asked.reads_cache:
-            return [MISS] * len(ranks)
+            return {}
         if asked.by_version is None:
             return self._hits_alike(asked, ranks)
-        of_ranks = [asked.of(rank) for rank in ranks]
         hits = {id(each): self._hits_alike(each, ranks) for each in (asked, *asked.by_version.values())}
-        return [hits[id(each)][number] for number, each in enumerate(of_ranks)]
+        of_ranks = [hits[id(asked.of(rank))] for rank in ranks]
+        return {number: found[number] for number, found in enumerate(of_ranks) if number in found}
 
-    def _hits_alike(self, asked: Asked, ranks: Sequence[Rank]) -> list[Hit]:
+    def _hits_alike(self, asked: Asked, ranks: Sequence[Rank]) -> dict[int, Hit]:
+        numbers = self._numbered(ranks)
         if asked.text is not None:
             hits = self.texts.match(asked.text).hits
-            return [hits.get(rank.id, MISS) for rank in ranks]
-        found = {size: (asked.matches.get(size) or self.match(keys)).hits for size, keys in asked.keys.items()}
+            return {numbers[name]: hit for name, hit in hits.items() if name in numbers}
+        found = {grain: (asked.matches.get(grain) or self.match(keys)).hits for grain, keys in asked.keys.items()}
         if asked.shared:
-            return [_better(found, asked.shared, rank) for rank in ranks]
-        if not any(found.values()):
-            return [MISS] * len(ranks)
-        return [found[grain].get(rank.id, MISS) if (grain := rank.grain) in found else MISS for rank in ranks]
+            better = [_better(found, asked.shared, rank) for rank in ranks]
+            return {number: hit for number, hit in enumerate(better) if hit is not MISS}
+        return {
+            numbers[name]: hit
+            for grain, hits in found.items()
+            for name, hit in hits.items()
+            if name in numbers and ranks[numbers[name]].grain == grain
+        }
 
-    def _candidates(self, asked: Asked, ranks: Sequence[Rank], now: float) -> tuple[list[Candidate], list[Hit]]:
-        tokens, candidates, hits = asked.tokens, [], self._hits(asked, ranks)
-        for number, rank in enumerate(ranks):
-            load, hit, blocks = rank.load, hits[number], rank.pod.blocks
-            if asked.by_version is not None:
-                tokens = asked.of(rank).tokens
-            matched, worth, evicted = 0, 0.0, 0
-            if hit is not MISS:
-                rule, size = rank.trust.rule, (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS
-                matched = rule.blocks(hit, tokens, size) * size if rule is not None else 0
-                worth = matched if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
-            if blocks is not None and rank.feed is not None:  # what it must give up, where its room is known
-                room = (blocks - self.index.held(rank.id)) * (rank.block_size or 0)
-                evicted = max(0, tokens - matched - room)
-            backlog_s = load.backlog_s(now) if load.prefill_tokens else 0.0
-            figures = (
-                number, tokens, matched, worth,
-                load.requests, load.prefill_tokens, backlog_s, load.rate.token_s, evicted,
-            )  # fmt: skip
-            candidates.append(_new(Candidate, figures))  # by name it would cost three times as much
+    def _numbered(self, ranks: Sequence[Rank]) -> dict[Any, int]:
+        """The place of each rank in `ranks`, which are mostly the same as the last time."""
+        if ranks != self._ranks:  # ranks are equal to themselves alone: this is quick
+            self._ranks, self._numbers = ranks, {rank.id: number for number, rank in enumerate(ranks)}
+        return self._numbers
+
+    def _look(self, ranks: Sequence[Rank], now: float) -> None:
+        """At what changes little from one decision to the next: speeds and room. Of many, only now and then."""
+        if len(ranks) > _FEW:
+            if self._looked_at <= now < self._looked_at + _LOOK_S:
+                return
+            self._looked_at, ranks = now, list(self.fleet.ranks)
+        for rank in ranks:
+            rank.load.rate.look()
+            blocks = rank.pod.blocks
+            if blocks is not None and rank.feed is not None:
+                rank.room = float((blocks - self.index.held(rank.id)) * (rank.block_size or 0))
+
+    def _candidates(self, asked: Asked, ranks: Sequence[Rank], now: float) -> tuple[Candidates, list[Hit]]:
+        self._look(ranks, now)
+        hits, held = [MISS] * len(ranks), {}
+        for number, hit in self._hits(asked, ranks).items():
+            hits[number], held[number] = hit, self._held(asked, ranks[number], hit)
+        middle, loads = asked.tokens / 2, [rank.load for rank in ranks]
+        promised = [load.prefill_tokens for load in loads]
+        candidates = Candidates(
+            asked.tokens,
+            [load.requests for load in loads],
+            promised,
+            [
+                load.backlog_s(now) if tokens or load.stated_s else 0.0
+                for load, tokens in zip(loads, promised, strict=True)
+            ],
+            [(rate := load.rate).per_token + rate.per_position * middle for load in loads],
+            [rank.room for rank in ranks],
+            held,
+        )
         return candidates, hits
+
+    def _held(self, asked: Asked, rank: Rank, hit: Hit) -> Held:
+        tokens, rule, rate = asked.of(rank).tokens, rank.trust.rule, rank.load.rate
+        size = (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS
+        matched = rule.blocks(hit, tokens, size) * size if rule is not None else 0
+        worth = float(matched) if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
+        return Held(matched, worth, rate.per_token + rate.per_position * (matched + tokens) / 2)
 
     def _share(self, hit: Hit) -> float:
         gpu, cpu, disk = self._weights

@@ -41,6 +41,7 @@ class Rank:
     load: PodLoad
     feed: Feed | None  # None: the pod publishes no events
     trust: Trust = field(init=False)
+    room: float = float("inf")  # tokens that fit in before it gives something up, when it was last looked at
 
     def __post_init__(self) -> None:
         self.trust = self.feed.trust if self.feed is not None else Trust()

@@ -101,7 +101,7 @@ class FleetRate:
 class PrefillRate:
     """One pod's speed. Samples are of requests that found no backlog: what waits measures the queue."""
 
-    __slots__ = ("_at", "_expected_s", "_taken_s", "factor", "fleet", "samples")
+    __slots__ = ("_at", "_expected_s", "_taken_s", "factor", "fleet", "per_position", "per_token", "samples")
 
     def __init__(self, tokens_per_s: float, fleet: FleetRate | None = None) -> None:
         """`fleet`: shared by all pods; without one, the pod is a fleet of its own."""
@@ -112,6 +112,8 @@ class PrefillRate:
         self._taken_s = 0.0
         self._expected_s = 0.0
         self._at = 0  # samples of the fleet at that time
+        self.per_token = self.fleet.per_token  # of this pod, as of the last `look`
+        self.per_position = self.fleet.per_position
 
     @property
     def token_s(self) -> float:
@@ -127,6 +129,11 @@ class PrefillRate:
         if self._at != self.fleet.samples:
             self._fade()
         return self.factor
+
+    def look(self) -> None:
+        """Have in `per_token` and `per_position` what is believed now."""
+        factor, fleet = self.slowness(), self.fleet
+        self.per_token, self.per_position = factor * fleet.per_token, factor * fleet.per_position
 
     def cost_s(self, tokens: float, start: int = 0) -> float:
         """Predicted seconds of prefill of `tokens` uncached tokens behind `start` cached ones."""

@@ -37,7 +37,7 @@ class PodLoad:
 
     __slots__ = (
         "_busy_until", "_head", "_head_at", "_line", "_others_owed_s", "_owed_s", "_promised_s", "_stated_at",
-        "_stated_s", "_telling", "_total_s", "prefill_tokens", "rate", "requests", "tickets",
+        "_telling", "_total_s", "prefill_tokens", "rate", "requests", "stated_s", "tickets",
     )  # fmt: skip
 
     def __init__(self, rate: PrefillRate) -> None:
@@ -54,7 +54,7 @@ class PodLoad:
         self._head_at = 0.0  # since when it is
         self._owed_s = 0.0  # promised to those that tell
         self._others_owed_s = 0.0
-        self._stated_s = 0.0  # waits by the pod's own account
+        self.stated_s = 0.0  # waits by the pod's own account
         self._stated_at = 0.0
 
     @property
@@ -77,8 +77,8 @@ class PodLoad:
             owed += self._owed_s - (spent if spent < head.cost_s else head.cost_s)
         if owed > left:
             left = owed
-        if self._stated_s:
-            stated = self._stated_s - (now - self._stated_at)
+        if self.stated_s:
+            stated = self.stated_s - (now - self._stated_at)
             if stated > left:
                 left = stated
         return left if left > 0.0 else 0.0
@@ -135,7 +135,7 @@ class PodLoad:
         known = [ticket for ticket in islice(reversed(self._line), waiting) if ticket.taken_at < asked_at]
         others = waiting - len(known) if len(known) == len(self._line) else 0
         usual_s = self._total_s / self.tickets if self.tickets else 0.0
-        self._stated_s = sum(ticket.cost_s for ticket in known) + others * usual_s
+        self.stated_s = sum(ticket.cost_s for ticket in known) + others * usual_s
         self._stated_at = asked_at
 
     def _prefilled(self, ticket: Ticket, now: float) -> None:

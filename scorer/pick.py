@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scorer.candidates import Candidate, Pick, Scored
+from scorer.candidates import Candidate, Candidates, Pick, Scored, by_column
 from scorer.policies import POLICIES, Settings
 
 _CLOSE = 1e-3  # prices this near (seconds, or shares) are a tie
@@ -12,26 +12,37 @@ _ALIKE = 0.1  # and so are prices within this share: speeds of equal pods are no
 
 
 def pick(
-    candidates: Sequence[Candidate], settings: Settings, turn: int, slowness: Sequence[float] | None = None
+    candidates: Candidates | Sequence[Candidate],
+    settings: Settings,
+    turn: int,
+    slowness: Sequence[float] | None = None,
 ) -> Pick:
     """The best of at least one candidate. `turn` counts picks: it breaks ties evenly, without chance.
 
     `slowness`: factors of the candidates' prices (see `slow_start`), None if there is nothing to raise.
     """
-    prices = POLICIES[settings.policy](candidates, settings, turn)
+    columns = candidates if isinstance(candidates, Candidates) else by_column(candidates)
+    prices = POLICIES[settings.policy](columns, settings, turn)
     if slowness is not None:
         prices = [price * slow for price, slow in zip(prices, slowness, strict=True)]
     bound = min(prices) * (1.0 + _ALIKE) + _CLOSE
-    alike = [candidate for candidate, price in zip(candidates, prices, strict=True) if price <= bound]
-    best = alike[0] if len(alike) == 1 else _first(alike, turn)
-    return Pick(best, candidates, prices, _reason(candidates, best, settings))
+    alike = [number for number, price in enumerate(prices) if price <= bound]
+    best = alike[0] if len(alike) == 1 else _first(columns, prices, bound, alike, turn)
+    return Pick(columns[best], columns, prices, _reason(columns, best, settings))
 
 
-def _first(alike: Sequence[Candidate], turn: int) -> Candidate:
+def _first(
+    candidates: Candidates, prices: Sequence[float], bound: float, alike: Sequence[int], turn: int
+) -> int:
     """Of prices that are alike: the longest match, then the fewest requests, then whoever's turn it is."""
-    ranked = [(candidate.matched, -candidate.requests) for candidate in alike]
-    first = max(ranked)
-    tied = [candidate for candidate, rank in zip(alike, ranked, strict=True) if rank == first]
+    if candidates.held:
+        holders = [(held.matched, number) for number, held in candidates.held.items() if prices[number] <= bound]
+        longest = max(holders, default=(0, 0))[0]
+        if longest:
+            alike = sorted([number for matched, number in holders if matched == longest])
+    requests = candidates.requests
+    fewest = min([requests[number] for number in alike])
+    tied = [number for number in alike if requests[number] == fewest]
     return tied[turn % len(tied)]
 
 
@@ -44,12 +55,12 @@ def scored(picked: Pick) -> list[Scored]:
     ]
 
 
-def _reason(candidates: Sequence[Candidate], chosen: Candidate, settings: Settings) -> str:
+def _reason(candidates: Candidates, chosen: int, settings: Settings) -> str:
     if settings.policy == "round-robin":
         return "turn"
-    longest = max([c.matched for c in candidates])
+    longest = max([held.matched for held in candidates.held.values()], default=0)
     if not longest:
         return "least loaded: nobody holds a prefix"
-    if chosen.matched == longest:
+    if candidates.matched(chosen) == longest:
         return "holds the longest prefix"
     return "less loaded than the holder of the longest prefix"

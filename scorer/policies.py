@@ -8,11 +8,11 @@ to be compared with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from scorer.candidates import Candidate
+from scorer.candidates import Candidates
 
 PolicyName: TypeAlias = Literal["predicted-ttft", "weighted", "round-robin", "least-load"]
 
@@ -31,34 +31,47 @@ class Settings:
     eviction: float = 0.5
 
 
-Policy: TypeAlias = Callable[[Sequence[Candidate], Settings, int], list[float]]
+Policy: TypeAlias = Callable[[Candidates, Settings, int], list[float]]
 """(candidates, settings, turn: how many picks were made before) -> prices."""
 
 
-def predicted_ttft(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
+def predicted_ttft(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
     """Seconds until the first token if sent there, and what the work costs the fleet."""
     factor, eviction, request_s = 1.0 + settings.beta, settings.eviction, settings.request_s
-    return [  # unpacked: attributes of so many would be half of the pick
-        backlog_s + (factor * (tokens - worth) + eviction * evicted) * token_s + requests * request_s
-        for _, tokens, _, worth, requests, _, backlog_s, token_s, evicted in candidates
+    tokens, rooms = float(candidates.tokens), candidates.rooms
+    fresh = factor * tokens
+    prices = [
+        backlog_s + (fresh if room >= tokens else fresh + eviction * (tokens - room)) * token_s + requests * request_s
+        for backlog_s, room, token_s, requests in zip(
+            candidates.backlogs_s, rooms, candidates.tokens_s, candidates.requests, strict=True
+        )
     ]
+    for number, (matched, worth, token_s) in candidates.held.items():
+        evicted = max(0.0, tokens - matched - rooms[number])
+        work = factor * (tokens - worth) + eviction * evicted
+        prices[number] = candidates.backlogs_s[number] + work * token_s + candidates.requests[number] * request_s
+    return prices
 
 
-def weighted(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
+def weighted(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
     """Shares in [0, 1]: three parts of what is not matched, two of the load beside the busiest."""
-    busiest = max(c.requests for c in candidates) or 1
-    return [1.0 - (3 * c.worth / max(1, c.tokens) + 2 * (1 - c.requests / busiest)) / 5 for c in candidates]
+    busiest, tokens = max(candidates.requests) or 1, max(1, candidates.tokens)
+    prices = [1.0 - 2 * (1 - requests / busiest) / 5 for requests in candidates.requests]
+    for number, held in candidates.held.items():
+        prices[number] -= 3 * held.worth / tokens / 5
+    return prices
 
 
-def round_robin(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
+def round_robin(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
     """Places until it is a candidate's turn."""
     count = len(candidates)
     return [float((place - turn) % count) for place in range(count)]
 
 
-def least_load(candidates: Sequence[Candidate], settings: Settings, turn: int) -> list[float]:
+def least_load(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
     """Requests in flight, and the seconds of prefill that they still need."""
-    return [c.requests + c.prefill_tokens * c.token_s for c in candidates]
+    columns = zip(candidates.requests, candidates.prefill_tokens, candidates.tokens_s, strict=True)
+    return [requests + prefill_tokens * token_s for requests, prefill_tokens, token_s in columns]
 
 
 POLICIES: dict[PolicyName, Policy] = {
