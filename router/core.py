@@ -27,7 +27,7 @@ from scorer.policies import Settings
 from scorer.slow_start import slowness
 
 _LATE = 2.0  # a prefill may take so many times what is predicted
-_FEW = 16  # candidates that are looked at as a whole for every decision
+_FEW = 4  # candidates that are looked at as a whole for every decision
 _LOOK_S = 0.1  # between two such looks at more of them
 
 
@@ -381,12 +381,13 @@ class Core:
         if asked.shared:
             better = [_better(found, asked.shared, rank) for rank in ranks]
             return {number: hit for number, hit in enumerate(better) if hit is not MISS}
-        return {
-            numbers[name]: hit
-            for grain, hits in found.items()
-            for name, hit in hits.items()
-            if name in numbers and ranks[numbers[name]].grain == grain
-        }
+        held = {}
+        for grain, hits in found.items():
+            for name, hit in hits.items():
+                number = numbers.get(name)
+                if number is not None and ranks[number].grain == grain:
+                    held[number] = hit
+        return held
 
     def _numbered(self, ranks: Sequence[Rank]) -> dict[Any, int]:
         """The place of each rank in `ranks`, which are mostly the same as the last time."""

@@ -88,7 +88,8 @@ class PodLoad:
 
         `tells`: the first byte will follow the prefill at once.
         """
-        cost_s, backlog_s = self.rate.cost_s(tokens, start), self.backlog_s(now)
+        cost_s = self.rate.cost_s(tokens, start)
+        backlog_s = self.backlog_s(now) if self.prefill_tokens or self.stated_s else 0.0
         self.requests += 1
         self.prefill_tokens += tokens
         self.tickets += 1

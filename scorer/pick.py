@@ -31,9 +31,7 @@ def pick(
     return Pick(columns[best], columns, prices, _reason(columns, best, settings))
 
 
-def _first(
-    candidates: Candidates, prices: Sequence[float], bound: float, alike: Sequence[int], turn: int
-) -> int:
+def _first(candidates: Candidates, prices: Sequence[float], bound: float, alike: Sequence[int], turn: int) -> int:
     """Of prices that are alike: the longest match, then the fewest requests, then whoever's turn it is."""
     if candidates.held:
         holders = [(held.matched, number) for number, held in candidates.held.items() if prices[number] <= bound]
@@ -58,7 +56,8 @@ def scored(picked: Pick) -> list[Scored]:
 def _reason(candidates: Candidates, chosen: int, settings: Settings) -> str:
     if settings.policy == "round-robin":
         return "turn"
-    longest = max([held.matched for held in candidates.held.values()], default=0)
+    held = candidates.held
+    longest = max([each.matched for each in held.values()]) if held else 0
     if not longest:
         return "least loaded: nobody holds a prefix"
     if candidates.matched(chosen) == longest:

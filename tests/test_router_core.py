@@ -382,3 +382,60 @@ def test_names_come_and_go() -> None:
     core.fleet.learned_models(second, [{"id": "other"}])
     assert serving(MODEL) == ["pod-0"] and serving("other") == ["pod-1"]
     assert [model["id"] for model in core.fleet.union_of_models()] == core.fleet.base_models() == [MODEL, "other"]
+
+
+def test_a_full_pod_gives_something_up() -> None:
+    """Room is what a pod's blocks are, less what it holds: of equals the empty one is picked, every time."""
+    core = core_of(2)
+    for pod in core.fleet.pods.values():
+        pod.blocks = 20
+    for seed in (1, 2):
+        store(core, "pod-0", seed)
+    for _ in range(4):
+        placed = core.route(asked(core, 3), NOBODY, 0.0)
+        assert placed.pod.name == "pod-1"
+        assert [candidate.evicted for candidate in placed.decision.pick.candidates] == [160, 0]
+        core.release(placed, False, 0.0)
+        core.index.expire(0.1)
+
+
+def test_what_is_used_again_lives_on() -> None:
+    """A pod without events: what was sent there is believed for a time, and anew when half of it has passed."""
+    ttl_s = core_of().config.index.blind_ttl
+    for again, gone in ((0.4, 1.01), (0.6, 1.61)):
+        core = core_of(1, feeds=False)
+        core.route(asked(core, 1), NOBODY, 0.0)
+        core.route(asked(core, 1), NOBODY, again * ttl_s)
+        core.index.expire((gone - 0.02) * ttl_s)
+        assert held(core, "pod-0", 1) == 10
+        core.index.expire(gone * ttl_s)
+        assert held(core, "pod-0", 1) == 0
+
+
+def test_far_more_pods_are_looked_at_now_and_then() -> None:
+    """The figures of a decision among many: what is in flight as it is, rooms and speeds as they were a moment ago."""
+    core = core_of(40)
+    for pod in core.fleet.pods.values():
+        pod.blocks = 20
+    for seed in (1, 2):
+        store(core, "pod-7", seed)
+    placed = [core.route(asked(core, seed), NOBODY, 0.0) for seed in range(3, 42)]
+    assert {each.pod.name for each in placed} == {f"pod-{n}" for n in range(40)} - {"pod-7"}
+    store(core, "pod-9", 1)
+    last = core.decide(asked(core, 50), NOBODY, 0.05).pick.candidates
+    assert [candidate.requests for candidate in last] == [int(n != 7) for n in range(40)]
+    assert sum(candidate.backlog_s > 0 for candidate in last) == 39
+    assert {candidate.evicted for candidate in core.decide(asked(core, 50), NOBODY, 0.2).pick.candidates} == {0, 160}
+
+
+def test_only_what_is_known_of_a_prompt_teaches() -> None:
+    """A pod's speed is learned where its tokens are known, and what it holds of them."""
+    core = core_of(1)
+    rate = core.fleet.pods["pod-0"].ranks[0].load.rate
+    for unsure in (Asked(MODEL, 1600, tells=True), asked(core, 1, 1600, further=100, tells=True)):
+        placed = core.route(unsure, NOBODY, 0.0)
+        core.first_byte(placed, True, 9.0)
+        core.release(placed, True, 9.0)
+    assert rate.samples == 0
+    core.first_byte(core.route(asked(core, 3, 1600, tells=True), NOBODY, 20.0), True, 21.0)
+    assert rate.samples == 1
