@@ -5,26 +5,32 @@ An ASGI dispatcher before FastAPI costs nothing; FastAPI's own routing would cos
 
 from __future__ import annotations
 
+import re
 import time
 
 from router.admission import Admission, ClaimRules, Claims
 from router.attempts import Attempt, Routing, answer_tokens, asks_full_report, is_alone
 from router.bodies import ClientGone, read_body
 from router.core import Asked
-from router.errors import BadRequest, RouterError, Saturated
+from router.errors import RouterError, Saturated
 from router.prompt import Prompt, parse
 from router.proxy import Receive, Scope, Send, send_error
 from router.service import Service
 
-_OURS = frozenset(("/v1/models",))  # of /v1/*, what we answer ourselves
-_PASSED = frozenset(("/tokenize", "/detokenize", "/pooling", "/classify", "/rerank", "/inference/v1/generate"))
+_MODELS = "/v1/models"  # of /v1/*, what we answer ourselves
+_PASSED = frozenset(
+    """
+    /tokenize /detokenize /pooling /classify /rerank /v2/rerank /v2/embed /generative_scoring /invocations
+    /inference/v1/generate
+    """.split()
+)
 _NOTHING_COMPUTED = frozenset(
     ("/tokenize", "/detokenize", "/v1/chat/completions/render", "/v1/completions/render")
 )  # such a request has a prompt, and leaves no block in any pod
 SHOWN_KEY = "warmroute.key"
 """In a scope, the digest of the API key that was shown, where one is asked for."""
 _REQUEST_ID = b"x-request-id"
-_REQUEST_ID_CHARS_MAX = 200
+_IS_REQUEST_ID = re.compile(rb"[!-~][ -~]{0,199}").fullmatch
 
 
 class Gateway:
@@ -102,6 +108,8 @@ class Gateway:
             metrics.understood(known[1])
             return known
         prompt = parse(path, body)
+        if prompt.model is None and body:
+            self._service.core.fleet.check_unnamed()
         if path in _NOTHING_COMPUTED:
             return prompt, Asked(prompt.model, reason="nothing is computed for this request")
         asked = await encoding.understood(path, body, prompt)
@@ -117,13 +125,12 @@ _NO_PROMPT = Prompt("none", None, {}, reason="there is no prompt in this request
 
 
 def _is_proxied(path: str) -> bool:
-    return (path.startswith("/v1/") and path not in _OURS) or path in _PASSED
+    return (path.startswith("/v1/") and path != _MODELS and not path.startswith(f"{_MODELS}/")) or path in _PASSED
 
 
 def _request_id(scope: Scope) -> bytes | None:
+    """The client's own, if it is one: not empty, not too long, of visible characters."""
     for name, value in scope["headers"]:
         if name == _REQUEST_ID:
-            if not 0 < len(value) <= _REQUEST_ID_CHARS_MAX:
-                raise BadRequest("x-request-id is empty or too long")
-            return bytes(value)
+            return bytes(value) if _IS_REQUEST_ID(value) else None
     return None

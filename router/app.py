@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,7 +19,7 @@ from router.attempts import answer_tokens
 from router.bodies import read_body
 from router.core import Asked
 from router.counts import Counts
-from router.errors import BadRequest, MethodNotAllowed, NoSuchPath, NotFound, RouterError
+from router.errors import BadRequest, MethodNotAllowed, NoSuchPath, NotFound, RouterError, UnknownModel
 from router.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors
 from router.operator_access import OperatorAccess
 from router.ops import operators
@@ -110,6 +111,23 @@ def _health(service: Service) -> APIRouter:
         """The process is up."""
         return {"status": "ok"}
 
+    @router.api_route("/ping", methods=["GET", "POST"], responses=errors(503), include_in_schema=False)
+    @router.get("/health", responses=errors(503))
+    async def health() -> Response:
+        """As vLLM says it: 200 with nothing in it while requests can be served, else 503."""
+        return Response(status_code=503 if service.unready() else 200)
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        """The oldest vLLM among the pods, as vLLM's clients ask for it, and the gateway's own version."""
+        versions = [pod.version for pod in service.core.fleet.pods.values() if pod.version]
+        return {"version": min(versions, key=_numbers, default=_VERSION), "warmroute": _VERSION}
+
+    @router.get("/load")
+    async def load() -> dict[str, int]:
+        """Requests in flight, in vLLM's words."""
+        return {"server_load": service.in_flight}
+
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "Not ready"}})
     async def readyz() -> Response:
         """200 when requests can be served; else 503 with the reasons. Which pods are fit, and why others are not."""
@@ -129,6 +147,14 @@ def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
         """The union of the pods' models."""
         return {"object": "list", "data": service.core.fleet.union_of_models()}
 
+    @router.get("/v1/models/{name:path}", responses=errors(401, 404))
+    async def model(name: str) -> dict[str, Any]:
+        """One model, as the first pod that serves it describes it."""
+        for each in service.core.fleet.union_of_models():
+            if each["id"] == name:
+                return each
+        raise UnknownModel(f"The model {name[:200]!r} is not served here.")
+
     @router.post("/score", openapi_extra=SCORE_BODY, responses=_SCORE_ERRORS)
     async def score(request: Request) -> Response:
         """Who would serve this prompt, and why. Sends nothing to any pod and changes no load."""
@@ -138,6 +164,8 @@ def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
             await service.ask_others(known[1])
             return _scored(service, *known)
         prompt = parse("/score", body)
+        if prompt.model is None:
+            service.core.fleet.check_unnamed()
         if not _PROMPTS.intersection(prompt.fields):  # vLLM's own /score, for cross-encoders
             return _Forwarded(gateway, body)
         asked = await service.encoding.understood("/score", body, prompt)
@@ -148,6 +176,8 @@ def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
     async def score_of_prompt(request: Request) -> Response:
         """The same for `?model=…&prompt=…`."""
         prompt = parse_query(request.query_params)
+        if prompt.model is None:
+            service.core.fleet.check_unnamed()
         query: bytes = request.scope["query_string"]
         known = service.encoding.recalled("/score?", query)
         asked = known[1] if known is not None else await service.encoding.understood("/score?", query, prompt)
@@ -155,6 +185,10 @@ def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
         return _scored(service, prompt, asked)
 
     return router
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 _PROMPTS = frozenset(("prompt", "messages", "token_ids"))

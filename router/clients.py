@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 
 from router.errors import unraised
 from router.exchange import PUSH, App, Exchange
-from router.heads import Refused, Target, check_fields, parse_target, without_upgrade
+from router.heads import Refused, Target, check_fields, parse_target, tokens, without_upgrade
 from router.serving_limits import ServingLimits
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
@@ -268,6 +268,8 @@ class ClientConnection(asyncio.Protocol):
             if parser.should_upgrade():
                 if method == "CONNECT":
                     raise Refused(405, "This is no forward proxy.")
+                if method == "GET" and b"websocket" in tokens(names.get(b"upgrade", b"")):
+                    raise Refused(501, "WebSocket connections are not relayed here: send requests over plain HTTP.")
                 self._plain_head = without_upgrade(method, target, version, headers)
                 return
             check_fields(version, headers, names)

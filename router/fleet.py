@@ -12,7 +12,7 @@ from indexer.feed import Feed
 from indexer.trust import Trust
 from router.breaker import Breaker
 from router.cards import Card, Served, card_of, served_by
-from router.errors import UnknownModel
+from router.errors import BadRequest, UnknownModel
 from router.messages import version_of
 from scorer.load import PodLoad
 
@@ -218,6 +218,7 @@ class Fleet:
         self._grains: dict[str | None, list[Grain]] = {}
         self._versions: dict[str | None, tuple[str | None, ...]] = {}
         self._noticed: list[int | None] = []
+        self._unnamed: tuple[int, bool] | None = None  # as of an epoch: may a request leave the model out?
 
     def join(self, pod: Pod) -> None:
         self.pods[pod.name] = pod
@@ -306,6 +307,15 @@ class Fleet:
         if ranks is None:
             raise UnknownModel(f"The model {model[:200]!r} is not served here. {self._known()}")
         return ranks
+
+    def check_unnamed(self) -> None:
+        """A request names no model: raises `BadRequest` where no model is served by all pods, naming those that are."""
+        if self._unnamed is None or self._unnamed[0] != self.epoch:
+            served = [pod.served.items() for pod in self.pods.values() if pod.served]
+            bases = [{name for name, each in items if each.lora is None} for items in served]
+            self._unnamed = (self.epoch, not bases or bool(set.intersection(*bases)))
+        if not self._unnamed[1]:
+            raise BadRequest(f"model: it is missing, and pods serve different ones. {self._known()}")
 
     def notice_grains(self) -> None:
         """Pods tell with their events how their blocks are made: is that another way now?"""

@@ -19,6 +19,7 @@ from indexer.blocks import Tokens
 from router.errors import BadRequest
 from router.messages import text_of_part
 from router.messages_api import NotSure, chat_of
+from router.multipart import model_of_form
 
 Kind = Literal["chat", "text", "tokens", "none"]
 Side = Literal["left", "right"]
@@ -240,13 +241,24 @@ def _untokenized(name: str) -> Callable[[Fields], Prompt]:
 _EVERY_TOKEN = ("token_embed", "token_classify", "plugin")  # pooling tasks for which vLLM reads no cache
 
 
+def _invocations(fields: Fields) -> Prompt:
+    """SageMaker's one path for all: vLLM takes the first kind of request that fits."""
+    if "messages" in fields:
+        return _chat(fields)
+    if "prompt" in fields:
+        return _completion(fields)
+    return _untokenized("/invocations")(fields)
+
+
 def _unknown(path: str, body: bytes) -> Prompt:
-    """Anything else: not JSON perhaps (audio, multipart), and then no model."""
+    """Anything else: JSON, a form, or what has no model."""
+    reason = f"the prompt of {_quoted(path)} is not known"
+    if body.startswith(b"--"):
+        return Prompt("none", model_of_form(body), {}, reason=reason)
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:
         fields = None
-    reason = f"the prompt of {_quoted(path)} is not known"
     if type(fields) is not dict:
         return Prompt("none", None, {}, reason=reason)
     model = fields.get("model")
@@ -260,6 +272,7 @@ _PARSERS: dict[str, Callable[[Fields], Prompt]] = {
     "/v1/completions": _completion,
     "/v1/completions/render": _completion,
     "/inference/v1/generate": _generate,
+    "/invocations": _invocations,
     "/score": _score,
     "/tokenize": _tokenize,
     "/v1/responses": _untokenized("the Responses API"),

@@ -8,6 +8,7 @@ response and not a clean end, for JSON and for event streams alike.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ Send = Callable[[Message], Awaitable[None]]
 HeaderList = Sequence[tuple[bytes, bytes]]
 
 _TRAILERS = "http.response.trailers"
+_PLACES = frozenset((b"location", b"content-location"))
+_AUTHORITY = re.compile(rb"[^/?#]*")
 _NO_LENGTH_STATUSES = (204, 304)  # without a body, and servers would wait for one of the length that is said
 
 
@@ -339,12 +342,26 @@ def _start(response: Response, ours: HeaderList, send_trailers: bool) -> Message
     names = [name for name, _ in ours]
     headers = [field for field in response.headers if field[0] not in names]
     headers += ours
+    if 300 <= response.status < 400:
+        headers = [(name, _here(value) if name in _PLACES else value) for name, value in headers]
     if response.status in _NO_LENGTH_STATUSES:
         headers = [field for field in headers if field[0] != b"content-length"]
     message: Message = {"type": "http.response.start", "status": response.status, "headers": headers}
     if send_trailers:
         message["trailers"] = True
     return message
+
+
+def _here(place: bytes) -> bytes:
+    """Where a pod sends a client, without the pod: an address in the fleet is nothing for a client to see or to reach.
+
+    Only what a pod calls itself (or any other) by http is changed, into the path of the same; it is asked again here.
+    """
+    _, mark, rest = place.partition(b"//")
+    if not mark or not place.lower().startswith((b"http://", b"https://", b"//")):
+        return place
+    path = _AUTHORITY.sub(b"", rest, count=1)
+    return path if path.startswith(b"/") else b"/" + path
 
 
 def _as_seen_by_client(error: UpstreamError, pod: str) -> RouterError:

@@ -18,7 +18,8 @@ from router.service import Service
 
 log = logging.getLogger("warmroute")
 
-_OPEN = frozenset(("healthz", "readyz"))  # first segments of paths; probes show no key
+_OPEN = frozenset(("healthz", "readyz", "health", "ping", "version", "load"))
+"""First segments of paths; probes show no key, nor do they to vLLM."""
 _TOLD = ("x-request-id", "x-warmroute-pod", "x-warmroute-matched-tokens", "retry-after")
 
 

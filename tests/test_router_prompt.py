@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -11,8 +10,8 @@ import pytest
 
 from router.errors import BadRequest
 from router.prompt import Prompt, parse, parse_query
+from tests.recordings import VECTORS, VERSIONS
 
-VECTORS = Path(__file__).parent / "vectors"
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 
@@ -269,9 +268,7 @@ def test_vllms_own_requests() -> None:
     assert parse("/inference/v1/generate", b'{"token_ids": [1], "features": {}}').kind == "none"
 
 
-@pytest.mark.parametrize(
-    "version", sorted(path.name for path in VECTORS.glob("vllm-*") if (path / "meta.json").exists())
-)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_recorded_errors(version: str) -> None:
     """Of the refusals recorded we make those that need no model ourselves, with the pod's status; no others."""
     ours = []
