@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from indexer.blocks import Grain, Keys, KeySpace, size_of
+from indexer.blocks import Keys, KeySpace, size_of
 from indexer.index import Prediction, PrefixIndex
-from indexer.mappings import Ending
 from indexer.match import MISS, Hit, Match
+from router.asked import Asked as Asked  # from here, too: who decides is told of it
 from router.breaker import BreakerLimits
 from router.budget import RetryBudget
+from router.comparison import Comparison
 from router.config import Config
 from router.errors import Full, NoFitPod, NoRetry
 from router.fairness import FairQueue
 from router.fleet import Fleet, Pod, Rank, RankId
-from router.texts import BLOCK_TOKENS
 from scorer.board import Board
-from scorer.candidates import Candidates, Held, Pick
+from scorer.candidates import Pick
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad, Ticket
 from scorer.pick import pick
@@ -27,37 +27,6 @@ from scorer.policies import Settings
 from scorer.slow_start import slowness
 
 _LATE = 2.0  # a prefill may take so many times what is predicted
-_FEW = 4  # candidates that are looked at as a whole for every decision
-_LOOK_S = 0.1  # between two such looks at more of them
-
-
-@dataclass(slots=True)
-class Asked:
-    """One request, as far as the decision needs it. `keys` and `matches` are by grain, empty if not tokenized."""
-
-    model: str | None
-    tokens: int = 0  # of the prompt; an estimate if it could not be tokenized
-    further: int = 0  # tokens of further prompts in the same request: load, nothing more
-    keys: dict[Grain, Keys] = field(default_factory=dict)
-    endings: dict[Grain, Ending] = field(default_factory=dict)  # where the prefix store keeps this prompt's mappings
-    matches: dict[Grain, Match] = field(default_factory=dict)
-    shared: Mapping[Grain, Mapping[RankId, Hit]] | None = None  # as other gateways know pods, where they do
-    by_version: Mapping[str | None, Asked] | None = None  # the same to pods of versions that write it differently
-    text: Keys | None = None  # of the text's blocks, where nothing is known of the tokens
-    lookup: Literal["hit", "partial", "miss"] = "miss"
-    reason: str | None = None  # why the prefix is not known
-    pods: frozenset[str] | None = None  # only these
-    alone: bool = False  # the cached tokens that the pod will report are those of this one prompt
-    full_report: bool = False  # the pod will tell again of the blocks that it reuses
-    tells_cached: bool = True  # the response's usage tells cached tokens, if the pod does at all
-    tells: bool = False  # the first byte of the answer will come with the first token
-    reads_cache: bool = True  # if not, the pod computes all of it, whatever it holds
-    answer: int | None = None  # tokens that a pod must have room for behind the prompt; None: its length is not known
-    timing_us: dict[str, int] = field(default_factory=dict)
-
-    def of(self, rank: Rank) -> Asked:
-        """What is asked of this rank: its vLLM may make other tokens of the prompt."""
-        return self if self.by_version is None else self.by_version.get(rank.pod.version, self)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,11 +94,7 @@ class Core:
         self._bounded = any(bound is not None for bound in self._bounds[1:])  # by more than the number of requests
         self._breaker = _breaker_limits(config)
         self._slow_until = 0.0  # nobody's slow start ends later
-        weights = config.index.tier_weights
-        self._weights = (weights.gpu, weights.cpu, weights.disk)
-        self._looked_at = float("-inf")
-        self._ranks: Sequence[Rank] = ()  # of the last decision, and their numbers
-        self._numbers: dict[Any, int] = {}
+        self._comparison = Comparison(self.fleet, self.index, self.texts, given.tier_weights)
         self._settings = Settings(config.scoring.policy, config.scoring.beta)
 
     # --- deciding ---
@@ -344,7 +309,7 @@ class Core:
         return ranks
 
     def _decide(self, asked: Asked, ranks: Sequence[Rank], now: float) -> Decision:
-        candidates, hits = self._candidates(asked, ranks, now)
+        candidates, hits = self._comparison.candidates(asked, ranks, now)
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
         best = pick(candidates, self._settings, self.turn, slow)
         return Decision(now, asked, ranks, hits, best, _reason(asked, best))
@@ -361,83 +326,6 @@ class Core:
     def _start_slowly(self, pod: Pod, now: float) -> None:
         pod.slow_until = now + self.config.scoring.slow_start
         self._slow_until = max(self._slow_until, pod.slow_until)
-
-    def _hits(self, asked: Asked, ranks: Sequence[Rank]) -> dict[int, Hit]:
-        """What those of `ranks` that hold something of the prompt hold of it, and will read; by number."""
-        if not asked.reads_cache:
-            return {}
-        if asked.by_version is None:
-            return self._hits_alike(asked, ranks)
-        hits = {id(each): self._hits_alike(each, ranks) for each in (asked, *asked.by_version.values())}
-        of_ranks = [hits[id(asked.of(rank))] for rank in ranks]
-        return {number: found[number] for number, found in enumerate(of_ranks) if number in found}
-
-    def _hits_alike(self, asked: Asked, ranks: Sequence[Rank]) -> dict[int, Hit]:
-        numbers = self._numbered(ranks)
-        if asked.text is not None:
-            hits = self.texts.match(asked.text).hits
-            return {numbers[name]: hit for name, hit in hits.items() if name in numbers}
-        found = {grain: (asked.matches.get(grain) or self.match(keys)).hits for grain, keys in asked.keys.items()}
-        if asked.shared:
-            better = [_better(found, asked.shared, rank) for rank in ranks]
-            return {number: hit for number, hit in enumerate(better) if hit is not MISS}
-        held = {}
-        for grain, hits in found.items():
-            for name, hit in hits.items():
-                number = numbers.get(name)
-                if number is not None and ranks[number].grain == grain:
-                    held[number] = hit
-        return held
-
-    def _numbered(self, ranks: Sequence[Rank]) -> dict[Any, int]:
-        """The place of each rank in `ranks`, which are mostly the same as the last time."""
-        if ranks != self._ranks:  # ranks are equal to themselves alone: this is quick
-            self._ranks, self._numbers = ranks, {rank.id: number for number, rank in enumerate(ranks)}
-        return self._numbers
-
-    def _look(self, ranks: Sequence[Rank], now: float) -> None:
-        """At what changes little from one decision to the next: speeds and room. Of many, only now and then."""
-        if len(ranks) > _FEW:
-            if self._looked_at <= now < self._looked_at + _LOOK_S:
-                return
-            self._looked_at, ranks = now, list(self.fleet.ranks)
-        for rank in ranks:
-            rank.load.rate.look()
-            blocks = rank.pod.blocks
-            if blocks is not None and rank.feed is not None:
-                rank.room = float((blocks - self.index.held(rank.id)) * (rank.block_size or 0))
-
-    def _candidates(self, asked: Asked, ranks: Sequence[Rank], now: float) -> tuple[Candidates, list[Hit]]:
-        self._look(ranks, now)
-        hits, held = [MISS] * len(ranks), {}
-        for number, hit in self._hits(asked, ranks).items():
-            hits[number], held[number] = hit, self._held(asked, ranks[number], hit)
-        middle, loads = asked.tokens / 2, [rank.load for rank in ranks]
-        promised = [load.prefill_tokens for load in loads]
-        candidates = Candidates(
-            asked.tokens,
-            [load.requests for load in loads],
-            promised,
-            [
-                load.backlog_s(now) if tokens or load.stated_s else 0.0
-                for load, tokens in zip(loads, promised, strict=True)
-            ],
-            [(rate := load.rate).per_token + rate.per_position * middle for load in loads],
-            [rank.room for rank in ranks],
-            held,
-        )
-        return candidates, hits
-
-    def _held(self, asked: Asked, rank: Rank, hit: Hit) -> Held:
-        tokens, rule, rate = asked.of(rank).tokens, rank.trust.rule, rank.load.rate
-        size = (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS
-        matched = rule.blocks(hit, tokens, size) * size if rule is not None else 0
-        worth = float(matched) if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
-        return Held(matched, worth, rate.per_token + rate.per_position * (matched + tokens) / 2)
-
-    def _share(self, hit: Hit) -> float:
-        gpu, cpu, disk = self._weights
-        return (gpu * (hit.gpu + hit.predicted) + cpu * hit.cpu + disk * hit.disk) / hit.blocks
 
     def _predict(self, asked: Asked, rank: Rank, hit: Hit, now: float) -> tuple[PrefixIndex, Hit, Prediction | None]:
         """Enter the prompt's blocks as predicted for the picked rank. Returns where, and the hit as known here."""
@@ -465,13 +353,6 @@ class Core:
             return None
         prediction = index.predict(rank.id, keys, start, now + ttl_s)
         return prediction._replace(rows=prediction.rows[hit.blocks - start :])
-
-
-def _better(ours: Mapping[int, Mapping[Any, Hit]], others: Mapping[int, Mapping[RankId, Hit]], rank: Rank) -> Hit:
-    """The longer hit of what is known here and what other gateways know."""
-    grain = rank.grain or 0
-    here, there = (known.get(grain, {}).get(rank.id, MISS) for known in (ours, others))
-    return there if there.blocks > here.blocks else here
 
 
 def _long_enough(ranks: Sequence[Rank], tokens: int) -> Sequence[Rank]:

@@ -22,8 +22,9 @@ _HOT = {
     """,
     "scorer": "board candidates cost load pick policies sendings slow_start",
     "router": """
-        api attempts bodies breaker budget clients connection core cuts encoding exchange fleet heads http1 messages
-        metrics prompt proxy recall rendering renderings serving serving_limits texts token_keys tokens upstream usage
+        api asked attempts bodies breaker budget clients comparison connection core cuts encoding exchange
+        fleet heads http1 messages metrics prompt proxy recall rendering renderings serving serving_limits
+        texts token_keys tokens upstream usage
     """,
 }
 MODULES = tuple(f"{package}.{name}" for package, names in _HOT.items() for name in names.split())
