@@ -22,7 +22,7 @@ from indexer.errors import IndexerError
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.groups import Groups, places_of
 from indexer.holders import HolderSets
-from indexer.ledger import LOWER, PLANES, PREDICTED, STATE, WINDOW, Account, Applied, Ledger
+from indexer.ledger import LOWER, PLANES, PREDICTED, PROMISED, STATE, WINDOW, Account, Applied, Ledger
 from indexer.match import Hit, Match, Pod, Walk, reach
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
@@ -184,6 +184,8 @@ class PrefixIndex:
         longer = {row: until for row in again if (until := known.predicted.get(row, 0.0)) > expires}
         known.predicted.update(dict.fromkeys(rows, expires))
         known.predicted.update(longer)
+        if known.groups.states:
+            self._table.hold(rows[-1:], known.masks[PROMISED])
         return self._expiring_at(expires, Prediction(pod, rows))
 
     def believed_until(self, pod: Pod, key: int) -> float:
@@ -211,7 +213,7 @@ class PrefixIndex:
             known = self._pods.get(prediction.pod)
             if known is not None:
                 expired = [row for row in prediction.rows if known.predicted.get(row, now + 1) <= now]
-                self._table.unhold(expired, known.masks[PREDICTED])
+                self._table.unhold(expired, known.masks[PREDICTED] | known.masks[PROMISED])
                 for row in expired:
                     del known.predicted[row]
                 gone += len(expired)
@@ -267,7 +269,8 @@ class PrefixIndex:
         del self._pod_of_bit[known.bit]
         for tier, rows in known.tiers.items():
             self._swept.append((known.bit, PLANES.index(tier), rows.rows()))
-        self._swept.append((known.bit, PREDICTED, np.fromiter(known.predicted, np.uint32, len(known.predicted))))
+        foretold = np.fromiter(known.predicted, np.uint32, len(known.predicted))
+        self._swept += [(known.bit, plane, foretold) for plane in (PREDICTED, PROMISED)]
         if known.groups.hybrid and "gpu" in known.tiers:
             self._swept += [(known.bit, plane, known.tiers["gpu"].rows()) for plane in (WINDOW, STATE)]
         self._swept.append((known.bit, -1, np.zeros(0, np.uint32)))  # then the bit may be used again
@@ -324,7 +327,7 @@ class PrefixIndex:
                     raise IndexerError(f"the index has room for {self._width} pods")
                 self.sweep()
             bit = self._bits.pop()
-            masks = tuple(1 << (plane * self._width + bit) for plane in range(STATE + 1))
+            masks = tuple(1 << (plane * self._width + bit) for plane in range(PROMISED + 1))
             known = self._pods[pod] = Account(bit, masks, Orphans(self._orphans_max))
             self._pod_of_bit[known.bit] = pod
             self._active |= 1 << known.bit
@@ -393,7 +396,7 @@ class PrefixIndex:
             groups, run = known.groups, hit.near if hit.lower else hit.blocks
             if not groups.hybrid:
                 continue
-            kept, state = known.masks[WINDOW] | known.masks[PREDICTED], known.masks[STATE]
+            kept, state = known.masks[WINDOW] | known.masks[PREDICTED], known.masks[STATE] | known.masks[PROMISED]
             windows = self._stretches(runs, kept, run) if groups.needed else None
             states = self._stretches(runs, state, run) if groups.states else None
             places = places_of(run, windows, groups.needed, states)

@@ -26,6 +26,8 @@ LOWER = PLANES.index("cpu")
 """The planes from here on are tiers below the pod's own cache."""
 WINDOW, STATE = len(PLANES), len(PLANES) + 1
 """The planes behind them: the block is kept by all the pod's further KV-cache groups of this role, too."""
+PROMISED = STATE + 1
+"""It is the last block of a predicted prompt, so groups of states are about to keep theirs there."""
 _PLANE_OF_ROLE: dict[Role, int] = {"window": WINDOW, "state": STATE}
 
 LATELY_MAX = 4096
@@ -48,7 +50,7 @@ class Applied(NamedTuple):
 
 @dataclass(slots=True)
 class Account:
-    """What is known of one pod. `masks`: its bit in every plane of the holder sets, the last being STATE."""
+    """What is known of one pod. `masks`: its bit in every plane of the holder sets, the last being PROMISED."""
 
     bit: int
     masks: tuple[int, ...]
@@ -336,6 +338,7 @@ class Ledger:
             if groups.needed if role == "window" else groups.states:
                 inside = [r for h, r in zip(engine_hashes, rows, strict=False) if groups.holds(role, h)]
                 self._table.hold(inside, account.masks[plane])
+        self._table.unhold(rows, account.masks[PROMISED])
 
 
 def extras_of(event: BlockStored, adapter: str | None) -> list[Extras | None] | None:

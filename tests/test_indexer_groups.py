@@ -179,6 +179,27 @@ def test_states_are_kept_at_some_blocks_only() -> None:
     assert pod.hit(1, 2, 3, 4, 5, 6).blocks == 0
 
 
+def test_the_state_at_the_end_of_a_predicted_prompt_is_foretold() -> None:
+    """Until the prediction ends: then only what is told counts."""
+    pod = _Hybrid()
+    state = {"parent": None, "tokens": np.array([], np.uint32), "block_size": 1, "kind": "mamba"}
+    pod.full(1, 2, 3, 4)
+    pod.index.apply("pod", BlockStored([2], group=2, **state))
+    keys = SPACE.chain(np.array([1, 2, 3, 4, 5, 6], np.uint32), 1)
+    pod.index.predict("pod", keys, 2, expires=9.0)
+    assert pod.hit(1, 2, 3, 4, 5, 6).ends == ((2, 2), (6, 6))
+    pod.index.apply("pod", BlockStored([5, 6], 4, np.array([5, 6], np.uint32), 1, group=1, kind="full_attention"))
+    assert pod.hit(1, 2, 3, 4, 5, 6).ends == ((2, 2),), "its blocks have come, and no state"
+    pod.index.apply("pod", BlockStored([6], group=2, **state))
+    assert pod.hit(1, 2, 3, 4, 5, 6).ends == ((2, 2), (6, 6))
+    pod.index.expire(10.0)
+    assert pod.hit(1, 2, 3, 4, 5, 6).blocks == 6
+    pod.index.predict("pod", SPACE.chain(np.array([1, 2, 9], np.uint32), 1), 2, expires=19.0)
+    assert pod.hit(1, 2, 9).blocks == 3
+    pod.index.expire(20.0)
+    assert pod.hit(1, 2, 9).blocks == 2
+
+
 def test_nothing_is_left_behind() -> None:
     """Removal from the full group, a reset, and the sweep free every row, windows included."""
     pod = _Hybrid()

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from indexer.events import BlockStored
-from indexer.feed import DOUBTED
+from indexer.feed import DOUBTED, UNPROVEN
 from indexer.trust import PROOFS, WRONG_MIN
+from router.answers import decision_answer
 from router.attempts import is_alone
 from router.core import Core, Placed
 from router.fleet import Evidence, Pod
 from router.prompt import parse
+from scorer.pick import scored
 from tests.router_peers import until
 from tests.test_router_core import NOBODY, SIZE, asked, core_of, store, tokens_of
 from tests.test_router_pods import Told, probed
@@ -70,6 +72,73 @@ def test_what_is_no_proof() -> None:
     assert _counts(core) == {"equal": 0, "over": 0, "under": 0}
     core.reported(first, 161, 0)
     assert _counts(core) == {"equal": 1, "over": 0, "under": 0}
+
+
+def _doubted(core: Core) -> None:
+    """pod-0's feed says 160 tokens of prompt 1, and the pod says 0 again and again."""
+    store(core, "pod-0", 1)
+    for _ in range(WRONG_MIN):
+        core.reported(_served(core, 1, pods=frozenset({"pod-0"})), 161, 0)
+
+
+def test_a_feed_that_is_wrong_is_no_reason_to_go_there() -> None:
+    """Neither a promise nor a credit in the price; what the pod reports goes on to be held against it."""
+    core = core_of(2)
+    _doubted(core)
+    decision = core.decide(asked(core, 1, 161), NOBODY, 0.0)
+    assert [one.candidate.matched for one in scored(decision.pick)] == [0, 0]
+    assert len({one.price for one in scored(decision.pick)}) == 1
+    first = decision_answer(decision, 0.0)["pods"][0]
+    assert (first["matched_blocks"], first["matched_tokens"]) == (0, 0)
+    store(core, "pod-1", 1)
+    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).rank.pod.name == "pod-1"
+    for _ in range(WRONG_MIN + PROOFS):
+        core.reported(_served(core, 1, pods=frozenset({"pod-0"})), 161, 160)
+    again = core.decide(asked(core, 1, 161, pods=frozenset({"pod-0"})), NOBODY, 0.0)
+    assert again.matched_tokens == 160, "proven again"
+
+
+def test_predicted_blocks_are_proof_where_the_pod_was_quiet() -> None:
+    """What was to be computed before is computed, if nothing else was on its way."""
+    core = core_of(1)
+    for cached in (0, 160):
+        placed = core.route(asked(core, 3, 161, alone=True), NOBODY, 0.0)
+        core.release(placed, True, 0.0)
+        assert placed.decision.matched_tokens == cached
+        core.reported(placed, 161, cached)
+    assert _counts(core) == {"equal": 2, "over": 0, "under": 0}
+
+
+def test_a_pod_that_caches_nothing_gets_no_credit() -> None:
+    """As it says, or as its reports do; with a feed and without."""
+    for feeds in (True, False):
+        core = core_of(1, feeds=feeds)
+        rank = core.fleet.pods["pod-0"].ranks[0]
+        core.release(core.route(asked(core, 1), NOBODY, 0.0), True, 0.0)
+        assert core.decide(asked(core, 1), NOBODY, 0.0).matched_tokens == 144
+        rank.trust.told(caches=False)
+        assert core.decide(asked(core, 1), NOBODY, 0.0).matched_tokens == 0
+        rank.trust.told(caches=True)
+        for _ in range(WRONG_MIN):
+            placed = core.route(asked(core, 1, alone=True), NOBODY, 0.0)
+            core.release(placed, True, 0.0)
+            core.reported(placed, 160, 0)
+        assert core.decide(asked(core, 1), NOBODY, 0.0).matched_tokens == 0
+
+
+def test_a_drafter_that_computes_the_last_block_again() -> None:
+    """What is promised is what will be cached, and the price knows it."""
+    core = core_of(1)
+    store(core, "pod-0", 1)
+    feed = core.fleet.pods["pod-0"].ranks[0].feed
+    assert feed is not None
+    feed.told(drafter=True, caches=True)
+    assert feed.reasons == [UNPROVEN]
+    for _ in range(4):
+        placed = _served(core, 1)
+        assert placed.decision.matched_tokens == 144
+        core.reported(placed, 161, 144)
+    assert feed.state == "exact"
 
 
 def test_silence_is_zero_only_of_old_versions_that_report() -> None:
