@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup chart-test test-vllm test-redis test-native test-chaos test-fidelity clean
+.PHONY: demo test lint setup chart-test test-vllm test-templates test-redis test-native test-chaos test-fidelity clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,13 @@ chart-test: setup
 test-vllm: setup
 	$(BIN)/python -m tests_vllm.install $(VLLM_PIP)
 	$(BIN)/python -m pytest tests_vllm
+
+# Some 790 real chat templates, each with 130 chats: our texts are those of real vLLM's own functions. 5 minutes, and the
+# installs of vLLM (as above) and of the templates (.venv-templates) before.
+test-templates: setup
+	$(BIN)/python -m tests_vllm.install $(VLLM_PIP)
+	$(BIN)/python -m tests_templates.install
+	$(BIN)/python -m pytest tests_templates
 
 # The index that gateways share, against a real server: `apt-get install redis-server` (or valkey-server) first.
 test-redis: setup

@@ -116,6 +116,11 @@ def text_of_part(part: object) -> str | None:
     return text if type(text) is str else None
 
 
+def is_skipped(part: object) -> bool:
+    """Has this part nothing to say? vLLM leaves such ones out."""
+    return type(part) is dict and part.get("type") in ("text", "refusal") and part.get(part["type"]) is None
+
+
 def conversation(messages: list[Message], content_format: Format, rules: Rules) -> list[Message]:
     """The template's `messages`. Those that need no change are passed on, not copied. Raises ValueError.
 

@@ -17,7 +17,7 @@ import orjson
 
 from indexer.blocks import Tokens
 from router.errors import BadRequest
-from router.messages import text_of_part
+from router.messages import is_skipped, text_of_part
 from router.messages_api import NotSure, chat_of
 from router.multipart import model_of_form
 
@@ -144,7 +144,7 @@ def _message_reason(index: int, message: Fields) -> str | None:
     content = message.get("content")
     if type(content) is list:
         for part in content:
-            if text_of_part(part) is None:
+            if text_of_part(part) is None and not is_skipped(part):
                 kind = part.get("type") if type(part) is dict else type(part).__name__
                 return f"messages[{index}] has a part of type {_quoted(kind)}, which is not text"
     elif content is not None and type(content) is not str:

@@ -142,7 +142,7 @@ def test_json_that_only_python_reads_is_taken() -> None:
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "image_url"),
         ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "input_audio"),
         ({"role": "user", "content": [{"type": "hologram"}]}, "hologram"),
-        ({"role": "user", "content": [{"type": "text", "text": None}]}, "text"),
+        ({"role": "user", "content": [{"type": "text", "text": 5}]}, "text"),
         ({"role": "user", "content": [7]}, "int"),
         ({"author": {"role": "user"}, "content": []}, "Harmony"),
         ({"role": "assistant", "tool_calls": [{"type": "custom", "custom": {}}]}, "tool call"),

@@ -223,6 +223,13 @@ def test_empty_texts_of_parts(tmp_path: Path) -> None:
     assert text(tmp_path, PARTS, {"role": "tool", "content": parts}) == "<tool>S:\n\nb"
 
 
+def test_null_texts_of_parts(tmp_path: Path) -> None:
+    """They are left out."""
+    parts = [{"type": "text", "text": None}, {"type": "refusal", "refusal": None}, {"type": "text"}, "b"]
+    assert text(tmp_path, PARTS, {"role": "user", "content": parts}) == "<user>P:b"
+    assert text(tmp_path, DUMP, {"role": "tool", "content": parts}) == '{"role": "tool", "content": "b"}'
+
+
 @pytest.mark.parametrize("given", ["false", "OFF", "0", 0, 0.0, "n", False])
 def test_flags_as_texts(tmp_path: Path, given: object) -> None:
     """As pydantic reads them."""
