@@ -39,3 +39,10 @@ class Asked:
     def of(self, rank: Rank) -> Asked:
         """What is asked of this rank: its vLLM may make other tokens of the prompt."""
         return self if self.by_version is None else self.by_version.get(rank.pod.version, self)
+
+    @property
+    def most_tokens(self) -> int:
+        """Of the versions that write the prompt differently."""
+        if self.by_version is None:
+            return self.tokens
+        return max(self.tokens, *(each.tokens for each in self.by_version.values()))

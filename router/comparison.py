@@ -35,10 +35,10 @@ class Comparison:
         hits, held = [MISS] * len(ranks), {}
         for number, hit in self._hits(asked, ranks).items():
             hits[number], held[number] = hit, self._held(asked, ranks[number], hit)
-        middle, loads = asked.tokens / 2, [rank.load for rank in ranks]
+        middle, loads = asked.most_tokens / 2, [rank.load for rank in ranks]
         promised = [load.prefill_tokens for load in loads]
         candidates = Candidates(
-            asked.tokens,
+            asked.most_tokens,
             [load.requests for load in loads],
             promised,
             [
@@ -103,6 +103,7 @@ class Comparison:
         size = (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS
         matched = rule.blocks(hit, tokens, size) * size if rule is not None else 0
         worth = float(matched) if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
+        worth += asked.most_tokens - tokens  # what it has not got to compute either
         return Held(matched, worth, rate.per_token + rate.per_position * (matched + tokens) / 2)
 
     def _share(self, hit: Hit) -> float:

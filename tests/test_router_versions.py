@@ -124,4 +124,5 @@ async def _cached_by(http: httpx.AsyncClient, address: str, body: dict[str, Any]
 def _matched(served: GatewayProcess, body: dict[str, Any]) -> dict[str, int]:
     asked = {name: body[name] for name in ("model", "messages")}
     answer = httpx.post(f"{served.url}/score", json=asked, **PLAIN).json()
+    assert "pods" in answer, answer
     return {entry["pod"]: entry["matched_tokens"] for entry in answer["pods"]}
