@@ -80,7 +80,8 @@ class Gateway:
             model = prompt.model
             routing = Routing(
                 service.core, service.metrics, service.upstreams, asked, request_id, asked.tells, began,
-                self._admission, self._claims(scope, prompt),
+                self._admission, self._claims(scope, prompt), scope["path"], prompt.stream,
+                service.pods.look_again,
             )  # fmt: skip
             refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
             if refusal is not None:
@@ -110,6 +111,8 @@ class Gateway:
         prompt = parse(path, body)
         if prompt.model is None and body:
             self._service.core.fleet.check_unnamed()
+        if prompt.model is not None and not self._service.core.fleet.is_known(prompt.model):
+            await self._service.pods.look_again()  # it may have been loaded a moment ago
         if path in _NOTHING_COMPUTED:
             return prompt, Asked(prompt.model, reason="nothing is computed for this request")
         asked = await encoding.understood(path, body, prompt)

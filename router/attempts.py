@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from router.admission import Admission, Claims
@@ -13,6 +13,7 @@ from router.errors import Full, NoRetry
 from router.metrics import Metrics
 from router.prompt import Prompt
 from router.proxy import Outcome
+from router.refusals import DISPUTES, REFUSALS
 from router.upstream import Upstream
 
 log = logging.getLogger("warmroute.attempts")
@@ -23,6 +24,8 @@ _UNKNOWN = "the prefix is not known"  # a label must be bounded; the whole reaso
 _CLIENT_GONE = 499  # nginx's number for an answer that nobody waited for
 _COMPLETION_TOKENS = 16  # `max_tokens` of a completion that gives none
 _INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
+_NOT_FOUND = 404
+_STAPLE = frozenset(("/v1/chat/completions", "/v1/completions"))  # where every pod that has the model says no 404
 _OWN_BOUND = "pool_full"  # a failure that is no fault of the pod
 _OURS = frozenset(("cancelled", "internal", "unsendable_request"))  # ends of an attempt that say nothing of the pod
 
@@ -31,7 +34,8 @@ class Routing:
     """The proxy's `Routes` for one request: every `route` is one attempt."""
 
     __slots__ = (
-        "_admission", "_claims", "_core", "_metrics", "_upstreams", "asked", "began", "request_id", "streaming",
+        "_accused", "_admission", "_claims", "_core", "_look_again", "_metrics", "_path", "_upstreams", "asked",
+        "began", "request_id", "streaming", "streams",
     )  # fmt: skip
 
     def __init__(
@@ -45,8 +49,13 @@ class Routing:
         began: float,
         admission: Admission[Attempt],
         claims: Claims,
+        path: str = "",
+        streams: bool = False,
+        look_again: Callable[[bool], Awaitable[None]] | None = None,
     ) -> None:
-        """`began`: when the body was there, monotonic."""
+        """`streaming`: the first byte is about the prompt alone; `streams`: the answer is to be a stream. `began`: when
+        the body was there, monotonic. `look_again`: have all pods say anew what they serve.
+        """
         self._core = core
         self._metrics = metrics
         self._upstreams = upstreams
@@ -56,6 +65,10 @@ class Routing:
         self.began = began
         self._admission = admission
         self._claims = claims
+        self._path = path
+        self.streams = streams
+        self._look_again = look_again
+        self._accused: list[tuple[Placed, int]] = []  # said what may be the client's fault, or their own
 
     def route(self, exclude: frozenset[str]) -> Attempt:
         """Decide and take; raises `UnknownModel`, `NoFitPod`, `NoRetry`, or `Full`: then one may `wait`."""
@@ -70,6 +83,29 @@ class Routing:
         """As `route`, when the turn has come; raises `Saturated` where it does not come soon."""
         self._ask_anew()
         return await self._admission.wait(self, full)
+
+    async def look_again(self) -> None:
+        """See `Routes`."""
+        if self._look_again is not None and self.asked.model is not None:
+            await self._look_again(self._path in _STAPLE)
+
+    def accuse(self, placed: Placed, status: int) -> None:
+        """A pod said one of `DISPUTES`. Whose fault it is, the next answer tells."""
+        if status != _NOT_FOUND or self._path in _STAPLE:
+            self._accused.append((placed, status))
+
+    def understood(self, now: float) -> None:
+        """A pod has taken the request for what it is: who did not is at fault."""
+        for placed, status in self._accused:
+            self._core.suspect(placed.pod.name, now)
+            change = self._core.failed(placed, True, now)
+            if change is not None:
+                _tell(change, status)
+        self._accused = []
+
+    @property
+    def disputed(self) -> bool:
+        return bool(self._accused)
 
     def freed(self) -> None:
         """Something was given back while others wait."""
@@ -148,7 +184,14 @@ class Attempt:
     def pod(self) -> str:
         return self._placed.decision.rank.id.pod
 
+    @property
+    def computes(self) -> bool:
+        """The head of a stream comes at once; a whole answer from a pod that is well may take its time."""
+        return not self._routing.streams and self._placed.pod.usable
+
     def first_byte(self, now: float) -> None:
+        if self._routing.disputed:
+            self._routing.understood(now)
         self._metrics.first_bytes.observe(now - self._routing.began)
         self._core.first_byte(self._placed, self._routing.streaming, now)
         if self._placed.pod.breaker.tripped:
@@ -167,18 +210,24 @@ class Attempt:
     def refused(self, status: int, retry_after_s: float | None, now: float) -> None:
         self._metrics.retries[f"status_{status}"] += 1
         self._core.release(self._placed, False, now)
-        if retry_after_s is None:
-            self._core.suspect(self.pod, now)
+        if status in DISPUTES:
+            self._routing.accuse(self._placed, status)
+            self._judge(None, now, status)
         else:
-            self._core.avoid(self._placed, now, retry_after_s)
-        polite = status == 429 or retry_after_s is not None  # it lives, and has too much to do
-        self._judge(polite, now, status)
+            if retry_after_s is None:
+                self._core.suspect(self.pod, now)
+            else:
+                self._core.avoid(self._placed, now, retry_after_s)
+            polite = status == 429 or retry_after_s is not None  # it lives, and has too much to do
+            self._judge(polite, now, status)
         if self._core.queue.waiting:
             self._routing.freed()
 
     def finished(self, outcome: Outcome, now: float) -> None:
         self._core.release(self._placed, _served(outcome.status), now)
         self._judge(_verdict(outcome), now, outcome.error or outcome.status)
+        if self._routing.disputed and outcome.status is not None and _understood(outcome.status):
+            self._routing.understood(now)
         if self._core.queue.waiting:
             self._routing.freed()
         metrics, routing = self._metrics, self._routing
@@ -256,7 +305,13 @@ def _verdict(outcome: Outcome) -> bool | None:
     """Whether the pod did well; None if it was ended, by the client or by us, before it could show."""
     if outcome.error is not None:
         return None if outcome.error in _OURS else False
+    if outcome.status in DISPUTES:
+        return None  # whose fault that is, nobody knows
     return outcome.status is not None and outcome.status < _INTERNAL_ERROR
+
+
+def _understood(status: int) -> bool:
+    return status < _INTERNAL_ERROR and status not in DISPUTES and status not in REFUSALS
 
 
 def _served(status: int | None) -> bool:

@@ -21,7 +21,7 @@ STATES: tuple[State, ...] = ("closed", "half-open", "open")
 class BreakerLimits:
     """When a breaker opens, and for how long."""
 
-    in_row_max: int = 5  # failures in a row
+    in_row_max: int = 5  # failures in a row; of those that may be the requests' fault, if it lasts for a window
     share_max: float = 0.5  # of the requests of a window that fail …
     requests_min: int = 20  # … if there were so many
     window_s: float = 10.0  # begins with a failure
@@ -37,7 +37,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "_avoided_until", "_closed_at", "_failed", "_in_row", "_open_until", "_probing", "_served", "_window_began",
+        "_avoided_until", "_closed_at", "_failed", "_in_row", "_open_until", "_probing", "_row_began", "_served",
+        "_unserved", "_window_began",
         "blocked_until", "epoch", "openings", "reason", "tripped",
     )  # fmt: skip
 
@@ -52,6 +53,8 @@ class Breaker:
         self._closed_at = float("-inf")
         self._probing = False
         self._in_row = 0
+        self._unserved = 0  # failures in a row, whosever fault they are …
+        self._row_began = 0.0  # … since then
         self._window_began = float("-inf")
         self._served = self._failed = 0  # since the window began
 
@@ -81,7 +84,7 @@ class Breaker:
         """An attempt went well. True if that has closed the breaker."""
         if epoch != self.epoch:
             return False
-        self._in_row = 0
+        self._in_row = self._unserved = 0
         self._served += 1
         if not self.tripped:
             return False
@@ -118,8 +121,13 @@ class Breaker:
             self._window_began, self._served, self._failed = now, 0, 0
         self._failed += 1
         self._in_row += in_row
+        if not self._unserved:
+            self._row_began = now
+        self._unserved += 1
         if self._in_row >= limits.in_row_max:
             return f"{self._in_row} requests failed in a row"
+        if self._unserved >= limits.in_row_max and now - self._row_began >= limits.window_s:
+            return f"{self._unserved} requests failed in {now - self._row_began:.0f} s, and none was served"
         requests = self._served + self._failed
         if requests >= limits.requests_min and self._failed >= limits.share_max * requests:
             return f"{self._failed} of {requests} requests failed"
@@ -142,7 +150,7 @@ class Breaker:
     def _turn(self, open_until: float) -> None:
         """A new epoch, that counts from nothing."""
         self.epoch += 1
-        self._in_row = self._served = self._failed = 0
+        self._in_row = self._unserved = self._served = self._failed = 0
         self._window_began = float("-inf")
         self._open_until = open_until
         self._block()

@@ -263,6 +263,12 @@ class Probe(Section):
     interval: Seconds = Field(default=2.0, gt=0, le=3600, description="Between two probes of a pod.")
     timeout: Seconds = Field(default=2.0, gt=0, le=60, description="For one probe.")
     failures_max: Count = Field(default=3, ge=1, le=100, description="Failures in a row after which a pod is unfit.")
+    look_interval: Seconds = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="Between two looks at all pods' models because a request names one that a pod does not know.",
+    )
     panic_share: Ratio = Field(
         default=0.5,
         ge=0,

@@ -77,6 +77,12 @@ class UpstreamConfig(Section):
         le=10,
         description="Pods tried for one request, all before the first byte of a response.",
     )
+    breaks_max: Count = Field(
+        default=1,
+        ge=0,
+        le=9,
+        description="Times that a request is tried again after a pod broke off amid it, perhaps by its fault.",
+    )
     retry_share: Ratio = Field(
         default=0.2,
         ge=0,

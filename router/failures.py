@@ -2,6 +2,7 @@
 
 `reason` is a short word from a bounded set, fit for a metric's label. `before_first_byte` says that no whole
 head of a response has come: nothing of this attempt can have reached a client, and another pod may be asked.
+`breaks` is how often the pod had the request and broke off: maybe because of it.
 """
 
 from __future__ import annotations
@@ -11,17 +12,24 @@ class UpstreamError(Exception):
     """The root: one exchange with one pod has failed."""
 
     reason = "upstream"
+    breaks = 1
 
     def __init__(self, message: str, *, before_first_byte: bool = True) -> None:
         super().__init__(message)
         self.message = message
         self.before_first_byte = before_first_byte
 
+    def again(self) -> UpstreamError:
+        """This failure, after the pod had broken off the same request once before."""
+        self.breaks = type(self).breaks + 1
+        return self
+
 
 class ConnectFailed(UpstreamError):
     """No connection could be had, so the pod has not seen the request."""
 
     reason = "connect_failed"
+    breaks = 0
 
 
 class ConnectTimeout(ConnectFailed):

@@ -50,6 +50,8 @@ class Pods:
         self._clients: dict[str, PodClient] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._mending: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None  # at what all pods serve
+        self._look_at = float("-inf")  # not again before
 
     async def start(self) -> None:
         """Join all configured pods, and wait until each was probed once and had time to load its first state."""
@@ -65,9 +67,10 @@ class Pods:
         await _within(joins, self._config.probe.timeout)
 
     async def stop(self) -> None:
-        if self._mending is not None:
-            self._mending.cancel()
-            await asyncio.gather(self._mending, return_exceptions=True)
+        for task in (self._mending, self._looking):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         for name in list(self._tasks):
             await self.leave(name)
         if self.bound is not None:
@@ -110,6 +113,24 @@ class Pods:
             await reader.stop()
         del self._probers[name], self._joined_at[name]
         self._core.leave(self._core.fleet.pods[name])
+
+    async def look_again(self, proven: bool = False) -> None:
+        """What pods serve and what requests ask for differ: have all pods that are well say it anew.
+
+        Once in `probe.look_interval`, unless it is `proven` by a pod; returns when all have answered, or after
+        `probe.timeout`.
+        """
+        now = self._clock()
+        if proven or now >= self._look_at:
+            self._look_at = now + self._config.probe.look_interval
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.get_running_loop().create_task(self._look_at_all())
+        if self._looking is not None and not self._looking.done():
+            await asyncio.wait([self._looking], timeout=self._config.probe.timeout)
+
+    async def _look_at_all(self) -> None:
+        pods = self._core.fleet.pods
+        await asyncio.gather(*(prober.look() for name, prober in self._probers.items() if pods[name].healthy))
 
     async def look(self, name: str) -> bool:
         """Ask a pod at once what it serves. False: it does not tell."""

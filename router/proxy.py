@@ -1,8 +1,10 @@
 """Send a request to the pod that was picked and stream its answer back: bytes in, the same bytes out.
 
-A failure before the first byte of a response goes to the next pod. After it, never: the client's connection is
-cut (the response is left unfinished, which makes the ASGI server close it), so that the client sees a broken
-response and not a clean end, for JSON and for event streams alike.
+A failure before the first byte of a response goes to the next pod: freely, where the pod has not had the request;
+`breaks_max` times, where it has, and maybe broke because of it; not at all, where the pod is well and may be at work on
+it. What a pod says for reasons that may be its own (`DISPUTES`) one other pod is asked about. After the first byte,
+never: the client's connection is cut (the response is left unfinished, which makes the ASGI server close it), so that
+the client sees a broken response and not a clean end, for JSON and for event streams alike.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterEr
 from router.exchange import PUSH
 from router.failures import ResponseTimeout, UnsendableRequest, UpstreamError
 from router.http1 import NOT_FORWARDED
-from router.refusals import REFUSALS, retry_after_s
+from router.refusals import BREAKS, DISPUTES, REFUSALS, retry_after_s
 from router.upstream import Response, Upstream
 from router.usage import Tail, Usage, read_usage
 
@@ -54,6 +56,10 @@ class Assignment(Protocol):
     @property
     def pod(self) -> str: ...
     @property
+    def computes(self) -> bool:
+        """The pod may be at work on what it does not answer yet: it is well, and whole answers take their time."""
+
+    @property
     def request_headers(self) -> HeaderList:
         """For the pod, in place of the client's of these names (lower case)."""
 
@@ -82,6 +88,9 @@ class Assignment(Protocol):
 
 class Routes(Protocol):
     """Where one request may go."""
+
+    async def look_again(self) -> None:
+        """A pod does not know the model that it was said to serve: find out who does, if that can be soon."""
 
     def route(self, exclude: frozenset[str]) -> Assignment:
         """Pick a pod that is not in `exclude`. Raises `RouterError`: no fit pod, `Full` …"""
@@ -170,12 +179,14 @@ class Proxy:
     def __init__(
         self,
         attempts_max: int = 3,
+        breaks_max: int = 1,
         withheld: frozenset[bytes] = frozenset(),
         watch_after_s: float = 0.05,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`withheld`: pods do not see clients' headers of these names (lower case)."""
         self._attempts_max = attempts_max
+        self._breaks_max = breaks_max
         self._dropped = NOT_FORWARDED | withheld
         self._watch_after_s = watch_after_s
         self._clock = clock
@@ -209,6 +220,7 @@ class Proxy:
 
     async def _serve(self, flight: _Flight, routes: Routes, error_headers: HeaderList) -> RouterError | None:
         tried: frozenset[str] = frozenset()
+        broken = disputed = 0
         failure: RouterError | None = None
         held: list[tuple[Assignment, Response]] = []  # the answer of a pod that could not take it, the newest
         try:
@@ -218,23 +230,31 @@ class Proxy:
                         assignment = routes.route(tried)
                     except Full as full:
                         assignment = await routes.wait(full)
-                    answer = await self._ask(flight, assignment)
+                    answer = await self._ask(flight, assignment, broken > 0)
                 except RouterError as refusal:
                     failure = failure or unraised(refusal)  # a pod that failed says more than that no other is left
                     break
                 if isinstance(answer, UpstreamError):
                     failure = _as_seen_by_client(answer, assignment.pod)
                     error_headers = assignment.response_headers
-                    if not answer.before_first_byte:
+                    broken += answer.breaks
+                    late = isinstance(answer, ResponseTimeout) and assignment.computes
+                    if not answer.before_first_byte or broken > self._breaks_max or late:
                         break
-                elif answer.status not in REFUSALS:
+                elif answer.status not in REFUSALS and (answer.status not in DISPUTES or disputed):
                     await self._relay(flight, assignment, answer)
                     return None
                 else:
+                    disputed += answer.status in DISPUTES
+                    broken += answer.status in BREAKS
                     while held:
                         held.pop()[1].close()
                     held.append((assignment, answer))
                     assignment.refused(answer.status, retry_after_s(answer.headers), self._clock())
+                    if broken > self._breaks_max:
+                        break
+                    if answer.status == 404:
+                        await routes.look_again()
                 tried |= {assignment.pod}
             for last, answer in held:  # what a pod says of itself is better than what we would say
                 await self._relay(flight, last, answer)
@@ -246,13 +266,13 @@ class Proxy:
         await send_error(flight.send, failure, error_headers)
         return failure
 
-    async def _ask(self, flight: _Flight, assignment: Assignment) -> Response | UpstreamError:
+    async def _ask(self, flight: _Flight, assignment: Assignment, once: bool) -> Response | UpstreamError:
         """Ask one pod: its response, which nobody has seen yet, or why there is none."""
         scope = flight.scope
         method, target, headers = scope["method"], _target(scope), scope["headers"]
         try:
             return await assignment.upstream.request(
-                method, target, headers, flight.body, assignment.request_headers, self._dropped
+                method, target, headers, flight.body, assignment.request_headers, self._dropped, once
             )
         except UpstreamError as failure:
             if failure.before_first_byte:

@@ -48,7 +48,8 @@ class Service:
         self.pods = Pods(self.core, config, trusts)
         if self.pods.bound is not None:
             self.metrics.join(self.pods.bound)
-        self.proxy = Proxy(config.upstream.attempts_max, config.gateway.withheld)
+        given = config.upstream
+        self.proxy = Proxy(given.attempts_max, given.breaks_max, config.gateway.withheld)
         self.sharing = self._sharing()
         self.peers = None if seat is None else Peers(seat, config.gateway.workers_timeout)
         self.draining = False

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from router.connection import Connection, Response, UpstreamLimits
-from router.failures import ConnectFailed, ConnectTimeout, PoolFull, StaleConnection
+from router.failures import ConnectFailed, ConnectTimeout, PoolFull, StaleConnection, UpstreamError
 from router.http1 import NOT_FORWARDED, Headers, request_head
 
 __all__ = ["Address", "Response", "Tls", "Upstream", "UpstreamLimits"]
@@ -95,11 +95,13 @@ class Upstream:
         body: bytes = b"",
         ours: Sequence[tuple[bytes, bytes]] = (),
         dropped: frozenset[bytes] = NOT_FORWARDED,
+        once: bool = False,
     ) -> Response:
         """Send, and wait for the response's head (a small body comes with it). The caller closes the response.
 
         `target` is a path with its query; of `headers` those that are `dropped` are left out, and `ours` go in place of
-        those of their names. A reused connection that dies before the first byte is tried once more on a fresh one.
+        those of their names. A reused connection that dies before the first byte is tried once more on a fresh one, but
+        for a request that the pod is to have `once` at most.
         Raises `UpstreamError`, or `UnsendableRequest` before anything is sent.
         """
         head = request_head(method, target, self.address.authority, headers, len(body), ours, dropped)
@@ -108,7 +110,13 @@ class Upstream:
             try:
                 return await self._exchange(connection, method, head, body)
             except StaleConnection:
+                if once:
+                    raise
                 self.stale_retries += 1
+            try:
+                return await self._exchange(await self._connect(), method, head, body)
+            except UpstreamError as failure:
+                raise failure.again() from None
         return await self._exchange(await self._connect(), method, head, body)
 
     async def aclose(self) -> None:

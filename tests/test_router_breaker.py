@@ -56,6 +56,15 @@ def test_a_500_counts_for_the_share_only() -> None:
     assert fail(breaker, 0.0, in_row=False) == "10 of 10 requests failed"
 
 
+def test_500s_and_nothing_else_for_long() -> None:
+    """However few they are: a pod that has served nothing for a window, and failed so often, is at fault."""
+    breaker = Breaker()
+    assert [fail(breaker, now, in_row=False) for now in (0.0, 8.0)] == [None, None]
+    breaker.succeeded(breaker.epoch, 9.0)
+    assert [fail(breaker, now, in_row=False) for now in (10.0, 15.0, 19.0)] == [None] * 3
+    assert fail(breaker, 20.0, in_row=False) == "4 requests failed in 10 s, and none was served"
+
+
 def test_a_probe_closes_it() -> None:
     """After its time one request decides; until it is back, no other goes there."""
     breaker = Breaker()

@@ -192,7 +192,8 @@ def test_every_key_may_be_written_in_either_case(tmp_path: Path) -> None:
         ("prefixStore: {}", "prefixStore: unknown key; did you mean prefixStoreConfig?"),
         ("prefixStoreConfig: {podMappingTL: 1}", "did you mean prefixStoreConfig.podMappingTTL?"),
         ("discovery: {static: [{adress: x}]}", "static.0.adress: unknown key; did you mean discovery.static.address?"),
-        ("probe: {zzz: 1}", "probe.zzz: unknown key; known here: interval, timeout, failures_max, panic_share"),
+        ("peobe: {zzz: 1}", "peobe: unknown key; did you mean probe?"),
+        ("probe: {zzz: 1}", "; known here: interval, timeout, failures_max, look_interval, panic_share"),
     ],
 )  # fmt: skip
 def test_unknown_keys_name_the_nearest(tmp_path: Path, text: str, line: str) -> None:

@@ -52,6 +52,8 @@ class Taken:
         self.first_bytes = 0
         self.ends: list[str | Outcome] = []
 
+    computes = False
+
     def first_byte(self, now: float) -> None:
         assert not self.ends
         self.first_bytes += 1
@@ -283,10 +285,10 @@ async def gibber(call: Call) -> None:
 
 @pytest.mark.parametrize("bad", [drop, reset, gibber])
 async def test_a_failure_before_the_first_byte_goes_to_the_next_pod(bad: Callable[[Call], Any]) -> None:
-    """The next pod gets the same bytes, the client notices nothing, and each pod is asked once."""
+    """The next pod gets the same bytes, the client notices nothing, and each pod is asked once, within `breaks_max`."""
     async with peer(bad) as first, peer(bad) as second, peer(answer) as third:
         routes = InOrder([first.address, second.address, third.address])
-        async with gateway(routes) as here:
+        async with gateway(routes, breaks_max=2) as here:
             head, body = await here.post(b"same")
     assert (head[:12], body) == (b"http/1.1 200", b"ok")
     assert [[call.body for call in seen.calls] for seen in (first, second, third)] == [[b"same"]] * 3
@@ -299,7 +301,7 @@ async def test_attempts_are_bounded() -> None:
     """After `attempts_max` pods the client gets 502 as an OpenAI error, though others are left."""
     async with peer(drop) as first, peer(drop) as second, peer(answer) as third:
         routes = InOrder([first.address, second.address, third.address])
-        async with gateway(routes, attempts_max=2) as here:
+        async with gateway(routes, attempts_max=2, breaks_max=9) as here:
             head, body = await here.post()
     assert head.startswith(b"http/1.1 502") and b'"type":"bad_gateway"' in body
     assert b"x-request-id: id-1\r\n" in head

@@ -22,6 +22,7 @@ from router.config import Config
 from router.fleet import Pod
 from router.proxy import Message, Proxy
 from router.service import Service
+from router.upstream import Upstream
 from tests.router_peers import Call, Peer, peer, until
 
 MODEL = "tiny-qwen"
@@ -85,6 +86,7 @@ class BadPod:
         self.posts = 0
         self.busy = 0
         self.order: list[str] = []
+        self.models: list[dict[str, Any]] = [{"id": MODEL}]
         self.seen = Peer()
 
     async def __call__(self, call: Call) -> None:
@@ -92,8 +94,8 @@ class BadPod:
         if call.head.startswith(b"GET /health "):
             await call.send(reply(200))
         elif call.head.startswith(b"GET /v1/models "):
-            await call.send(reply(200, json.dumps({"data": [{"id": MODEL}]}).encode()))
-        elif not call.head.startswith(b"POST /v1/completions "):
+            await call.send(reply(200, json.dumps({"data": self.models}).encode()))
+        elif not call.head.startswith((b"POST /v1/completions ", b"POST /v1/embeddings ")):
             await call.send(reply(404))
         else:
             self.posts += 1
@@ -124,9 +126,9 @@ class House:
     def pod(self, name: str) -> Pod:
         return self.service.core.fleet.pods[name]
 
-    async def ask(self, body: dict[str, Any] | None = None, **headers: str) -> Answer:
+    async def ask(self, body: dict[str, Any] | None = None, path: str = "/v1/completions", **headers: str) -> Answer:
         """One request of a client that stays."""
-        client = Client(self.app, body or {}, headers)
+        client = Client(self.app, body or {}, headers, path)
         async with asyncio.timeout(PATIENCE_S):
             await client.run()
         return client.answer
@@ -149,11 +151,13 @@ class House:
 class Client:
     """One request, without a server between: what ASGI says is what this client sees. It may leave."""
 
-    def __init__(self, app: Gateway, body: dict[str, Any], headers: dict[str, str]) -> None:
+    def __init__(
+        self, app: Gateway, body: dict[str, Any], headers: dict[str, str], path: str = "/v1/completions"
+    ) -> None:
         self._app = app
         self._body: bytes | None = json.dumps({"model": MODEL, "prompt": "x", **body}).encode()
         fields = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        self._scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": fields}
+        self._scope = {"type": "http", "method": "POST", "path": path, "headers": fields}
         self._left = asyncio.Event()
         self._sent: list[Message] = []
         self.events = asyncio.Semaphore(0)
@@ -228,8 +232,8 @@ async def test_a_refusal_is_served_by_another(status: int, chunked: bool) -> Non
 
 
 async def test_what_is_an_answer_is_no_refusal() -> None:
-    """400, 404 and 500 are of the request: no other pod is asked."""
-    for status in (400, 404, 500):
+    """400, 422 and 500 are of the request: no other pod is asked."""
+    for status in (400, 422, 500):
         async with house(says(status, b"its own"), says(200)) as here:
             assert (await here.ask())[::2] == (status, b"its own")
             assert here.pods["pod-1"].posts == 0
@@ -276,9 +280,119 @@ async def test_refusals_without_an_end() -> None:
 
 
 async def test_a_silent_pod_is_left() -> None:
-    """No first byte in time: another pod serves."""
+    """No head of a stream in time, where it should come at once: another pod serves."""
     async with house(hangs, says(200, b"fine"), upstream={"first_byte_timeout": 0.1}) as here:
-        assert (await here.ask())[::2] == (200, b"fine")
+        assert (await here.ask({"stream": True}))[::2] == (200, b"fine")
+
+
+async def test_what_is_computed_is_not_computed_again() -> None:
+    """A whole answer that takes too long, of a pod that is well: 504, and no other pod has to work on it, too."""
+    async with house(hangs, hangs, hangs, upstream={"first_byte_timeout": 0.1}) as here:
+        assert (await here.ask()).status == 504
+        assert sum(pod.posts for pod in here.pods.values()) == 1
+
+
+@pytest.mark.parametrize("status", [502, 504])
+async def test_a_proxy_in_the_way_may_hide_a_break(status: int) -> None:
+    """502 and 504 are of something before the pod, which had the request: one more pod may get it, no third."""
+    async with house(says(status), says(status), says(status)) as here:
+        assert (await here.ask()).status == status
+        assert sum(pod.posts for pod in here.pods.values()) == 2
+
+
+@pytest.mark.parametrize("warm", [False, True])
+async def test_a_query_of_death(warm: bool) -> None:
+    """A request that breaks its pod breaks one more at most, on fresh connections and on kept ones."""
+    poison = "poison"
+
+    async def behave(call: Call) -> None:
+        if poison in call.body.decode():
+            call.reset()
+        else:
+            await call.send(reply(200))
+
+    async with house(*[behave] * 4) as here:
+        for _ in range(8 * warm):
+            assert (await here.ask()).status == 200
+        assert (await here.ask({"prompt": poison})).status == 502
+        posts = sum(pod.posts for pod in here.pods.values()) - 8 * warm
+        assert posts == 2
+
+
+async def test_pods_that_can_not_be_reached_are_passed() -> None:
+    """Who never had a request can't have died of it: connections that fail go on to the next pod, and the next."""
+    async with house(says(200), says(200), says(200), says(200), upstream={"attempts_max": 4}) as here:
+        for name in ("pod-0", "pod-1", "pod-2"):
+            here.service.upstreams[name] = Upstream("127.0.0.1:1")
+        assert {(await here.ask()).headers[b"x-warmroute-pod"] for _ in range(4)} == {b"pod-3"}
+
+
+# --- disputes
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_pod_that_alone_refuses_is_at_fault(status: int) -> None:
+    """A wrong key after a roll-out, a model that is not loaded: clients are served by others, the pod is ejected."""
+    breaker = {"failures_in_row": 2, "open_time": 60}
+    async with house(says(status), says(200), says(200), breaker=breaker, probe={"interval": 0.01}) as here:
+        while not here.pod("pod-0").breaker.tripped:
+            assert (await here.ask()).status == 200
+            await asyncio.sleep(0.002)
+        assert here.pods["pod-0"].posts == 2
+        assert {(await here.ask()).status for _ in range(6)} == {200}
+        assert here.pods["pod-0"].posts == 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_what_all_pods_refuse_is_the_client_s_fault(status: int) -> None:
+    """The answer is a pod's own, two are asked at most, and nobody is ejected or left out for it."""
+    words = b"%d, says the pod" % status
+    async with house(*[says(status, words)] * 3, breaker={"failures_in_row": 1}) as here:
+        for count in range(1, 6):
+            assert (await here.ask())[::2] == (status, words)
+            assert sum(pod.posts for pod in here.pods.values()) <= 2 * count
+        for name in here.pods:
+            assert not here.pod(name).breaker.tripped and here.pod(name).fit(time.monotonic())
+
+
+async def test_no_other_pod_to_ask() -> None:
+    """The only pod's 401 is the client's, with its own words."""
+    async with house(says(401, b"no")) as here:
+        assert (await here.ask())[::2] == (401, b"no")
+        assert not here.pod("pod-0").breaker.tripped
+
+
+async def test_a_404_of_another_path_accuses_nobody() -> None:
+    """A path that one pod alone does not know, during an upgrade say, is no reason to eject it."""
+    async with house(says(404), says(200), breaker={"failures_in_row": 1}, probe={"interval": 0.01}) as here:
+        for _ in range(4):
+            assert (await here.ask(path="/v1/embeddings")).status == 200
+        assert here.pods["pod-0"].posts >= 1 and not here.pod("pod-0").breaker.tripped
+
+
+async def test_a_model_that_has_moved() -> None:
+    """An adapter goes from one pod to another between two looks: the request that meets a 404 goes where it is now."""
+    both = [{"id": MODEL}, {"id": "ad", "parent": MODEL}]
+
+    def serving(pod: BadPod) -> Behaviour:
+        async def behave(call: Call) -> None:
+            known = json.loads(call.body)["model"] in [model["id"] for model in pod.models]
+            await call.send(reply(200 if known else 404, b"fine" if known else b"no such model"))
+
+        return behave
+
+    async with house(says(200), says(200), probe={"interval": 100.0}) as here:
+        one, other = here.pods["pod-0"], here.pods["pod-1"]
+        one.behaviour, other.behaviour = serving(one), serving(other)
+        one.models = both
+        assert (await here.ask({"model": "ad"})).headers[b"x-warmroute-pod"] == b"pod-0"
+        one.models, other.models = other.models, both
+        answer = await here.ask({"model": "ad"})
+        assert (answer.status, answer.headers[b"x-warmroute-pod"]) == (200, b"pod-1")
+        posts = one.posts
+        assert (await here.ask({"model": "ad"})).status == 200 and one.posts == posts
+        other.models = one.models
+        assert (await here.ask({"model": "ad"})).status == 404
 
 
 async def test_retry_after_is_honoured() -> None:
