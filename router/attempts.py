@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from router.admission import Admission, Claims
 from router.core import Asked, Change, Core, Placed
@@ -28,6 +29,15 @@ _NOT_FOUND = 404
 _STAPLE = frozenset(("/v1/chat/completions", "/v1/completions"))  # where every pod that has the model says no 404
 _OWN_BOUND = "pool_full"  # a failure that is no fault of the pod
 _OURS = frozenset(("cancelled", "internal", "unsendable_request"))  # ends of an attempt that say nothing of the pod
+
+
+class _Accused(NamedTuple):
+    """A pod that said `status`; `before` and `until`: until when it was suspect before, and is for that."""
+
+    placed: Placed
+    status: int
+    before: float
+    until: float
 
 
 class Routing:
@@ -68,7 +78,7 @@ class Routing:
         self._path = path
         self.streams = streams
         self._look_again = look_again
-        self._accused: list[tuple[Placed, int]] = []  # said what may be the client's fault, or their own
+        self._accused: list[_Accused] = []  # said what may be the client's fault, or their own
 
     def route(self, exclude: frozenset[str]) -> Attempt:
         """Decide and take; raises `UnknownModel`, `NoFitPod`, `NoRetry`, or `Full`: then one may `wait`."""
@@ -89,18 +99,28 @@ class Routing:
         if self._look_again is not None and self.asked.model is not None:
             await self._look_again(self._path in _STAPLE)
 
-    def accuse(self, placed: Placed, status: int) -> None:
-        """A pod said one of `DISPUTES`. Whose fault it is, the next answer tells."""
-        if status != _NOT_FOUND or self._path in _STAPLE:
-            self._accused.append((placed, status))
+    def accuse(self, placed: Placed, status: int, now: float) -> None:
+        """A pod said one of `DISPUTES`. Whose fault it is, the next answer tells; until then, others come first."""
+        if status == _NOT_FOUND and self._path not in _STAPLE:
+            return
+        before = placed.pod.suspect_until
+        self._core.suspect(placed.pod.name, now)
+        self._accused.append(_Accused(placed, status, before, placed.pod.suspect_until))
 
     def understood(self, now: float) -> None:
         """A pod has taken the request for what it is: who did not is at fault."""
-        for placed, status in self._accused:
-            self._core.suspect(placed.pod.name, now)
-            change = self._core.failed(placed, True, now)
+        for accused in self._accused:
+            change = self._core.failed(accused.placed, True, now)
             if change is not None:
-                _tell(change, status)
+                _tell(change, accused.status)
+        self._accused = []
+
+    def acquit(self) -> None:
+        """See `Routes`."""
+        for accused in self._accused:
+            pod = accused.placed.pod
+            if pod.suspect_until == accused.until:
+                pod.suspect_until = accused.before
         self._accused = []
 
     @property
@@ -174,6 +194,8 @@ class Attempt:
             number = rank.pod.global_rank(rank.id.rank)
             if number is not None:  # else it picks one itself, and its events will say which
                 self.request_headers = [*self.request_headers, (b"x-data-parallel-rank", b"%d" % number)]
+        if core.config.shows_own_keys:
+            self.request_headers = [*self.request_headers, *upstream.own_key()]
         self.response_headers: _Headers = [
             (b"x-warmroute-pod", rank.id.pod.encode()),
             (b"x-warmroute-matched-tokens", b"%d" % placed.decision.matched_tokens),
@@ -211,7 +233,7 @@ class Attempt:
         self._metrics.retries[f"status_{status}"] += 1
         self._core.release(self._placed, False, now)
         if status in DISPUTES:
-            self._routing.accuse(self._placed, status)
+            self._routing.accuse(self._placed, status, now)
             self._judge(None, now, status)
         else:
             if retry_after_s is None:

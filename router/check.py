@@ -30,6 +30,7 @@ from router.feeds import FeedReader
 from router.figures import parse_metrics
 from router.fleet import RankId
 from router.pod_client import Answer, PodClient
+from router.pod_keys import Keyring
 from router.pods import bound_endpoint, feed_limits
 from router.prompt import parse
 from router.rendering import RenderError
@@ -203,7 +204,8 @@ class _Examination:
 
     async def run(self) -> Findings:
         address = self._pod.address
-        async with PodClient(address, self._config.probe.timeout, self._tls) as client:
+        key = Keyring(self._config.pods).of(self._pod)
+        async with PodClient(address, self._config.probe.timeout, self._tls, key) as client:
             try:
                 healthy = await client.get(b"/health")
             except UpstreamError as error:

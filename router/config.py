@@ -16,10 +16,10 @@ from router import sources
 from router.config_admission import Admission, Breaker
 from router.config_events import Events
 from router.config_fleet import ASK_THE_PODS, Discovery, ModelConfig, StaticPod, check_bound, twice
-from router.config_serving import Serving
+from router.config_serving import KEY_HEADERS, OF_ORIGINS, Serving
 from router.config_shared import SharedRedis
 from router.config_tokens import PROFILES, Parity, Profile
-from router.config_upstream import UpstreamConfig
+from router.config_upstream import PodKeys, UpstreamConfig
 from router.errors import ConfigError
 from router.forms import Bytes, Count, Port, Ratio, Seconds, Section
 from router.keys import KEY_CHARS_MAX, check_key, read_keys
@@ -307,6 +307,7 @@ class Config(Section):
     parity: Parity = Parity()
     scoring: Scoring = Scoring()
     upstream: UpstreamConfig = UpstreamConfig()
+    pods: PodKeys = PodKeys()
     breaker: Breaker = Breaker()
     admission: Admission = Admission()
     events: Events = Events()
@@ -324,6 +325,18 @@ class Config(Section):
         if ranks > self.index.pods_max:
             raise ValueError(f"index.pods_max is {self.index.pods_max}, and there are {ranks} pods (or ranks)")
         return self
+
+    @property
+    def shows_own_keys(self) -> bool:
+        """Whether pods are shown their own keys with clients' requests."""
+        replaces = self.pods.replace_client_keys
+        return not self.gateway.forwards_keys if replaces is None else replaces
+
+    @property
+    def withheld(self) -> frozenset[bytes]:
+        """Headers of clients that pods do not see: about origins, which are ours to answer, and maybe keys."""
+        keys = self.gateway.forwards_keys and not self.pods.replace_client_keys
+        return OF_ORIGINS if keys else OF_ORIGINS | KEY_HEADERS
 
     @property
     def pod_mappings_enabled(self) -> bool:
@@ -369,7 +382,7 @@ def _parsed(model: type[S], text: str, flag: str) -> S:
 
 
 def _line(model: type[Section], error: ValidationError, layers: Sequence[sources.Layer]) -> str:
-    return sources.one_line(model, error, layers, frozenset({"operator_key", "api_keys", "url"}))
+    return sources.one_line(model, error, layers, frozenset({"operator_key", "api_key", "api_keys", "url"}))
 
 
 def _check_files(config: Config) -> None:
@@ -386,14 +399,20 @@ def _check_files(config: Config) -> None:
     ):
         if path is not None and not Path(path).is_file():
             raise ConfigError(f"gateway.tls.{what}: there is no file {path}")
-    keys = config.gateway.api_keys_file
+    _check_keys("gateway.api_keys_file", config.gateway.api_keys_file)
+    _check_keys("pods.api_key_file", config.pods.api_key_file)
+    for pod in config.discovery.static:
+        _check_keys(f"discovery.static: {pod.name}: api_key_file", pod.api_key_file)
+
+
+def _check_keys(where: str, path: str | None) -> None:
     try:
-        if keys is not None and not read_keys(keys):
-            raise ConfigError(f"gateway.api_keys_file: {keys}: holds no key")
+        if path is not None and not read_keys(path):
+            raise ConfigError(f"{where}: {path}: holds no key")
     except OSError as error:
-        raise ConfigError(f"gateway.api_keys_file: {keys}: can't be read: {error.strerror}") from None
+        raise ConfigError(f"{where}: {path}: can't be read: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(f"gateway.api_keys_file: {keys}: {error}") from None
+        raise ConfigError(f"{where}: {path}: {error}") from None
 
 
 def _with_key(config: Config) -> Config:

@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from router.config_upstream import PodTls
+from router.config_upstream import PodKey, PodTls
 from router.forms import PORT_MAX, Address, Count, Endpoint, ModelName, Name, Section, Topic, Version
 
 ASK_THE_PODS = "pod"
 """A model's `tokenizer` when the pods' own /tokenize is asked."""
 
 
-class StaticPod(Section):
+class StaticPod(PodKey):
     """One vLLM server, given by hand."""
 
     name: Name = Field(description="Name of the pod in headers, metrics and answers; unique.")

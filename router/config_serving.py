@@ -11,8 +11,8 @@ from router.forms import Bytes, Count, Seconds, Section
 from router.keys import check_key
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
-_KEYS = frozenset((b"authorization", b"x-api-key"))
-_OF_ORIGINS = frozenset((b"origin", b"access-control-request-method", b"access-control-request-headers"))
+KEY_HEADERS = frozenset((b"authorization", b"x-api-key"))
+OF_ORIGINS = frozenset((b"origin", b"access-control-request-method", b"access-control-request-headers"))
 
 
 class Tls(Section):
@@ -119,9 +119,6 @@ class Serving(Section):
         return bool(self.api_keys) or self.api_keys_file is not None
 
     @property
-    def withheld(self) -> frozenset[bytes]:
-        """Headers of clients that pods do not see: about origins, which are ours to answer, and our own keys."""
-        forward = self.forward_api_keys
-        if forward is None:
-            forward = not self.asks_for_keys
-        return _OF_ORIGINS if forward else _OF_ORIGINS | _KEYS
+    def forwards_keys(self) -> bool:
+        """Whether what a client shows is for the pods: it is not where it is for us."""
+        return not self.asks_for_keys if self.forward_api_keys is None else self.forward_api_keys

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from router.forms import Bytes, Count, Ratio, Seconds, Section
+from router.keys import check_key
 
 KIB, MIB = 2**10, 2**20
 
@@ -44,6 +45,32 @@ class PodTls(Section):
     def over(self, under: PodTls) -> PodTls:
         """What is given here, and of `under` what is not."""
         return under.model_copy(update=self.model_dump(exclude_unset=True))
+
+
+class PodKey(Section):
+    """The key that a pod asks for, as vLLM does with `--api-key`."""
+
+    api_key: SecretStr | None = Field(default=None, description="Key that the gateway shows to it.")
+    api_key_file: str | None = Field(
+        default=None, min_length=1, description="File with that key in its first line; read again when it changes."
+    )
+
+    @model_validator(mode="after")
+    def _check_key(self) -> Self:
+        if self.api_key is not None:
+            if self.api_key_file is not None:
+                raise ValueError("api_key and api_key_file are both given: keep one")
+            check_key(self.api_key.get_secret_value(), "the pods' API key")
+        return self
+
+
+class PodKeys(PodKey):
+    """The key that all pods ask for; a pod's own wins. Shown with probes, with questions to `/tokenize`, and so on."""
+
+    replace_client_keys: bool | None = Field(
+        default=None,
+        description="Show it in place of what clients show, too. null: where clients' keys are not sent on to pods.",
+    )
 
 
 class UpstreamConfig(Section):

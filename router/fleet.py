@@ -295,7 +295,8 @@ class Fleet:
                 self._serving[name] = ranks
                 self._served[name] = ranks[0].pod.served[name]
             else:
-                del self._serving[name], self._served[name]
+                self._serving.pop(name, None)
+                self._served.pop(name, None)
         lengths = [pod.context_tokens for pod in self.pods.values() if pod.context_tokens is not None]
         self.shortest = min(lengths, default=None)
 

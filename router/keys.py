@@ -44,6 +44,37 @@ def read_keys(path: str) -> list[str]:
     return keys
 
 
+class KeyFile:
+    """The keys of a file, as of the newest `look`. Where it can't be read, they stay as they were."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._look_at = float("-inf")
+        self._seen: tuple[int, int, int] | None = None
+        self.keys: list[str] = []
+
+    def look(self, now: float) -> bool:
+        """Read it, if it has changed; it is looked at once in a second of `now`. True: it was read."""
+        if now < self._look_at:
+            return False
+        self._look_at = now + _LOOK_S
+        try:
+            status = os.stat(self._path)
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen == self._seen:
+                return False
+            keys = read_keys(self._path)
+        except (OSError, ValueError) as error:
+            if self._seen != (0, 0, 0):  # said once
+                log.error("keys stay as they were: %s: %s", self._path, getattr(error, "strerror", None) or error)
+            self._seen = (0, 0, 0)
+            return False
+        if self._seen is not None:
+            log.info("%d keys read anew from %s", len(keys), self._path)
+        self._seen, self.keys = seen, keys
+        return True
+
+
 class KeyRing:
     """Which keys are good. A file that can't be read leaves them as they were; an empty one takes all of its away.
 
@@ -55,9 +86,7 @@ class KeyRing:
         self._secret = secrets.token_bytes(32)
         self._given = frozenset(self._digest(key.encode()) for key in keys)
         self._good = self._given
-        self._path = path
-        self._look_at = float("-inf")
-        self._seen: tuple[int, int, int] | None = None
+        self._file = KeyFile(path) if path is not None else None
 
     def __repr__(self) -> str:
         return f"<KeyRing keys={len(self._good)}>"
@@ -68,31 +97,13 @@ class KeyRing:
 
     def shown(self, headers: Iterable[tuple[bytes, bytes]], now: float) -> bytes | None:
         """The digest of the good key that is shown: the same for the same key, as long as this process lives."""
-        if self._path is not None and now >= self._look_at:
-            self._look_at = now + _LOOK_S
-            self._look(self._path)
+        if self._file is not None and self._file.look(now):
+            self._good = self._given | {self._digest(key.encode()) for key in self._file.keys}
         digests = map(self._digest, shown_keys(headers))
         return next((digest for digest in digests if digest in self._good), None)
 
     def _digest(self, key: bytes) -> bytes:
         return blake2b(key, key=self._secret, digest_size=32).digest()
-
-    def _look(self, path: str) -> None:
-        try:
-            status = os.stat(path)
-            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if seen == self._seen:
-                return
-            keys = read_keys(path)
-        except (OSError, ValueError) as error:
-            if self._seen != (0, 0, 0):  # said once
-                log.error("keys stay as they were: %s: %s", path, getattr(error, "strerror", None) or error)
-            self._seen = (0, 0, 0)
-            return
-        if self._seen is not None:
-            log.info("%d keys read anew from %s", len(keys), path)
-        self._seen = seen
-        self._good = self._given | {self._digest(key.encode()) for key in keys}
 
 
 def shown_keys(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:

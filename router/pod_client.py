@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from router.failures import ResponseTimeout
+from router.pod_keys import PodKey
 from router.upstream import Tls, Upstream, UpstreamLimits
 
 _ANSWER_BYTES_MAX = 16 * 2**20  # metrics of many adapters are some hundred KB
@@ -27,9 +28,9 @@ class Answer(NamedTuple):
 class PodClient:
     """Asks one pod, on a connection or two of its own: requests, however many, keep no probe out."""
 
-    def __init__(self, address: str, timeout_s: float, tls: Tls | None = None) -> None:
+    def __init__(self, address: str, timeout_s: float, tls: Tls | None = None, key: PodKey | None = None) -> None:
         limits = UpstreamLimits(connect_timeout_s=timeout_s, idle_max=1, connections_max=2)
-        self._upstream = Upstream(address, limits, tls)
+        self._upstream = Upstream(address, limits, tls, key)
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
@@ -54,7 +55,8 @@ class PodClient:
     async def _ask(self, method: str, target: bytes, body: bytes) -> Answer:
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._upstream.request(method, target, _JSON if body else [], body)
+                headers = [*(_JSON if body else ()), *self._upstream.own_key()]
+                response = await self._upstream.request(method, target, headers, body)
                 try:
                     return Answer(response.status, await response.read(_ANSWER_BYTES_MAX))
                 finally:

@@ -352,7 +352,8 @@ class PodTokens:
     async def ask_pod(self, pod: str, question: Question) -> Tokens:
         """The ids by this pod; raises NotTold. Without a deadline of its own."""
         try:
-            response = await self._upstreams[pod].request("POST", _TARGET, _HEADERS, question.body)
+            upstream = self._upstreams[pod]
+            response = await upstream.request("POST", _TARGET, [*_HEADERS, *upstream.own_key()], question.body)
             try:
                 room = len(question.body) * _BYTES_PER_TOKEN_MAX + _PARSED_AT_ONCE_BYTES
                 body = await response.read(room)

@@ -20,6 +20,7 @@ from router.core import Core
 from router.feeds import FeedReader
 from router.fleet import Pod, Rank, RankId
 from router.pod_client import PodClient
+from router.pod_keys import Keyring
 from router.prober import Prober
 from router.sockets import FeedLimits, port_plus
 from router.trust import Trusts
@@ -35,10 +36,18 @@ _MEND_S = 0.5  # between two looks at whether a feed wants its pod's history aga
 class Pods:
     """The fleet's outside: makes pods of the configuration, keeps them probed and their feeds read."""
 
-    def __init__(self, core: Core, config: Config, trusts: Trusts, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        core: Core,
+        config: Config,
+        trusts: Trusts,
+        keyring: Keyring,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._core = core
         self._config = config
         self._trusts = trusts
+        self._keyring = keyring
         self._clock = clock
         self._rate = FleetRate(config.scoring.prefill_tokens_per_second)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -91,7 +100,9 @@ class Pods:
         tls = self._trusts.of(given)
         if tls is not None and not tls.verified:
             log.warning(_UNVERIFIED, pod.name, pod.address)
-        client = self._clients[pod.name] = PodClient(pod.address, self._config.probe.timeout, tls)
+        client = self._clients[pod.name] = PodClient(
+            pod.address, self._config.probe.timeout, tls, self._keyring.of(given)
+        )
         prober = self._probers[pod.name] = Prober(self._core, pod, client, self._config.probe, given.model, self._clock)
         self._tasks[pod.name] = asyncio.get_running_loop().create_task(prober.run())
         self._readers[pod.name] = readers

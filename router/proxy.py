@@ -89,6 +89,9 @@ class Assignment(Protocol):
 class Routes(Protocol):
     """Where one request may go."""
 
+    def acquit(self) -> None:
+        """The request is over: pods that refused it, and that nobody has proven wrong, were right to."""
+
     async def look_again(self) -> None:
         """A pod does not know the model that it was said to serve: find out who does, if that can be soon."""
 
@@ -260,6 +263,8 @@ class Proxy:
                 await self._relay(flight, last, answer)
                 return None
         finally:
+            if disputed:
+                routes.acquit()
             for _, answer in held:
                 answer.close()
         assert failure is not None, "attempts_max is at least 1"

@@ -17,6 +17,7 @@ from router.encoding import Encoding
 from router.errors import ConfigError
 from router.metrics import Metrics
 from router.peers import Peers
+from router.pod_keys import Keyring
 from router.pods import Pods
 from router.proxy import Proxy
 from router.seat import Seat
@@ -42,14 +43,17 @@ class Service:
         board = None if seat is None else seat.board(config.gateway)
         self.core = Core(config, space, board)
         limits, trusts = _limits(config), Trusts(config.upstream)
-        self.upstreams = {pod.name: Upstream(pod.address, limits, trusts.of(pod)) for pod in config.discovery.static}
+        keyring = Keyring(config.pods)
+        self.upstreams = {
+            pod.name: Upstream(pod.address, limits, trusts.of(pod), keyring.of(pod)) for pod in config.discovery.static
+        }
         self.encoding = Encoding(config, self.core, space, self.upstreams)
         self.metrics = Metrics(self.core, self.encoding.stats, questions=self.encoding.pod_tokens.counts)
-        self.pods = Pods(self.core, config, trusts)
+        self.pods = Pods(self.core, config, trusts, keyring)
         if self.pods.bound is not None:
             self.metrics.join(self.pods.bound)
         given = config.upstream
-        self.proxy = Proxy(given.attempts_max, given.breaks_max, config.gateway.withheld)
+        self.proxy = Proxy(given.attempts_max, given.breaks_max, config.withheld)
         self.sharing = self._sharing()
         self.peers = None if seat is None else Peers(seat, config.gateway.workers_timeout)
         self.draining = False

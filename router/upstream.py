@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from router.connection import Connection, Response, UpstreamLimits
 from router.failures import ConnectFailed, ConnectTimeout, PoolFull, StaleConnection, UpstreamError
 from router.http1 import NOT_FORWARDED, Headers, request_head
+from router.pod_keys import PodKey
 
 __all__ = ["Address", "Response", "Tls", "Upstream", "UpstreamLimits"]
 
@@ -59,13 +60,16 @@ class Tls(NamedTuple):
 class Upstream:
     """One pod as a place to send requests to. Belongs to the loop on which it is first used."""
 
-    def __init__(self, address: str, limits: UpstreamLimits | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self, address: str, limits: UpstreamLimits | None = None, tls: Tls | None = None, key: PodKey | None = None
+    ) -> None:
         """`tls`: must be given for an `https://` address."""
         self.address = Address.parse(address)
         self.limits = limits or UpstreamLimits()
         if self.address.tls and tls is None:
             raise ValueError(f"{address} needs to be told whom to trust")
         self._tls = tls
+        self._key = key
         self._connections: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # oldest first
         self._connecting = 0
@@ -86,6 +90,10 @@ class Upstream:
     def idle(self) -> int:
         """How many connections are open and free."""
         return len(self._idle)
+
+    def own_key(self) -> Sequence[tuple[bytes, bytes]]:
+        """The headers that show the pod the key that it asks for; none where it asks for none."""
+        return self._key.headers() if self._key is not None else ()
 
     async def request(
         self,

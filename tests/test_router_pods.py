@@ -20,6 +20,7 @@ from router.core import Core
 from router.figures import parse_metrics
 from router.fleet import RankId
 from router.pod_client import PodClient
+from router.pod_keys import Keyring
 from router.pods import Pods
 from router.sockets import port_plus
 from router.trust import Trusts
@@ -53,7 +54,7 @@ async def probed(told: Told, **more: Any) -> AsyncIterator[tuple[Core, Pods, Pee
         static = [{"name": "a", "address": seen.address, **more}]
         config = Config.model_validate({"discovery": {"static": static}, "probe": PROBE})
         core = Core(config, KeySpace(1))
-        pods = Pods(core, config, Trusts(config.upstream))
+        pods = Pods(core, config, Trusts(config.upstream), Keyring(config.pods))
         await pods.start()
         try:
             yield core, pods, seen
@@ -184,7 +185,7 @@ async def test_feed_that_never_comes() -> None:
     async with peer(Told()) as seen:
         static = [{"name": "a", "address": seen.address, "events": "tcp://127.0.0.1:1"}]
         config = Config.model_validate({"discovery": {"static": static}, "probe": {**PROBE, "timeout": 0.2}})
-        pods = Pods(Core(config, KeySpace(1)), config, Trusts(config.upstream), lambda: now)
+        pods = Pods(Core(config, KeySpace(1)), config, Trusts(config.upstream), Keyring(config.pods), lambda: now)
         await pods.start()
         try:
             assert pods.unloaded == {"a"}
@@ -312,7 +313,7 @@ async def fleet_of(*pods: Told) -> AsyncIterator[Core]:
         probe = {"interval": 0.05, "timeout": 0.1, "failures_max": 2}
         config = Config.model_validate({"discovery": {"static": static}, "probe": probe})
         core = Core(config, KeySpace(1))
-        outside = Pods(core, config, Trusts(config.upstream))
+        outside = Pods(core, config, Trusts(config.upstream), Keyring(config.pods))
         await outside.start()
         try:
             yield core

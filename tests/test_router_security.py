@@ -227,8 +227,8 @@ def test_what_is_withheld() -> None:
     keys = {"api_keys": ["k"]}
     forwarded = ({}, {"forward_api_keys": True}, {**keys, "forward_api_keys": True})
     kept = (keys, {"api_keys_file": "f"}, {"forward_api_keys": False})
-    assert [key in Gateway.model_validate(given).withheld for given in forwarded] == [False] * 3
-    assert [key in Gateway.model_validate(given).withheld for given in kept] == [True] * 3
+    assert [key in Config.model_validate({"gateway": given}).withheld for given in forwarded] == [False] * 3
+    assert [key in Config.model_validate({"gateway": given}).withheld for given in kept] == [True] * 3
 
 
 # --- where requests go
