@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 import time
 
+from router.adapters import LOAD, UNLOAD, tell_all
 from router.admission import Admission, ClaimRules, Claims
 from router.attempts import Attempt, Routing, answer_tokens, asks_full_report, is_alone
 from router.bodies import ClientGone, read_body
 from router.core import Asked
 from router.errors import RouterError, Saturated
 from router.prompt import Prompt, parse
-from router.proxy import Receive, Scope, Send, send_error
+from router.proxy import Receive, Scope, Send, send_error, send_json
 from router.service import Service
 
 _MODELS = "/v1/models"  # of /v1/*, what we answer ourselves
@@ -24,6 +25,7 @@ _PASSED = frozenset(
     /inference/v1/generate
     """.split()
 )
+_OF_ALL = frozenset((LOAD, UNLOAD))  # what is said to one pod has to reach all
 _NOTHING_COMPUTED = frozenset(
     ("/tokenize", "/detokenize", "/v1/chat/completions/render", "/v1/completions/render")
 )  # such a request has a prompt, and leaves no block in any pod
@@ -68,6 +70,8 @@ class Gateway:
             request_id = _request_id(scope) or request_id
             if body is None:
                 body = await read_body(scope, receive, self._body_max)
+            if scope["path"] in _OF_ALL and scope["method"] == "POST":
+                return await self._tell_all(scope, send, body, request_id)
             began = time.monotonic()
             prompt, asked = await self._understand(scope, body)
             if service.sharing is not None:
@@ -93,6 +97,12 @@ class Gateway:
         finally:
             service.in_flight -= 1
         return None
+
+    async def _tell_all(self, scope: Scope, send: Send, body: bytes, request_id: bytes) -> None:
+        service = self._service
+        status, said = await tell_all(scope, body, service.core, service.pods, service.upstreams, service.proxy.dropped)
+        service.metrics.count(None, "", status)
+        await send_json(send, status, said, [(_REQUEST_ID, request_id)])
 
     def _claims(self, scope: Scope, prompt: Prompt) -> Claims:
         client = scope.get("client")

@@ -27,7 +27,7 @@ from router.prompt import Prompt, parse, parse_query
 from router.service import Service
 
 _VERSION = "0.1.0"
-_SCORE_ERRORS = errors(400, 401, 404, 413, 429, 502, 503, 504)
+_SCORE_ERRORS = errors(400, 401, 403, 404, 413, 429, 502, 503, 504)
 
 
 def create_app(service: Service) -> Gateway:
@@ -40,9 +40,10 @@ def create_app(service: Service) -> Gateway:
 
     app = _fastapi(lifespan)
     gateway = Gateway(service, app)
-    app.include_router(_data_plane(service, gateway))
+    access = OperatorAccess(service.config.gateway, own_port=False)
+    app.include_router(_data_plane(service, gateway, access))
     if service.config.gateway.ops_port is None:
-        app.include_router(operators(service, OperatorAccess(service.config.gateway, own_port=False)))
+        app.include_router(operators(service, access))
     return gateway
 
 
@@ -137,10 +138,15 @@ def _health(service: Service) -> APIRouter:
     return router
 
 
-def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
+def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> APIRouter:
     router = APIRouter()
     router.include_router(_health(service))
     body_max = service.config.gateway.body_max
+
+    def scored(request: Request, prompt: Prompt, asked: Asked) -> Response:
+        if not service.config.gateway.tell_matches:
+            access.check_operator(request.scope)
+        return _scored(service, prompt, asked)
 
     @router.get("/v1/models", responses=errors(401))
     async def models() -> dict[str, Any]:
@@ -162,7 +168,7 @@ def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
         known = service.encoding.recalled("/score", body)
         if known is not None:
             await service.ask_others(known[1])
-            return _scored(service, *known)
+            return scored(request, *known)
         prompt = parse("/score", body)
         if prompt.model is None:
             service.core.fleet.check_unnamed()
@@ -170,7 +176,7 @@ def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
             return _Forwarded(gateway, body)
         asked = await service.encoding.understood("/score", body, prompt)
         await service.ask_others(asked)
-        return _scored(service, prompt, asked)
+        return scored(request, prompt, asked)
 
     @router.get("/score", openapi_extra=SCORE_QUERY, responses=_SCORE_ERRORS)
     async def score_of_prompt(request: Request) -> Response:
@@ -182,7 +188,7 @@ def _data_plane(service: Service, gateway: Gateway) -> APIRouter:
         known = service.encoding.recalled("/score?", query)
         asked = known[1] if known is not None else await service.encoding.understood("/score?", query, prompt)
         await service.ask_others(asked)
-        return _scored(service, prompt, asked)
+        return scored(request, prompt, asked)
 
     return router
 

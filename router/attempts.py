@@ -198,9 +198,11 @@ class Attempt:
             self.request_headers = [*self.request_headers, *upstream.own_key()]
         self.response_headers: _Headers = [
             (b"x-warmroute-pod", rank.id.pod.encode()),
-            (b"x-warmroute-matched-tokens", b"%d" % placed.decision.matched_tokens),
             (b"x-request-id", routing.request_id),
         ]
+        if core.tells_matches:
+            matched = b"%d" % placed.decision.matched_tokens
+            self.response_headers = [*self.response_headers, (b"x-warmroute-matched-tokens", matched)]
 
     @property
     def pod(self) -> str:

@@ -92,6 +92,11 @@ class Serving(Section):
         default=None,
         description="Send the key that a client shows on to the pod. null: unless the gateway asks for keys.",
     )
+    tell_matches: bool = Field(
+        default=True,
+        description="Tell clients how much of a prompt is cached (`x-warmroute-matched-tokens`, `/score`), see above. "
+        "false: operators only.",
+    )
     cors_origins: tuple[str, ...] = Field(
         default=(), max_length=1000, description='Origins whose pages may use the gateway; `"*"`: all. Empty: none.'
     )

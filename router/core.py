@@ -86,6 +86,7 @@ class Core:
         # Of our own picks alone: nothing confirms what only texts say.
         self.texts = PrefixIndex(space, given.text_blocks_max, given.pods_max)
         self.decisions: deque[Decision] = deque(maxlen=config.decisions.kept)
+        self.tells_matches = config.gateway.tell_matches  # to clients
         self.turn = 0
         self.in_flight = 0
         self.budget = RetryBudget(config.upstream.retry_share, config.upstream.retry_floor)

@@ -15,7 +15,7 @@ _ON_BEHALF = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"origin
 
 
 class NotFromHere(RouterError):
-    """403: what changes something needs more than to reach the data port."""
+    """403: this needs more than to reach the data port."""
 
     status = 403
     type = "permission_error"
@@ -38,8 +38,8 @@ class OperatorAccess:
         if self._keys is not None and not self._keys.allows(scope["headers"], time.monotonic()):
             raise Forbidden("The operator key is missing or wrong.")
 
-    def check_change(self, scope: Scope) -> None:
-        """May it change something? Raises `Forbidden` or `NotFromHere`."""
+    def check_operator(self, scope: Scope) -> None:
+        """May it change something, or see what is not for all? Raises `Forbidden` or `NotFromHere`."""
         self.check(scope)
         if self._keys is None and not self._own_port and not _is_from_here(scope):
             raise NotFromHere(

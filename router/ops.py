@@ -44,7 +44,7 @@ def operators(service: Service, access: OperatorAccess, counts: Counts | None = 
         access.check(request.scope)
 
     def may_change(request: Request) -> None:
-        access.check_change(request.scope)
+        access.check_operator(request.scope)
 
     router = APIRouter(dependencies=[Depends(may_look)], tags=["operators"], responses=errors(401))
     _observe(router, service)

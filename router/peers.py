@@ -123,7 +123,7 @@ class Gathering:
             return
         try:
             if asked[0]:
-                self._access.check_change(scope)
+                self._access.check_operator(scope)
             answer = await self._gather(scope, receive, *asked)
         except ClientGone:
             return

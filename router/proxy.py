@@ -104,15 +104,15 @@ class Routes(Protocol):
 
 async def send_error(send: Send, error: RouterError, headers: HeaderList = ()) -> None:
     """Answer with the OpenAI error body of `error`."""
-    body = error.body()
-    fields = [
-        *headers,
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-    ]
     if error.retry_after_s is not None:
-        fields.append((b"retry-after", b"%d" % error.retry_after_s))
-    await send({"type": "http.response.start", "status": error.status, "headers": fields})
+        headers = [*headers, (b"retry-after", b"%d" % error.retry_after_s)]
+    await send_json(send, error.status, error.body(), headers)
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: HeaderList = ()) -> None:
+    """Answer with this JSON."""
+    fields = [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
@@ -190,7 +190,7 @@ class Proxy:
         """`withheld`: pods do not see clients' headers of these names (lower case)."""
         self._attempts_max = attempts_max
         self._breaks_max = breaks_max
-        self._dropped = NOT_FORWARDED | withheld
+        self.dropped = NOT_FORWARDED | withheld
         self._watch_after_s = watch_after_s
         self._clock = clock
         self._unwatched: set[_Flight] = set()
@@ -277,7 +277,7 @@ class Proxy:
         method, target, headers = scope["method"], _target(scope), scope["headers"]
         try:
             return await assignment.upstream.request(
-                method, target, headers, flight.body, assignment.request_headers, self._dropped, once
+                method, target, headers, flight.body, assignment.request_headers, self.dropped, once
             )
         except UpstreamError as failure:
             if failure.before_first_byte:

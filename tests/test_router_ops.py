@@ -194,3 +194,15 @@ async def test_unready() -> None:
         assert told == {"ready": False, "reasons": ["no pod is fit"], "pods": unfit}
         service.draining = True
         assert (await client.get("/readyz")).json()["reasons"] == ["draining"]
+
+
+async def test_matches_are_for_operators_only_where_wanted() -> None:
+    """With `tell_matches` off, who may not change anything is not told by /score what is cached either."""
+    ask = {"model": MODEL, "token_ids": [1, 2, 3]}
+    for client, told in (("10.0.0.9", 403), ("127.0.0.1", 200)):
+        async with on_the_data_port(client, tell_matches=False) as asking:
+            for _ in range(2):  # the second one is recalled
+                assert (await asking.post("/score", json=ask)).status_code == told
+            assert (await asking.get("/score", params={"model": MODEL, "prompt": "x"})).status_code == told
+        async with on_the_data_port(client) as asking:
+            assert (await asking.post("/score", json=ask)).status_code == 200

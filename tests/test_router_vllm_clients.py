@@ -21,8 +21,12 @@ from tests.router_peers import Call, Peer, peer
 BODY = {"model": "chat", "messages": [{"role": "user", "content": "x"}]}
 
 
-def pod_of(model: str) -> Any:
-    """A pod that serves this model: it answers anything with 200, and says where else to look if asked at `…/`."""
+def pod_of(model: str, refuses: bool = False) -> Any:
+    """A pod that serves this model: it answers anything with 200, and says where else to look if asked at `…/`.
+
+    `refuses`: it unloads no adapter.
+    """
+    adapters: list[str] = []
 
     async def behave(call: Call) -> None:
         await call.read_body()
@@ -31,7 +35,17 @@ def pod_of(model: str) -> Any:
         assert host is not None
         status, headers, body = "200 OK", "", b"{}"
         if target == "/v1/models":
-            body = json.dumps({"data": [{"id": model, "root": model, "parent": None}]}).encode()
+            cards = [{"id": model, "root": model, "parent": None}]
+            cards += [{"id": name, "root": f"/loras/{name}", "parent": model} for name in adapters]
+            body = json.dumps({"data": cards}).encode()
+        elif target == "/v1/load_lora_adapter":
+            adapters.append(json.loads(call.body)["lora_name"])
+            body = b"Success"
+        elif target == "/v1/unload_lora_adapter":
+            if refuses:
+                status, body = "404 Not Found", b"no such adapter"
+            else:
+                adapters.remove(json.loads(call.body)["lora_name"])
         elif target == "/version":
             body = json.dumps({"version": "0.32.0" if model == "chat" else "0.9.1"}).encode()
         elif target.endswith("/"):
@@ -129,6 +143,32 @@ async def test_other_paths_of_vllm(fleet: Fleet, path: str) -> None:
     assert any(call.head.startswith(f"POST {path} ".encode()) for call in pods[1].calls)
 
 
+async def test_adapters_are_loaded_everywhere(tmp_path: Path) -> None:
+    """All pods of the base model are told, and no other; what each said comes back, and what they serve is known."""
+    kinds = (pod_of("chat"), pod_of("chat", refuses=True), pod_of("speech"))
+    async with contextlib.AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(peer(kind)) for kind in kinds]
+        static = [{"name": f"pod-{n}", "address": each.address} for n, each in enumerate(peers)]
+        with contextlib.ExitStack() as outside:
+            served = await asyncio.to_thread(outside.enter_context, gateway(tmp_path, static))
+            http = await stack.enter_async_context(httpx.AsyncClient(base_url=served.url, trust_env=False))
+            adapter = {"lora_name": "tuned", "lora_path": "/loras/tuned"}
+            which = await http.post("/v1/load_lora_adapter", json=adapter)
+            assert which.status_code == 400 and "chat, speech" in which.json()["error"]["message"]
+            loaded = await http.post("/v1/load_lora_adapter", json={**adapter, "model": "chat"})
+            said = {"status": 200, "answer": "Success"}
+            assert (loaded.status_code, loaded.json()) == (200, {"pods": {"pod-0": said, "pod-1": said}})
+            assert (await http.get("/v1/models/tuned")).json()["parent"] == "chat"
+            unloaded = await http.post("/v1/unload_lora_adapter", json={"lora_name": "tuned"})
+            assert unloaded.status_code == 404
+            assert {pod: each["status"] for pod, each in unloaded.json()["pods"].items()} == {
+                "pod-0": 200,
+                "pod-1": 404,
+            }
+            for bad, status in (({}, 400), ({"lora_name": "unheard"}, 404)):
+                assert (await http.post("/v1/unload_lora_adapter", json=bad)).status_code == status
+
+
 async def test_what_vllm_says_of_itself(fleet: Fleet) -> None:
     """Health, version, load and single models are answered as a client of vLLM expects."""
     _, http, _ = fleet
@@ -165,3 +205,16 @@ def form(*parts: bytes, delimiter: bytes = b"--B") -> bytes:
 def test_model_of_form(body: bytes, model: str | None) -> None:
     """The field itself, and nothing that looks like it."""
     assert model_of_form(body) == model
+
+
+async def test_matches_are_kept_from_clients_where_wanted(tmp_path: Path) -> None:
+    """With `tell_matches` off, no answer says how much was cached."""
+    async with peer(pod_of("chat")) as chat:
+        for told in (True, False):
+            with contextlib.ExitStack() as stack:
+                pods, own = [{"name": "pod-0", "address": chat.address}], {"tell_matches": told}
+                served = await asyncio.to_thread(stack.enter_context, gateway(tmp_path, pods, gateway=own))
+                async with httpx.AsyncClient(base_url=served.url, trust_env=False) as http:
+                    answer = await http.post("/v1/chat/completions", json=BODY)
+                    assert ("x-warmroute-matched-tokens" in answer.headers) is told
+                    assert answer.headers["x-warmroute-pod"] == "pod-0"
