@@ -103,7 +103,8 @@ class Comparison:
         size = (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS
         matched = rule.blocks(hit, tokens, size) * size if rule is not None else 0
         worth = float(matched) if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
-        worth += asked.most_tokens - tokens  # what it has not got to compute either
+        if asked.by_version is not None:
+            worth += asked.most_tokens - tokens  # what it has not got to compute either
         return Held(matched, worth, rate.per_token + rate.per_position * (matched + tokens) / 2)
 
     def _share(self, hit: Hit) -> float:

@@ -37,7 +37,7 @@ class Renderings:
         self.renderer = Renderer(folder, options, clock)
         self._configured = options.vllm_version is not None
         self._renderers: LRUCache[Rules, Renderer] = LRUCache(_SETS_MAX)
-        self._groups: LRUCache[tuple[str | None, ...], Sequence[_Group]] = LRUCache(_SETS_MAX)
+        self._groups: dict[tuple[str | None, ...], Sequence[_Group]] = {}
 
     def of(self, version: str | None) -> Renderer:
         """The renderer of a pod that says so of its version."""
@@ -56,6 +56,8 @@ class Renderings:
         """The text of a prompt for pods of these versions, of which there is at least one; raises RenderError."""
         groups = self._groups.get(versions)
         if groups is None:
+            if len(self._groups) >= _SETS_MAX:
+                self._groups.clear()
             groups = self._groups[versions] = self._grouped(versions)
         if len(groups) == 1:
             return Written(groups[0].renderer.render(prompt))
