@@ -199,6 +199,10 @@ class Metrics:
         states = GaugeMetricFamily("warmroute_pod_state", "1 for the state it is in.", labels=("pod", "state"))
         requests = GaugeMetricFamily("warmroute_pod_inflight_requests", "Requests on the way.", labels=("pod",))
         tokens = GaugeMetricFamily("warmroute_pod_inflight_prefill_tokens", "Prefill promised.", labels=("pod",))
+        backlogs = GaugeMetricFamily("warmroute_pod_backlog_seconds", "Prefill that waits there.", labels=("pod",))
+        speeds = GaugeMetricFamily(
+            "warmroute_pod_prefill_tokens_per_second", "As learned, in the middle of a usual prompt.", labels=("pod",)
+        )
         breakers = GaugeMetricFamily("warmroute_breaker_state", "0 closed, 1 half-open, 2 open.", labels=("pod",))
         now = self._clock()
         for pod in self._core.fleet.pods.values():
@@ -210,8 +214,10 @@ class Metrics:
                 states.add_metric((pod.name, state), float(state == worst))
             requests.add_metric((pod.name,), sum(rank.load.own_requests for rank in pod.ranks))
             tokens.add_metric((pod.name,), sum(rank.load.own_prefill_tokens for rank in pod.ranks))
+            backlogs.add_metric((pod.name,), max(rank.load.backlog_s(now) for rank in pod.ranks))
+            speeds.add_metric((pod.name,), min(rank.load.rate.tokens_per_s for rank in pod.ranks))
             breakers.add_metric((pod.name,), STATES.index(pod.breaker.state(now)))
-        yield from (blocks, states, requests, tokens, breakers)
+        yield from (blocks, states, requests, tokens, backlogs, speeds, breakers)
 
     def _of_rules(self) -> Metric:
         text = "By which rule a pod reuses what it holds: 1 if that is proven and believed."

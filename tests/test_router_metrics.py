@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.events import BlockStored
@@ -86,6 +87,8 @@ def test_pods_are_told() -> None:
     assert of("pod_blocks", pod="pod-1", tier="predicted") == 10
     assert of("pod_inflight_requests", pod="pod-1") == 1
     assert of("pod_inflight_prefill_tokens", pod="pod-1") == placed.ticket.tokens == 160
+    assert of("pod_backlog_seconds", pod="pod-0") == 0.0
+    assert of("pod_prefill_tokens_per_second", pod="pod-0") == pytest.approx(1000)
     assert of("pod_state", pod="pod-0", state="exact") == 1
     assert [of("pod_state", pod="pod-1", state=state) for state in ("exact", "degraded", "blind")] == [0, 1, 0]
     assert of("event_decode_errors_total", pod="pod-1") == 1
