@@ -26,6 +26,7 @@ from indexer.ledger import LOWER, PLANES, PREDICTED, PROMISED, STATE, WINDOW, Ac
 from indexer.match import Hit, Match, Pod, Walk, reach
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
+from indexer.strangers import ROOT
 from indexer.table import Table
 
 
@@ -178,8 +179,10 @@ class PrefixIndex:
         """`pod` is about to hold `keys[start:]` (it holds those before): believed until `expires`, or confirmed."""
         self._table.version += 1
         known = self._known(pod)
-        row = self._pages.find(int(keys[start - 1])) if start else 0
+        before = int(keys[start - 1]) if start else ROOT
+        row = self._pages.find(before) if start else 0
         rows = self._pages.follow(keys[start:], row)
+        known.strangers.expect(before)
         again = self._table.hold(rows, known.masks[PREDICTED])
         longer = {row: until for row in again if (until := known.predicted.get(row, 0.0)) > expires}
         known.predicted.update(dict.fromkeys(rows, expires))
@@ -192,6 +195,32 @@ class PrefixIndex:
         """When the prediction that `pod` holds this block expires; 0 if there is none."""
         known = self._pods.get(pod)
         return 0.0 if known is None else known.predicted.get(self._pages.find(key), 0.0)
+
+    def is_pending(self, prediction: Prediction, number: int, expires: float) -> bool:
+        """Is the block of this number among the predicted rows still no more than predicted, by this very prediction?
+
+        `expires`: when it does. One that came, went, and was predicted again has another time.
+        """
+        known = self._pods.get(prediction.pod)
+        rows = prediction.rows
+        return known is not None and number < len(rows) and known.predicted.get(rows[number]) == expires
+
+    def confirmed_blocks(self, pod: Pod, keys: Keys) -> int:
+        """How many leading blocks of a chain the pod has said that it holds, in whichever tier."""
+        known = self._pods.get(pod)
+        if known is None:
+            return 0
+        masks = [known.masks[plane] for plane in range(len(PLANES)) if plane != PREDICTED]
+        for number, key in enumerate(keys.tolist()):
+            held = self._sets.masks[self._pages.sets[self._pages.find(key)]]
+            if not any(held & mask for mask in masks):
+                return number
+        return len(keys)
+
+    def strangers(self, pod: Pod, parent: int) -> tuple[bytes, ...]:
+        """The ids of blocks that the pod stored behind this key though others were predicted, the newest first."""
+        known = self._pods.get(pod)
+        return () if known is None else known.strangers.behind(parent)
 
     def settle(self, prediction: Prediction, expires: float) -> None:
         """What is still unconfirmed of a prediction is believed until `expires` only."""

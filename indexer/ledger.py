@@ -17,6 +17,7 @@ from indexer.engine import EngineMap
 from indexer.events import BlockRemoved, BlockStored, Tier
 from indexer.groups import Groups, Role
 from indexer.orphans import Orphans
+from indexer.strangers import ROOT, Strangers
 from indexer.table import Table
 
 PLANES = ("gpu", "predicted", "cpu", "disk")
@@ -63,6 +64,7 @@ class Account:
     special: bool = False  # some of its blocks hang on more than tokens: adapter, salt, image
     chunks: dict[Tier, int] = field(default_factory=dict)  # blocks that one hash of this tier stands for, where several
     lately: dict[int, int] = field(default_factory=dict)  # hash -> key of what its own cache gave up, see LATELY_MAX
+    strangers: Strangers = field(default_factory=Strangers)
 
     def find(self, engine_hash: int, first: EngineMap) -> int:
         """The row of a hash, in any tier; 0 if there is none."""
@@ -123,7 +125,11 @@ class Ledger:
 
     def _enter(self, account: Account, event: BlockStored, keys: list[int], parent: int) -> int:
         """The pod holds the blocks with these keys, behind the row `parent`; for how many of them there was room."""
-        rows = self._table.pages.follow(keys, parent)
+        pages, predicted = self._table.pages, account.predicted
+        rows = pages.follow(keys, parent)
+        if predicted and rows and event.tier == "gpu":
+            before = pages.keys[parent] if parent else ROOT
+            account.strangers.look(event.tokens, event.block_size, before, keys, rows, predicted)
         if len(account.tiers) > 1:
             self._correct(account, event.hashes, rows)
         self._name(account, event.tier, event.hashes, rows, account.predicted, event.again)

@@ -7,8 +7,9 @@ from typing import Any
 
 from indexer.match import MISS, Hit
 from router.breaker import Breaker
-from router.core import Core, Decision
+from router.core import Asked, Core, Decision
 from router.fleet import Pod, Rank
+from router.token_states import Ladder
 from scorer.candidates import Scored
 from scorer.pick import scored
 
@@ -91,7 +92,7 @@ def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
         "matched_tokens": 0 if by_text else candidate.matched,
         "matched_by_tier": tiers_of(hit),
         "predicted_blocks": hit.predicted,
-        "state": rank.state,
+        "state": rank.state if rank.state != "exact" or _is_verified(decision.asked.of(rank), hit) else "degraded",
         "load": {
             "requests": candidate.requests,
             "prefill_tokens": candidate.prefill_tokens,
@@ -101,11 +102,39 @@ def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
     }
 
 
+def _is_verified(asked: Asked, hit: Hit) -> bool:
+    """Are the tokens those of the pods? A `hit` by blocks that events told of, to the prompt's end, shows it."""
+    if asked.reason is not None:
+        return False
+    if asked.origin is None or asked.origin.verified:
+        return True
+    return 0 < hit.blocks == hit.gpu and any(hit.blocks == len(keys) for keys in asked.keys.values())
+
+
 def _tokenizer(model: str, core: Core) -> dict[str, Any]:
+    """`state` is that of our own tokenizer, `pod` where there is none; `source`: whose tokens are used."""
     known = core.fleet.tokenizers.get(model)
     if known is None:
-        return {"state": "pod", "reason": "it is not tokenized here: the pods' /tokenize is asked", "compared": 0}
-    return {"state": known.state, "reason": known.reason, "compared": known.compared}
+        own = {"state": "pod", "reason": "it is not tokenized here: the pods' /tokenize is asked", "compared": 0}
+    else:
+        own = {"state": known.state, "reason": known.reason, "compared": known.compared}
+    ladder = core.fleet.ladders.get(model)
+    return own if ladder is None else {**own, **ladder_answer(ladder)}
+
+
+def ladder_answer(ladder: Ladder) -> dict[str, Any]:
+    """Whose tokens a model's prompts are routed by, and how far each source is proven."""
+    sources = {
+        state.source: {
+            "state": state.state,
+            "reason": state.reason,
+            "proven": sorted(state.proven),
+            "confirmed": state.confirmed,
+            "contradicted": state.contradicted,
+        }
+        for state in ladder.states
+    }
+    return {"source": ladder.current, "why": ladder.why, "sources": sources}
 
 
 def _breaker(breaker: Breaker, now: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from indexer.blocks import Grain, Keys
 from indexer.mappings import Ending
 from indexer.match import Hit, Match
 from router.fleet import Rank, RankId
+from router.token_states import Origin
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class Asked:
     text: Keys | None = None  # of the text's blocks, where nothing is known of the tokens
     lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
+    origin: Origin | None = None  # where its tokens came from; None: the client gave them
     pods: frozenset[str] | None = None  # only these
     alone: bool = False  # the cached tokens that the pod will report are those of this one prompt
     full_report: bool = False  # the pod will tell again of the blocks that it reuses

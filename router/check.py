@@ -29,11 +29,12 @@ from router.failures import UpstreamError
 from router.feeds import FeedReader
 from router.figures import parse_metrics
 from router.fleet import RankId
+from router.own_encodings import OwnEncoding, by_folder, by_names, is_tokenized
 from router.pod_client import Answer, PodClient
 from router.pod_keys import Keyring
 from router.pods import bound_endpoint, feed_limits
 from router.prompt import parse
-from router.rendering import RenderError
+from router.rendering import RenderError, config_of
 from router.renderings import Renderings
 from router.sockets import port_plus
 from router.tokenizer import Tokenizer
@@ -95,6 +96,7 @@ class Findings:
         self.lines: list[str] = []
         self.wrong_count = 0
         self.served: set[str] = set()  # names of models
+        self.roots: list[str] = []  # where they were loaded from
 
     def fine(self, sentence: str) -> None:
         self.lines.append(f"✓ {self._about}: {sentence}")
@@ -235,6 +237,7 @@ class _Examination:
             self._findings.wrong("/v1/models does not tell what it serves.")
             return
         self._findings.served = served
+        self._findings.roots = [str(model["root"]) for model in models["data"] if model.get("root")]
         names = ", ".join(sorted(served))
         wanted = {name for model in self._config.models for name in (model.name, *model.aliases)}
         if self._pod.model is not None and self._pod.model not in served:
@@ -361,16 +364,60 @@ class _Examination:
                     self._findings.fine(f"{model.name}: /tokenize answers.")
                 else:
                     self._findings.wrong(f"{model.name}: {ids}: its prompts can't be tokenized.")
+                await self._source(client, model, None)
         for local in self._local:
             if self._serves(local.config):
-                await self._compare(client, local)
+                own = self._own_encoding(local)
+                await self._compare(client, local, own)
+                await self._source(client, local.config, local)
 
-    async def _compare(self, client: PodClient, local: Local) -> None:
-        """Are the token ids that we make the pod's own?"""
+    def _own_encoding(self, local: Local | None) -> OwnEncoding | None:
+        """How vLLM encodes the model's chats, where that is not by its template."""
+        own, typed = None, False
+        if local is not None:
+            folder = Path(local.config.tokenizer)
+            described = config_of(folder)
+            own, typed = by_folder(folder, described), "model_type" in described
+        return own if typed or own else by_names([*self._findings.served, *self._findings.roots])
+
+    async def _source(self, client: PodClient, model: ModelConfig, local: Local | None) -> None:
+        """Whose tokens the model's chats will be routed by, and why."""
+        own = self._own_encoding(local)
+        if local is not None and own is None:
+            self._findings.fine(f"{model.name}: tokens are made here (local), by {model.tokenizer}.")
+            return
+        why = "it has no tokenizer here" if own is None else f"vLLM encodes its chats by code of its own ({own})"
+        rendered = await self._renders(client, model)
+        if rendered is None:
+            self._findings.fine(f"{model.name}: {why}: chats' tokens are those of the pod's /render (render).")
+            return
+        version = await _json(client.get(b"/version"))
+        if is_tokenized(own, [version.get("version") if isinstance(version, dict) else None]):
+            self._findings.fine(
+                f"{model.name}: {why}, and {rendered}: chats' tokens are those of the pod's /tokenize (tokenize)."
+            )
+        else:
+            self._findings.wrong(
+                f"{model.name}: {why}, {rendered}, and its /tokenize is not what they are encoded by: chats are routed "
+                "by their text (vLLM's --enable-scale-out has it render)."
+            )
+
+    async def _renders(self, client: PodClient, model: ModelConfig) -> str | None:
+        """None, or why the pod does not render."""
+        name = next(name for name in (model.name, *model.aliases) if name in self._findings.served)
+        try:
+            answer = await client.post(b"/v1/chat/completions/render", orjson.dumps({**_CHAT, "model": name}))
+        except UpstreamError as error:
+            return f"its /render can't be asked ({error})"
+        return None if answer.fine else f"its /render says {answer.status}"
+
+    async def _compare(self, client: PodClient, local: Local, own: OwnEncoding | None) -> None:
+        """Are the token ids that we make the pod's own? Not of chats that are not made here: `own`."""
         model, compared = local.config.name, 0
         told = await _json(client.get(b"/version"))
         version = told.get("version") if isinstance(told, dict) else None
-        for what, body in _ASKED:
+        asked = _ASKED if own is None else _ASKED[: len(_TEXTS)]
+        for what, body in asked:
             theirs = await self._ask(client, local.config, body)
             try:
                 ours: list[int] | str = local.ids({**body, "model": model}, version)
@@ -390,7 +437,7 @@ class _Examination:
             else:
                 compared += 1
         if compared:
-            self._findings.fine(f"{model}: token ids equal the pod's own, for {compared} of {len(_ASKED)} prompts.")
+            self._findings.fine(f"{model}: token ids equal the pod's own, for {compared} of {len(asked)} prompts.")
 
     async def _ask(self, client: PodClient, model: ModelConfig, body: dict[str, Any]) -> list[int] | str:
         """The pod's token ids, or why it gives none."""

@@ -41,7 +41,7 @@ class Parity(Section):
         default=8,
         ge=0,
         le=10_000,
-        description="Requests that are compared of each model and version of vLLM.",
+        description="Requests that are compared of each model, version of vLLM and kind of request.",
     )
     share: Ratio = Field(default=0.001, ge=0, le=1, description="Share of the requests after them. 0: none.")
     recheck_interval: Seconds = Field(

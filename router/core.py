@@ -18,6 +18,7 @@ from router.config import Config
 from router.errors import Full, NoFitPod, NoRetry
 from router.fairness import FairQueue
 from router.fleet import Fleet, Pod, Rank, RankId
+from router.token_proof import TokenProof
 from scorer.board import Board
 from scorer.candidates import Pick
 from scorer.cost import PrefillRate
@@ -62,6 +63,8 @@ class Placed:
     quiet: bool  # the rank had nothing else in flight
     pod: Pod
     epoch: int  # of the pod's breaker
+    expires: float  # of the prediction
+    refused: bool = False  # the pod did no work on it
 
 
 class Change(NamedTuple):
@@ -85,6 +88,7 @@ class Core:
         self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max)
         # Of our own picks alone: nothing confirms what only texts say.
         self.texts = PrefixIndex(space, given.text_blocks_max, given.pods_max)
+        self.proof = TokenProof(self.index, given.predicted_grace)
         self.decisions: deque[Decision] = deque(maxlen=config.decisions.kept)
         self.tells_matches = config.gateway.tell_matches  # to clients
         self.turn = 0
@@ -144,18 +148,22 @@ class Core:
         book, hit, prediction = self._predict(theirs, rank, decision.hits[best.number], now)
         if prediction is not None and self.board is not None:
             self._tell(self.board, theirs, rank, hit.blocks, now)
-        return Placed(decision, ticket, book, prediction, hit, quiet, pod, breaker.epoch)
+        expires = now + self.config.index.predicted_ttl
+        return Placed(decision, ticket, book, prediction, hit, quiet, pod, breaker.epoch, expires)
 
     def first_byte(self, placed: Placed, streaming: bool, now: float) -> None:
         """`streaming`: it followed the prefill at once."""
         placed.pod.served_at = now
         placed.ticket.load.first_byte(placed.ticket, now, streaming)
+        if placed.decision.rank.feed is not None:
+            self.proof.began(placed, now)
 
     def release(self, placed: Placed, served: bool, now: float) -> None:
         """Give back what `route` took. `served`: the pod did work on the request, so it may hold its blocks."""
         if not placed.ticket.load.release(placed.ticket, now):
             return
         self.in_flight -= 1
+        placed.refused = not served
         if served:
             placed.pod.served_at = now
         rank, told_by = placed.decision.rank, now + self.config.index.predicted_grace
@@ -167,6 +175,7 @@ class Core:
             placed.book.settle(placed.prediction, now)
         elif placed.book is self.index and rank.tells:  # the truth, a moment after the response
             self.index.settle(placed.prediction, told_by)
+            placed.expires = min(placed.expires, told_by)
 
     def reported(self, placed: Placed, prompt_tokens: int, cached_tokens: int | None) -> None:
         """What the pod says of a prompt that it has served: proof of what was believed of it, or against it."""
@@ -175,6 +184,8 @@ class Core:
             return  # it did not look, nor does it count such prompts
         rank = decision.rank
         asked = decision.asked.of(rank)
+        if decision.asked.alone and prompt_tokens != asked.tokens:
+            self.proof.counted(placed, prompt_tokens)
         pod.evidence.usage = cached_tokens is not None or (pod.evidence.usage and pod.hides_zero)
         if not pod.evidence.usage:
             pod.evidence.unreported(prompt_tokens, decision.matched_tokens)
@@ -233,6 +244,7 @@ class Core:
             self.index.drop(rank.id)
             self.texts.drop(rank.id)
             rank.load.rate.leave()
+            self.proof.forget(rank.id)
             if self.board is not None:
                 self.board.leave(rank.id)
 

@@ -14,6 +14,7 @@ from router.breaker import Breaker
 from router.cards import Card, Served, card_of, served_by
 from router.errors import BadRequest, UnknownModel
 from router.messages import version_of
+from router.token_states import Ladder, TokenizerState
 from scorer.load import PodLoad
 
 _NAMED_MAX = 10  # models named in an error message
@@ -191,16 +192,6 @@ class Pod:
         return sum(rank.load.requests for rank in self.ranks)
 
 
-@dataclass(slots=True, eq=False)
-class TokenizerState:
-    """Whether the token ids that are made here are those of the pods; `degraded`: they are not, the pods are asked."""
-
-    state: Literal["unverified", "exact", "degraded"] = "unverified"
-    reason: str | None = None
-    compared: int = 0
-    different: int = 0
-
-
 class Fleet:
     """All pods, and who serves which model."""
 
@@ -213,6 +204,7 @@ class Fleet:
         self.panics = False
         self.shortest: int | None = None  # of what pods take at most, in tokens
         self._panic_share = panic_share
+        self.ladders: dict[str, Ladder] = {}  # the sources of each base model's tokens
         self._serving: dict[str, list[Rank]] = {}
         self._served: dict[str, Served] = {}
         self._grains: dict[str | None, list[Grain]] = {}
@@ -343,6 +335,11 @@ class Fleet:
 
     def served(self, model: str) -> Served | None:
         return self._served.get(model)
+
+    def names_of(self, base: str) -> list[str]:
+        """What the pods call a base model: its id, and where it was loaded from."""
+        cards = (card for pod in self.pods.values() for card in pod.models or () if card["id"] == base)
+        return [base, *(str(card["root"]) for card in cards if card.get("root"))]
 
     def is_known(self, model: str) -> bool:
         return model in self._serving

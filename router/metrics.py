@@ -18,6 +18,7 @@ from indexer.prefixes import PrefixStats
 from router.admission import RESULTS
 from router.breaker import STATES
 from router.core import Asked, Core
+from router.token_states import SOURCES
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _DECISION_SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 2.0)
@@ -182,15 +183,29 @@ class Metrics:
 
     def _of_tokenizers(self) -> Iterator[Metric]:
         states = GaugeMetricFamily("warmroute_tokenizer_state", "1 for the state it is in.", labels=("model", "state"))
+        sources = GaugeMetricFamily(
+            "warmroute_token_source", "1 for whose tokens prompts are routed by.", labels=("model", "source")
+        )
+        judged: Counter[tuple[str, str, str]] = Counter()
         compared: Counter[tuple[str, str]] = Counter()
         for model in self._core.fleet.base_models():
             known = self._core.fleet.tokenizers.get(model)
             for state in _TOKENIZER_STATES:
                 states.add_metric((model, state), float(state == (known.state if known is not None else "pod")))
+            ladder = self._core.fleet.ladders.get(model)
+            if ladder is not None:
+                for source in SOURCES:
+                    sources.add_metric((model, source), float(source == ladder.current))
+                for each in ladder.states:
+                    judged[(model, each.source, "confirmed")] = each.confirmed
+                    judged[(model, each.source, "contradicted")] = each.contradicted
             if known is not None:
                 compared[(model, "different")] = known.different
                 compared[(model, "equal")] = known.compared - known.different
         yield states
+        yield sources
+        text = "Requests by what events and counts said of their tokens."
+        yield _counter("token_proofs", text, ("model", "source", "result"), judged.items())
         yield _counter("tokenizer_comparisons", "Of our token ids with pods'.", ("model", "result"), compared.items())
         yield _counter("tokenizer_questions", "To the pods' /tokenize.", ("result",), _by_one(Counter(self._questions)))
 

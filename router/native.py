@@ -17,14 +17,14 @@ from router.errors import ConfigError
 
 _HOT = {
     "indexer": """
-        blocks changes engine events feed groups holders index ledger mappings match orphans pages prefixes stream table
-        text_blocks
+        blocks changes engine events feed groups holders index ledger mappings match orphans pages prefixes strangers
+        stream table text_blocks
     """,
     "scorer": "board candidates cost load pick policies sendings slow_start",
     "router": """
         api asked attempts bodies breaker budget clients comparison connection core cuts encoding exchange
         fleet heads http1 messages metrics prompt proxy recall rendering renderings serving serving_limits
-        texts token_keys tokens upstream usage
+        texts token_keys token_states tokens upstream usage
     """,
 }
 MODULES = tuple(f"{package}.{name}" for package, names in _HOT.items() for name in names.split())

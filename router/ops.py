@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from router.answers import decision_answer, pod_answer
+from router.answers import decision_answer, ladder_answer, pod_answer
 from router.counts import Counts
 from router.errors import NotFound
 from router.fleet import Pod
@@ -97,6 +97,7 @@ def _observe(router: APIRouter, service: Service) -> None:
         return {
             "index": {"blocks": index.blocks, "bytes": index.nbytes, "pods": pods},
             "prefix_store": {**asdict(stats), "lookups": dict(service.metrics.prefix_lookups)},
+            "tokens": {model: ladder_answer(ladder) for model, ladder in core.fleet.ladders.items() if model},
             "hit_ratio": cached / asked if asked else 0.0,
             "window_tokens": {"cached": cached, "asked": asked},
             "shared_index": service.sharing.status() if service.sharing is not None else None,

@@ -1,4 +1,4 @@
-"""Are the token ids that we make the pods' own? Asked of the first requests of each model and version, then of some.
+"""Are the token ids that we make the pods' own? Asked of the first of each model, version and shape, then of some.
 
 Off the hot path: `offer` puts a prompt into a small queue, `run` asks one at a time. At a difference the pods' ids are
 used in place of ours (`TokenizerState.degraded`), until the very prompt that differed does so no more.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from time import monotonic
@@ -15,11 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from indexer.blocks import Tokens
+from indexer.blocks import Tokens, size_of
+from router.core import Core
 from router.errors import UnknownModel
-from router.fleet import Fleet, Pod, TokenizerState
-from router.pod_tokens import AsServed, NotTold, PodTokens, question_of
+from router.fleet import Fleet, Pod
+from router.own_encodings import by_names, is_tokenized
+from router.pod_tokens import PodTokens
 from router.prompt import Prompt
+from router.questions import AsServed, NotTold, question_of
+from router.token_proof import AHEAD, TRIALS_MAX, Doubt
+from router.token_states import SHAPES, Shape, TokenizerState, shape_of
 
 log = logging.getLogger("warmroute.parity")
 
@@ -31,7 +37,7 @@ class ParityLimits(NamedTuple):
     """How much is compared, and how often."""
 
     first: int = 8
-    """Requests of each model and version of vLLM; 0: none."""
+    """Requests of each model, version of vLLM and shape; 0: none."""
     share: float = 0.001
     """Of the requests after these; 0: none."""
     recheck_interval_s: float = 60.0
@@ -43,13 +49,13 @@ class ParityLimits(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Watched:
-    """One model with a tokenizer here. `due`: comparisons still to be made, by version."""
+    """One model with a tokenizer here. `due`: comparisons still to be made, by version and shape."""
 
     names: tuple[str, ...]
     state: TokenizerState
     served: AsServed
-    due: dict[str, int] = field(default_factory=dict)
-    wanted: bool = False  # some version that a fit pod has is due
+    due: dict[str, dict[Shape, int]] = field(default_factory=dict)
+    wanted: frozenset[Shape] = frozenset()  # shapes that some version which a fit pod has is due in
     seen: int = 0
     witness: Prompt | None = None  # the prompt that differed
     quiet_until: float = 0.0  # pods that can't be asked, or differ, are left alone for a while
@@ -65,12 +71,14 @@ class Parity:
         ours: Callable[[Prompt, str | None], Awaitable[Tokens | None]],
         limits: ParityLimits = ParityLimits(),  # noqa: B008 (immutable)
         clock: Callable[[], float] = monotonic,
+        trials: Trials | None = None,
     ) -> None:
-        """`ours`: the ids that we make of a prompt for a pod of a version; None where we can't."""
+        """`ours`: the ids that we make of a prompt for a pod of a version; None where we can't. `trials`: see there."""
         self._fleet = fleet
         self._pods = pods
         self._ours = ours
-        self._limits = limits
+        self.limits = limits
+        self._trials = trials
         self._clock = clock
         self._every = round(1 / limits.share) if limits.share else 0
         self._watched: dict[str, _Watched] = {}
@@ -88,7 +96,9 @@ class Parity:
         """A request's prompt was tokenized here; `model`: its first name. Called for each: costs next to nothing."""
         watched = self._watched[model]
         watched.seen += 1
-        if (watched.wanted or (self._every and watched.seen % self._every == 0)) and not self._queue.full():
+        if self._queue.full():
+            return
+        if (watched.wanted and shape_of(prompt) in watched.wanted) or (self._every and watched.seen % self._every == 0):
             self._queue.put_nowait((watched, prompt))
 
     @property
@@ -98,21 +108,19 @@ class Parity:
 
     async def run(self) -> None:
         """Compare what was offered, and what differed, for ever."""
-        if not (self._limits.first or self._every):
-            return
         while True:
             try:
                 self._look()
                 await self._turn()
             except Exception:  # one comparison's fault must not end all others
                 log.exception("a comparison of token ids has failed")
-                await asyncio.sleep(self._limits.look_interval_s)
+                await asyncio.sleep(self.limits.look_interval_s)
             finally:
                 self._comparing = 0
 
     async def _turn(self) -> None:
         try:
-            async with asyncio.timeout(self._limits.look_interval_s):
+            async with asyncio.timeout(self.limits.look_interval_s):
                 watched, prompt = await self._queue.get()
         except TimeoutError:
             pass
@@ -123,6 +131,8 @@ class Parity:
         for watched in self._watched.values():
             if watched.witness is not None and watched.quiet_until <= self._clock():
                 await self._recheck(watched, watched.witness)
+        if self._trials is not None:
+            await self._trials.run(self._clock() + self.limits.recheck_interval_s)
 
     def _look(self) -> None:
         """Which comparisons are due?"""
@@ -131,9 +141,10 @@ class Parity:
             present = {_version(pod) for name in watched.names for pod in self._serving(name)}
             for version in present - watched.due.keys():
                 if len(watched.due) < _VERSIONS_MAX:
-                    watched.due[version] = self._limits.first
-            due = any(watched.due.get(version) for version in present)
-            watched.wanted = due and watched.witness is None and watched.quiet_until <= now
+                    watched.due[version] = dict.fromkeys(SHAPES, self.limits.first)
+            due = {shape for version in present for shape, left in watched.due.get(version, {}).items() if left}
+            quiet = watched.state.state == "degraded" or watched.quiet_until > now
+            watched.wanted = frozenset() if quiet else frozenset(due)
 
     def _serving(self, model: str | None) -> list[Pod]:
         """The fit pods that serve a model; none of one that nobody serves."""
@@ -149,26 +160,26 @@ class Parity:
         pods = self._serving(prompt.model)
         if not pods:
             return
-        left = watched.due
-        pod = max(pods, key=lambda pod: (left.get(_version(pod), 0), -pod.requests))
+        shape, due = shape_of(prompt), watched.due
+        pod = max(pods, key=lambda pod: (due.get(_version(pod), {}).get(shape, 0), -pod.requests))
         try:
             difference = await self._difference(watched, prompt, pod)
         except NotTold as error:
             watched.state.reason = f"not compared: {error.reason}"
             if error.reason in _NOT_THE_PROMPTS_FAULT:
-                watched.quiet_until = self._clock() + self._limits.recheck_interval_s
+                watched.quiet_until = self._clock() + self.limits.recheck_interval_s
             return
-        version = _version(pod)
-        if left.get(version):
-            left[version] -= 1
+        left = due.get(_version(pod), {})
+        if left.get(shape):
+            left[shape] -= 1
         if difference is not None:
             self._degrade(watched, prompt, pod, difference)
-        elif watched.state.state == "unverified":
-            watched.state.state, watched.state.reason = "exact", None
+        elif watched.state.state != "degraded":
+            watched.state.equal(shape)
 
     async def _recheck(self, watched: _Watched, witness: Prompt) -> None:
         """Ask every version about the prompt that differed: if it does no more, ours are used again."""
-        watched.quiet_until = self._clock() + self._limits.recheck_interval_s
+        watched.quiet_until = self._clock() + self.limits.recheck_interval_s
         pods = {_version(pod): pod for pod in self._serving(witness.model)}
         if not pods:
             return
@@ -181,12 +192,15 @@ class Parity:
         log.info("%s: token ids equal the pods' again", witness.model)
         watched.witness, watched.quiet_until = None, 0.0
         watched.due.clear()
-        watched.state.state, watched.state.reason = "unverified", None
+        watched.state.restore()
         self._fleet.changed()  # what is known by the pods' ids counts no more
 
     async def _difference(self, watched: _Watched, prompt: Prompt, pod: Pod) -> str | None:
         """None: the pod's ids are ours. Raises NotTold, also where there is nothing to compare."""
         limits = self._pods.limits
+        own = by_names(self._fleet.names_of(watched.names[0])) if prompt.kind == "chat" else None
+        if not is_tokenized(own, [pod.version]):
+            raise NotTold("the pods' /tokenize is not what their chats are encoded by")
         question = question_of(prompt, watched.served, limits.question_bytes_max)
         if question.keep is not None:
             raise NotTold("truncation is unknown to the pods' /tokenize")
@@ -210,11 +224,11 @@ class Parity:
             "%s: token ids differ from those of %s %s. Its /tokenize is asked from now on.",
             prompt.model, where, difference,
         )  # fmt: skip
-        watched.state.state = "degraded"
-        watched.state.reason = f"token ids differed from those of {where}, see the log: the pods are asked for them"
+        reason = f"token ids differed from those of {where}, see the log: the pods are asked for them"
+        watched.state.degrade(reason, None, 0.0)
         watched.witness = prompt
         self._fleet.changed()  # what is known by our ids counts no more
-        watched.quiet_until = self._clock() + self._limits.recheck_interval_s
+        watched.quiet_until = self._clock() + self.limits.recheck_interval_s
 
 
 _NOT_THE_PROMPTS_FAULT = frozenset(
@@ -222,16 +236,64 @@ _NOT_THE_PROMPTS_FAULT = frozenset(
 )
 
 
-def difference_of(ours: Tokens, theirs: Tokens) -> str:
-    """Both lists around their first difference, in words."""
-    length = min(len(ours), len(theirs))
-    unequal = np.flatnonzero(ours[:length] != theirs[:length])
-    at = int(unequal[0]) if len(unequal) else length
+class Trials:
+    """Sources of tokens that events proved wrong, tried again on prompts that pods have served."""
+
+    def __init__(self, core: Core, ids_by: Callable[[TokenizerState, Prompt, str], Awaitable[Tokens | None]]) -> None:
+        """`ids_by`: what a source makes of a prompt for a pod; None: nothing."""
+        self._core = core
+        self._ids_by = ids_by
+        self._alike: deque[tuple[Doubt, TokenizerState]] = deque(maxlen=TRIALS_MAX)
+
+    def doubt(self, doubt: Doubt, next_one: TokenizerState) -> None:
+        """A source was proven wrong: is the next one as wrong?"""
+        self._alike.append((doubt, next_one))
+
+    async def run(self, later: float) -> None:
+        """Try what there is; a source that is wrong again is left alone until `later`."""
+        while self._alike:
+            doubt, next_one = self._alike.popleft()
+            prompt, wrong = doubt.origin.prompt, doubt.origin.state
+            ours = await self._ids_by(wrong, prompt, doubt.pod)
+            theirs = await self._ids_by(next_one, prompt, doubt.pod)
+            if ours is not None and theirs is not None and np.array_equal(ours, theirs) and wrong.state == "degraded":
+                log.error("%s: tokens by %s are as wrong: they are the same", prompt.model, next_one.source)
+                next_one.degrade(wrong.reason or "", wrong.failed, wrong.trial_at)
+                self._core.fleet.changed()
+        trials = self._core.proof.trials
+        while trials:
+            trial = trials.popleft()
+            state, origin = trial.state, trial.origin
+            ids = await self._ids_by(state, origin.prompt, trial.rank.pod) if state.state == "degraded" else None
+            if ids is None:
+                continue
+            keys = self._core.space.chain(ids, trial.grain, None, origin.lora, origin.prompt.cache_salt)
+            keys = keys[: max(0, len(ids) - AHEAD) // size_of(trial.grain)]
+            if not len(keys):
+                continue
+            right = self._core.index.confirmed_blocks(trial.rank, keys) == len(keys)
+            if state.tried(right, later):
+                log.info("%s: tokens by %s are the pods' again", origin.prompt.model, state.source)
+                state.restore()
+                state.confirm(origin.shape)
+                self._core.fleet.changed()
+
+
+def difference_of(ours: Tokens, theirs: Tokens, start: int = 0) -> str:
+    """Both lists around their first difference, in words. `start`: the place of their first id in the prompt."""
+    at = first_difference(ours, theirs)
     around = slice(max(0, at - _AROUND), at + _AROUND + 1)
     return (
-        f"at place {at}: ours {ours[around].tolist()} ({len(ours)} in all), "
+        f"at place {start + at}: ours {ours[around].tolist()} ({len(ours)} in all), "
         f"the pod's {theirs[around].tolist()} ({len(theirs)})"
     )
+
+
+def first_difference(ours: Tokens, theirs: Tokens) -> int:
+    """How many leading ids are equal."""
+    length = min(len(ours), len(theirs))
+    unequal = np.flatnonzero(ours[:length] != theirs[:length])
+    return int(unequal[0]) if len(unequal) else length
 
 
 def _version(pod: Pod) -> str:

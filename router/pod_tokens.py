@@ -1,4 +1,4 @@
-"""Token ids from the pods' own `/tokenize`: exact without a tokenizer here, for the price of one question per prompt.
+"""Token ids from the pods' own `/render` or `/tokenize`: without a tokenizer here, for one question per prompt.
 
 A question goes to the fit pod with the least to do; after `hedge_delay_s` without an answer, or on a failure, to a
 second one. Equal questions at one time are asked once; answers are kept in the prefix store.
@@ -7,14 +7,13 @@ second one. Equal questions at one time are asked once; answers are kept in the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
-import json
-import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic, perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import orjson
@@ -24,50 +23,25 @@ from indexer.prefixes import PrefixStore
 from indexer.text_blocks import Family
 from router.failures import UpstreamError
 from router.fleet import Fleet, Pod
-from router.prompt import Fields, Prompt
+from router.questions import NO_RENDER, RENDER_CHAT, NotTold, NotToldReason, Question
 from router.token_keys import Encoded, TokenKeys
 from router.upstream import Upstream
 
-NotToldReason = Literal[
-    "documents are unknown to the pods' /tokenize",
-    "reasoning_effort is unknown to the pods' /tokenize",
-    "truncation is unknown to the pods' /tokenize",
-    "too long for any context",
-    "too long to ask a pod",
-    "nested too deeply to ask a pod",
-    "no pod is fit to be asked",
-    "the pods' /tokenize is too slow",
-    "the pods' /tokenize fails",
-    "the pods' /tokenize refuses it",
-    "the request names no model",
-    "it is not tokenized here",
-]
-
-_CHAT_FIELDS = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs", "tools")
-"""What changes a chat's prompt, and `/tokenize` takes (beside messages and add_special_tokens)."""
-_UNKNOWN_FIELDS: Mapping[str, NotToldReason] = {
-    "documents": "documents are unknown to the pods' /tokenize",
-    "reasoning_effort": "reasoning_effort is unknown to the pods' /tokenize",
-}
-"""What changes a chat's prompt, and `/tokenize` ignores."""
-
+_LOOKS_MAX = 16  # pods that are looked at in one go
+_OTHER_METHOD = 405
+_LOOK_INTERVAL_S = 1.0  # between two looks at who is new
+_NO_RENDER_S = 300.0  # a pod that does not render is asked again after it: it may be another one then
 _PODS_ASKED_MAX = 2  # for one question
 _AVOIDED_S = 5.0  # a pod that was slow or failed comes last for so long
 _KEPT_S = 600.0  # an answer is kept for so long at most
-_TARGET = b"/tokenize"
-_NULL = re.compile(rb"null(?<=[:,\[]null)[,}\]]").search  # as a value; or, seldom, in a text that has the same
 _HEADERS = [(b"content-type", b"application/json")]
 _REFUSALS = (400, 413, 422)  # this prompt's fault: another pod would say the same
 _BYTES_PER_TOKEN_MAX = 12  # of an answer: an id of up to 10 digits, and what is between two
 _PARSED_AT_ONCE_BYTES = 64 * 1024  # of an answer: 0.3 to 0.5 ms
 
 
-class NotTold(Exception):
-    """The pods can't tell this prompt's tokens (in time): it is routed by load alone."""
-
-    def __init__(self, reason: NotToldReason) -> None:
-        super().__init__(reason)
-        self.reason = reason
+_FINAL: frozenset[NotToldReason] = frozenset(("the pods' /tokenize refuses it", "its tokens are multimodal"))
+"""Another pod would say the same."""
 
 
 class PodTokensLimits(NamedTuple):
@@ -80,79 +54,18 @@ class PodTokensLimits(NamedTuple):
     question_bytes_max: int = 2 * 2**20
 
 
-class Question(NamedTuple):
-    """One body of `/tokenize`. `keep`: of the answer, the last so many ids (None: all)."""
+class _Route(NamedTuple):
+    """Whether a pod of this version has a `/render`, as of some time ago."""
 
-    model: str
-    body: bytes
-    keep: int | None = None
-    special: bool = False
-    """Special tokens are added, which truncation would keep: what they are is not told."""
+    version: object
+    until: float
+    there: bool
 
-
-class AsServed(NamedTuple):
-    """How the pods of a model were started, as far as `/tokenize` does not follow it by itself."""
-
-    template_kwargs: Mapping[str, Any]
-    exclude_tools_when_tool_choice_none: bool
+    def is_old(self, pod: Pod, now: float) -> bool:
+        return self.until <= now or self.version != pod.version
 
 
-AS_BY_DEFAULT = AsServed({}, False)
-
-
-def question_of(prompt: Prompt, served: AsServed, bytes_max: int) -> Question:
-    """What to ask for this prompt (of several: the first); raises NotTold. Equal prompts give equal questions."""
-    if prompt.model is None:
-        raise NotTold("the request names no model")
-    body: Fields = {"model": prompt.model, "add_special_tokens": prompt.add_special_tokens}
-    if prompt.kind == "chat":
-        body.update(_chat(prompt.fields, served, bytes_max))
-    else:
-        text = str(prompt.prompts[0])
-        if len(text) > bytes_max:
-            raise NotTold("too long to ask a pod")
-        body["prompt"] = text
-    data = _json(body)
-    if len(data) > bytes_max:
-        raise NotTold("too long to ask a pod")
-    return Question(prompt.model, data, prompt.truncate_prompt_tokens, prompt.add_special_tokens)
-
-
-def _json(body: Fields) -> bytes:
-    """As pods read it. orjson is fifteen times faster, but makes null of NaN, and does not know 2**64; pods do."""
-    try:
-        data = orjson.dumps(body)
-        if not _NULL(data):
-            return data
-    except TypeError:  # also where it is nested deeply
-        pass
-    try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    except RecursionError:
-        raise NotTold("nested too deeply to ask a pod") from None
-
-
-def _chat(fields: Fields, served: AsServed, chars_max: int) -> Fields:
-    for name, reason in _UNKNOWN_FIELDS.items():
-        if fields.get(name) is not None:
-            raise NotTold(reason)
-    messages = fields["messages"]
-    if sum(map(_chars, messages)) > chars_max:  # looked at first, so that no time goes into writing it down
-        raise NotTold("too long to ask a pod")
-    body: Fields = {"messages": messages}
-    body.update((name, fields[name]) for name in _CHAT_FIELDS if fields.get(name) is not None)
-    if served.exclude_tools_when_tool_choice_none and fields.get("tool_choice") == "none":
-        body.pop("tools", None)
-    if served.template_kwargs:
-        body["chat_template_kwargs"] = {**served.template_kwargs, **body.get("chat_template_kwargs", {})}
-    return body
-
-
-def _chars(message: Fields) -> int:
-    content = message.get("content")
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(part["text"]) for part in content or () if type(part) is dict and type(part.get("text")) is str)
+_UNSEEN = _Route(None, 0.0, False)
 
 
 class _Whole:
@@ -195,6 +108,8 @@ class PodTokens:
         self._room = asyncio.Semaphore(limits.questions_max)
         self._asking: dict[Question, asyncio.Task[Tokens]] = {}
         self._avoided_until: dict[str, float] = {}
+        self._no_render_until: dict[str, float] = {}
+        self._routes: dict[str, _Route] = {}  # what was seen of pods' /render
         self._turn = 0
         self.counts: Counter[str] = Counter(
             {"told": 0, "kept": 0, "joined": 0, "hedged": 0, "slow": 0, "failed": 0, "refused": 0}
@@ -204,6 +119,48 @@ class PodTokens:
         """Nobody waits for what is under way any more."""
         for task in self._asking.values():
             task.cancel()
+
+    async def run(self) -> None:
+        """Look for ever, from time to time."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+
+    async def look(self) -> None:
+        """Which pods have a `/render` at all? Looked at once in a while, beside the requests, without a prompt."""
+        now, fleet = self._clock(), self._fleet
+        new = [
+            pod
+            for pod in fleet.pods.values()
+            if pod.fit(now) and pod.name in self._upstreams and self._routes.get(pod.name, _UNSEEN).is_old(pod, now)
+        ]
+        await asyncio.gather(*map(self._look, new[:_LOOKS_MAX]))
+        self._routes = {name: route for name, route in self._routes.items() if name in fleet.pods}
+
+    async def _look(self, pod: Pod) -> None:
+        """A GET of what only takes POST: 405 where it is, else 404."""
+        there = False
+        with contextlib.suppress(UpstreamError, TimeoutError):
+            async with asyncio.timeout(self.limits.deadline_s):
+                upstream = self._upstreams[pod.name]
+                response = await upstream.request("GET", RENDER_CHAT, upstream.own_key(), b"")
+                response.close()
+                there = response.status == _OTHER_METHOD
+        self._routes[pod.name] = _Route(pod.version, self._clock() + _NO_RENDER_S, there)
+
+    def renders(self, model: str | None) -> bool:
+        """Is there a pod that renders this model's prompts, as far as is known?"""
+        return model is not None and bool(self._serving(model, renders=True))
+
+    def _serving(self, model: str, renders: bool) -> dict[str, Pod]:
+        """The fit pods that can be asked."""
+        now, refused = self._clock(), self._no_render_until
+        ranks = self._fleet.serving(model)
+        pods = {rank.pod.name: rank.pod for rank in ranks if rank.pod.name in self._upstreams and rank.pod.fit(now)}
+        if renders:
+            there = {name for name, route in self._routes.items() if route.there}
+            return {name: pod for name, pod in pods.items() if name in there and refused.get(name, 0.0) <= now}
+        return pods
 
     # --- as an encoder
 
@@ -250,7 +207,7 @@ class PodTokens:
     def known(self, question: Question) -> Tokens | None:
         """What a pod has told before."""
         try:
-            block = self._store.find_longest_tokens(self._family(), question.body).whole
+            block = self._store.find_longest_tokens(self._family(question), question.body).whole
         except Exception:  # a fault of the cache must not cost the answer
             self._store.failures += 1
             return None
@@ -258,15 +215,15 @@ class PodTokens:
 
     def _keep(self, question: Question, ids: Tokens) -> None:
         try:
-            found = self._store.find_longest_tokens(self._family(), question.body)
+            found = self._store.find_longest_tokens(self._family(question), question.body)
             if found.whole is None:
                 self._store.extend(found, found.ends(), ids, [len(ids)])
         except Exception:  # a fault of the cache must not cost the answer
             self._store.failures += 1
 
-    def _family(self) -> Family:
+    def _family(self, question: Question) -> Family:
         """Templates may write the date, and pods may come back with another one: answers are not kept for long."""
-        return self._store.family(f"told:{int(self._clock() // _KEPT_S)}", _WHOLE, _WHOLE.count)
+        return self._store.family(f"told:{question.renders:d}:{int(self._clock() // _KEPT_S)}", _WHOLE, _WHOLE.count)
 
     # --- asking
 
@@ -302,8 +259,8 @@ class PodTokens:
         return ids
 
     async def _hedged(self, question: Question) -> Tokens:
-        left = self._best(question.model)
-        why = NotTold("no pod is fit to be asked")
+        left = self._best(question)
+        why = NotTold(NO_RENDER if question.renders else "no pod is fit to be asked")
         waiting: dict[asyncio.Task[Tokens], str] = {}  # in the order in which they were asked
         try:
             while left or waiting:
@@ -319,21 +276,23 @@ class PodTokens:
                         self._avoid(list(waiting.values())[: list(waiting).index(task)])  # asked before, and beaten
                         return task.result()
                     del waiting[task]
-                    if not isinstance(error, NotTold) or error.reason == "the pods' /tokenize refuses it":
+                    if not isinstance(error, NotTold) or error.reason in _FINAL:
                         raise error
                     why = error
             raise why
         except asyncio.CancelledError:
             self._avoid(waiting.values())
+            if question.renders:
+                self._no_render(waiting.values())
             raise
         finally:
             for task in waiting:
                 task.cancel()
 
-    def _best(self, model: str) -> list[str]:
+    def _best(self, question: Question) -> list[str]:
         """The pods to ask, in order: those in good standing first, of these the least busy."""
         now = self._clock()
-        pods = {rank.pod.name: rank.pod for rank in self._fleet.serving(model) if rank.pod.fit(now)}
+        pods = self._serving(question.model, question.renders)
         self._turn += 1
         turn, count = self._turn, len(pods)
 
@@ -342,7 +301,7 @@ class PodTokens:
             return self._avoided_until.get(pod.name, 0.0) > now, pod.requests, (number - turn) % count
 
         best = heapq.nsmallest(_PODS_ASKED_MAX, enumerate(pods.values()), key=order)
-        return [pod.name for _, pod in best if pod.name in self._upstreams]
+        return [pod.name for _, pod in best]
 
     def _avoid(self, pods: Iterable[str]) -> None:
         now = self._clock()
@@ -353,28 +312,51 @@ class PodTokens:
         """The ids by this pod; raises NotTold. Without a deadline of its own."""
         try:
             upstream = self._upstreams[pod]
-            response = await upstream.request("POST", _TARGET, [*_HEADERS, *upstream.own_key()], question.body)
+            headers = [*_HEADERS, *upstream.own_key()]
+            response = await upstream.request("POST", question.target, headers, question.body)
             try:
                 room = len(question.body) * _BYTES_PER_TOKEN_MAX + _PARSED_AT_ONCE_BYTES
                 body = await response.read(room)
             finally:
                 response.close()
         except UpstreamError:
-            return self._failed(pod)
+            return self._failed(pod, question)
         if response.status in _REFUSALS:
             self.counts["refused"] += 1
             raise NotTold("the pods' /tokenize refuses it")
         if response.status != 200:
-            return self._failed(pod)
+            return self._failed(pod, question)
         try:
-            return await _ids(body)
-        except (ValueError, KeyError, TypeError, OverflowError):
-            return self._failed(pod)
+            return await (_rendered(body) if question.renders else _ids(body))
+        except (ValueError, KeyError, TypeError, OverflowError, IndexError):
+            return self._failed(pod, question)
 
-    def _failed(self, pod: str) -> Tokens:
+    def _no_render(self, pods: Iterable[str]) -> None:
+        """These pods do not render, or too slowly. Those of which nothing was heard for long are forgotten."""
+        now = self._clock()
+        self._no_render_until = {name: until for name, until in self._no_render_until.items() if until > now}
+        self._no_render_until.update((pod, now + _NO_RENDER_S) for pod in pods)
+
+    def _failed(self, pod: str, question: Question) -> Tokens:
+        if question.renders:
+            self._no_render([pod])
+            raise NotTold(NO_RENDER)
         self.counts["failed"] += 1
         self._avoid([pod])
         raise NotTold("the pods' /tokenize fails")
+
+
+async def _rendered(body: bytes) -> Tokens:
+    """The ids that a request is to be generated from: of the first, where there are several.
+
+    Raises what `_ids` raises, IndexError, and NotTold where ids are not all that there is.
+    """
+    found = orjson.loads(body) if len(body) <= _PARSED_AT_ONCE_BYTES else await asyncio.to_thread(orjson.loads, body)
+    while isinstance(found, list):
+        found = found[-1 if found and isinstance(found[0], list) else 0]  # 0.15: the conversation, then its prompts
+    if found.get("features"):
+        raise NotTold("its tokens are multimodal")
+    return _checked(array("I", found["token_ids"] if "token_ids" in found else found["prompt_token_ids"]))
 
 
 async def _ids(body: bytes) -> Tokens:

@@ -14,6 +14,7 @@ import xxhash
 from indexer.blocks import Keys
 from indexer.mappings import Ending
 from router.prompt import Prompt
+from router.token_states import Origin
 
 _BYTES_BESIDE = 2_000  # of one entry: the prompt's objects, measured with tracemalloc on a chat of 6 messages
 _PARSED_FACTOR = 2  # a parsed body weighs about this many times its text
@@ -28,6 +29,7 @@ class Recalled(NamedTuple):
     keys: dict[int, Keys]
     endings: dict[int, Ending]
     epoch: int
+    origin: Origin | None = None
 
 
 class Recall:

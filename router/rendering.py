@@ -306,6 +306,11 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     return tokens
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """What config.json says; empty where there is none. Raises ConfigError."""
+    return _json_file(folder / "config.json")
+
+
 def _sources(folder: Path, config: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The folder's templates by name, each with the place that it was found at."""
     place = folder / "tokenizer_config.json"

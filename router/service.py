@@ -75,7 +75,8 @@ class Service:
             await self._drain_as(self.peers)
         self.started = True
         loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(self._housekeeping()), loop.create_task(self.encoding.parity.run())]
+        works = (self._housekeeping(), self.encoding.parity.run(), self.encoding.pod_tokens.run())
+        tasks = [loop.create_task(work) for work in works]
         try:
             yield
         finally:
@@ -170,6 +171,7 @@ class Service:
             if self.core.board is not None:  # for who looks, where nothing is decided
                 self.core.board.listen(now)
             self.core.fleet.notice_grains()
+            self.encoding.judge(now)  # before what was predicted expires
             for index in indexes:
                 index.expire(now)
                 while index.sweep():

@@ -33,6 +33,8 @@ class Api:
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/completions"): self._completions,
             ("POST", "/v1/messages"): self._messages,
+            ("POST", "/v1/chat/completions/render"): self._render_chat,
+            ("POST", "/v1/completions/render"): self._render_text,
             ("GET", "/v1/models"): self._models,
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
@@ -122,7 +124,7 @@ class Api:
         body = parse_json(raw)
         if shape is Message:
             body = as_chat(body)
-        ask: Ask = await self._worked(raw, parse, body, chat, pod.model, exchange.headers)
+        ask: Ask = await self._worked(raw, parse, body, chat, pod.model, exchange.headers, pod.faults.tokens)
         engine = pod.engine_for(exchange.headers.get("x-data-parallel-rank"))
         if pod.faults.hang:
             await exchange.gone()
@@ -172,6 +174,24 @@ class Api:
             "token_strs": spelled,
         }
         await self._json(exchange, answer)
+
+    async def _render_chat(self, exchange: Exchange) -> None:
+        (rendered,) = await self._rendered(exchange, chat=True)
+        await self._json(exchange, rendered)
+
+    async def _render_text(self, exchange: Exchange) -> None:
+        await self._json(exchange, await self._rendered(exchange, chat=False))
+
+    async def _rendered(self, exchange: Exchange, chat: bool) -> list[dict[str, Any]]:
+        """What would be generated from; Refused before 0.15, and from 0.30 on unless it is allowed."""
+        pod = self._pod
+        if pod.model.version < (0, 15):
+            raise Refused(404, "Not Found")
+        if pod.model.version >= (0, 30) and not pod.scale_out:
+            raise Refused(403, "this endpoint needs --enable-scale-out")
+        raw = await exchange.body()
+        ask: Ask = await self._worked(raw, parse, parse_json(raw), chat, pod.model, exchange.headers, pod.faults.tokens)
+        return [{"request_id": ask.id, "token_ids": ids, "features": None} for ids in ask.prompts]
 
     async def _detokenize(self, exchange: Exchange) -> None:
         tokens = self._token_ids(parse_json(await exchange.body()), "tokens")

@@ -12,6 +12,7 @@ import orjson
 
 from simulator.events import Origin
 from simulator.model import Model
+from simulator.own_tokens import Kind, served_tokens
 from simulator.template import TemplateError
 
 COMPLETION_TOKENS_DEFAULT = 16
@@ -82,10 +83,11 @@ def parse_json(raw: bytes) -> Body:
     return body
 
 
-def parse(body: Body, chat: bool, model: Model, headers: Mapping[str, str]) -> Ask:
-    """Everything that must hold before the engine sees a request; raises Refused."""
+def parse(body: Body, chat: bool, model: Model, headers: Mapping[str, str], tokens: Kind | None = None) -> Ask:
+    """Everything that must hold before the engine sees a request; raises Refused. `tokens`: of a pod with its own."""
     name, origin = _served(body, model, headers.get("x-session-id"))
     prompts, echo = ([chat_tokens(body, model)], None) if chat else _completion_prompts(body, model)
+    prompts = [served_tokens(tokens, body, prompt) for prompt in prompts]
     count = _integer(body, "n", 1)
     if count < 1 or count * len(prompts) > CHOICES_MAX:
         raise Refused(400, f"n must be between 1 and {CHOICES_MAX} over all prompts, got {count}.", "n")

@@ -36,6 +36,7 @@ Faults, by --fault NAME=VALUE at start or by POST /simulator/fault with a JSON o
   die_after_chunks          cut a stream's connection after so many chunks
   refuse                    "close": cut connections before any byte; "503": answer 503
   hang                      true: requests for tokens are never answered
+  tokens                    what is served has other tokens than /tokenize tells: bos, swapped, system, tools …
 At run time also: {"restart": true} (seq back to 0, cache empty, new hashes, streams cut) and {"clear": true}.
 
 \b
@@ -51,7 +52,7 @@ def _fault(text: str) -> tuple[str, object]:
     words: dict[str, object] = {"true": True, "false": False, "null": None}
     if value in words:
         return name, words[value]
-    if name == "refuse":
+    if name in ("refuse", "tokens"):
         return name, value
     try:
         return name, float(value) if "." in value or "e" in value else int(value)
@@ -141,6 +142,7 @@ def _group(text: str) -> tuple[Kind, int]:
 @click.option("--group", "groups", multiple=True, help="Beside full attention: mamba, or sliding_window:TOKENS.")
 @click.option("--api-key", "api_keys", multiple=True, help="Asked for under /v1; may be repeated.")
 @click.option("--dev-mode", is_flag=True, help="As VLLM_SERVER_DEV_MODE=1: /sleep, /wake_up, /pause, /resume.")
+@click.option("--enable-scale-out", "scale_out", is_flag=True, help="Allow /v1/…/render, as vLLM >= 0.30 needs it.")
 @click.option("--fault", "faults", multiple=True, metavar="NAME=VALUE", help="May be repeated; see above.")
 def simulate(
     host: str, port: int, events_port: int, events_endpoint: str, replay_port: int, topic: str | None, model_path: Path,
@@ -151,7 +153,7 @@ def simulate(
     time_scale: float, buffer_steps: int, forced_outputs: Path | None, data_parallel_start_rank: int,
     drafter: str | None, lookahead_tokens: int | None, drop_units: int | None, reuse_unit: int, recompute_tokens: int,
     prefix_caching: bool, groups: tuple[str, ...],
-    api_keys: tuple[str, ...], dev_mode: bool, faults: tuple[str, ...],
+    api_keys: tuple[str, ...], dev_mode: bool, scale_out: bool, faults: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Checks what was given and serves until a signal."""
     if events_endpoint and not re.fullmatch(r"tcp://.+:[1-9][0-9]{0,4}", events_endpoint):
@@ -191,6 +193,7 @@ def simulate(
             first_rank=data_parallel_start_rank,
             api_keys=frozenset(api_keys),
             development=dev_mode,
+            scale_out=scale_out,
         )
         serve(model, settings, port, click.echo)
     except (ValueError, OSError, zmq.ZMQError) as error:

@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from simulator.own_tokens import Kind
+
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All off by default. Shares are in [0, 1] of event frames, drawn from `seed`."""
@@ -31,6 +33,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Connections are cut before any byte of an answer, or answered 503."""
     hang: bool = False
     """Requests for tokens are accepted and never answered."""
+    tokens: Kind | None = None
+    """What is served has other tokens than /tokenize tells: see `own_tokens`."""
 
     def __post_init__(self) -> None:
         if not all(0.0 <= share <= 1.0 for share in (self.drop, self.duplicate, self.reorder)):

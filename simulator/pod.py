@@ -45,6 +45,8 @@ class Settings:
     """Keys that /v1 asks for; none: it is open."""
     development: bool = False
     """VLLM_SERVER_DEV_MODE: the pod can be put to rest."""
+    scale_out: bool = False
+    """The endpoints that render are allowed (vLLM >= 0.30 refuses them otherwise)."""
 
 
 class Pod:
@@ -57,6 +59,7 @@ class Pod:
         self.engines = [self._engine(settings, first + place) for place in range(settings.ranks)]
         self.api_keys = settings.api_keys
         self.development = settings.development
+        self.scale_out = settings.scale_out
         self._settings = settings
         self.tasks: list[asyncio.Task[None]] = []
         """The engines at work: none of them ends before `stop` but by an error."""

@@ -16,8 +16,8 @@ import pytest
 
 from indexer.blocks import Tokens
 from router.parity import Parity, ParityLimits, difference_of
-from router.pod_tokens import AS_BY_DEFAULT
 from router.prompt import Prompt, parse
+from router.questions import AS_BY_DEFAULT
 from tests.hostile import TINY_LLAMA, TINY_QWEN
 from tests.processes import MODEL as SERVED
 from tests.processes import PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods

@@ -15,8 +15,9 @@ import pytest
 from indexer.blocks import KeySpace
 from indexer.prefixes import PrefixStore
 from router.fleet import Fleet, Pod, Rank, RankId
-from router.pod_tokens import AS_BY_DEFAULT, AsServed, NotTold, PodTokens, PodTokensLimits, Question, question_of
+from router.pod_tokens import PodTokens, PodTokensLimits
 from router.prompt import parse
+from router.questions import AS_BY_DEFAULT, AsServed, NotTold, Question, question_of
 from router.token_keys import TokenKeys
 from router.upstream import Upstream
 from scorer.cost import PrefillRate
