@@ -28,7 +28,8 @@ async def tell_all(
     `UnknownModel`. What the pods serve then is looked at before this returns.
     """
     names = [pod.name for pod in _pods_for(scope["path"], body, core)]
-    told = await asyncio.gather(*[_tell(upstreams[name], scope, body, withheld) for name in names])
+    own = core.config.shows_own_keys
+    told = await asyncio.gather(*[_tell(upstreams[name], scope, body, withheld, own) for name in names])
     await asyncio.gather(*[pods.look(name) for name in names])
     answers = {name: {"status": status, "answer": said} for name, (status, said) in zip(names, told, strict=True)}
     return max(status for status, _ in told), orjson.dumps({"pods": answers})
@@ -58,10 +59,14 @@ def _pods_for(path: str, body: bytes, core: Core) -> list[Pod]:
     return list(pods.values())
 
 
-async def _tell(upstream: Upstream, scope: Scope, body: bytes, withheld: frozenset[bytes]) -> tuple[int, str]:
+async def _tell(
+    upstream: Upstream, scope: Scope, body: bytes, withheld: frozenset[bytes], own: bool
+) -> tuple[int, str]:
+    """`own`: with the pod's key in place of the client's."""
     headers: HeaderList = scope["headers"]
+    ours = upstream.own_key() if own else ()
     try:
-        response = await upstream.request("POST", scope["path"].encode(), headers, body, (), withheld)
+        response = await upstream.request("POST", scope["path"].encode(), headers, body, ours, withheld)
         try:
             return response.status, (await response.read(_ANSWER_BYTES_MAX)).decode("utf-8", "replace")
         finally:
