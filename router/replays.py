@@ -139,11 +139,12 @@ class Replay:
             silence_s = limits.replay_timeout_s if self.last < 0 else limits.replay_stall_s
             left = min(self._heard + silence_s, until) - self._clock()
             if left > 0:
-                await asyncio.wait([self._end], timeout=left)
+                await asyncio.wait([self._end], timeout=min(left, limits.replay_stall_s))
             elif self._readable.is_silent or self._clock() > until:
                 return "silent"
             else:  # it is we who were not reading
                 self._heard = self._clock()
+                self._readable.wake()
         return self._end.result()
 
     def _came(self, message: list[bytes]) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
 
 import zmq
@@ -34,7 +35,8 @@ class Source(Protocol):
 class Turns:
     """See the module. `slice_s`: the length of one stretch; it ends after the piece in which it is over."""
 
-    def __init__(self, slice_s: float) -> None:
+    def __init__(self, slice_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._slice_s = slice_s
         self._quantum_s = slice_s / _SHARE
         self._first: deque[Source] = deque()
@@ -58,7 +60,7 @@ class Turns:
 
     def _run(self) -> None:
         self._next = None
-        now = time.monotonic()
+        now = self._clock()
         until = now + self._slice_s
         while now < until and self._known:
             now = self._serve(self._first or self._waiting, now, until)
@@ -69,12 +71,15 @@ class Turns:
         """Have the first in line work while it may; then it is the others' turn. Returns what time it is."""
         source, more = line[0], True
         source.credit = min(source.credit, 0.0) + self._quantum_s
+        if source.credit <= 0:
+            line.rotate(-1)
+            return self._clock()
         while more and source.credit > 0 and now < until:
             try:
                 more = source.step()
             except Exception:  # a fault of ours, with one piece: it ends neither the source nor the others
                 log.exception("events could not be believed")
-            before, now = now, time.monotonic()
+            before, now = now, self._clock()
             source.credit -= now - before
         if line and line[0] is source:  # it may have gone in its own step
             if more:

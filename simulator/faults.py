@@ -25,6 +25,10 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """No event frames at all; sequence numbers and the replay go on."""
     no_replay: bool = False
     """Replay requests are not answered."""
+    replay_cut: int | None = None
+    """So many batches of a replay's answer are sent, the rest is dropped: as vLLM up to 0.32 does with long ones."""
+    replay_cut_end: bool = False
+    """The end marker of an answer that is cut is sent nevertheless."""
     slow: float = 1.0
     """Multiplies the time of every step."""
     die_after_chunks: int | None = None
@@ -41,8 +45,10 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError("drop, duplicate and reorder are shares between 0 and 1")
         if self.slow <= 0:
             raise ValueError("slow must be above 0")
-        if self.die_after_chunks is not None and self.die_after_chunks < 0:
-            raise ValueError("die_after_chunks must not be negative")
+        for name in ("die_after_chunks", "replay_cut"):
+            count = getattr(self, name)
+            if count is not None and count < 0:
+                raise ValueError(f"{name} must not be negative")
 
 
 FAULT_NAMES = frozenset(Faults.__struct_fields__)

@@ -93,12 +93,15 @@ class Publisher:
                 await self._replay(request[0], int.from_bytes(request[2], "big"))
 
     async def _replay(self, client: bytes, start: int) -> None:
-        frames = [frame for frame in self._buffer if frame.seq >= start]
+        faults = self._faults
+        whole = [frame for frame in self._buffer if frame.seq >= start]
+        frames = whole[: faults.replay_cut]
         for number, frame in enumerate(frames):
             await self._answer(client, (frame.seq.to_bytes(8, "big"), frame.payload))
             if number % SLICE_FRAMES == SLICE_FRAMES - 1:
                 await asyncio.sleep(0)
-        await self._answer(client, (END_SEQ, b""), end=True)
+        if len(frames) == len(whole) or faults.replay_cut_end:
+            await self._answer(client, (END_SEQ, b""), end=True)
 
     async def _answer(self, client: bytes, parts: Sequence[bytes], end: bool = False) -> None:
         topic = () if not self._replay_topic else (b"" if end else self._topic,)
