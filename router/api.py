@@ -10,11 +10,11 @@ import time
 
 from router.adapters import LOAD, UNLOAD, tell_all
 from router.admission import Admission, ClaimRules, Claims
-from router.attempts import Attempt, Routing, answer_tokens, asks_full_report, is_alone
+from router.attempts import Attempt, Routing, answer_tokens
 from router.bodies import ClientGone, read_body
 from router.core import Asked
 from router.errors import RouterError, Saturated
-from router.prompt import Prompt, parse
+from router.prompt import Prompt
 from router.proxy import Receive, Scope, Send, send_error, send_json
 from router.service import Service
 
@@ -76,8 +76,9 @@ class Gateway:
             prompt, asked = await self._understand(scope, body)
             if service.sharing is not None:
                 await service.sharing.ask(asked)
-            asked.alone, asked.tells_cached = asked.reason is None and is_alone(prompt), prompt.tells_cached
-            asked.full_report, asked.reads_cache = asks_full_report(prompt), prompt.reads_cache
+            asked.alone = asked.reason is None and prompt.alone
+            asked.tells_cached = prompt.tells_cached
+            asked.full_report, asked.reads_cache = prompt.full_report, prompt.reads_cache
             if asked.reason is None:
                 asked.answer = answer_tokens(scope["path"], prompt)
             asked.tells = prompt.stream or prompt.max_tokens == 1
@@ -107,7 +108,7 @@ class Gateway:
     def _claims(self, scope: Scope, prompt: Prompt) -> Claims:
         client = scope.get("client")
         address = client[0] if client else ""
-        return Claims(self._rules, scope["headers"], scope.get(SHOWN_KEY), address, prompt.fields.get("priority"))
+        return Claims(self._rules, scope["headers"], scope.get(SHOWN_KEY), address, prompt.priority)
 
     async def _understand(self, scope: Scope, body: bytes) -> tuple[Prompt, Asked]:
         path: str = scope["path"]
@@ -118,16 +119,16 @@ class Gateway:
         if known is not None:
             metrics.understood(known[1])
             return known
-        prompt = parse(path, body)
+        prompt = await encoding.parsed(path, body)
         if prompt.model is None and body:
             self._service.core.fleet.check_unnamed()
         if prompt.model is not None and not self._service.core.fleet.is_known(prompt.model):
             await self._service.pods.look_again()  # it may have been loaded a moment ago
         if path in _NOTHING_COMPUTED:
-            return prompt, Asked(prompt.model, reason="nothing is computed for this request")
+            return prompt.understood(), Asked(prompt.model, reason="nothing is computed for this request")
         asked = await encoding.understood(path, body, prompt)
         metrics.understood(asked)
-        return prompt, asked
+        return prompt.understood(), asked
 
     async def _refuse(self, send: Send, error: RouterError, request_id: bytes, model: str | None) -> None:
         self._service.metrics.count(model, "", error.status)

@@ -23,7 +23,7 @@ from router.errors import BadRequest, MethodNotAllowed, NoSuchPath, NotFound, Ro
 from router.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors
 from router.operator_access import OperatorAccess
 from router.ops import operators
-from router.prompt import Prompt, parse, parse_query
+from router.prompt import Prompt, parse_query
 from router.service import Service
 
 _VERSION = "0.1.0"
@@ -169,7 +169,7 @@ def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> A
         if known is not None:
             await service.ask_others(known[1])
             return scored(request, *known)
-        prompt = parse("/score", body)
+        prompt = await service.encoding.parsed("/score", body)
         if prompt.model is None:
             service.core.fleet.check_unnamed()
         if not _PROMPTS.intersection(prompt.fields):  # vLLM's own /score, for cross-encoders
@@ -214,10 +214,8 @@ class _Forwarded(Response):
 
 
 def _scored(service: Service, prompt: Prompt, asked: Asked) -> Response:
-    pods = prompt.fields.get("pods")
+    pods = prompt.pods
     if pods is not None:
-        if not isinstance(pods, list) or not pods or not all(isinstance(pod, str) for pod in pods):
-            raise BadRequest("pods is not a list of names")
         if not any(pod in service.core.fleet.pods for pod in pods):
             raise NotFound("There are no such pods.")
         asked.pods = frozenset(pods)

@@ -289,33 +289,12 @@ class Attempt:
             _tell(change, end)
 
 
-def is_alone(prompt: Prompt) -> bool:
-    """Will the usage of the response be about one prompt that was looked up once?
-
-    Not so with several prompts or answers (they hit each other), nor where every position must be computed.
-    """
-    fields = prompt.fields
-    several = prompt.n > 1 or len(prompt.prompts) > 1 or (fields.get("best_of") or 1) != 1
-    return not several and prompt.reads_cache and not fields.get("use_beam_search")
-
-
 def answer_tokens(path: str, prompt: Prompt) -> int | None:
     """The tokens that vLLM adds to a prompt when it looks whether its context takes both; None: it cuts the prompt."""
-    if prompt.truncate_prompt_tokens is None and prompt.fields.get("truncate_prompt_tokens") is not None:
+    if prompt.cut_to_fit:
         return None
     default = _COMPLETION_TOKENS if path == "/v1/completions" else 1
     return max(1, prompt.max_tokens if prompt.max_tokens is not None else default)
-
-
-def asks_full_report(prompt: Prompt) -> bool:
-    """Will the pod's events tell again of the blocks that this request reuses? A body of tokens says so further in."""
-    fields = prompt.fields
-    if "vllm_xargs" not in fields and "sampling_params" not in fields:
-        return False
-    sampling = fields.get("sampling_params")
-    further = (sampling.get("vllm_xargs"), sampling.get("extra_args")) if isinstance(sampling, dict) else ()
-    asked = (fields.get("vllm_xargs"), *further)
-    return any(isinstance(each, dict) and each.get("kv_cache_report_mode") == "full" for each in asked)
 
 
 def _tell(change: Change, end: str | int | None) -> None:

@@ -222,6 +222,18 @@ class Tokens(Section):
     question_max: Bytes = Field(
         default=2 * MIB, ge=KIB, le=64 * MIB, description="Where pods tokenize: longer prompts are routed by load."
     )
+    body_inline_max: Bytes = Field(
+        default=MIB,
+        ge=KIB,
+        le=GIB,
+        description="Bodies up to here are read at once, if they are no more than text; larger ones in a thread.",
+    )
+    decoded_max: Bytes = Field(
+        default=48 * MIB,
+        ge=KIB,
+        le=64 * GIB,
+        description="Memory for what is used of a large body when it is decoded; above it, it is routed by load.",
+    )
     recall_max: Bytes = Field(
         default=64 * MIB, ge=0, le=64 * GIB, description="Memory for whole requests seen before: not parsed again."
     )

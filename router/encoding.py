@@ -7,14 +7,15 @@ Never an error that the pod would not give too.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, perf_counter
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from indexer.blocks import KeySpace, Tokens
 from indexer.mappings import Ending
@@ -27,7 +28,7 @@ from router.errors import ConfigError, UnknownModel
 from router.own_encodings import OwnEncoding, by_folder, by_names, is_tokenized
 from router.parity import Parity, ParityLimits, Trials, difference_of, first_difference
 from router.pod_tokens import PodTokens, PodTokensLimits
-from router.prompt import Prompt
+from router.prompt import Prompt, is_large, parse, parse_large
 from router.questions import (
     AS_BY_DEFAULT,
     NO_RENDER,
@@ -54,6 +55,9 @@ log = logging.getLogger("warmroute.tokens")
 _IDS_MAX = 1 << 20  # given as ids: the keys of so many take 40 ms, on the loop
 _OTHER: NotToldReason = "the pods' /tokenize is not what their chats are encoded by"
 _BYTES_A_TOKEN = 4  # of text that is not tokenized: only its load counts
+
+
+_T = TypeVar("_T")
 
 
 class _Model(NamedTuple):
@@ -108,6 +112,9 @@ class Encoding:
         self._core = core
         self._recall = Recall(secrets.randbits(64), config.tokens.recall_max, config.tokens.recall_body_max)
         self._pool = ThreadPoolExecutor(config.tokens.threads, thread_name_prefix="tokenize")
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._body_inline_max = config.tokens.body_inline_max
+        self._decoded_max = config.tokens.decoded_max
         self._text_max = config.tokens.text_max
         self._space = space
         self._affinity_max = config.index.text_max
@@ -126,7 +133,8 @@ class Encoding:
 
     def close(self) -> None:
         self.pod_tokens.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._reading):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def stats(self) -> PrefixStats:
         return self.store.stats()
@@ -140,6 +148,13 @@ class Encoding:
         for size, ending in known.endings.items():
             self._look_up(asked, ending, size, "partial")
         return known.prompt, asked
+
+    async def parsed(self, path: str, body: bytes) -> Prompt:
+        """What a body that was not seen before says; raises `BadRequest`."""
+        if not is_large(body, self._body_inline_max):
+            return parse(path, body)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reading, parse_large, path, body, self._decoded_max)
 
     async def understood(self, path: str, body: bytes, prompt: Prompt) -> Asked:
         """What a body that was not seen before asks; kept for the next time. Raises `UnknownModel`.
@@ -156,22 +171,24 @@ class Encoding:
         """Keep what a body means, if all of it is known and will be the same tomorrow."""
         if asked.endings and not asked.reason and asked.by_version is None and not self._tells_time(prompt):
             epoch = self._core.fleet.epoch
-            meaning = Recalled(prompt, asked.tokens, asked.further, asked.keys, asked.endings, epoch, asked.origin)
+            meaning = Recalled(
+                prompt.understood(), asked.tokens, asked.further, asked.keys, asked.endings, epoch, asked.origin
+            )
             self._recall.put(path, body, meaning)
 
     async def _understood(self, prompt: Prompt) -> Asked:
-        asked, question = self._question(prompt)
+        asked, question = await self._question(prompt)
         if question is not None and not await self._encode(asked, question):
-            asked, question = self._question(prompt)  # without pods that do not render
+            asked, question = await self._question(prompt)  # without pods that do not render
             if question is not None:
                 await self._encode(asked, question)
         if question is not None:
             if question.way.others and asked.keys:
                 asked.by_version = await self._encoded_otherwise(prompt, question)
-            if question.way.local is not None and asked.reason is None:
+            if question.way.local is not None and asked.reason is None and not prompt.large:
                 self.parity.offer(question.way.local, prompt)
         if asked.reason is not None and not asked.keys:
-            beginning = beginning_of(self._space, prompt, self._affinity_max)
+            beginning = await self._off_loop(prompt, beginning_of, self._space, prompt, self._affinity_max)
             if beginning is not None:
                 asked.text, asked.tokens = beginning.keys, beginning.tokens or 0
         return asked
@@ -209,7 +226,13 @@ class Encoding:
             by_version[version] = asked
         return by_version
 
-    def _question(self, prompt: Prompt) -> tuple[Asked, _Question | None]:
+    async def _off_loop(self, prompt: Prompt, make: Callable[..., _T], *given: Any) -> _T:
+        """What `make` makes of a prompt: in a thread if that is large."""
+        if not prompt.large:
+            return make(*given)
+        return await asyncio.get_running_loop().run_in_executor(self._reading, make, *given)
+
+    async def _question(self, prompt: Prompt) -> tuple[Asked, _Question | None]:
         """Render. Without a question, `Asked.reason` says why the prompt stays unknown. Raises `UnknownModel`."""
         asked = Asked(prompt.model)
         if prompt.kind == "none":
@@ -222,7 +245,7 @@ class Encoding:
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         began = perf_counter()
         try:
-            way = self._way(prompt, served)
+            way = await self._off_loop(prompt, self._way, prompt, served)
         except RenderError as unrendered:
             asked.reason = f"not rendered: {unrendered.reason}"
             return asked, None

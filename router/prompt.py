@@ -6,31 +6,31 @@ vLLM's own, 400); what a pod might accept but we can't tokenize gets a `reason` 
 
 from __future__ import annotations
 
-import json
+import re
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 
 from indexer.blocks import Tokens
+from router.decoding import Fields, fields_of
 from router.errors import BadRequest
 from router.messages import is_skipped, text_of_part
 from router.messages_api import NotSure, chat_of
 from router.multipart import model_of_form
+from router.skim import skim
 
 Kind = Literal["chat", "text", "tokens", "none"]
 Side = Literal["left", "right"]
-Fields = dict[str, Any]
 
 QUOTED_CHARS_MAX = 40  # of a client's text inside a reason or an error: both end in logs
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What routing needs of one request; `fields` is its whole parsed body, never to be changed."""
+    """What routing needs of one request; `fields`: what is used of its body, never to be changed."""
 
     kind: Kind
     """chat: `fields["messages"]` are to be rendered; text, tokens: see `prompts`; none: see `reason`."""
@@ -52,12 +52,30 @@ class Prompt:
 
     -1, "as many as the model takes", is None here.
     """
+    cut_to_fit: bool = False
+    """By `truncate_prompt_tokens` of -1: the pod cuts what is too long."""
     thinking_off: bool = False
     """The Messages API's `thinking` is disabled: `fields` says so by an effort of `none`; the pod may take another."""
     tells_cached: bool = True
     """The response's usage has cached tokens, if the pod tells them at all."""
+    alone: bool = True
+    """The usage of the response will be about one prompt that was looked up once.
+
+    Not so with several prompts or answers (they hit each other), nor where every position must be computed.
+    """
+    full_report: bool = False
+    """The pod's events will tell again of the blocks that this request reuses."""
+    priority: int | None = None
+    pods: tuple[str, ...] | None = None
+    """Of /score: only these."""
+    large: bool = False
+    """Whatever is done with all of it takes long enough to be done in a thread."""
     reads_cache: bool = True
     """vLLM looks for the prompt's blocks; if not, all is computed, and stored as always."""
+
+    def understood(self) -> Prompt:
+        """What is still asked for when the prompt's tokens are known: nothing that is as long as the body was."""
+        return replace(self, fields={}, prompts=(), cache_salt=None)
 
 
 def parse(path: str, body: bytes) -> Prompt:
@@ -65,10 +83,31 @@ def parse(path: str, body: bytes) -> Prompt:
     known = _PARSERS.get(path)
     if known is None:
         return _unknown(path, body)
-    fields = _loads(body)
-    if type(fields) is not dict:
-        raise BadRequest("the body is not a JSON object")
-    return known(fields)
+    return known(fields_of(body))
+
+
+def is_large(body: bytes, bytes_max: int) -> bool:
+    """Whether a body is better read by `parse_large`: for its size, or because it is made of very many things."""
+    return len(body) > bytes_max or (len(body) > bytes_max // 4 and body.count(b",") > bytes_max // 32)
+
+
+def parse_large(path: str, body: bytes, weight_max: int) -> Prompt:
+    """As `parse`, for a thread: others have their turn meanwhile, and decoded fields weigh up to `weight_max` bytes."""
+    known = path in _PARSERS
+    if not known and not _MAY_BE_JSON(body):
+        return _unknown(path, body)
+    if b"\0" in body[:4]:
+        return Prompt("none", None, {}, reason="a large body that is not UTF-8 is not read here", large=True)
+    try:
+        skimmed = skim(body, weight_max)
+    except BadRequest:
+        if known:
+            raise
+        return _unknown(path, b"")
+    if skimmed.left_out and known:
+        reason = f"too much JSON to be read here: {', '.join(sorted(skimmed.left_out))}"
+        return replace(_prompt("none", fields_of(skimmed.body), (), None, False, reason), large=True)
+    return replace(parse(path, skimmed.body), large=True)
 
 
 def parse_query(query: Mapping[str, str]) -> Prompt:
@@ -77,27 +116,6 @@ def parse_query(query: Mapping[str, str]) -> Prompt:
     if "pods" in query:
         fields["pods"] = [name for name in query["pods"].split(",") if name]
     return _score(fields)
-
-
-def _loads(body: bytes) -> object:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        return _loads_as_vllm(body, error)
-
-
-def _loads_as_vllm(body: bytes, first: ValueError) -> object:
-    """Python's own JSON reader, which vLLM uses, takes more than orjson: NaN, UTF-16, numbers like 1e400."""
-    try:
-        value = json.loads(body)
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise BadRequest("the body has a lone surrogate, which is no text") from None
-    except RecursionError:
-        raise BadRequest("the body's JSON is nested too deeply") from None
-    except ValueError:
-        raise BadRequest(f"the body is not valid JSON: {first}") from None
-    return value
 
 
 def _chat(fields: Fields) -> Prompt:
@@ -211,7 +229,7 @@ def _generate(fields: Fields) -> Prompt:
     if fields.get("features") is not None:
         return _prompt("tokens", fields, (), max_tokens, False, "the prompt has multimodal features")
     prompt = _tokens_prompt("token_ids", fields, [fields.get("token_ids")], max_tokens)
-    return prompt if _sampling_reads_cache(sampling) else replace(prompt, reads_cache=False)
+    return prompt if _sampling_reads_cache(sampling) else replace(prompt, reads_cache=False, alone=False)
 
 
 def _score(fields: Fields) -> Prompt:
@@ -221,12 +239,17 @@ def _score(fields: Fields) -> Prompt:
     given = [name for name in ("prompt", "messages", "token_ids") if fields.get(name) is not None]
     if len(given) != 1:
         raise BadRequest("give exactly one of prompt, messages, token_ids")
+    pods = fields.get("pods")
+    if pods is not None:
+        if type(pods) is not list or not pods or not all(type(pod) is str for pod in pods):
+            raise BadRequest("pods is not a list of names")
+        pods = tuple(pods)
     if given[0] == "token_ids":
-        return _tokens_prompt("token_ids", fields, [fields["token_ids"]], None)
+        return replace(_tokens_prompt("token_ids", fields, [fields["token_ids"]], None), pods=pods)
     prompt = _tokenize(fields)
     if len(prompt.prompts) > 1:
         raise BadRequest("prompt: give one, not a list of prompts")
-    return prompt
+    return prompt if pods is None else replace(prompt, pods=pods)
 
 
 def _tokenize(fields: Fields) -> Prompt:
@@ -238,6 +261,7 @@ def _untokenized(name: str) -> Callable[[Fields], Prompt]:
     return lambda fields: _prompt("none", fields, (), None, False, reason)
 
 
+_MAY_BE_JSON = re.compile(rb"\s*\{").match
 _EVERY_TOKEN = ("token_embed", "token_classify", "plugin")  # pooling tasks for which vLLM reads no cache
 
 
@@ -255,11 +279,11 @@ def _unknown(path: str, body: bytes) -> Prompt:
     reason = f"the prompt of {_quoted(path)} is not known"
     if body.startswith(b"--"):
         return Prompt("none", model_of_form(body), {}, reason=reason)
+    if not _MAY_BE_JSON(body):
+        return Prompt("none", None, {}, reason=reason)
     try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        fields = None
-    if type(fields) is not dict:
+        fields = fields_of(body)
+    except BadRequest:
         return Prompt("none", None, {}, reason=reason)
     model = fields.get("model")
     known = model if type(model) is str else None
@@ -303,6 +327,8 @@ def _prompt(
         if truncate is not None and side is not None and kind != "tokens":
             reason = reason or "truncation_side is not followed for texts"
     n = _integer(fields, "n") if "n" in fields else 1
+    several = (n or 1) > 1 or len(prompts) > 1 or (fields.get("best_of") or 1) != 1
+    priority, reads_cache = fields.get("priority"), _reads_cache(fields)
     return Prompt(
         kind if reason is None else "none",
         model,
@@ -316,8 +342,22 @@ def _prompt(
         salt,
         add_special_tokens,
         truncate,
-        reads_cache=_reads_cache(fields),
+        cut_to_fit=truncate is None and fields.get("truncate_prompt_tokens") is not None,
+        alone=reads_cache and not several and not fields.get("use_beam_search"),
+        full_report=_asks_full_report(fields),
+        priority=priority if isinstance(priority, int) else None,
+        reads_cache=reads_cache,
     )
+
+
+def _asks_full_report(fields: Fields) -> bool:
+    """A body of tokens says so further in."""
+    if "vllm_xargs" not in fields and "sampling_params" not in fields:
+        return False
+    sampling = fields.get("sampling_params")
+    further = (sampling.get("vllm_xargs"), sampling.get("extra_args")) if isinstance(sampling, dict) else ()
+    asked = (fields.get("vllm_xargs"), *further)
+    return any(isinstance(each, dict) and each.get("kv_cache_report_mode") == "full" for each in asked)
 
 
 def _reads_cache(fields: Fields) -> bool:

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from router.prompt import Fields, Prompt
+from router.decoding import Fields
+from router.prompt import Prompt
 
 NotToldReason = Literal[
     "documents are unknown to the pods' /tokenize",

@@ -14,10 +14,11 @@ import xxhash
 from indexer.blocks import Keys
 from indexer.mappings import Ending
 from router.prompt import Prompt
+from router.skim import weight_of
 from router.token_states import Origin
 
-_BYTES_BESIDE = 2_000  # of one entry: the prompt's objects, measured with tracemalloc on a chat of 6 messages
-_PARSED_FACTOR = 2  # a parsed body weighs about this many times its text
+_BYTES_BESIDE = 2_500  # of one entry beside its keys, measured with tracemalloc: nothing of the body itself is kept
+_NAME_BYTES = 60  # of a name beside its characters
 
 
 class Recalled(NamedTuple):
@@ -48,6 +49,8 @@ class Recall:
 
     def get(self, path: str, body: bytes, epoch: int) -> Recalled | None:
         """What is known of a body, if it was learned at this `epoch`."""
+        if len(body) > self._body_max:
+            return None
         name = (path, xxhash.xxh3_128_intdigest(body, self._seed))
         entry = self._entries.get(name)
         if entry is None:
@@ -65,7 +68,10 @@ class Recall:
         name = (path, xxhash.xxh3_128_intdigest(body, self._seed))
         if name in self._entries:
             self._remove(name)
-        nbytes = _BYTES_BESIDE + _PARSED_FACTOR * len(body) + sum(keys.nbytes for keys in recalled.keys.values())
+        nbytes = _BYTES_BESIDE + sum(keys.nbytes for keys in recalled.keys.values())
+        nbytes += sum(_NAME_BYTES + 4 * len(pod) for pod in recalled.prompt.pods or ())
+        if recalled.origin is not None:  # which has the prompt, to prove its tokens by
+            nbytes += weight_of(body)
         self._entries[name] = (recalled, nbytes)
         self.nbytes += nbytes
         while self.nbytes > self._bytes_max:

@@ -15,6 +15,7 @@ import orjson
 from cachetools import LRUCache
 from jinja2 import TemplateError
 
+from router.decoding import Fields
 from router.errors import ConfigError
 from router.messages import (
     Message,
@@ -24,7 +25,7 @@ from router.messages import (
     rules_of,
     tool_dicts,
 )
-from router.prompt import Fields, Prompt, flag
+from router.prompt import Prompt, flag
 from router.templates import ChatEnvironment, ChatTemplate
 
 OWN_ENCODINGS = frozenset(("gpt_oss", "deepseek_v32", "deepseek_v4", "kimi_k3"))

@@ -14,8 +14,9 @@ import orjson
 import xxhash
 
 from indexer.blocks import Keys, KeySpace
+from router.decoding import Fields
 from router.messages import text_of_part
-from router.prompt import Fields, Prompt
+from router.prompt import Prompt
 
 BLOCK_TOKENS = 32
 """What one block of text is taken to be worth in tokens."""

@@ -10,7 +10,6 @@ from indexer.events import BlockStored
 from indexer.feed import DOUBTED, UNPROVEN
 from indexer.trust import PROOFS, WRONG_MIN
 from router.answers import decision_answer
-from router.attempts import is_alone
 from router.core import Core, Placed
 from router.fleet import Evidence, Pod
 from router.prompt import parse
@@ -202,8 +201,8 @@ def test_counters_prove_a_stretch_that_was_all_ours() -> None:
 )  # fmt: skip
 def test_usage_of_one_prompt(more: bytes, alone: bool) -> None:
     """Siblings hit each other, and prompt_logprobs reads no cache."""
-    assert is_alone(parse("/v1/completions", b'{"model":"m","prompt":"a"' + more + b"}")) == alone
-    assert not is_alone(parse("/v1/completions", b'{"model":"m","prompt":["a","b"]' + more + b"}"))
+    assert parse("/v1/completions", b'{"model":"m","prompt":"a"' + more + b"}").alone == alone
+    assert not parse("/v1/completions", b'{"model":"m","prompt":["a","b"]' + more + b"}").alone
 
 
 async def test_a_pod_that_was_started_anew() -> None:

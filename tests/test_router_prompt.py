@@ -193,7 +193,7 @@ def test_messages_of_texts_are_a_chat() -> None:
     ]
     prompt = messages(messages=asked, system=[text, text], stream=True, cache_salt="not of this API", priority=3)
     assert (prompt.kind, prompt.stream, prompt.max_tokens, prompt.cache_salt) == ("chat", True, 5, None)
-    assert not prompt.tells_cached and prompt.fields["priority"] == 3
+    assert not prompt.tells_cached and prompt.priority == 3
     assert prompt.fields["messages"] == [
         {"role": "system", "content": "aa"},
         {"role": "user", "content": "hi"},
@@ -254,7 +254,7 @@ def test_score_by_query() -> None:
     """GET /score is the same for one text."""
     prompt = parse_query({"model": "m", "prompt": "a", "pods": "p,q"})
     assert (prompt.kind, prompt.model, prompt.prompts) == ("text", "m", ("a",))
-    assert prompt.fields["pods"] == ["p", "q"]
+    assert prompt.pods == ("p", "q")
     with pytest.raises(BadRequest):
         parse_query({"model": "m"})
 

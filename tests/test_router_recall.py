@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
+import orjson
+import pytest
 
 from indexer.mappings import Ending
-from router.prompt import Prompt
+from router.prompt import Prompt, parse
 from router.recall import Recall, Recalled
 
 
@@ -55,3 +59,27 @@ def test_the_same_body_twice_is_weighed_once() -> None:
     before = recall.nbytes
     recall.put("/a", b"x", _recalled())
     assert recall.nbytes == before and len(recall) == 1
+
+
+@pytest.mark.parametrize("words", [1, 1000, 100_000])
+@pytest.mark.parametrize("pods", [1, 200])
+def test_what_is_kept_weighs_what_it_is_said_to(words: int, pods: int) -> None:
+    """Nothing of a body is kept; what is, is counted: with tracemalloc over some entries."""
+    recall, entries = Recall(1, 1 << 30, 1 << 30), 20
+    body = orjson.dumps({
+        "model": "m", "prompt": "word " * words, "metadata": [{"a": []}] * words,
+        "cache_salt": "s" * words, "pods": [f"pod-{number}" for number in range(pods)],
+    })  # fmt: skip
+    recall.put("/score", b"first", _recalled())
+    tracemalloc.start()
+    try:
+        for number in range(entries):
+            prompt = parse("/score", body).understood()
+            ending = Ending(np.arange(words, dtype=np.uint64), words)
+            known = Recalled(prompt, words, 0, {16: ending.keys}, {16: ending}, 0)
+            recall.put("/score", b"%d" % number, known)
+            del prompt, ending, known
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken <= recall.nbytes < 3 * taken
