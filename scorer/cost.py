@@ -101,7 +101,7 @@ class FleetRate:
 class PrefillRate:
     """One pod's speed. Samples are of requests that found no backlog: what waits measures the queue."""
 
-    __slots__ = ("_at", "_expected_s", "_taken_s", "factor", "fleet", "per_position", "per_token", "samples")
+    __slots__ = ("_at", "_positions", "_taken_s", "_tokens", "factor", "fleet", "per_position", "per_token", "samples")
 
     def __init__(self, tokens_per_s: float, fleet: FleetRate | None = None) -> None:
         """`fleet`: shared by all pods; without one, the pod is a fleet of its own."""
@@ -110,7 +110,8 @@ class PrefillRate:
         self.samples = 0
         self.factor = 1.0  # as of this pod's last sample, or the last look
         self._taken_s = 0.0
-        self._expected_s = 0.0
+        self._tokens = 0.0  # for which that was, and the sum of the places they stand at
+        self._positions = 0.0
         self._at = 0  # samples of the fleet at that time
         self.per_token = self.fleet.per_token  # of this pod, as of the last `look`
         self.per_position = self.fleet.per_position
@@ -157,7 +158,8 @@ class PrefillRate:
         fleet.learn(tokens, middle, seconds, factor, count)
         decay = _DECAY**count
         self._taken_s = decay * self._taken_s + count * taken_s
-        self._expected_s = decay * self._expected_s + count * tokens * fleet.token_s(middle)
+        self._tokens = decay * self._tokens + count * tokens
+        self._positions = decay * self._positions + count * tokens * middle
         self.samples += 1
         self._at = fleet.samples
         self._lean()
@@ -170,12 +172,15 @@ class PrefillRate:
         """What was seen of this pod counts less with every round of samples of all."""
         fade: float = _DECAY ** ((self.fleet.samples - self._at) / self.fleet.pods)
         self._taken_s *= fade
-        self._expected_s *= fade
+        self._tokens *= fade
+        self._positions *= fade
         self._at = self.fleet.samples
         self._lean()
 
     def _lean(self) -> None:
-        self.factor = (self._taken_s + _LEAN_S) / (self._expected_s + _LEAN_S)
+        """By what the fleet's fit says now: what was seen of the pod stays what it was when the fit moves on."""
+        expected_s = self.fleet.per_token * self._tokens + self.fleet.per_position * self._positions
+        self.factor = (self._taken_s + _LEAN_S) / (expected_s + _LEAN_S)
 
 
 def _solve(squares: list[list[float]], targets: list[float], shape: tuple[int, ...]) -> list[float] | None:
