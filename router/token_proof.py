@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 WAITING_MAX = 4096
 """Requests whose events may still come; of more, the oldest are not judged."""
+JUDGED_MAX = 500
+WALK_MAX = 20_000
+"""Requests, and their blocks, that are looked at in one go: some milliseconds at most."""
 TRIALS_MAX = 4
 AHEAD = 8  # tokens: a block is stored when so many follow it, also where a drafter looks ahead
 _LATE_S = 0.5  # a feed that is so much later than it was at its best is not judged by
@@ -64,6 +67,7 @@ class TokenProof:
         self._waiting: deque[tuple[float, Placed]] = deque(maxlen=WAITING_MAX)
         self._miscounts: deque[Doubt] = deque(maxlen=WAITING_MAX)
         self._lags: dict[RankId, float] = {}
+        self._walked = 0
         self.trials: deque[Trial] = deque(maxlen=TRIALS_MAX)
 
     @property
@@ -90,7 +94,9 @@ class TokenProof:
         """Those whose time has come. To be called before predictions expire."""
         doubts = list(self._miscounts)
         self._miscounts.clear()
-        while self._waiting and self._waiting[0][0] <= now:
+        self._walked = judged = 0
+        while self._waiting and self._waiting[0][0] <= now and self._walked < WALK_MAX and judged < JUDGED_MAX:
+            judged += 1
             _, placed = self._waiting.popleft()
             doubt = self._judge(placed)
             if doubt is not None:
@@ -120,7 +126,7 @@ class TokenProof:
             return self._contradicted(placed, rank, keys, whole)
         if state.is_settled(shape):
             state.confirmed += 1
-        elif self._index.confirmed_blocks(rank.id, keys[:whole]) == whole:
+        elif self._index.confirmed_blocks(rank.id, keys[whole - 1 : whole]):  # keys are chained: it proves all before
             state.confirmed += 1
             state.confirm(shape)
         return None
@@ -133,6 +139,7 @@ class TokenProof:
         if origin.lora is not None or origin.prompt.cache_salt is not None:
             return None  # before vLLM 0.17, salts are not told, and adapters are numbers
         block = self._index.confirmed_blocks(rank.id, keys[:whole])
+        self._walked += block
         size = rank.block_size or 0
         before = int(keys[block - 1]) if block else ROOT
         theirs = self._index.strangers(rank.id, before)

@@ -69,10 +69,10 @@ class Replay:
         self.core.index.expire(self.now)
 
     def _route(self, ask: Ask) -> Placed:
-        tokens, size = self._twist(ask.tokens), self.recorded.block_size
-        keys = self.core.space.chain(tokens, size, lora=ask.lora, salt=ask.salt)
+        tokens, grain = self._twist(ask.tokens), self.feed.grain or self.recorded.block_size
+        keys = self.core.space.chain(tokens, grain, lora=ask.lora, salt=ask.salt)
         origin = Origin(self.state, shape_of(PLAIN), replace(PLAIN, cache_salt=ask.salt), ask.lora)
-        asked = Asked(MODEL, len(tokens), keys={size: keys}, origin=origin, alone=ask.n == 1)
+        asked = Asked(MODEL, len(tokens), keys={grain: keys}, origin=origin, alone=ask.n == 1)
         return self.core.route(asked, frozenset(), self.now)
 
 
