@@ -289,7 +289,7 @@ class Scene:
         if self.world.rng.random() < self.clears:
             pod.clear()
         predicted, reported = side.predicted(tokens), pod.cached(tokens)
-        side.feed.reported(predicted * SIZE, reported * SIZE)
+        side.feed.counted(predicted * SIZE, reported * SIZE)
         side.mend()
         frame = pod.serve(tokens)
         if frame is not None:
