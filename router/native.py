@@ -17,8 +17,8 @@ from router.errors import ConfigError
 
 _HOT = {
     "indexer": """
-        blocks changes engine events feed groups holders index ledger mappings match orphans pages prefixes strangers
-        stream table text_blocks
+        blocks changes engine events feed groups holders index ledger mappings match orphans pages prefixes rule
+        strangers stream table text_blocks trust
     """,
     "scorer": "board candidates cost load pick policies sendings slow_start",
     "router": """

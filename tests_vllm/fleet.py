@@ -21,6 +21,8 @@ MODEL = "tiny-qwen"
 BLOCK_SIZE = 32  # on the CPU, vLLM takes multiples of 32 only
 BLOCKS = 256  # one of them is vLLM's null block
 CONTEXT = 4096
+SPECULATIVE = os.environ.get("VLLM_SPECULATIVE", "")
+"""vLLM's --speculative-config, if the servers are to have a drafter."""
 
 _TOKENIZER = ROOT / "tests" / "vectors" / "vllm-0.32.0" / "tokenizer"
 _MODEL_TIMEOUT_S = 180
@@ -105,6 +107,7 @@ class VllmServer:
             "--block-size", str(BLOCK_SIZE), "--num-gpu-blocks-override", str(BLOCKS),
             "--max-model-len", str(CONTEXT), "--max-num-seqs", "16", "--enforce-eager",
             "--enable-prefix-caching", "--enable-prompt-tokens-details", "--kv-events-config", json.dumps(events),
+            *(("--speculative-config", SPECULATIVE) if SPECULATIVE else ()),
         ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests_vllm.figures import agreement, misses
-from tests_vllm.fleet import BLOCK_SIZE, BLOCKS, MODEL, Gateway, VllmServer
+from tests_vllm.fleet import BLOCK_SIZE, BLOCKS, MODEL, SPECULATIVE, Gateway, VllmServer
 from tests_vllm.processes import wait_until
 from tests_vllm.talk import Answered, Conversation, Talker, at_once, client_of, in_turns, prose, token_ids
 
@@ -78,6 +78,22 @@ def assert_exact(gateway: Gateway) -> None:
     for pod in PODS:
         rank = gateway.rank(pod)
         assert (rank["state"], rank["reasons"], rank["block_size"]) == ("exact", [], BLOCK_SIZE), (pod, rank)
+
+
+@pytest.mark.skipif(not SPECULATIVE, reason="the servers have no drafter (VLLM_SPECULATIVE)")
+async def test_a_drafter_is_learned(gateway: Gateway, talker: Talkers, rng: random.Random) -> None:
+    """Of which kind the drafter is, nothing tells: the first hits show it, and until then no pod is called exact."""
+    asks = talker("a drafter is learned", sequential=False)
+    for pod in PODS:
+        ids = token_ids(rng, 6 * BLOCK_SIZE + 5)
+        with gateway.only(pod, PODS):
+            for number in range(8):
+                if number < 2:
+                    assert gateway.rank(pod)["state"] == "degraded"
+                await asks.complete([*ids, *token_ids(rng, 3)], False, max_tokens=1, temperature=0)
+                gateway.settle(PODS)
+        assert gateway.rank(pod)["hit_rule"]["proven"]
+    assert_exact(gateway)
 
 
 async def test_conversations(gateway: Gateway, talker: Talkers, rng: random.Random) -> None:
