@@ -87,6 +87,11 @@ class KeySpace:
     def seed(self) -> int:
         return self._seed
 
+    @property
+    def salt(self) -> int:
+        """A number that nobody knows who does not know the seed."""
+        return xxhash.xxh3_64_intdigest(b"salt", self._seed)
+
     def root(self, grain: Grain) -> int:
         """The parent of every first block: chains of different grains never meet."""
         return xxhash.xxh3_64_intdigest(grain.to_bytes(4, "little"), self._seed)

@@ -15,15 +15,21 @@ from numpy.typing import NDArray
 from indexer.pages import FREE, FREED, UNUSED
 
 _ENTRIES_MIN = 1024
+_WORD = 0xFFFF_FFFF_FFFF_FFFF
 
 _Renamed: TypeAlias = tuple[list[int], list[int]]
 _Places: TypeAlias = tuple[memoryview, memoryview, memoryview, memoryview, int]
 
 
 class EngineMap:
-    """Engine hash (64 bits) -> row, with copy counts; doubles as it fills, about 20 bytes an entry when full."""
+    """Engine hash (64 bits) -> row, with copy counts; doubles as it fills, about 20 bytes an entry when full.
 
-    def __init__(self) -> None:
+    Buckets are salted: a pod names its blocks as it likes, and must not be able to put them all into one.
+    """
+
+    def __init__(self, salt: int) -> None:
+        """`salt`: a random 64-bit number, kept secret."""
+        self._salt = salt | 1
         self.copies: dict[int, int] = {}  # hash -> copies beyond the first
         self.aliases: dict[int, int] = {}  # row -> hashes beyond the first that name it
         self.mark_array: NDArray[np.uint32] = np.array([1, 0, 0], np.uint32)  # see UNUSED, FREE, FREED
@@ -40,7 +46,7 @@ class EngineMap:
     def find(self, engine_hash: int) -> int:
         """The row that this hash names, 0 if none."""
         hashes, following = self._hashes, self._next
-        entry: int = self._heads[engine_hash & self._mask]
+        entry: int = self._heads[(engine_hash * self._salt & _WORD) >> self._shift]
         while entry and hashes[entry] != engine_hash:
             entry = following[entry]
         return self._rows[entry] if entry else 0
@@ -52,13 +58,13 @@ class EngineMap:
         those that lost a name: their hash named other content before, so the pod's events contradict each other, and
         the newer one counts.
         """
-        hashes, named, following, heads, mask = self._places()
-        marks = self._marks
+        hashes, named, following, heads, shift = self._places()
+        marks, salt, last = self._marks, self._salt, self._last
         unused, free, freed = marks
         copied: list[int] = []
         lost: list[int] = []
         for engine_hash, row in zip(engine_hashes, rows, strict=False):
-            bucket = engine_hash & mask
+            bucket = (engine_hash * salt & _WORD) >> shift
             entry = first = heads[bucket]
             while entry and hashes[entry] != engine_hash:
                 entry = following[entry]
@@ -67,10 +73,11 @@ class EngineMap:
                     entry, free, freed = free, following[free], freed - 1
                 else:
                     entry = unused
-                    if entry > mask:
+                    if entry > last:
                         self.grow()
-                        hashes, named, following, heads, mask = self._places()
-                        bucket = engine_hash & mask
+                        hashes, named, following, heads, shift = self._places()
+                        last = self._last
+                        bucket = (engine_hash * salt & _WORD) >> shift
                         first = heads[bucket]
                     unused += 1
                 hashes[entry], following[entry], heads[bucket] = engine_hash, first, entry
@@ -87,8 +94,8 @@ class EngineMap:
 
     def forget(self, engine_hashes: Iterable[int]) -> tuple[list[int], list[int]]:
         """A copy of each hash is gone: the rows that no hash names any more, and the hashes that named none."""
-        hashes, named, following, heads, mask = self._places()
-        copies, aliases, marks = self.copies, self.aliases, self._marks
+        hashes, named, following, heads, shift = self._places()
+        copies, aliases, marks, salt = self.copies, self.aliases, self._marks, self._salt
         _, free, freed = marks
         gone: list[int] = []
         unknown: list[int] = []
@@ -96,7 +103,7 @@ class EngineMap:
             if copies and engine_hash in copies:
                 _count_down(copies, engine_hash)
                 continue
-            bucket = engine_hash & mask
+            bucket = (engine_hash * salt & _WORD) >> shift
             before, entry = 0, heads[bucket]
             while entry and hashes[entry] != engine_hash:
                 before, entry = entry, following[entry]
@@ -141,11 +148,18 @@ class EngineMap:
         named: NDArray[np.uint32] = rows[rows != 0]
         return named
 
+    def newest(self, count: int) -> list[int]:
+        """At most `count` hashes, those that were named last first, as far as that is known."""
+        entries = np.flatnonzero(self.row_array[: self.entries])[-count:]
+        found: list[int] = self.hash_array[entries[::-1]].tolist()
+        return found
+
     def _places(self) -> _Places:
-        return self._hashes, self._rows, self._next, self._heads, self._mask
+        return self._hashes, self._rows, self._next, self._heads, self._shift
 
     def _lay_out(self, entries: int) -> None:
-        self._mask = entries - 1
+        self._last = entries - 1
+        self._shift = 64 - self._last.bit_length()  # a bucket is the top bits of a product
         self.hash_array: NDArray[np.uint64] = np.zeros(entries, np.uint64)
         self.row_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
         self.next_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
@@ -163,7 +177,7 @@ class EngineMap:
         self.hash_array[:used], self.row_array[:used] = hashes, rows
         entries = np.arange(1, used, dtype=np.uint32)
         while entries.size:  # of those that fall into one bucket, one enters a round
-            buckets = self.hash_array[entries] & np.uint64(self._mask)
+            buckets = (self.hash_array[entries] * np.uint64(self._salt)) >> np.uint64(self._shift)
             before = self.head_array[buckets]
             self.head_array[buckets] = entries
             entered = self.head_array[buckets] == entries

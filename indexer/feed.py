@@ -18,7 +18,7 @@ from indexer.events import Batch, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
 from indexer.match import Hit, Pod
 from indexer.stream import Ready, Stream
-from indexer.trust import Trust, Verdict
+from indexer.trust import RESYNC_INTERVAL_S, Trust, Verdict
 
 State: TypeAlias = Literal["exact", "degraded", "blind"]
 
@@ -31,6 +31,7 @@ BLOCK_SIZE = "the block size is not the configured one"
 UNKNOWN = "events came of a type that is not known"
 HIDDEN = "of what a lower tier holds, not all can be known"
 KEPT = "its own cache was cleared, and whether the lower tiers were too is not said"
+FULL = "the index has no room for all of its blocks"
 DISPUTED = "two publishers seem to speak in its name"
 DOUBTED = "the pod's own reports of cached tokens differ from what its events say"
 UNPROVEN = "by which rule it reuses blocks is not proven yet"
@@ -70,6 +71,7 @@ class Feed:
         self._suspected = False
         self._unread = False  # its history is to be read anew
         self._disputed = False
+        self._refilled_at = float("-inf")
         self._full_reports = 0  # requests in flight that have the pod tell again of the blocks that it reuses
         self._full_report_until: float | None = None  # their events may come until then; None: there was none yet
 
@@ -95,6 +97,8 @@ class Feed:
         if not self._heard:
             return ["nothing was heard of its feed"]
         reasons = list(self._reasons)
+        if self._index.lacks(self.pod):
+            reasons.append(FULL)
         if self._disputed:
             reasons.append(DISPUTED)
         if self._stream.replaying:
@@ -231,7 +235,10 @@ class Feed:
         if self._suspected:
             self._suspected = False
             return self.connected(now)
-        if not self.trust.wants_resync(now):
+        room = now > self._refilled_at + RESYNC_INTERVAL_S and self._index.could_have(self.pod)
+        if room:
+            self._refilled_at = now
+        elif not self.trust.wants_resync(now):
             return None
         self.counts["resyncs"] += 1
         return self._act(self._stream.resync(), now)
@@ -247,6 +254,12 @@ class Feed:
         self.trust.forget()
         self._stream.forgotten()
         self._unread, self._disputed = self._heard, False
+
+    def unlearn(self) -> None:
+        """Somebody wants what is known of its blocks forgotten: they are read anew, of the same pod."""
+        self.forget()
+        self._stream.forgotten()
+        self._unread = self._heard and not self._disputed
 
     def forget(self, anew: bool = False) -> None:
         """Believe nothing of this pod any more. `anew`: it may be another one, with other KV-cache groups."""

@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 
 from indexer.blocks import Keys, KeySpace
 from indexer.changes import Changes
-from indexer.engine import EngineMap
 from indexer.errors import IndexerError
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.groups import Groups, places_of
 from indexer.holders import HolderSets
-from indexer.ledger import LOWER, PLANES, PREDICTED, PROMISED, STATE, WINDOW, Account, Applied, Ledger
+from indexer.ledger import CROWDED, LOWER, PLANES, PREDICTED, PROMISED, STATE, WINDOW, Account, Applied, Ledger
 from indexer.match import Hit, Match, Pod, Walk, reach
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
 from indexer.strangers import ROOT
 from indexer.table import Table
+
+_EVICTED_MAX = 1024  # blocks that one store may have another pod give up
 
 
 class Holding(NamedTuple):
@@ -63,6 +64,8 @@ class PrefixIndex:
         self._active = 0
         self._hybrid = 0  # bits of pods whose hits also hang on further KV-cache groups
         self._layered = 0  # bits of pods with tiers below their own cache
+        self.refusals = 0  # blocks for which there was no room
+        self.evictions = 0  # blocks that a pod gave up for others' sake
         self._bits = list(range(self._width - 1, -1, -1))
         self._swept: deque[tuple[int, int, NDArray[np.uint32]]] = deque()  # bit, plane, rows to clear
         self._expiring: list[tuple[float, int, Prediction]] = []  # a heap
@@ -140,6 +143,19 @@ class PrefixIndex:
         known = self._pods.get(pod)
         return known is not None and bool(known.orphans.blocks or known.orphans.lost)
 
+    def lacks(self, pod: Pod) -> bool:
+        """Does it hold blocks for which there was no room?"""
+        known = self._pods.get(pod)
+        return known is not None and bool(known.refused.blocks or known.refused.lost)
+
+    def could_have(self, pod: Pod) -> bool:
+        """Is there room by now for what is known of `pod` only by its history?"""
+        known = self._pods.get(pod)
+        if known is None or known.refused.blocks or not known.refused.lost:
+            return False
+        crowded = self._pages.free < self._pages.pages_max * (1 - CROWDED)
+        return known.refused.lost <= (self._ledger.share - known.held if crowded else self._pages.free * PAGE)
+
     @property
     def pods(self) -> Iterable[Pod]:
         return self._pods.keys()
@@ -163,6 +179,11 @@ class PrefixIndex:
         known = self._pods.get(pod) or self._known(pod)
         if isinstance(event, BlockStored):
             applied = self._ledger.store(known, event, lora)
+            if applied.refused:
+                self.refusals += applied.refused
+                if known.held < self._ledger.share:
+                    self._share_out(_EVICTED_MAX)
+                    self._ledger.refill(known, _EVICTED_MAX)
             if known.groups.hybrid and not self._hybrid & known.masks[0]:
                 self._hybrid |= known.masks[0]
                 self._epoch += 1
@@ -275,6 +296,21 @@ class PrefixIndex:
         self.hide(pod, hidden)
         return Applied(removed=removed)
 
+    def refill(self, blocks_max: int = 4096) -> bool:
+        """Enter what was refused, as far as there is room; True if there is more to do.
+
+        Where a pod has less than its share and there is none, the one that has most gives up some of what it has more.
+        """
+        stored, hungry = 0, False
+        for known in self._pods.values():
+            if known.refused.blocks and stored < blocks_max:
+                self._table.version += 1
+                stored += self._ledger.refill(known, blocks_max - stored)
+                hungry = hungry or (known.refused.blocks > 0 and known.held < self._ledger.share)
+        if not hungry or stored:
+            return stored >= blocks_max
+        return self._share_out(blocks_max) > 0
+
     def forget_lower(self, pod: Pod) -> None:
         """`pod` holds nothing below its own cache."""
         self._table.version += 1
@@ -290,6 +326,7 @@ class PrefixIndex:
             return
         if known.changes is not None:
             known.changes.clear()
+        self._ledger.share = self._pages.pages_max * PAGE // max(1, len(self._pods))
         self._epoch += 1
         self._octets.clear()
         self._active &= ~known.masks[0]
@@ -321,6 +358,14 @@ class PrefixIndex:
 
     # --- inside ---
 
+    def _share_out(self, blocks_max: int) -> int:
+        """The pod that has most gives up some of what it has more than its share; returns how many blocks."""
+        most = max(self._pods.values(), key=lambda known: known.held)
+        over = min(most.held - self._ledger.share, blocks_max)
+        gone = self._ledger.evict(most, over) if over > 0 else 0
+        self.evictions += gone
+        return gone
+
     def _clear_tier(self, pod: Pod, known: Account, tier: Tier) -> Applied:
         """`pod` holds nothing in `tier`; what others keep is counted as kept."""
         kept = sum(len(hashes) for name, hashes in known.tiers.items() if name != tier)
@@ -338,8 +383,8 @@ class PrefixIndex:
         if tier == "gpu":
             self._table.unhold(list(known.predicted), known.masks[PREDICTED])
             known.predicted.clear()
-            known.tiers["gpu"] = EngineMap()
             known.groups, known.orphans = known.groups.emptied(), Orphans(self._orphans_max)
+            known.refused = Orphans(self._orphans_max)
         return Applied(removed=removed, kept=kept)
 
     def _expiring_at(self, expires: float, prediction: Prediction) -> Prediction:
@@ -357,7 +402,8 @@ class PrefixIndex:
                 self.sweep()
             bit = self._bits.pop()
             masks = tuple(1 << (plane * self._width + bit) for plane in range(PROMISED + 1))
-            known = self._pods[pod] = Account(bit, masks, Orphans(self._orphans_max))
+            known = self._pods[pod] = Account(bit, masks, Orphans(self._orphans_max), Orphans(self._orphans_max))
+            self._ledger.share = self._pages.pages_max * PAGE // len(self._pods)
             self._pod_of_bit[known.bit] = pod
             self._active |= 1 << known.bit
             self._epoch += 1

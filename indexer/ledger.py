@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
+
 from indexer.blocks import Extras, Grain, KeySpace, ahead_of, cut, size_of
 from indexer.changes import Changes
 from indexer.engine import EngineMap
 from indexer.events import BlockRemoved, BlockStored, Tier
 from indexer.groups import Groups, Role
 from indexer.orphans import Orphans
+from indexer.pages import PAGE
 from indexer.strangers import ROOT, Strangers
 from indexer.table import Table
 
@@ -31,6 +34,8 @@ PROMISED = STATE + 1
 """It is the last block of a predicted prompt, so groups of states are about to keep theirs there."""
 _PLANE_OF_ROLE: dict[Role, int] = {"window": WINDOW, "state": STATE}
 
+CROWDED = 0.75
+"""Share of the room beyond which a pod gets no more than its part of it: the rest is for those that have less."""
 LATELY_MAX = 4096
 """Blocks that are remembered after a pod's own cache has given them up, if it has lower tiers: the news that a lower
 tier holds them may come later."""
@@ -56,6 +61,7 @@ class Account:
     bit: int
     masks: tuple[int, ...]
     orphans: Orphans
+    refused: Orphans  # stores for which there was no room
     tiers: dict[Tier, EngineMap] = field(default_factory=dict)
     predicted: dict[int, float] = field(default_factory=dict)  # row -> when it expires
     groups: Groups = field(default_factory=Groups)
@@ -73,6 +79,11 @@ class Account:
             return row
         return next((r for m in self.tiers.values() if (r := m.find(engine_hash))), 0)
 
+    @property
+    def held(self) -> int:
+        """Blocks in all tiers."""
+        return sum(map(len, self.tiers.values()))
+
     def knows(self, engine_hashes: Sequence[int], first: EngineMap) -> bool:
         """Is something known, or was lately, of all these hashes?"""
         return all(engine_hash in self.lately or self.find(engine_hash, first) for engine_hash in engine_hashes)
@@ -84,6 +95,8 @@ class Ledger:
     def __init__(self, space: KeySpace, table: Table) -> None:
         self._space = space
         self._table = table
+        self.share = table.pages.pages_max * PAGE  # blocks that each pod may have where room is short
+        self._crowded = int(table.pages.pages_max * CROWDED)  # pages
 
     def store(self, account: Account, event: BlockStored, lora: str | None) -> Applied:
         """`lora`: the adapter's name, where the event gives only its number."""
@@ -101,14 +114,17 @@ class Ledger:
         removed, unknown = self._forget(account, event.tier, hashes)
         if not unknown:
             return Applied(0, removed)
-        waiting = sum(account.orphans.remove(event.tier, engine_hash) for engine_hash in unknown)
+        waiting = sum(
+            account.orphans.remove(event.tier, engine_hash) or account.refused.remove(event.tier, engine_hash)
+            for engine_hash in unknown
+        )
         return Applied(removed=removed, unknown=len(unknown) - waiting)
 
     def _write(self, account: Account, event: BlockStored, lora: str | None) -> tuple[Applied, Sequence[int]]:
         """Store one event: what that changed, and the hashes that are held now."""
         hashes = account.tiers.get(event.tier)
         if hashes is None:
-            hashes = account.tiers[event.tier] = EngineMap()
+            hashes = account.tiers[event.tier] = EngineMap(self._space.salt)
         if event.tier != "gpu":
             return self._store_lower(account, event, hashes, lora)
         row = 0
@@ -121,12 +137,14 @@ class Ledger:
         stored = self._enter(account, event, self._keys(account, event, row, lora), row)
         if stored == len(event.hashes):
             return Applied(stored), event.hashes
+        self._refuse(account, event, stored, lora)
         return Applied(stored, refused=len(event.hashes) - stored), event.hashes[:stored]
 
     def _enter(self, account: Account, event: BlockStored, keys: list[int], parent: int) -> int:
         """The pod holds the blocks with these keys, behind the row `parent`; for how many of them there was room."""
         pages, predicted = self._table.pages, account.predicted
-        rows = pages.follow(keys, parent)
+        room = self._room(account, event.tier, len(keys))
+        rows = pages.follow(keys if room == len(keys) else keys[:room], parent)
         if predicted and rows and event.tier == "gpu":
             before = pages.keys[parent] if parent else ROOT
             account.strangers.look(event.tokens, event.block_size, before, keys, rows, predicted)
@@ -134,6 +152,57 @@ class Ledger:
             self._correct(account, event.hashes, rows)
         self._name(account, event.tier, event.hashes, rows, account.predicted, event.again)
         return len(rows)
+
+    def _room(self, account: Account, tier: Tier, blocks: int) -> int:
+        """How many of so many blocks a pod may have more: of names as many as the index has rows, and where room is
+        short, its share of it."""
+        pages, held = self._table.pages, len(account.tiers[tier])
+        spare = (self._crowded - pages.used) * PAGE
+        limit = min(pages.pages_max * PAGE, max(self.share, held + spare))
+        return max(0, min(blocks, limit - held))
+
+    def _refuse(self, account: Account, event: BlockStored, stored: int, lora: str | None) -> None:
+        """Keep what found no room of a store, until there is some."""
+        size, extras, ahead = event.block_size, event.extras, event.ahead
+        rest = msgspec.structs.replace(
+            event,
+            hashes=event.hashes[stored:],
+            parent=event.hashes[stored - 1] if stored else event.parent,
+            tokens=event.tokens[stored * size :].copy(),
+            lora_name=event.lora_name or lora,
+            extras=None if extras is None else extras[stored:],
+            ahead=None if ahead is None else ahead[stored * (len(ahead) // len(event.hashes)) :].copy(),
+        )
+        account.refused.add(rest)
+
+    def refill(self, account: Account, blocks_max: int) -> int:
+        """Enter what was refused, oldest first, as far as there is room; returns how many blocks, at most about
+        `blocks_max`."""
+        refused, pages, done = account.refused, self._table.pages, Applied()
+        while refused.blocks and done.stored < blocks_max:
+            parent, stores = refused.oldest()
+            needed = sum(blocks // PAGE + 2 for blocks in stores)
+            if pages.free < needed or self._room(account, "gpu", sum(stores)) < sum(stores):
+                break
+            events, gone = refused.adopt(parent)
+            for event in events:
+                applied, stored = self._write(account, event, None)
+                done = self._adopt(account, stored, None, Applied(done.stored + applied.stored))
+            for gone_tier, engine_hash in gone:
+                self._forget(account, gone_tier, [engine_hash])
+        return done.stored
+
+    def evict(self, account: Account, blocks: int) -> int:
+        """Give up what a pod named last in its own cache, for others' sake; returns how many blocks."""
+        hashes = account.tiers.get("gpu")
+        if hashes is None:
+            return 0
+        evicted = named = hashes.newest(blocks)
+        while named:  # every copy of each
+            self._forget(account, "gpu", named)
+            named = [engine_hash for engine_hash in named if hashes.find(engine_hash)]
+        account.refused.lost += len(evicted)
+        return len(evicted)
 
     def _keys(self, account: Account, event: BlockStored, parent: int, lora: str | None) -> list[int]:
         key, extras = self._table.pages.keys[parent] if parent else None, extras_of(event, lora)
@@ -243,11 +312,12 @@ class Ledger:
         stored: list[int] = []
         for place, engine_hash in enumerate(event.hashes):
             known = self._known(account, engine_hash, hashes)
-            if not known and told:
+            if not known and told and engine_hash not in account.lately:
                 extra = None if extras is None else extras[place]
                 known = self._made(account, event, place, size, extra, row)
-                if not known:
-                    return Applied(len(stored), refused=len(event.hashes) - len(stored)), stored
+            if not known and told:
+                refused = len(event.hashes) - len(stored)
+                break
             row = known
             if known:
                 before = self._table.pages.behind(known, blocks)[:-1] if blocks > 1 else []
@@ -256,6 +326,7 @@ class Ledger:
                 stored.append(engine_hash)
             else:
                 refused += engine_hash in account.lately
+        account.refused.lost += refused
         return Applied(len(stored), refused=refused, hidden=len(event.hashes) - len(stored) - refused), stored
 
     def _known(self, account: Account, engine_hash: int, hashes: EngineMap) -> int:

@@ -1,4 +1,4 @@
-"""Stored blocks whose parent we never saw: kept, bounded, until the parent arrives."""
+"""Stored blocks that can't be entered yet, as their parent was never seen, or as there is no room: kept, bounded."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from indexer.events import BlockStored, Tier
 
 
 class Orphans:
-    """One pod's orphaned stores, oldest forgotten first; `blocks_max` bounds the blocks in them."""
+    """One pod's stores that wait, oldest forgotten first; `blocks_max` bounds the blocks in them."""
 
     def __init__(self, blocks_max: int) -> None:
         self._blocks_max = blocks_max
-        self._waiting: dict[int, list[BlockStored]] = {}  # by the parent they wait for, oldest parent first
+        self._waiting: dict[int | None, list[BlockStored]] = {}  # by their parent, oldest parent first
         self._held: Counter[tuple[Tier, int]] = Counter()  # engine hashes in waiting stores
         self._removed: Counter[tuple[Tier, int]] = Counter()  # of those, removals to be applied after the store
         self.blocks = 0
         self.lost = 0  # blocks that were forgotten
 
     def add(self, event: BlockStored) -> None:
-        assert event.parent is not None
         self._waiting.setdefault(event.parent, []).append(event)
         self._held.update((event.tier, engine_hash) for engine_hash in event.hashes)
         self.blocks += len(event.hashes)
@@ -28,7 +27,12 @@ class Orphans:
             self.adopt(next(iter(self._waiting)))
             self.lost += before - self.blocks
 
-    def adopt(self, parent: int) -> tuple[list[BlockStored], list[tuple[Tier, int]]]:
+    def oldest(self) -> tuple[int | None, list[int]]:
+        """The parent of those that wait for longest, and how many blocks each of these stores has."""
+        parent = next(iter(self._waiting))
+        return parent, [len(event.hashes) for event in self._waiting[parent]]
+
+    def adopt(self, parent: int | None) -> tuple[list[BlockStored], list[tuple[Tier, int]]]:
         """Take out the stores that wait for `parent`, and the hashes among theirs that were removed meanwhile."""
         events = self._waiting.pop(parent, [])
         removed: list[tuple[Tier, int]] = []

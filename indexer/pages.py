@@ -60,6 +60,11 @@ class Pages:
         return self._marks[UNUSED] - 1 - self._marks[FREED]
 
     @property
+    def free(self) -> int:
+        """Pages that are left."""
+        return self.pages_max - self.used
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all that was ever used; the rest of the arrays is address space only."""
         row = 8 + 4 + 4
@@ -181,7 +186,7 @@ class Pages:
             rows.append(row)
         return rows[::-1]
 
-    def free(self, page: int) -> None:
+    def release(self, page: int) -> None:
         """Forget all keys of a page of which no row is held."""
         heads, following, mask, marks = self._heads, self._next, self._mask, self._marks
         first = page * PAGE

@@ -112,7 +112,7 @@ class Table:
                 live, pages = self.pages.live_array, same // PAGE
                 np.subtract.at(live, pages, np.uint8(1))
                 for page in set(pages[live[pages] == 0].tolist()):  # numpy's `unique` imports for 16 ms at first
-                    self.pages.free(page)
+                    self.pages.release(page)
 
     def _by_set(self, rows: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint32]]]:
         """The rows in their order, as runs that have the same holder set, which may be changed meanwhile."""
@@ -138,7 +138,7 @@ class Table:
         if more:
             pages.live[page] = live = pages.live[page] + more
             if not live:
-                pages.free(page)
+                pages.release(page)
 
 
 def _many(rows: Sequence[int]) -> bool:

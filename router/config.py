@@ -120,7 +120,10 @@ class Index(Section):
         default=500_000, ge=1024, le=1_000_000_000, description="Distinct blocks of such texts kept, of 128 bytes each."
     )
     orphans_max: Count = Field(
-        default=100_000, ge=0, le=100_000_000, description="Blocks kept whose parent is not known yet."
+        default=100_000,
+        ge=0,
+        le=100_000_000,
+        description="Blocks of a pod kept whose parent is not known yet, and as many for which there is no room yet.",
     )
     pods_max: Count = Field(
         default=512, ge=1, le=4096, description="Pods, each rank counted: not fewer than there are."

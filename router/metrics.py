@@ -179,6 +179,9 @@ class Metrics:
             "pod_mapping_invalidations", "Mappings given up.", ("reason",), _by_one(Counter(stats.invalidations))
         )
         yield _gauge("global_index_size", "Blocks that the index has room taken for.", index.blocks)
+        yield _counter("index_refusals", "Blocks for which the index had no room.", (), [((), index.refusals)])
+        shared = [(("share",), index.evictions)]
+        yield _counter("index_evictions", "Blocks given up for other pods' sake.", ("reason",), shared)
         yield _gauge("index_bytes", "Bytes of the index.", index.nbytes)
 
     def _of_tokenizers(self) -> Iterator[Metric]:

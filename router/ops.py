@@ -189,5 +189,6 @@ def _draining(pod: Pod, draining: bool) -> dict[str, Any]:
 def _forget(service: Service, pod: Pod) -> None:
     for rank in pod.ranks:
         if rank.feed is not None:
-            rank.feed.forget()
+            rank.feed.unlearn()
         service.core.index.clear(rank.id)
+    service.pods.mend(pod.name)

@@ -159,6 +159,11 @@ class Pods:
             and now < self._joined_at[name] + (patience_s if reader.answered else min(_ANSWER_S, patience_s))
         }
 
+    def mend(self, name: str) -> None:
+        """Have a pod's feeds ask for what they want again, now."""
+        for reader in self._readers.get(name, ()):
+            reader.mend()
+
     async def _mend(self) -> None:
         while True:
             await asyncio.sleep(_MEND_S)

@@ -174,7 +174,7 @@ class Service:
             self.encoding.judge(now)  # before what was predicted expires
             for index in indexes:
                 index.expire(now)
-                while index.sweep():
+                while index.sweep() or index.refill():
                     await asyncio.sleep(0)
             if now >= cleanup_at:
                 cleanup_at = now + self.config.cache_cleanup_interval

@@ -193,6 +193,9 @@ class _Walk:
         return self.twin.match(self._tokens(chain).tolist(), self.size)
 
     def _pod(self) -> str:
+        """In a full index one pod only: several would give up blocks for each other's sake."""
+        if self.full:
+            return PODS[0]
         return self.rng.choices(PODS, (6, 3, 1, 1))[0]
 
     def _chain(self) -> tuple[list[int], list[int]]:

@@ -30,7 +30,7 @@ def _drop(pages: Pages, row: int) -> None:
     pages.sets[row] = 0
     pages.live[row // PAGE] -= 1
     if not pages.live[row // PAGE]:
-        pages.free(row // PAGE)
+        pages.release(row // PAGE)
 
 
 def _keys(rng: random.Random, count: int, collide: bool) -> NDArray[np.uint64]:
