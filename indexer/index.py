@@ -381,7 +381,7 @@ class PrefixIndex:
             if tier == "gpu":
                 self._table.unhold(rows.tolist(), known.masks[WINDOW] | known.masks[STATE])
         if tier == "gpu":
-            self._table.unhold(list(known.predicted), known.masks[PREDICTED])
+            self._table.unhold(list(known.predicted), known.masks[PREDICTED] | known.masks[PROMISED])
             known.predicted.clear()
             known.groups, known.orphans = known.groups.emptied(), Orphans(self._orphans_max)
             known.refused = Orphans(self._orphans_max)
