@@ -28,8 +28,6 @@ from indexer.pages import PAGE, Pages
 from indexer.strangers import ROOT
 from indexer.table import Table
 
-_EVICTED_MAX = 1024  # blocks that one store may have another pod give up
-
 
 class Holding(NamedTuple):
     """How many blocks a pod is known to hold."""
@@ -65,7 +63,6 @@ class PrefixIndex:
         self._hybrid = 0  # bits of pods whose hits also hang on further KV-cache groups
         self._layered = 0  # bits of pods with tiers below their own cache
         self.refusals = 0  # blocks for which there was no room
-        self.evictions = 0  # blocks that a pod gave up for others' sake
         self._bits = list(range(self._width - 1, -1, -1))
         self._swept: deque[tuple[int, int, NDArray[np.uint32]]] = deque()  # bit, plane, rows to clear
         self._expiring: list[tuple[float, int, Prediction]] = []  # a heap
@@ -157,6 +154,11 @@ class PrefixIndex:
         return known.refused.lost <= (self._ledger.share - known.held if crowded else self._pages.free * PAGE)
 
     @property
+    def evictions(self) -> int:
+        """Blocks that pods gave up for others' sake."""
+        return self._ledger.evictions
+
+    @property
     def pods(self) -> Iterable[Pod]:
         return self._pods.keys()
 
@@ -182,8 +184,7 @@ class PrefixIndex:
             if applied.refused:
                 self.refusals += applied.refused
                 if known.held < self._ledger.share:
-                    self._share_out(_EVICTED_MAX)
-                    self._ledger.refill(known, _EVICTED_MAX)
+                    self._ledger.serve(known, self._pods.values())
             if known.groups.hybrid and not self._hybrid & known.masks[0]:
                 self._hybrid |= known.masks[0]
                 self._epoch += 1
@@ -301,15 +302,8 @@ class PrefixIndex:
 
         Where a pod has less than its share and there is none, the one that has most gives up some of what it has more.
         """
-        stored, hungry = 0, False
-        for known in self._pods.values():
-            if known.refused.blocks and stored < blocks_max:
-                self._table.version += 1
-                stored += self._ledger.refill(known, blocks_max - stored)
-                hungry = hungry or (known.refused.blocks > 0 and known.held < self._ledger.share)
-        if not hungry or stored:
-            return stored >= blocks_max
-        return self._share_out(blocks_max) > 0
+        self._table.version += 1
+        return self._ledger.refill_all(self._pods.values(), blocks_max)
 
     def forget_lower(self, pod: Pod) -> None:
         """`pod` holds nothing below its own cache."""
@@ -358,33 +352,14 @@ class PrefixIndex:
 
     # --- inside ---
 
-    def _share_out(self, blocks_max: int) -> int:
-        """The pod that has most gives up some of what it has more than its share; returns how many blocks."""
-        most = max(self._pods.values(), key=lambda known: known.held)
-        over = min(most.held - self._ledger.share, blocks_max)
-        gone = self._ledger.evict(most, over) if over > 0 else 0
-        self.evictions += gone
-        return gone
-
     def _clear_tier(self, pod: Pod, known: Account, tier: Tier) -> Applied:
         """`pod` holds nothing in `tier`; what others keep is counted as kept."""
         kept = sum(len(hashes) for name, hashes in known.tiers.items() if name != tier)
         if not kept:
             return self.clear(pod)
-        hashes = known.tiers.pop(tier, None)
-        removed = 0 if hashes is None else len(hashes)
-        if hashes is not None:
-            rows, mask = hashes.rows(), known.masks[PLANES.index(tier)]
-            if known.changes is not None:
-                known.changes.unhold(tier, self._pages.key_array[rows].tolist())
-            self._table.unhold(rows.tolist(), mask)
-            if tier == "gpu":
-                self._table.unhold(rows.tolist(), known.masks[WINDOW] | known.masks[STATE])
+        removed = self._ledger.empty(known, tier)
         if tier == "gpu":
-            self._table.unhold(list(known.predicted), known.masks[PREDICTED] | known.masks[PROMISED])
-            known.predicted.clear()
-            known.groups, known.orphans = known.groups.emptied(), Orphans(self._orphans_max)
-            known.refused = Orphans(self._orphans_max)
+            known.orphans, known.refused = Orphans(self._orphans_max), Orphans(self._orphans_max)
         return Applied(removed=removed, kept=kept)
 
     def _expiring_at(self, expires: float, prediction: Prediction) -> Prediction:

@@ -7,7 +7,7 @@ parent which is not known waits as an orphan.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ _PLANE_OF_ROLE: dict[Role, int] = {"window": WINDOW, "state": STATE}
 
 CROWDED = 0.75
 """Share of the room beyond which a pod gets no more than its part of it: the rest is for those that have less."""
+EVICTED_MAX = 1024
+"""Blocks that one store may have another pod give up."""
 LATELY_MAX = 4096
 """Blocks that are remembered after a pod's own cache has given them up, if it has lower tiers: the news that a lower
 tier holds them may come later."""
@@ -96,6 +98,7 @@ class Ledger:
         self._space = space
         self._table = table
         self.share = table.pages.pages_max * PAGE  # blocks that each pod may have where room is short
+        self.evictions = 0  # blocks that accounts gave up for others' sake
         self._crowded = int(table.pages.pages_max * CROWDED)  # pages
 
     def store(self, account: Account, event: BlockStored, lora: str | None) -> Applied:
@@ -191,6 +194,47 @@ class Ledger:
             for gone_tier, engine_hash in gone:
                 self._forget(account, gone_tier, [engine_hash])
         return done.stored
+
+    def refill_all(self, accounts: Collection[Account], blocks_max: int) -> bool:
+        """See `PrefixIndex.refill`."""
+        stored, hungry = 0, False
+        for account in accounts:
+            if account.refused.blocks and stored < blocks_max:
+                stored += self.refill(account, blocks_max - stored)
+                hungry = hungry or (account.refused.blocks > 0 and account.held < self.share)
+        if not hungry or stored:
+            return stored >= blocks_max
+        return self.share_out(accounts, blocks_max) > 0
+
+    def serve(self, account: Account, accounts: Collection[Account]) -> None:
+        """Room for who has less than its share, at the cost of who has most, now."""
+        self.share_out(accounts, EVICTED_MAX)
+        self.refill(account, EVICTED_MAX)
+
+    def share_out(self, accounts: Collection[Account], blocks_max: int) -> int:
+        """Who has most gives up some of what it has more than its share; returns how many blocks."""
+        most = max(accounts, key=lambda account: account.held)
+        over = min(most.held - self.share, blocks_max)
+        gone = self.evict(most, over) if over > 0 else 0
+        self.evictions += gone
+        return gone
+
+    def empty(self, account: Account, tier: Tier) -> int:
+        """The pod holds nothing in `tier`; returns how many blocks it held."""
+        hashes = account.tiers.pop(tier, None)
+        if hashes is not None:
+            array = hashes.rows()
+            rows, lost = array.tolist(), account.masks[PLANES.index(tier)]
+            if account.changes is not None:
+                account.changes.unhold(tier, self._table.pages.key_array[array].tolist())
+            if tier == "gpu":
+                lost |= account.masks[WINDOW] | account.masks[STATE]
+            self._table.unhold(rows, lost)
+        if tier == "gpu":
+            self._table.unhold(list(account.predicted), account.masks[PREDICTED] | account.masks[PROMISED])
+            account.predicted.clear()
+            account.groups = account.groups.emptied()
+        return 0 if hashes is None else len(hashes)
 
     def evict(self, account: Account, blocks: int) -> int:
         """Give up what a pod named last in its own cache, for others' sake; returns how many blocks."""
