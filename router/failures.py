@@ -19,11 +19,6 @@ class UpstreamError(Exception):
         self.message = message
         self.before_first_byte = before_first_byte
 
-    def again(self) -> UpstreamError:
-        """This failure, after the pod had broken off the same request once before."""
-        self.breaks = type(self).breaks + 1
-        return self
-
 
 class ConnectFailed(UpstreamError):
     """No connection could be had, so the pod has not seen the request."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from router.connection import Connection, Response, UpstreamLimits
-from router.failures import ConnectFailed, ConnectTimeout, PoolFull, StaleConnection, UpstreamError
+from router.failures import ConnectFailed, ConnectTimeout, PoolFull, StaleConnection
 from router.http1 import NOT_FORWARDED, Headers, request_head
 from router.pod_keys import PodKey
 
@@ -121,10 +121,6 @@ class Upstream:
                 if once:
                     raise
                 self.stale_retries += 1
-            try:
-                return await self._exchange(await self._connect(), method, head, body)
-            except UpstreamError as failure:
-                raise failure.again() from None
         return await self._exchange(await self._connect(), method, head, body)
 
     async def aclose(self) -> None:

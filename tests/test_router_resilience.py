@@ -302,7 +302,7 @@ async def test_a_proxy_in_the_way_may_hide_a_break(status: int) -> None:
 
 @pytest.mark.parametrize("warm", [False, True])
 async def test_a_query_of_death(warm: bool) -> None:
-    """A request that breaks its pod breaks one more at most, on fresh connections and on kept ones."""
+    """A request that breaks its pod breaks one more at most; a kept connection, which may be old, is made anew."""
     poison = "poison"
 
     async def behave(call: Call) -> None:
@@ -315,8 +315,9 @@ async def test_a_query_of_death(warm: bool) -> None:
         for _ in range(8 * warm):
             assert (await here.ask()).status == 200
         assert (await here.ask({"prompt": poison})).status == 502
-        posts = sum(pod.posts for pod in here.pods.values()) - 8 * warm
-        assert posts == 2
+        posts = [pod.posts - 2 * warm for pod in here.pods.values()]
+        assert sum(count > 0 for count in posts) == 2
+        assert sum(posts) == 2 + warm
 
 
 async def test_pods_that_can_not_be_reached_are_passed() -> None:
