@@ -31,7 +31,7 @@ RUN if [ -n "${NATIVE}" ]; then \
         --find-links /wheels 'warmroute[native]'; \
       /native/bin/warmroute native; \
       cd /native/lib/python3*/site-packages; \
-      cp --parents warmroute__mypyc.*.so indexer/*.so router/*.so scorer/*.so /opt/warmroute/lib/python3*/site-packages/; \
+      cp --parents warmroute__mypyc.*.so indexer/*.so router/*.so router/*/*.so scorer/*.so /opt/warmroute/lib/python3*/site-packages/; \
     fi
 
 FROM ${BASE}

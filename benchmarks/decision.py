@@ -34,8 +34,8 @@ from indexer.blocks import KeySpace
 from indexer.events import BlockStored
 from indexer.index import PrefixIndex
 from indexer.prefixes import PrefixLimits, PrefixStore
-from router.tokenizer import Tokenizer
-from router.tokens import Encoded, Encoder, TokensLimits
+from router.tokens.local import Encoded, Encoder, TokensLimits
+from router.tokens.tokenizer import Tokenizer
 
 SMALL = Path(__file__).parent.parent / "tests" / "vectors" / "vllm-0.32.0" / "tokenizer"
 SIZES = (500, 2_000, 8_000, 32_000, 128_000)

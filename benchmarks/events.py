@@ -31,8 +31,8 @@ from indexer.blocks import KeySpace
 from indexer.events import BlockStored
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
-from router.feeds import FeedReader
-from router.sockets import FeedLimits
+from router.events.reader import FeedReader
+from router.events.sockets import FeedLimits
 
 SIZE = 16  # tokens a block
 TOKEN_MAX = 150_000

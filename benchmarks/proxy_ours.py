@@ -12,10 +12,10 @@ import orjson
 import uvicorn
 
 from router.errors import BadRequest, NoFitPod
-from router.proxy import HeaderList, Outcome, Proxy, Receive, Scope, Send, send_error
-from router.serving import Front
-from router.serving_limits import ServingLimits
-from router.upstream import Upstream
+from router.proxy.proxy import HeaderList, Outcome, Proxy, Receive, Scope, Send, send_error
+from router.server.limits import ServingLimits
+from router.server.port import Front
+from router.upstream.pool import Upstream
 
 
 class RoundRobin:

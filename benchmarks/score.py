@@ -23,13 +23,13 @@ import orjson
 from benchmarks.proxy_pods import MODEL
 from benchmarks.steady import Steady, Work
 from indexer.events import BlockStored
-from router.config import load, parse_model
-from router.core import Asked
-from router.fleet import Pod, Rank, RankId
-from router.prompt import parse
-from router.rendering import Renderer
+from router.config.settings import load, parse_model
+from router.core.decision import Asked
+from router.core.fleet import Pod, Rank, RankId
+from router.prompts.prompt import parse
+from router.prompts.rendering import Renderer
 from router.service import Service
-from router.tokenizer import Tokenizer
+from router.tokens.tokenizer import Tokenizer
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
 

@@ -35,9 +35,9 @@ from benchmarks.proxy_pods import MODEL, start_nginx
 from indexer.blocks import KeySpace
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
-from router.config import Config
-from router.core import Asked, Core, Placed
-from router.fleet import Pod, Rank, RankId
+from router.config.settings import Config
+from router.core.decision import Asked, Core, Placed
+from router.core.fleet import Pod, Rank, RankId
 from scorer.board import Board, row_of
 from scorer.cost import PrefillRate
 

@@ -24,9 +24,9 @@ import numpy as np
 from indexer.blocks import Keys, KeySpace, Tokens
 from indexer.events import BlockRemoved, BlockStored
 from indexer.feed import Feed
-from router.config import Config
-from router.core import Asked, Core
-from router.fleet import Pod, Rank, RankId
+from router.config.settings import Config
+from router.core.decision import Asked, Core
+from router.core.fleet import Pod, Rank, RankId
 from scorer.board import Board, row_of
 from scorer.cost import FleetRate, PrefillRate
 

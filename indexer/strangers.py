@@ -1,6 +1,6 @@
 """Blocks that a pod stored where others were predicted: what it made of a prompt, beside what we thought it would.
 
-Behind a known block there may be many continuations, so one alone proves nothing; see `router.token_proof`.
+Behind a known block there may be many continuations, so one alone proves nothing; see `router.core.token_proof`.
 """
 
 from __future__ import annotations

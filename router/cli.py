@@ -53,7 +53,7 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
         --pod name=pod-0,address=http://127.0.0.1:8001,events=tcp://127.0.0.1:5557,replay=tcp://127.0.0.1:5558 \\
         --model name=tiny-qwen,tokenizer=/models/tiny-qwen
     """
-    from router.config import load, parse_model, parse_pod
+    from router.config.settings import load, parse_model, parse_pod
 
     flags = {
         "gateway.host": given["host"],
@@ -68,10 +68,10 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
     config = load(path, os.environ, flags)
     _log(config.gateway.log_level)
     if config.gateway.workers > 1:
-        from router.workers import supervise
+        from router.workers.supervisor import supervise
 
         sys.exit(supervise(config))
-    from router.server import serve as run
+    from router.process import serve as run
 
     run(config)
     _exit()
@@ -85,7 +85,7 @@ def worker(descriptor: int) -> None:
     \b
     Example: warmroute serve --workers 4
     """
-    from router.worker import Control
+    from router.workers.control import Control
 
     control = Control(descriptor)
     _log(control.config.gateway.log_level, f"[worker {control.seat.number}] ")
@@ -118,7 +118,7 @@ def score(url: str, as_json: bool, key: str | None, **given: str | None) -> None
     \b
     Example: warmroute score --url http://127.0.0.1:8080 --prompt 'Once upon a time'
     """
-    from router.ask import ask_score, print_score
+    from router.commands.score import ask_score, print_score
 
     answer = ask_score(url, key, given["model"], given["prompt"], given["messages"], given["token_ids"])
     print_score(answer, as_json)
@@ -133,8 +133,8 @@ def check(path: str | None, wait_s: float) -> None:
     \b
     Example: warmroute check --config warmroute.yaml
     """
-    from router.check import check_fleet
-    from router.config import load
+    from router.commands.check import check_fleet
+    from router.config.settings import load
 
     sys.exit(1 if check_fleet(load(path, os.environ, {}), wait_s) else 0)
 
@@ -150,7 +150,7 @@ def demo(pods: int, keep: bool, port: int, seed: int) -> None:
     \b
     Example: warmroute demo --keep
     """
-    from router.demo.run import run_demo
+    from router.commands.demo.run import run_demo
 
     run_demo(pods, keep, port, seed)
 

@@ -21,11 +21,14 @@ _HOT = {
         strangers stream table text_blocks trust
     """,
     "scorer": "board candidates cost load pick policies sendings slow_start",
-    "router": """
-        api asked attempts bodies breaker budget clients comparison connection core cuts encoding exchange
-        fleet heads http1 messages metrics prompt proxy recall rendering renderings serving serving_limits
-        texts token_keys token_states tokens upstream usage
-    """,
+    "router": "metrics",
+    "router.core": "breaker comparison decision demand fleet retry_budget token_states",
+    "router.endpoints": "data_plane",
+    "router.prompts": "beginnings messages prompt rendering renderings",
+    "router.proxy": "attempts proxy usage",
+    "router.server": "asgi connection exchange heads limits port",
+    "router.tokens": "encoder given local recall safe_cuts",
+    "router.upstream": "connection pool replies",
 }
 MODULES = tuple(f"{package}.{name}" for package, names in _HOT.items() for name in names.split())
 """What every request and every event passes through. Not what only starts, operates or configures, nor what mypyc does
@@ -84,7 +87,7 @@ def compile_all(folder: Path) -> None:
     paths = [module.replace(".", "/") + ".py" for module in MODULES]
     flags = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
     with tempfile.TemporaryDirectory(prefix="warmroute-native-") as scratch, contextlib.chdir(scratch):
-        for package in _HOT:
+        for package in dict.fromkeys(name.partition(".")[0] for name in _HOT):
             shutil.copytree(folder / package, package)
         extensions = mypycify([*flags, *paths], opt_level="2", target_dir="c", group_name=_GROUP)
         command = build_ext(Distribution({"name": _GROUP, "ext_modules": extensions}))

@@ -11,21 +11,21 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from indexer.blocks import KeySpace
-from router.config import Config
-from router.core import Asked, Core
-from router.encoding import Encoding
+from router.config.settings import Config
+from router.core.decision import Asked, Core
+from router.discovery.pods import Pods
 from router.errors import ConfigError
 from router.metrics import Metrics
-from router.peers import Peers
-from router.pod_keys import Keyring
-from router.pods import Pods
-from router.proxy import Proxy
-from router.seat import Seat
-from router.trust import Trusts
-from router.upstream import Upstream, UpstreamLimits
+from router.proxy.proxy import Proxy
+from router.tokens.encoder import Encoding
+from router.upstream.certificates import Trusts
+from router.upstream.pod_keys import Keyring
+from router.upstream.pool import Upstream, UpstreamLimits
+from router.workers.peers import Peers
+from router.workers.worker import Seat
 
 if TYPE_CHECKING:
-    from router.sharing import Sharing
+    from router.shared_index.sharing import Sharing
 
 _HOUSEKEEPING_S = 0.05  # between two looks at what has expired
 _SWEEP_S = 1.0  # between two looks at all connections of a pod, as at those of clients
@@ -140,7 +140,7 @@ class Service:
         if given.url is None:
             return None
         try:
-            from router.sharing import Sharing
+            from router.shared_index.sharing import Sharing
         except ImportError as error:
             raise ConfigError(f"index.redis needs more: pip install 'warmroute[redis]' ({error})") from error
         sharing = Sharing(given, self.core, secrets.token_hex(8), self._reseeded, time.monotonic)

@@ -1,7 +1,7 @@
 """A pod, its feed and a router's side of it, in simulated time: everything that happens is drawn from one seed.
 
 The pod keeps a small LRU cache of blocks and publishes what happens to it in vLLM's encoding; the link between loses,
-repeats and delays frames; the reader does with a `Feed` what `router.feeds` does over sockets.
+repeats and delays frames; the reader does with a `Feed` what `router.events.reader` does over sockets.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Link:
 
 @dataclass
 class Side:
-    """The router's side: one feed, its index, and a reader that replays as `router.feeds` does."""
+    """The router's side: one feed, its index, and a reader that replays as `router.events.reader` does."""
 
     world: World
     link: Link

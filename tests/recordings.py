@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from indexer.blocks import Tokens
-from router.figures import parse_metrics
+from router.discovery.vllm_metrics import parse_metrics
 
 VECTORS = Path(__file__).parent / "vectors"
 

@@ -15,8 +15,8 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from router.exchange import ClientDisconnected
-from router.serving import Front, ServingLimits
+from router.server.exchange import ClientDisconnected
+from router.server.port import Front, ServingLimits
 
 WAIT_S = 10.0
 App = Callable[[Any, Any, Any], Awaitable[None]]

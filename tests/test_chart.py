@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from router.config import load
+from router.config.settings import load
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "warmroute"

@@ -14,16 +14,16 @@ from indexer.events import BlockRemoved, BlockStored
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
 from indexer.match import MISS
-from router.core import Core
-from router.fleet import RankId
-from router.prompt import parse
+from router.core.decision import Core
+from router.core.fleet import RankId
+from router.prompts.prompt import parse
 from simulator.blocks import BlockPool
 from simulator.events import NEWEST, Dialect, Origin
 from simulator.hashes import root_digest
 from simulator.scheduler import Request, Scheduler
 from tests.recordings import frames, lines
-from tests.test_router_core import NOBODY, SIZE, core_of
-from tests.test_router_core import asked as asked_of
+from tests.test_router_core_decision import NOBODY, SIZE, core_of
+from tests.test_router_core_decision import asked as asked_of
 
 POD = RankId("pod-0", 0)
 BLOCKS_MAX = 48  # of the pod: a few prompts

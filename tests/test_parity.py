@@ -11,8 +11,8 @@ import orjson
 import pytest
 from tokenizers import Tokenizer
 
-from router.prompt import Prompt, parse
-from router.rendering import Renderer, Rendering, RenderOptions
+from router.prompts.prompt import Prompt, parse
+from router.prompts.rendering import Renderer, Rendering, RenderOptions
 
 VECTORS = Path(__file__).parent / "vectors"
 

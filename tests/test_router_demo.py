@@ -6,9 +6,9 @@ import io
 
 from rich.console import Console
 
-from router.demo.processes import MODEL, fleet, forget_all, gateway
-from router.demo.run import free_port, print_table
-from router.demo.workload import Measured, Shape, conversations, play
+from router.commands.demo.processes import MODEL, fleet, forget_all, gateway
+from router.commands.demo.run import free_port, print_table
+from router.commands.demo.workload import Measured, Shape, conversations, play
 
 SMALL = Shape(
     conversations=6,

@@ -9,14 +9,14 @@ import pytest
 from indexer.events import BlockStored
 from indexer.feed import DOUBTED, UNPROVEN
 from indexer.trust import PROOFS, WRONG_MIN
-from router.answers import decision_answer
-from router.core import Core, Placed
-from router.fleet import Evidence, Pod
-from router.prompt import parse
+from router.core.decision import Core, Placed
+from router.core.fleet import Evidence, Pod
+from router.endpoints.answers import decision_answer
+from router.prompts.prompt import parse
 from scorer.pick import scored
 from tests.router_peers import until
-from tests.test_router_core import NOBODY, SIZE, asked, core_of, store, tokens_of
-from tests.test_router_pods import Told, probed
+from tests.test_router_core_decision import NOBODY, SIZE, asked, core_of, store, tokens_of
+from tests.test_router_discovery_pods import Told, probed
 
 
 def _served(core: Core, seed: int, count: int = 161, **more: Any) -> Placed:

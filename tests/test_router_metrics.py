@@ -9,10 +9,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.events import BlockStored
 from indexer.prefixes import PrefixStats
-from router.core import Asked
-from router.fleet import RankId
+from router.core.decision import Asked
+from router.core.fleet import RankId
 from router.metrics import Histogram, Metrics, Window
-from tests.test_router_core import MODEL, asked, core_of, store, tokens_of
+from tests.test_router_core_decision import MODEL, asked, core_of, store, tokens_of
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

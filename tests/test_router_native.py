@@ -15,7 +15,7 @@ from router import native
 def made(folder: Path, module: str, age_s: float) -> Path:
     """A source and its compiled twin, so much older than it."""
     source = folder / (module.replace(".", "/") + ".py")
-    source.parent.mkdir(exist_ok=True)
+    source.parent.mkdir(parents=True, exist_ok=True)
     source.touch()
     twin = source.with_name(source.stem + ".cpython-311-x86_64-linux-gnu.so")
     twin.touch()
@@ -46,14 +46,14 @@ def test_exceptions_have_names_of_their_own() -> None:
 
 def test_what_lies_beside_the_sources(tmp_path: Path) -> None:
     """Twins of the modules and their library are found and removed, and nothing else is."""
-    first, second = made(tmp_path, "router.core", 0.0), made(tmp_path, "indexer.index", 5.0)
+    first, second = made(tmp_path, "router.core.decision", 0.0), made(tmp_path, "indexer.index", 5.0)
     library = tmp_path / "warmroute__mypyc.cpython-311-x86_64-linux-gnu.so"
     library.touch()
     other = made(tmp_path, "router.other", 5.0)
     assert sorted(native.twins(tmp_path)) == sorted([first, second, library])
     assert native.stale(tmp_path) == [second.name]
     native.remove_all(tmp_path)
-    assert native.twins(tmp_path) == [] and other.exists() and (tmp_path / "router/core.py").exists()
+    assert native.twins(tmp_path) == [] and other.exists() and (tmp_path / "router/core/decision.py").exists()
 
 
 def test_old_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -62,7 +62,7 @@ def test_old_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplo
     with caplog.at_level(logging.INFO, logger="warmroute"):
         native.tell()
         assert caplog.messages == []
-        old = made(tmp_path, "router.core", 5.0)
+        old = made(tmp_path, "router.core.decision", 5.0)
         native.tell()
     assert caplog.messages == [
         "the hot path is compiled",

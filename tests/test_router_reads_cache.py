@@ -10,10 +10,10 @@ import httpx
 import orjson
 import pytest
 
-from router.core import Asked
-from router.prompt import parse
+from router.core.decision import Asked
+from router.prompts.prompt import parse
 from tests.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
-from tests.test_router_core import NOBODY, asked, core_of, held, store, tokens_of
+from tests.test_router_core_decision import NOBODY, asked, core_of, held, store, tokens_of
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from router.answers import pod_answer
-from router.api import Gateway
-from router.app import create_app
-from router.config import Config
-from router.fleet import Pod
-from router.proxy import Message, Proxy
+from router.config.settings import Config
+from router.core.fleet import Pod
+from router.endpoints.answers import pod_answer
+from router.endpoints.app import create_app
+from router.endpoints.data_plane import Gateway
+from router.proxy.proxy import Message, Proxy
 from router.service import Service
-from router.upstream import Upstream
+from router.upstream.pool import Upstream
 from tests.router_peers import Call, Peer, peer, until
 
 MODEL = "tiny-qwen"

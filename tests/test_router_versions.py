@@ -9,11 +9,11 @@ import httpx
 import orjson
 import pytest
 
-from router.fleet import Fleet, Pod
-from router.messages import Version, rules_of, version_of
-from router.prompt import Prompt, parse
-from router.rendering import RenderError, Rendering, RenderOptions
-from router.renderings import Renderings
+from router.core.fleet import Fleet, Pod
+from router.prompts.messages import Version, rules_of, version_of
+from router.prompts.prompt import Prompt, parse
+from router.prompts.rendering import RenderError, Rendering, RenderOptions
+from router.prompts.renderings import Renderings
 from tests.processes import BLOCK, MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from router.multipart import model_of_form
+from router.prompts.multipart import model_of_form
 from tests.processes import GatewayProcess, gateway
 from tests.router_peers import Call, Peer, peer
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from router.core import Asked, Core
+from router.core.decision import Asked, Core
 from scorer.pick import pick
 from scorer.policies import Settings
 from scorer.slow_start import slowness
-from tests.test_router_core import MODEL, NOBODY, core_of
+from tests.test_router_core_decision import MODEL, NOBODY, core_of
 from tests.test_scorer_pick import _candidate
 
 

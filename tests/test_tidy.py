@@ -194,8 +194,8 @@ def test_held(rule: Rule, folders: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("rule", [sync, no_locks])
 def test_the_decision_never_waits(rule: Rule) -> None:
-    """`router/core.py` joins the pure rooms, and is sync and without locks as they are."""
-    path = "router/core.py"
+    """`router/core/decision.py` joins the pure rooms, and is sync and without locks as they are."""
+    path = "router/core/decision.py"
     assert list(rule(parsed(path, (ROOT / path).read_text(encoding="utf-8")))) == []
 
 
@@ -203,7 +203,7 @@ def test_the_decision_never_waits(rule: Rule) -> None:
 
 _BAD: list[tuple[Rule, str, str]] = [
     (one_straight_line, "indexer/x.py", "from scorer.load import Ticket"),
-    (one_straight_line, "indexer/x.py", "import router.core"),
+    (one_straight_line, "indexer/x.py", "import router.core.decision"),
     (one_straight_line, "scorer/x.py", "def f():\n    from router import core"),
     (one_straight_line, "simulator/x.py", "from indexer.events import BlockStored"),
     (one_straight_line, "router/x.py", "import os, simulator.pod as pod"),
@@ -218,11 +218,11 @@ _BAD: list[tuple[Rule, str, str]] = [
     (pure, "indexer/x.py", "class C:\n    async def f(self):\n        return [x async for x in y]"),
     (pure, "indexer/x.py", "def f():\n    return open('x')"),
     (pure, "scorer/x.py", "print(1)"),
-    (sync, "router/core.py", "async def route(): ..."),
-    (sync, "router/core.py", "async def f():\n    async with a:\n        await b"),
-    (no_locks, "router/core.py", "import asyncio\nlock = asyncio.Lock()"),
-    (no_locks, "router/core.py", "from threading import RLock"),
-    (no_locks, "router/core.py", "def f():\n    return threading.Semaphore(1)"),
+    (sync, "router/core/decision.py", "async def route(): ..."),
+    (sync, "router/core/decision.py", "async def f():\n    async with a:\n        await b"),
+    (no_locks, "router/core/decision.py", "import asyncio\nlock = asyncio.Lock()"),
+    (no_locks, "router/core/decision.py", "from threading import RLock"),
+    (no_locks, "router/core/decision.py", "def f():\n    return threading.Semaphore(1)"),
     (words, "router/utils.py", ""),
     (words, "router/http_helpers.py", ""),
     (words, "scorer/base.py", ""),

@@ -16,7 +16,7 @@ from router.service import Service
 from simulator.own_tokens import EQUAL, FIELD, KINDS, Kind
 from tests.processes import BLOCK, MODEL, PLAIN, TOKENIZER, PodProcess, pods
 from tests.router_peers import until
-from tests.test_router_encoding import in_process
+from tests.test_router_tokens_encoder import in_process
 
 REQUESTS = 32
 TOOL = {"type": "function", "function": {"name": "weather", "description": "of a place", "parameters": {}}}

@@ -14,13 +14,13 @@ import pytest
 
 from indexer.blocks import KeySpace
 from indexer.match import Hit
-from router.config import Config
-from router.fleet import Fleet, RankId
-from router.mirror import Mirror, named
-from router.shared import RedisError, SharedIndex, SharedLimits, Write
-from router.sharing import Sharing
+from router.config.settings import Config
+from router.core.fleet import Fleet, RankId
+from router.shared_index.mirror import Mirror, named
+from router.shared_index.redis_index import RedisError, SharedIndex, SharedLimits, Write
+from router.shared_index.sharing import Sharing
 from tests.test_indexer_index import _LONG, _SHORT, _Walk
-from tests.test_router_core import core_of
+from tests.test_router_core_decision import core_of
 from tests_redis.conftest import Server
 
 PODS = tuple(RankId(pod, 0) for pod in "abcd")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from router.errors import ConfigError
-from router.prompt import BadRequest, Prompt, parse
-from router.rendering import Renderer, RenderError, RenderOptions
+from router.prompts.prompt import BadRequest, Prompt, parse
+from router.prompts.rendering import Renderer, RenderError, RenderOptions
 from tests_templates.known import KNOWN
 from tests_vllm.install import VLLM, python_of, vllm_venv
 

@@ -1,0 +1,4 @@
+"""The commands that look at a fleet: `check`, `score`, `demo`.
+
+`router.cli` is the door.
+"""

@@ -1,0 +1,110 @@
+"""The demo's course: the same work under round-robin and under cache-aware routing, then the table of both."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from router.commands.demo.processes import MODEL, SimulatedPod, fleet, forget_all, gateway
+from router.commands.demo.workload import Conversation, Measured, Shape, conversations, play
+
+_POLICIES = (("round-robin", "round-robin"), ("cache-aware", "predicted-ttft"))
+_POD = ["--num-blocks", "1300", "--prefill-tokens-per-s", "6000", "--max-num-seqs", "64"]
+
+
+def run_demo(pods: int, keep: bool, port: int, seed: int) -> None:
+    """Run it and print the table; with `keep`, go on serving until interrupted."""
+    asyncio.run(_demo(pods, keep, port, seed))
+
+
+async def _demo(count: int, keep: bool, port: int, seed: int) -> None:
+    console, shape = Console(), Shape()
+    work = conversations(shape, seed)
+    console.print(
+        f"[bold]warmroute demo[/]: {count} simulated vLLM pods, {shape.conversations} conversations of {shape.turns} "
+        f"turns over {shape.documents} documents and {shape.systems} system prompts; no GPU, real sockets."
+    )
+    measured: dict[str, Measured] = {}
+    async with fleet(count, [*_POD, "--hash-seed", "demo"]) as pods:
+        for title, policy in _POLICIES:
+            last = title == _POLICIES[-1][0]
+            async with gateway(pods, policy, port if last and keep and port else free_port()) as address:
+                measured[title] = await _measure(console, title, address, work, shape)
+                if last:
+                    print_table(console, measured, [pod.name for pod in pods])
+                    if keep:
+                        await _stay(console, address, pods)
+            if not last:
+                await forget_all(pods)
+
+
+async def _measure(console: Console, title: str, address: str, work: list[Conversation], shape: Shape) -> Measured:
+    total = shape.conversations * shape.turns
+    columns = (
+        TextColumn(f"{title:12}"), BarColumn(), TextColumn("{task.completed}/{task.total} requests"),
+        TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total, figures="")
+        result = await play(address, MODEL, work, shape, _reporter(progress, task))
+    if not console.is_terminal:
+        console.print(f"{title}: {result.requests} requests in {result.seconds:.1f} s")
+    return result
+
+
+def _reporter(progress: Progress, task: TaskID) -> Callable[[Measured], None]:
+    def report(so_far: Measured) -> None:
+        figures = f"{so_far.hit_ratio:6.1%} of prompt tokens cached, TTFT p90 {so_far.first_token_s(0.9) * 1e3:4.0f} ms"
+        progress.update(task, completed=so_far.requests, figures=figures)
+
+    return report
+
+
+def print_table(console: Console, measured: dict[str, Measured], pods: list[str]) -> None:
+    """What was measured under each policy, side by side, with their ratio."""
+    plain, aware = (measured[title] for title, _ in _POLICIES)
+    table = Table(title="The same work, measured")
+    table.add_column("")
+    for title, _ in _POLICIES:
+        table.add_column(title, justify="right")
+    table.add_column("ratio", justify="right")
+
+    def row(name: str, form: str, value: Callable[[Measured], float], ratio: bool = True) -> None:
+        before, after = value(plain), value(aware)
+        table.add_row(
+            name, form.format(before), form.format(after), f"{after / before:.2f}x" if ratio and before else ""
+        )
+
+    row("prompt tokens cached", "{:.1%}", lambda m: m.hit_ratio)
+    row("prompt tokens computed", "{:,.0f}", lambda m: m.prompt_tokens - m.cached_tokens)
+    row("TTFT p50, ms", "{:,.0f}", lambda m: m.first_token_s(0.5) * 1e3)
+    row("TTFT p90, ms", "{:,.0f}", lambda m: m.first_token_s(0.9) * 1e3)
+    row("requests", "{:,.0f}", lambda m: m.requests, ratio=False)
+    row("failed", "{:,.0f}", lambda m: m.failures, ratio=False)
+    row("cached tokens predicted exactly", "{:.1%}", lambda m: m.exact / max(1, m.requests), ratio=False)
+    for pod in pods:
+        row(f"requests on {pod}", "{:,.0f}", lambda m, pod=pod: m.by_pod[pod], ratio=False)  # type: ignore[misc]
+    console.print(table)
+
+
+async def _stay(console: Console, address: str, pods: list[SimulatedPod]) -> None:
+    console.print(f"\nThe gateway stays at {address} until Ctrl-C. Try:")
+    console.print(f"  curl {address}/v1/models", highlight=False)
+    console.print(f"  warmroute score --url {address} --prompt 'Once upon a time'", highlight=False)
+    console.print(f"  curl {address}/metrics", highlight=False)
+    for pod in pods:
+        console.print(f"  {pod.name}: {pod.address}, events {pod.events}", highlight=False)
+    await asyncio.Event().wait()
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

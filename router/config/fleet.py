@@ -1,0 +1,196 @@
+"""The part of the configuration that describes the fleet: its pods and its models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from router.config.upstream import PodKey, PodTls
+from router.config.values import PORT_MAX, Address, Count, Endpoint, ModelName, Name, Section, Topic, Version
+
+ASK_THE_PODS = "pod"
+"""A model's `tokenizer` when the pods' own /tokenize is asked."""
+
+
+class StaticPod(PodKey):
+    """One vLLM server, given by hand."""
+
+    name: Name = Field(description="Name of the pod in headers, metrics and answers; unique.")
+    address: Address = Field(description="Base URL of its HTTP server: `http://…`, `https://…` or `unix:/…`.")
+    events: Endpoint | None = Field(
+        default=None,
+        description="Its KV-event feed (ZMQ PUB): `tcp://…` or `ipc://…`. null: `events.bind`, else routed blind.",
+    )
+    topic: Topic | None = Field(
+        default=None,
+        description="Its topic at `events.bind`. null: `kv@…@…` with its name or the host:port of its address.",
+    )
+    replay: Endpoint | None = Field(
+        default=None,
+        description="Its replay socket (ZMQ ROUTER). null: a gap in the feed forgets the pod's blocks.",
+    )
+    data_parallel_size: Count = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Data-parallel ranks; feed and replay of rank r are at the given port + r.",
+    )
+    first_rank: Count | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Number of its first rank, where it is not 0 (`--data-parallel-hybrid-lb`). null: its batches say.",
+    )
+    model: ModelName | None = Field(
+        default=None, description="The only model, with its adapters, that is asked of it. null: all that it serves."
+    )
+    tls: PodTls = PodTls()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.topic is not None and self.events is not None:
+            raise ValueError("topic is for a pod that connects to events.bind, and this one has events of its own")
+        if self.tls.model_fields_set and not self.address.startswith("https://"):
+            raise ValueError("tls is given for an address that is not https://…")
+        if self.data_parallel_size > 1 and any(port == 0 for _, port, _ in self.sockets()):
+            raise ValueError("an ipc:// endpoint has no port to count ranks from: data_parallel_size must be 1")
+        if any(end > PORT_MAX + 1 for _, _, end in self.sockets()):
+            raise ValueError(f"the ports of {self.data_parallel_size} ranks end above {PORT_MAX}")
+        if _overlap([self]) is not None:
+            raise ValueError("events and replay share a port or path")
+        return self
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """What tells the frames of this pod at the bound endpoint: its topic, else what the topic's middle may be."""
+        if self.topic is not None:
+            return (self.topic,)
+        parts = urlsplit(self.address)
+        if parts.hostname is None:
+            return (self.name,)
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        return tuple(dict.fromkeys((self.name, f"{host}:{port}")))
+
+    def sockets(self) -> Iterable[tuple[str, int, int]]:
+        """Host, first port and port after the last of each ZMQ endpoint; path, 0 and 1 of an ipc:// one."""
+        for endpoint in (self.events, self.replay):
+            if endpoint is not None:
+                parts = urlsplit(endpoint)
+                first = parts.port or 0
+                host = endpoint if parts.scheme == "ipc" else parts.hostname or ""
+                yield host, first, first + self.data_parallel_size
+
+
+class Discovery(Section):
+    """Where the pods come from."""
+
+    static: tuple[StaticPod, ...] = Field(default=(), max_length=10_000, description="Pods given by hand.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if again := twice(pod.name for pod in self.static):
+            raise ValueError(f"static: two pods are named {again}")
+        if again := twice(pod.address for pod in self.static):
+            raise ValueError(f"static: two pods have the address {again}")
+        if pods := _overlap(self.static):
+            raise ValueError(f"static: pods {pods[0]} and {pods[1]} share an events or replay endpoint")
+        return self
+
+
+class ModelConfig(Section):
+    """One model: how its prompts become the token ids that its pods see."""
+
+    name: ModelName = Field(description="Name that requests give, as the pods serve it.")
+    tokenizer: str = Field(
+        default=ASK_THE_PODS,
+        min_length=1,
+        description="Folder with tokenizer.json, or `pod`: ask the pods' /tokenize.",
+    )
+    aliases: tuple[ModelName, ...] = Field(default=(), max_length=1000, description="Other names for the same prompts.")
+    block_size: Count | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Tokens per block. null: learned from events; given: checked.",
+    )
+    chat_template: str | None = Field(
+        default=None, min_length=1, description="File of a chat template that replaces the tokenizer's own."
+    )
+    content_format: Literal["auto", "string", "openai"] = Field(
+        default="auto", description="As vLLM's --chat-template-content-format."
+    )
+    vllm_version: Version | None = Field(
+        default=None,
+        description='Version whose rendering is followed, in quotes: "0.28". null: that of each pod.',
+    )
+    trust_request_chat_template: bool = Field(default=False, description="As vLLM's --trust-request-chat-template.")
+    exclude_tools_when_tool_choice_none: bool = Field(
+        default=False, description="As vLLM's --exclude-tools-when-tool-choice-none."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="As vLLM's --default-chat-template-kwargs."
+    )
+    reasoning_effort_map: dict[str, str] = Field(
+        default_factory=dict, description="As vLLM's --reasoning-effort-map (0.33)."
+    )
+
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """`vllm_version` as (major, minor); None: that of each pod."""
+        if self.vllm_version is None:
+            return None
+        major, minor = re.findall("[0-9]+", self.vllm_version)[:2]
+        return int(major), int(minor)
+
+
+def middle_of(topic: str) -> str | None:
+    """What names the pod in `kv@<pod>@<model>`; None of another topic."""
+    kind, _, rest = topic.partition("@")
+    middle, at, _ = rest.partition("@")
+    return middle if kind == "kv" and at and middle else None
+
+
+def check_bound(pods: Iterable[StaticPod], bind: str | None) -> None:
+    """ValueError if pods can't be told apart at the endpoint `bind`, or count on one that is not there."""
+    claimed: dict[str, str] = {}
+    bound = sorted((pod for pod in pods if pod.events is None), key=lambda pod: pod.topic is not None)
+    for pod in bound:  # those with a topic of their own last: it must not be what names another one
+        where = f"discovery.static: {pod.name}: "
+        if bind is None:
+            if pod.replay is not None or pod.topic is not None:
+                given = "replay" if pod.replay is not None else "topic"
+                raise ValueError(f"{where}{given} is given without events, and there is no events.bind")
+            continue
+        middle = middle_of(pod.topic) if pod.topic is not None else None
+        for claim in pod.claims:
+            other = claimed.get(middle or "") or claimed.setdefault(claim, pod.name)
+            if other != pod.name:
+                raise ValueError(f"{where}its topic {claim!r} could be that of {other}, too: give both a topic")
+        ranks, parts = pod.data_parallel_size, urlsplit(bind)
+        if ranks > 1 and (parts.scheme == "ipc" or int(bind.rpartition(":")[2]) + ranks > PORT_MAX + 1):
+            raise ValueError(f"{where}events.bind has no ports for {ranks} ranks: rank r connects to its port + r")
+
+
+def twice(names: Iterable[str]) -> str | None:
+    """The first name that was there before."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _overlap(pods: Iterable[StaticPod]) -> tuple[str, str] | None:
+    """The names of two pods (or one, twice) of which endpoints share a port or path."""
+    spans = sorted((*socket, pod.name) for pod in pods for socket in pod.sockets())
+    for (host, _, end, name), (next_host, start, _, next_name) in pairwise(spans):
+        if host == next_host and start < end:
+            return name, next_name
+    return None

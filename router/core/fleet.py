@@ -1,0 +1,370 @@
+"""What is known of the pods: who they are, what they serve, whether they are fit. Pure: others find the facts out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from indexer.blocks import Grain, size_of
+from indexer.feed import Feed
+from indexer.trust import Trust
+from router.core.breaker import Breaker
+from router.core.cards import Card, Served, card_of, served_by
+from router.core.token_states import Ladder, TokenizerState
+from router.errors import BadRequest, UnknownModel
+from router.prompts.messages import version_of
+from scorer.load import PodLoad
+
+_NAMED_MAX = 10  # models named in an error message
+_VERSION = re.compile(r"[!-~]{1,64}")  # what is none ends in logs and answers
+_ZERO_REPORTED = (0, 24)
+_ROOTS_MAX = 1000  # names of a pod whose weights are remembered: an adapter that comes back may be another one
+
+Rest = Literal["asleep", "paused"]
+"""Why a pod that answers probes computes nothing."""
+
+
+class RankId(NamedTuple):
+    """One publisher of events, one candidate: a data-parallel rank of a pod (0 where there is only one)."""
+
+    pod: str
+    rank: int
+
+
+@dataclass(slots=True, eq=False)
+class Rank:
+    """One candidate."""
+
+    id: RankId
+    pod: Pod
+    load: PodLoad
+    feed: Feed | None  # None: the pod publishes no events
+    trust: Trust = field(init=False)
+    room: float = float("inf")  # tokens that fit in before it gives something up, when it was last looked at
+
+    def __post_init__(self) -> None:
+        self.trust = self.feed.trust if self.feed is not None else Trust()
+
+    @property
+    def grain(self) -> Grain | None:
+        """By which its blocks have keys: learned from events, else what its metrics or the configuration say."""
+        learned = self.feed.grain if self.feed is not None else None
+        return learned or self.pod.block_size
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens a block."""
+        grain = self.grain
+        return None if grain is None else size_of(grain)
+
+    @property
+    def state(self) -> str:
+        return self.feed.state if self.feed is not None else "blind"
+
+    @property
+    def tells(self) -> bool:
+        """Its events will say what becomes of a prompt; if not, our own picks are all that there is to go by."""
+        feed = self.feed
+        return feed is not None and feed.heard and not feed.truncated
+
+
+@dataclass(slots=True, eq=False)
+class Evidence:
+    """How a pod's predictions are checked: by each response's usage, else by its counters of cached tokens.
+
+    The counters prove something only of a stretch between two looks in which the pod looked up just what we sent it.
+    """
+
+    usage: bool = False  # its responses report cached tokens
+    asked_tokens: int = 0  # in requests served since the last look
+    predicted_tokens: int = 0
+    queries: float | None = None  # its counters, at the last look
+    hits: float | None = None
+
+    @property
+    def source(self) -> str:
+        if self.usage:
+            return "usage"
+        return "counters" if self.queries is not None else "none"
+
+    def unreported(self, asked_tokens: int, predicted_tokens: int) -> None:
+        """A request was served, and its response does not tell."""
+        self.asked_tokens += asked_tokens
+        self.predicted_tokens += predicted_tokens
+
+    def looked(self, queries: float | None, hits: float | None) -> tuple[int, int] | None:
+        """The counters now: predicted and reported tokens of the stretch since the last look, if it proves anything."""
+        if queries is not None and queries == self.queries:
+            return None  # it counts a moment after it has answered
+        had_queries, had_hits = self.queries, self.hits
+        asked, predicted = self.asked_tokens, self.predicted_tokens
+        self.queries, self.hits, self.asked_tokens, self.predicted_tokens = queries, hits, 0, 0
+        if queries is None or hits is None or had_queries is None or had_hits is None or self.usage:
+            return None
+        if not asked or queries - had_queries != asked:
+            return None
+        return predicted, round(hits - had_hits)
+
+
+@dataclass(slots=True, eq=False)
+class Pod:
+    """One vLLM server. `models` is its /v1/models list, None as long as it has not answered."""
+
+    name: str
+    address: str
+    ranks: list[Rank] = field(default_factory=list)
+    models: list[dict[str, Any]] | None = None
+    cards: Sequence[Card] = ()  # the same, as far as anything depends on it
+    served: dict[str, Served] = field(default_factory=dict)
+    roots: dict[str, str | None] = field(default_factory=dict)  # what each name stood for, last
+    context_tokens: int | None = None  # the longest prompt with its answer that it takes
+    first_rank: int | None = None  # as configured: what its ranks count from
+    block_size: int | None = None
+    blocks: int | None = None  # of one rank's cache, as its metrics say
+    version: str | None = None
+    healthy: bool = False  # as far as routing believes
+    answers: bool = False  # probes
+    unanswered: str | None = None  # what the last failed probe was like
+    listens: bool = True  # the last probe found somebody who might be slow: neither nobody, nor one that says no
+    served_at: float = float("-inf")  # a request
+    rest: Rest | None = None
+    failures: int = 0  # in a row
+    suspect_until: float = 0.0  # a request failed to reach it: others first
+    draining: bool = False
+    breaker: Breaker = field(default_factory=Breaker)
+    slow_until: float = 0.0  # its slow start ends then
+    engine: dict[str, float] = field(default_factory=dict)  # scraped figures
+    evidence: Evidence = field(default_factory=Evidence)
+
+    def fit(self, now: float) -> bool:
+        if not self.healthy or self.draining or self.rest is not None or self.suspect_until > now:
+            return False
+        return self.breaker.blocked_until <= now
+
+    @property
+    def usable(self) -> bool:
+        """It may be asked for want of a better one."""
+        return self.healthy and not self.draining and self.rest is None
+
+    def unfit(self, now: float) -> list[str]:
+        """Why it is not fit, in words; what is said of a pod that is fit says why it might soon be otherwise."""
+        reasons = []
+        if not self.healthy or not self.answers:
+            reasons.append(self.unanswered or "it has not been probed yet")
+        if self.rest is not None:
+            reasons.append(f"it is {self.rest}")
+        if self.draining:
+            reasons.append("it is being drained")
+        if self.suspect_until > now:
+            reasons.append("a request could not reach it")
+        if self.breaker.blocked_until > now:
+            reason = self.breaker.reason if self.breaker.tripped else None
+            reasons.append(f"it is ejected: {reason}" if reason else "it asked to be left alone")
+        return reasons
+
+    def global_rank(self, number: int) -> int | None:
+        """What the pod itself calls its rank `number`: with several nodes (hybrid load balancing) it counts on from
+        the ranks of nodes before. As its batches say, else as configured; 0 is the first where there are no batches.
+
+        None: its batches are yet to say it.
+        """
+        feed = self.ranks[number].feed
+        if feed is not None and feed.rank is not None:
+            return feed.rank
+        if self.first_rank is not None:
+            return self.first_rank + number
+        told = [(other, rank.feed.rank) for other, rank in enumerate(self.ranks) if rank.feed is not None]
+        for other, global_rank in told:
+            if global_rank is not None:
+                return max(0, global_rank - other) + number
+        return None if told else number
+
+    @property
+    def hides_zero(self) -> bool:
+        """Up to vLLM 0.23, a pod that reports cached tokens leaves them out where they are 0."""
+        version = version_of(self.version)
+        return version is None or version < _ZERO_REPORTED
+
+    @property
+    def requests(self) -> int:
+        return sum(rank.load.requests for rank in self.ranks)
+
+
+class Fleet:
+    """All pods, and who serves which model."""
+
+    def __init__(self, panic_share: float = 1.0) -> None:
+        """`panic_share`: of the pods; where more do not answer probes, it is the probes that are not believed."""
+        self.pods: dict[str, Pod] = {}
+        self.epoch = 0  # counts changes of who serves what, and how
+        self.cold: set[Pod] = set()  # new, restarted or unhealthy: slow start when they are fit
+        self.tokenizers: dict[str, TokenizerState] = {}  # of models that are tokenized here
+        self.panics = False
+        self.shortest: int | None = None  # of what pods take at most, in tokens
+        self._panic_share = panic_share
+        self.ladders: dict[str, Ladder] = {}  # the sources of each base model's tokens
+        self._serving: dict[str, list[Rank]] = {}
+        self._served: dict[str, Served] = {}
+        self._grains: dict[str | None, list[Grain]] = {}
+        self._versions: dict[str | None, tuple[str | None, ...]] = {}
+        self._noticed: list[int | None] = []
+        self._unnamed: tuple[int, bool] | None = None  # as of an epoch: may a request leave the model out?
+
+    def join(self, pod: Pod) -> None:
+        self.pods[pod.name] = pod
+        self.cold.add(pod)
+        self.changed()
+
+    def leave(self, name: str) -> None:
+        left = self.pods.pop(name, None)
+        if left is not None:
+            self.cold.discard(left)
+            self._list(left, {})
+        self.changed()
+
+    def learned_models(self, pod: Pod, models: list[dict[str, Any]]) -> bool:
+        """The pod answered /v1/models. True: a name stands for other weights than before."""
+        cards = tuple([card_of(model) for model in models])
+        if pod.models is not None and cards == pod.cards:
+            return False
+        other = any(pod.roots.get(card.id, card.root) != card.root for card in cards)
+        for card in cards:
+            pod.roots.pop(card.id, None)  # the newest last
+            pod.roots[card.id] = card.root
+        for name in list(pod.roots)[: max(0, len(pod.roots) - max(_ROOTS_MAX, len(cards)))]:
+            del pod.roots[name]
+        pod.models, pod.cards = models, cards
+        pod.context_tokens = max((card.max_model_len for card in cards if card.max_model_len), default=None)
+        adapters = [card.id for card in cards if card.parent]
+        for rank in pod.ranks:
+            if rank.feed is not None:
+                rank.feed.adapters = adapters
+        self._list(pod, served_by(cards))
+        self.changed()
+        return other
+
+    def learned_version(self, pod: Pod, said: object) -> None:
+        """The pod answered /version. What is no word is no version."""
+        version = said if isinstance(said, str) and _VERSION.fullmatch(said) else None
+        if version != pod.version:
+            pod.version = version
+            self.changed()  # its prompts may have other texts now
+
+    def changed(self) -> None:
+        """Who serves what, or in blocks of which size, has changed."""
+        self.epoch += 1
+        self._grains.clear()
+        self._versions.clear()
+
+    def probed(self, pod: Pod, answers: bool) -> None:
+        """What probes say of a pod."""
+        pod.answers = answers
+        self._judge()
+
+    def _judge(self) -> None:
+        """Who is healthy: who answers probes, and where too many do not at once, who may only be slow to answer."""
+        known = [pod for pod in self.pods.values() if pod.answers or (pod.models is not None and pod.unanswered)]
+        silent = sum(not pod.answers for pod in known)
+        self.panics = silent > self._panic_share * len(known)
+        for pod in self.pods.values():
+            healthy = pod.answers or (self.panics and pod.listens and pod.models is not None)
+            if not healthy and pod.healthy:
+                self.cold.add(pod)
+            pod.healthy = healthy
+
+    def _list(self, pod: Pod, served: dict[str, Served]) -> None:
+        """Have `pod` stand under the names that it serves now. The lists are not changed but replaced."""
+        before, pod.served = pod.served, served
+        for name in [*before, *(name for name in served if name not in before)]:
+            if before.get(name) == served.get(name):
+                continue
+            ranks = [rank for rank in self._serving.get(name, ()) if rank.pod is not pod]
+            if name in served:
+                ranks += pod.ranks
+            if ranks:
+                self._serving[name] = ranks
+                self._served[name] = ranks[0].pod.served[name]
+            else:
+                self._serving.pop(name, None)
+                self._served.pop(name, None)
+        lengths = [pod.context_tokens for pod in self.pods.values() if pod.context_tokens is not None]
+        self.shortest = min(lengths, default=None)
+
+    def serving(self, model: str | None) -> Sequence[Rank]:
+        """The candidates for a model (None: any), fit or not; raises `UnknownModel` naming the known ones."""
+        if model is None:
+            return [rank for pod in self.pods.values() for rank in pod.ranks]
+        ranks = self._serving.get(model)
+        if ranks is None:
+            raise UnknownModel(f"The model {model[:200]!r} is not served here. {self._known()}")
+        return ranks
+
+    def check_unnamed(self) -> None:
+        """A request names no model: raises `BadRequest` where no model is served by all pods, naming those that are."""
+        if self._unnamed is None or self._unnamed[0] != self.epoch:
+            served = [pod.served.items() for pod in self.pods.values() if pod.served]
+            bases = [{name for name, each in items if each.lora is None} for items in served]
+            self._unnamed = (self.epoch, not bases or bool(set.intersection(*bases)))
+        if not self._unnamed[1]:
+            raise BadRequest(f"model: it is missing, and pods serve different ones. {self._known()}")
+
+    def notice_grains(self) -> None:
+        """Pods tell with their events how their blocks are made: is that another way now?"""
+        grains = [rank.grain for rank in self.ranks]
+        if grains != self._noticed:
+            self._noticed = grains
+            self.changed()
+
+    def grains(self, model: str | None) -> list[Grain]:
+        """By which the pods that serve a model make keys, each once; raises `UnknownModel`."""
+        grains = self._grains.get(model)
+        if grains is None:
+            grains = list(dict.fromkeys(rank.grain for rank in self.serving(model) if rank.grain))
+            self._grains[model] = grains
+        return grains
+
+    def versions(self, model: str | None) -> tuple[str | None, ...]:
+        """What the pods that serve a model say of their vLLM, each once; raises `UnknownModel`."""
+        versions = self._versions.get(model)
+        if versions is None:
+            versions = tuple(dict.fromkeys(rank.pod.version for rank in self.serving(model)))
+            self._versions[model] = versions
+        return versions
+
+    def served(self, model: str) -> Served | None:
+        return self._served.get(model)
+
+    def names_of(self, base: str) -> list[str]:
+        """What the pods call a base model: its id, and where it was loaded from."""
+        cards = (card for pod in self.pods.values() for card in pod.models or () if card["id"] == base)
+        return [base, *(str(card["root"]) for card in cards if card.get("root"))]
+
+    def is_known(self, model: str) -> bool:
+        return model in self._serving
+
+    def may_eject(self) -> bool:
+        """Whether one pod more may be ejected: never more than half of those that answer probes."""
+        healthy = [pod for pod in self.pods.values() if pod.healthy]
+        return sum(pod.breaker.tripped for pod in healthy) < len(healthy) // 2
+
+    @property
+    def ranks(self) -> Iterable[Rank]:
+        return (rank for pod in self.pods.values() for rank in pod.ranks)
+
+    def union_of_models(self) -> list[dict[str, Any]]:
+        """One entry a model, as the first pod that serves it describes it."""
+        first = [(name, ranks[0].pod.models or []) for name, ranks in self._serving.items()]
+        return [next(model for model in models if model["id"] == name) for name, models in first]
+
+    def base_models(self) -> list[str]:
+        """The models that pods serve, without adapters, each once."""
+        return [name for name, served in self._served.items() if served.lora is None]
+
+    def _known(self) -> str:
+        names = sorted(self._serving)
+        if not names:
+            return "No pod has told its models yet."
+        more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+        return f"Known models: {', '.join(names[:_NAMED_MAX])}{more}."

@@ -1,0 +1,164 @@
+"""Tokens against events: does a pod store the blocks that were predicted for the requests which it serves?
+
+A prompt that was computed has all its full blocks stored, and events tell of them, in order, within a moment after the
+first byte of its response. Where blocks never come while the pod has others in their place, the tokens were wrong,
+whatever the cause. So is a count in its usage that is not ours. Costs a tuple per request; all else is housekeeping.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from indexer.blocks import Grain, Keys, Tokens, size_of
+from indexer.feed import BLOCK_SIZE, DISPUTED, ORPHANS, REPLAYING, TRUNCATED, UNDECODABLE
+from indexer.index import PrefixIndex
+from indexer.strangers import ROOT
+from router.core.fleet import Rank, RankId
+from router.core.token_states import Origin, TokenizerState
+
+if TYPE_CHECKING:
+    from router.core.decision import Placed
+
+WAITING_MAX = 4096
+"""Requests whose events may still come; of more, the oldest are not judged."""
+JUDGED_MAX = 500
+WALK_MAX = 20_000
+"""Requests, and their blocks, that are looked at in one go: some milliseconds at most."""
+TRIALS_MAX = 4
+AHEAD = 8  # tokens: a block is stored when so many follow it, also where a drafter looks ahead
+_LATE_S = 0.5  # a feed that is so much later than it was at its best is not judged by
+_DRIFT_S = 0.001  # of a pod's clock against ours, from one request to the next
+_UNSURE = frozenset((REPLAYING, TRUNCATED, UNDECODABLE, ORPHANS, DISPUTED, BLOCK_SIZE))  # then events may be missing
+
+
+class Doubt(NamedTuple):
+    """Where one request's tokens are not the pod's. `block`: its number, where `theirs` stands in place of ours."""
+
+    origin: Origin
+    pod: str
+    proof: bool
+    """It is not the first of its kind: the source is wrong."""
+    block: int | None = None
+    size: int = 0
+    theirs: tuple[Tokens, ...] = ()
+    counts: tuple[int, int] | None = None
+    """Ours and the pod's, where these differ."""
+
+
+class Trial(NamedTuple):
+    """A prompt that a pod has served: a source that was wrong may be tried on it."""
+
+    state: TokenizerState
+    origin: Origin
+    rank: RankId
+    grain: Grain
+
+
+class TokenProof:
+    """See the module. Sync; time comes in as `now`."""
+
+    def __init__(self, index: PrefixIndex, grace_s: float) -> None:
+        """`grace_s`: so long after a response has begun, events may take."""
+        self._index = index
+        self._grace_s = grace_s
+        self._waiting: deque[tuple[float, Placed]] = deque(maxlen=WAITING_MAX)
+        self._miscounts: deque[Doubt] = deque(maxlen=WAITING_MAX)
+        self._lags: dict[RankId, float] = {}
+        self._walked = 0
+        self.trials: deque[Trial] = deque(maxlen=TRIALS_MAX)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are still to be judged."""
+        return len(self._waiting) + len(self._miscounts)
+
+    def began(self, placed: Placed, now: float) -> None:
+        """A pod has begun to answer, so the prompt is computed."""
+        if placed.decision.asked.origin is not None:
+            self._waiting.append((now + self._grace_s, placed))
+
+    def counted(self, placed: Placed, prompt_tokens: int) -> None:
+        """The pod says how many tokens a prompt had; ours are as many, or else wrong."""
+        asked = placed.decision.asked.of(placed.decision.rank)
+        origin = asked.origin
+        if origin is None or asked.reason is not None or prompt_tokens == asked.tokens:
+            return
+        proof = origin.state.contradict(origin.shape)
+        pod = placed.decision.rank.id.pod
+        self._miscounts.append(Doubt(origin, pod, proof, counts=(asked.tokens, prompt_tokens)))
+
+    def judge(self, now: float) -> list[Doubt]:
+        """Those whose time has come. To be called before predictions expire."""
+        doubts = list(self._miscounts)
+        self._miscounts.clear()
+        self._walked = judged = 0
+        while self._waiting and self._waiting[0][0] <= now and self._walked < WALK_MAX and judged < JUDGED_MAX:
+            judged += 1
+            _, placed = self._waiting.popleft()
+            doubt = self._judge(placed)
+            if doubt is not None:
+                doubts.append(doubt)
+        return doubts
+
+    def _judge(self, placed: Placed) -> Doubt | None:
+        rank = placed.decision.rank
+        asked, grain = placed.decision.asked.of(rank), rank.grain or 0
+        origin, size = asked.origin, size_of(grain)
+        if origin is None or placed.refused:
+            return None
+        if rank.feed is not None:
+            best = self._lags.get(rank.id, rank.feed.lag_s) + _DRIFT_S
+            self._lags[rank.id] = min(best, rank.feed.lag_s)
+        if origin.trial is not None and size:
+            self.trials.append(Trial(origin.trial, origin, rank.id, grain))
+        keys = asked.keys.get(grain)
+        if keys is None or asked.reason is not None:
+            return None
+        whole = max(0, min(len(keys), (asked.tokens - AHEAD) // size))
+        if not whole:
+            return None
+        prediction, state, shape = placed.prediction, origin.state, origin.shape
+        last = whole - 1 - placed.hit.blocks
+        if prediction is not None and last >= 0 and self._index.is_pending(prediction, last, placed.expires):
+            return self._contradicted(placed, rank, keys, whole)
+        if state.is_settled(shape):
+            state.confirmed += 1
+        elif self._index.confirmed_blocks(rank.id, keys[whole - 1 : whole]):  # keys are chained: it proves all before
+            state.confirmed += 1
+            state.confirm(shape)
+        return None
+
+    def _contradicted(self, placed: Placed, rank: Rank, keys: Keys, whole: int) -> Doubt | None:
+        """Blocks did not come: for want of events, or because the pod's are others?"""
+        origin = placed.decision.asked.origin
+        if origin is None or self._is_unsure(rank):
+            return None
+        if origin.lora is not None or origin.prompt.cache_salt is not None:
+            return None  # before vLLM 0.17, salts are not told, and adapters are numbers
+        block = self._index.confirmed_blocks(rank.id, keys[:whole])
+        self._walked += block
+        size = rank.block_size or 0
+        before = int(keys[block - 1]) if block else ROOT
+        theirs = self._index.strangers(rank.id, before)
+        if block >= whole or not theirs:
+            return None
+        elsewhere = self._index.match(keys[: block + 1]).hits
+        if any(hit.blocks > block and hit.gpu > block for hit in elsewhere.values()):
+            return None  # somebody has just these tokens: it is the prediction of where that went astray
+        proof = origin.state.contradict(origin.shape)
+        ids = tuple(np.frombuffer(one, np.uint32) for one in theirs if len(one) == 4 * size)
+        return Doubt(origin, rank.id.pod, proof, block, size, ids)
+
+    def _is_unsure(self, rank: Rank) -> bool:
+        """May events of this feed be missing, or late?"""
+        feed = rank.feed
+        if feed is None or not feed.heard or feed.counts["refused"] or not _UNSURE.isdisjoint(feed.reasons):
+            return True
+        return feed.lag_s > self._lags[rank.id] + _LATE_S  # clocks differ: only more than the least counts
+
+    def forget(self, rank: RankId) -> None:
+        """A rank is gone."""
+        self._lags.pop(rank, None)

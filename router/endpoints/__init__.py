@@ -1,0 +1,4 @@
+"""What we answer: the dispatcher, `/score`, operators' pages, and who may ask.
+
+`app` is the door. Clients' requests to models go through `data_plane`.
+"""

@@ -1,0 +1,184 @@
+"""What the gateway tells of itself, as plain values for JSON: scores, decisions, pods, caches."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from indexer.match import MISS, Hit
+from router.core.breaker import Breaker
+from router.core.decision import Asked, Core, Decision
+from router.core.fleet import Pod, Rank
+from router.core.token_states import Ladder
+from scorer.candidates import Scored
+from scorer.pick import scored
+
+
+def score_answer(decision: Decision, model: str | None, cache: str, timing_us: dict[str, int]) -> dict[str, Any]:
+    """The answer of /score: every candidate, the pick, and why."""
+    asked, best = decision.asked, decision.rank
+    size = best.block_size or 0
+    return {
+        "model": model,
+        "block_size": size or None,
+        "tokens": asked.tokens,
+        "blocks": asked.tokens // size if size else 0,
+        "pods": _candidates(decision),
+        "pick": best.id.pod,
+        "rank": best.id.rank,
+        "reason": decision.reason,
+        "cache": cache,
+        "timing_us": timing_us,
+    }
+
+
+def decision_answer(decision: Decision, now: float) -> dict[str, Any]:
+    """One of the last picks. Never the prompt."""
+    return {
+        "at": time.time() - (now - decision.at),
+        "model": decision.asked.model,
+        "tokens": decision.asked.tokens,
+        "pick": decision.rank.id.pod,
+        "rank": decision.rank.id.rank,
+        "matched_tokens": decision.matched_tokens,
+        "reason": decision.reason,
+        "pods": _candidates(decision),
+    }
+
+
+def pod_answer(pod: Pod, core: Core, now: float) -> dict[str, Any]:
+    """All that is known of a pod."""
+    return {
+        "pod": pod.name,
+        "address": pod.address,
+        "fit": pod.fit(now),
+        "unfit": pod.unfit(now),
+        "healthy": pod.healthy,
+        "draining": pod.draining,
+        "failures": pod.failures,
+        "breaker": _breaker(pod.breaker, now),
+        "slow_start_s": round(max(0.0, pod.slow_until - now), 3),
+        "models": [m["id"] for m in pod.models or ()],
+        "tokenizers": {m["id"]: _tokenizer(m["id"], core) for m in pod.models or () if not m.get("parent")},
+        "max_model_len": pod.context_tokens,
+        "version": pod.version,
+        "engine": pod.engine,
+        "evidence": {"source": pod.evidence.source, "order": ["usage", "counters"]},
+        "ranks": [_rank(rank, core, now) for rank in pod.ranks],
+    }
+
+
+def tiers_of(hit: Hit) -> dict[str, int]:
+    """Matched blocks by tier, only those that there are; what is predicted counts as gpu."""
+    tiers = {"gpu": hit.gpu + hit.predicted, "cpu": hit.cpu, "disk": hit.disk}
+    return {tier: blocks for tier, blocks in tiers.items() if blocks}
+
+
+def _candidates(decision: Decision) -> list[dict[str, Any]]:
+    return [_candidate(decision, one) for one in scored(decision.pick)]
+
+
+def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
+    """What only texts say is no block and no promise: it is given for itself."""
+    candidate, by_text = one.candidate, decision.asked.text is not None
+    rank = decision.ranks[candidate.number]
+    hit = MISS if by_text or rank.trust.rule is None else decision.hits[candidate.number]
+    return {
+        "pod": rank.id.pod,
+        "rank": rank.id.rank,
+        "score": round(one.score, 4),
+        "price": round(one.price, 6),
+        "matched_blocks": hit.blocks,
+        "matched_tokens": 0 if by_text else candidate.matched,
+        "matched_by_tier": tiers_of(hit),
+        "predicted_blocks": hit.predicted,
+        "state": rank.state if rank.state != "exact" or _is_verified(decision.asked.of(rank), hit) else "degraded",
+        "load": {
+            "requests": candidate.requests,
+            "prefill_tokens": candidate.prefill_tokens,
+            "backlog_s": round(candidate.backlog_s, 6),
+        },
+        **({"text_tokens": candidate.matched} if by_text else {}),
+    }
+
+
+def _is_verified(asked: Asked, hit: Hit) -> bool:
+    """Are the tokens those of the pods? A `hit` by blocks that events told of, to the prompt's end, shows it."""
+    if asked.reason is not None:
+        return False
+    if asked.origin is None or asked.origin.verified:
+        return True
+    return 0 < hit.blocks == hit.gpu and any(hit.blocks == len(keys) for keys in asked.keys.values())
+
+
+def _tokenizer(model: str, core: Core) -> dict[str, Any]:
+    """`state` is that of our own tokenizer, `pod` where there is none; `source`: whose tokens are used."""
+    known = core.fleet.tokenizers.get(model)
+    if known is None:
+        own = {"state": "pod", "reason": "it is not tokenized here: the pods' /tokenize is asked", "compared": 0}
+    else:
+        own = {"state": known.state, "reason": known.reason, "compared": known.compared}
+    ladder = core.fleet.ladders.get(model)
+    return own if ladder is None else {**own, **ladder_answer(ladder)}
+
+
+def ladder_answer(ladder: Ladder) -> dict[str, Any]:
+    """Whose tokens a model's prompts are routed by, and how far each source is proven."""
+    sources = {
+        state.source: {
+            "state": state.state,
+            "reason": state.reason,
+            "proven": sorted(state.proven),
+            "confirmed": state.confirmed,
+            "contradicted": state.contradicted,
+        }
+        for state in ladder.states
+    }
+    return {"source": ladder.current, "why": ladder.why, "sources": sources}
+
+
+def _breaker(breaker: Breaker, now: float) -> dict[str, Any]:
+    return {
+        "state": breaker.state(now),
+        "reason": breaker.reason if breaker.tripped else None,
+        "openings": breaker.openings,
+        "blocked_s": round(max(0.0, breaker.blocked_until - now), 3),
+    }
+
+
+def rule_of(rank: Rank) -> dict[str, Any]:
+    """How much it reuses of what it holds, in words, and whether that is believed and proven."""
+    trust = rank.trust
+    calibration = trust.calibration
+    return {"rule": str(calibration.rule), "believed": trust.rule is not None, "proven": calibration.proven}
+
+
+def _rank(rank: Rank, core: Core, now: float) -> dict[str, Any]:
+    holding, feed, load = core.index.holding(rank.id), rank.feed, rank.load
+    return {
+        "rank": rank.id.rank,
+        "global_rank": rank.pod.global_rank(rank.id.rank),
+        "state": rank.state,
+        "reasons": feed.reasons if feed is not None else ["the pod has no event feed"],
+        "block_size": rank.block_size,
+        "hit_rule": rule_of(rank),
+        "blocks": holding._asdict(),
+        "events": None
+        if feed is None
+        else {
+            "sequence": feed.last_number,
+            "heard_s_ago": None if feed.last_heard is None else round(now - feed.last_heard, 3),
+            "lag_s": round(feed.lag_s, 6),
+            "counts": dict(feed.counts),
+            "dropped": feed.dropped,
+            "proofs": feed.trust.proofs,
+            "error_tokens": feed.trust.error_tokens,
+        },
+        "load": {
+            "requests": load.requests,
+            "prefill_tokens": load.prefill_tokens,
+            "backlog_s": round(load.backlog_s(now), 6),
+            "prefill_tokens_per_s": round(load.rate.tokens_per_s, 1),
+            "prefill_samples": load.rate.samples,
+        },
+    }

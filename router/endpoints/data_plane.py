@@ -1,0 +1,150 @@
+"""The data plane: pure ASGI for what is proxied, in front of FastAPI for the rest.
+
+An ASGI dispatcher before FastAPI costs nothing; FastAPI's own routing would cost more than the whole proxy.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from router.core.decision import Asked
+from router.endpoints.adapters import LOAD, UNLOAD, tell_all
+from router.errors import RouterError, Saturated
+from router.prompts.prompt import Prompt
+from router.proxy.attempts import Attempt, Routing, answer_tokens
+from router.proxy.proxy import Receive, Scope, Send, send_error, send_json
+from router.proxy.waiting_room import Admission, ClaimRules, Claims
+from router.server.asgi import ClientGone, read_body
+from router.service import Service
+
+_MODELS = "/v1/models"  # of /v1/*, what we answer ourselves
+_PASSED = frozenset(
+    """
+    /tokenize /detokenize /pooling /classify /rerank /v2/rerank /v2/embed /generative_scoring /invocations
+    /inference/v1/generate
+    """.split()
+)
+_OF_ALL = frozenset((LOAD, UNLOAD))  # what is said to one pod has to reach all
+_NOTHING_COMPUTED = frozenset(
+    ("/tokenize", "/detokenize", "/v1/chat/completions/render", "/v1/completions/render")
+)  # such a request has a prompt, and leaves no block in any pod
+SHOWN_KEY = "warmroute.key"
+"""In a scope, the digest of the API key that was shown, where one is asked for."""
+_REQUEST_ID = b"x-request-id"
+_IS_REQUEST_ID = re.compile(rb"[!-~][ -~]{0,199}").fullmatch
+
+
+class Gateway:
+    """The ASGI application."""
+
+    def __init__(self, service: Service, rest: object) -> None:
+        """`rest`: the FastAPI application, for everything that is not proxied."""
+        self._service = service
+        self._rest = rest
+        self._body_max = service.config.gateway.body_max
+        admission = service.config.admission
+        self._accepted_max = service.config.gateway.requests_max + admission.queue_max
+        believed = admission.claims_believed
+        self._rules = ClaimRules(
+            not service.config.gateway.asks_for_keys if believed is None else believed, admission.priority_min
+        )
+        results = service.metrics.admissions
+        self._admission: Admission[Attempt] = Admission(service.core.queue, admission.wait_max, results)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_proxied(scope["path"]):
+            await self.proxied(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)  # type: ignore[operator]
+
+    async def proxied(self, scope: Scope, receive: Receive, send: Send, body: bytes | None = None) -> None:
+        """Route and forward one request; `body`: already read."""
+        service = self._service
+        request_id = service.request_id()
+        model: str | None = None
+        if service.in_flight >= self._accepted_max:
+            return await self._refuse(send, Saturated("Too many requests are in flight."), request_id, model)
+        service.in_flight += 1
+        try:
+            request_id = _request_id(scope) or request_id
+            if body is None:
+                body = await read_body(scope, receive, self._body_max)
+            if scope["path"] in _OF_ALL and scope["method"] == "POST":
+                return await self._tell_all(scope, send, body, request_id)
+            began = time.monotonic()
+            prompt, asked = await self._understand(scope, body)
+            if service.sharing is not None:
+                await service.sharing.ask(asked)
+            asked.alone = asked.reason is None and prompt.alone
+            asked.tells_cached = prompt.tells_cached
+            asked.full_report, asked.reads_cache = prompt.full_report, prompt.reads_cache
+            if asked.reason is None:
+                asked.answer = answer_tokens(scope["path"], prompt)
+            asked.tells = prompt.stream or prompt.max_tokens == 1
+            model = prompt.model
+            routing = Routing(
+                service.core, service.metrics, service.upstreams, asked, request_id, asked.tells, began,
+                self._admission, self._claims(scope, prompt), scope["path"], prompt.stream,
+                service.pods.look_again,
+            )  # fmt: skip
+            refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
+            if refusal is not None:
+                service.metrics.count(model, "", refusal.status)
+        except ClientGone:
+            return None
+        except RouterError as error:
+            await self._refuse(send, error, request_id, model)
+        finally:
+            service.in_flight -= 1
+        return None
+
+    async def _tell_all(self, scope: Scope, send: Send, body: bytes, request_id: bytes) -> None:
+        service = self._service
+        status, said = await tell_all(scope, body, service.core, service.pods, service.upstreams, service.proxy.dropped)
+        service.metrics.count(None, "", status)
+        await send_json(send, status, said, [(_REQUEST_ID, request_id)])
+
+    def _claims(self, scope: Scope, prompt: Prompt) -> Claims:
+        client = scope.get("client")
+        address = client[0] if client else ""
+        return Claims(self._rules, scope["headers"], scope.get(SHOWN_KEY), address, prompt.priority)
+
+    async def _understand(self, scope: Scope, body: bytes) -> tuple[Prompt, Asked]:
+        path: str = scope["path"]
+        if scope["method"] != "POST":
+            return _NO_PROMPT, Asked(None, reason=_NO_PROMPT.reason)
+        encoding, metrics = self._service.encoding, self._service.metrics
+        known = encoding.recalled(path, body)
+        if known is not None:
+            metrics.understood(known[1])
+            return known
+        prompt = await encoding.parsed(path, body)
+        if prompt.model is None and body:
+            self._service.core.fleet.check_unnamed()
+        if prompt.model is not None and not self._service.core.fleet.is_known(prompt.model):
+            await self._service.pods.look_again()  # it may have been loaded a moment ago
+        if path in _NOTHING_COMPUTED:
+            return prompt.understood(), Asked(prompt.model, reason="nothing is computed for this request")
+        asked = await encoding.understood(path, body, prompt)
+        metrics.understood(asked)
+        return prompt.understood(), asked
+
+    async def _refuse(self, send: Send, error: RouterError, request_id: bytes, model: str | None) -> None:
+        self._service.metrics.count(model, "", error.status)
+        await send_error(send, error, [(_REQUEST_ID, request_id)])
+
+
+_NO_PROMPT = Prompt("none", None, {}, reason="there is no prompt in this request")
+
+
+def _is_proxied(path: str) -> bool:
+    return (path.startswith("/v1/") and path != _MODELS and not path.startswith(f"{_MODELS}/")) or path in _PASSED
+
+
+def _request_id(scope: Scope) -> bytes | None:
+    """The client's own, if it is one: not empty, not too long, of visible characters."""
+    for name, value in scope["headers"]:
+        if name == _REQUEST_ID:
+            return bytes(value) if _IS_REQUEST_ID(value) else None
+    return None

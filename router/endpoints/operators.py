@@ -1,0 +1,194 @@
+"""The operators' plane: metrics, pods, caches, decisions; behind the operator key if one is set."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from router.core.fleet import Pod
+from router.endpoints.answers import decision_answer, ladder_answer, pod_answer
+from router.endpoints.openapi import errors
+from router.errors import NotFound
+from router.server.operator_access import OperatorAccess
+from router.service import Service
+from router.workers.kept_counters import Counts
+from router.workers.peers import TOLD
+
+_KEYS_MAX = 10_000
+_CLEANUP_SLICE = 200
+_TURN_S = 0.002  # of an answer that is long; one item more takes 2 ms with 512 pods
+
+
+class Invalidate(BaseModel):
+    """What to forget: mappings of block keys, a pod's blocks, or those of all pods of a model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    keys: list[Annotated[int, Field(strict=True, ge=0, le=(1 << 64) - 1)]] | None = Field(
+        default=None, max_length=_KEYS_MAX
+    )
+    pod: str | None = None
+    model: str | None = None
+
+
+def operators(service: Service, access: OperatorAccess, counts: Counts | None = None) -> APIRouter:
+    """The routes of the operators' plane. `counts`: for other workers, who ask for them."""
+
+    def may_look(request: Request) -> None:
+        access.check(request.scope)
+
+    def may_change(request: Request) -> None:
+        access.check_operator(request.scope)
+
+    router = APIRouter(dependencies=[Depends(may_look)], tags=["operators"], responses=errors(401))
+    _observe(router, service)
+    _change(router, service, {"dependencies": [Depends(may_change)], "responses": errors(403)})
+    if counts is not None:
+
+        @router.get(TOLD, include_in_schema=False)
+        async def told() -> Response:
+            """The series of this worker, for those who make them one."""
+            return Response(orjson.dumps(counts.told()), media_type="application/json")
+
+    return router
+
+
+def _observe(router: APIRouter, service: Service) -> None:
+    core = service.core
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Prometheus text."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/pods")
+    async def pods() -> Response:
+        """All that is known of each pod."""
+        now = time.monotonic()
+        bound = service.pods.bound
+        each = await _in_turns([partial(pod_answer, pod, core, now) for pod in core.fleet.pods.values()])
+        told = (
+            None
+            if bound is None
+            else {"endpoint": bound.endpoint, "unclaimed": bound.unclaimed, "named": list(bound.topics)}
+        )
+        return _json(b'{"pods":[%b],"events_bound":%b}' % (each, orjson.dumps(told)))
+
+    @router.get("/decisions", responses=errors(400))
+    async def decisions(limit: Annotated[int, Query(ge=1, le=10_000)] = 50) -> Response:
+        """The last picks, newest first, with every candidate's figures."""
+        now = time.monotonic()
+        newest = [core.decisions[-place] for place in range(1, min(limit, len(core.decisions)) + 1)]
+        return _json(
+            b'{"decisions":[%b]}' % await _in_turns([partial(decision_answer, decision, now) for decision in newest])
+        )
+
+    @router.get("/cache/status")
+    async def cache_status() -> dict[str, Any]:
+        """Sizes, hit ratios, evictions of index and prefix store."""
+        stats, index = service.encoding.stats(), core.index
+        cached, asked = service.metrics.window.totals(time.monotonic())
+        pods = {rank.id.pod: {} for rank in core.fleet.ranks}  # type: ignore[var-annotated]
+        for rank in core.fleet.ranks:
+            pods[rank.id.pod][rank.id.rank] = index.holding(rank.id)._asdict()
+        return {
+            "index": {"blocks": index.blocks, "bytes": index.nbytes, "pods": pods},
+            "prefix_store": {**asdict(stats), "lookups": dict(service.metrics.prefix_lookups)},
+            "tokens": {model: ladder_answer(ladder) for model, ladder in core.fleet.ladders.items() if model},
+            "hit_ratio": cached / asked if asked else 0.0,
+            "window_tokens": {"cached": cached, "asked": asked},
+            "shared_index": service.sharing.status() if service.sharing is not None else None,
+        }
+
+
+def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> None:
+    """`guarded`: what all these routes have, so that not everybody may use them."""
+    core, store = service.core, service.encoding.store
+
+    @router.post("/pods/{name}/drain", **_or_errors(guarded, 404))
+    async def drain(name: str) -> dict[str, Any]:
+        """Send nothing new to a pod."""
+        return _draining(_pod(service, name), True)
+
+    @router.post("/pods/{name}/undrain", **_or_errors(guarded, 404))
+    async def undrain(name: str) -> dict[str, Any]:
+        """Send to a pod again."""
+        return _draining(_pod(service, name), False)
+
+    @router.post("/cache/invalidate", **_or_errors(guarded, 400, 404))
+    async def invalidate(what: Invalidate) -> dict[str, Any]:
+        """Forget mappings of block keys, or what pods are known to hold."""
+        forgotten = [_pod(service, what.pod)] if what.pod is not None else []
+        if what.model is not None:
+            forgotten += [rank.pod for rank in core.fleet.serving(what.model)]
+        for pod in {pod.name: pod for pod in forgotten}.values():
+            _forget(service, pod)
+        keys = np.array(what.keys or [], dtype=np.uint64)
+        return {"mappings": store.invalidate_mappings(keys), "pods": sorted({pod.name for pod in forgotten})}
+
+    @router.post("/cache/clear", **guarded)
+    async def clear() -> dict[str, Any]:
+        """Forget everything: texts, mappings, and what pods are known to hold."""
+        for pod in core.fleet.pods.values():
+            _forget(service, pod)
+        return {"text_blocks": store.clear(), "pods": sorted(core.fleet.pods)}
+
+    @router.post("/cache/cleanup", **guarded)
+    async def cleanup() -> dict[str, Any]:
+        """Remove expired mappings now."""
+        removed, now = 0, time.monotonic()
+        while True:
+            done = store.cleanup_expired(now, _CLEANUP_SLICE)
+            removed += done.removed
+            if done.done:
+                return {"removed": removed}
+
+
+def _or_errors(guarded: dict[str, Any], *statuses: int) -> dict[str, Any]:
+    return {**guarded, "responses": guarded["responses"] | errors(*statuses)}
+
+
+async def _in_turns(answers: Sequence[Callable[[], object]]) -> bytes:
+    """The items of a JSON list, made one by one, with others' turns between: of 512 pods all take a second."""
+    items = []
+    turn = time.monotonic()
+    for answer in answers:
+        items.append(orjson.dumps(answer(), option=orjson.OPT_NON_STR_KEYS))
+        if time.monotonic() - turn > _TURN_S:
+            await asyncio.sleep(0)
+            turn = time.monotonic()
+    return b",".join(items)
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+def _pod(service: Service, name: str) -> Pod:
+    pod = service.core.fleet.pods.get(name)
+    if pod is None:
+        raise NotFound(f"There is no pod {name[:100]!r}.")
+    return pod
+
+
+def _draining(pod: Pod, draining: bool) -> dict[str, Any]:
+    pod.draining = draining
+    return {"pod": pod.name, "draining": pod.draining, "requests": pod.requests}
+
+
+def _forget(service: Service, pod: Pod) -> None:
+    for rank in pod.ranks:
+        if rank.feed is not None:
+            rank.feed.unlearn()
+        service.core.index.clear(rank.id)
+    service.pods.mend(pod.name)

@@ -1,0 +1,400 @@
+"""Send a request to the pod that was picked and stream its answer back: bytes in, the same bytes out.
+
+A failure before the first byte of a response goes to the next pod: freely, where the pod has not had the request;
+`breaks_max` times, where it has, and maybe broke because of it; not at all, where the pod is well and may be at work on
+it. What a pod says for reasons that may be its own (`DISPUTES`) one other pod is asked about. After the first byte,
+never: the client's connection is cut (the response is left unfinished, which makes the ASGI server close it), so that
+the client sees a broken response and not a clean end, for JSON and for event streams alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError, unraised
+from router.proxy.refusals import BREAKS, DISPUTES, REFUSALS, retry_after_s
+from router.proxy.usage import Tail, Usage, read_usage
+from router.server.exchange import PUSH
+from router.upstream.failures import ResponseTimeout, UnsendableRequest, UpstreamError
+from router.upstream.pool import Response, Upstream
+from router.upstream.replies import NOT_FORWARDED
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+HeaderList = Sequence[tuple[bytes, bytes]]
+
+_TRAILERS = "http.response.trailers"
+_PLACES = frozenset((b"location", b"content-location"))
+_AUTHORITY = re.compile(rb"[^/?#]*")
+_NO_LENGTH_STATUSES = (204, 304)  # without a body, and servers would wait for one of the length that is said
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a forwarded request ended. `error` is a bounded word, None when the response went out whole."""
+
+    status: int | None  # the pod's; None when no head has come
+    bytes_out: int  # of the body, handed to the client's connection
+    usage: Usage | None
+    client_gone: bool = False
+    error: str | None = None
+
+
+class Assignment(Protocol):
+    """One pod, taken for one attempt. Exactly one of `failed`, `refused` and `finished` ends it, in every case."""
+
+    @property
+    def upstream(self) -> Upstream: ...
+    @property
+    def pod(self) -> str: ...
+    @property
+    def computes(self) -> bool:
+        """The pod may be at work on what it does not answer yet: it is well, and whole answers take their time."""
+
+    @property
+    def request_headers(self) -> HeaderList:
+        """For the pod, in place of the client's of these names (lower case)."""
+
+    @property
+    def response_headers(self) -> HeaderList:
+        """For the client, in place of the pod's of these names (lower case)."""
+
+    def first_byte(self, now: float) -> None:
+        """The first byte of the response's body is here (vLLM sends the head of a stream before it computes).
+
+        Not called for an error: nothing was computed for it.
+        """
+
+    def failed(self, reason: str, now: float) -> None:
+        """Nothing came from the pod; another one may be asked."""
+
+    def refused(self, status: int, retry_after_s: float | None, now: float) -> None:
+        """The pod's answer is that it can't take the request now; another one may be asked.
+
+        `finished` follows if that answer goes to the client after all.
+        """
+
+    def finished(self, outcome: Outcome, now: float) -> None:
+        """The attempt is over in any other way."""
+
+
+class Routes(Protocol):
+    """Where one request may go."""
+
+    def acquit(self) -> None:
+        """The request is over: pods that refused it, and that nobody has proven wrong, were right to."""
+
+    async def look_again(self) -> None:
+        """A pod does not know the model that it was said to serve: find out who does, if that can be soon."""
+
+    def route(self, exclude: frozenset[str]) -> Assignment:
+        """Pick a pod that is not in `exclude`. Raises `RouterError`: no fit pod, `Full` …"""
+
+    async def wait(self, full: Full) -> Assignment:
+        """After `Full`: pick one when there is room. Raises `RouterError`: the wait is too long …"""
+
+
+async def send_error(send: Send, error: RouterError, headers: HeaderList = ()) -> None:
+    """Answer with the OpenAI error body of `error`."""
+    if error.retry_after_s is not None:
+        headers = [*headers, (b"retry-after", b"%d" % error.retry_after_s)]
+    await send_json(send, error.status, error.body(), headers)
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: HeaderList = ()) -> None:
+    """Answer with this JSON."""
+    fields = [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _Flight:
+    """One request while it is forwarded; `gone` once its client is."""
+
+    __slots__ = ("_cancelling", "_task", "body", "gone", "receive", "scope", "send", "watch")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "forward runs in a task"
+        self._task: asyncio.Task[Any] | None = task
+        self._cancelling = task.cancelling()
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.body = body
+        self.gone = False
+        self.watch: asyncio.Task[None] | None = None
+
+    async def until_gone(self) -> None:
+        """Wait for the client to leave; then interrupt the forwarding, wherever it waits."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def was_ours(self) -> bool:
+        """Whether a cancellation that arrived is `until_gone`'s own, and nobody else's."""
+        return self.gone and self._task is not None and self._task.uncancel() <= self._cancelling
+
+    def over(self) -> asyncio.Task[None] | None:
+        """Let go of the tasks: one that is cancelled refers to us, by its traceback. Returns the watch."""
+        watch, self.watch, self._task = self.watch, None, None
+        return watch
+
+
+class _Flow:
+    """A response's body on its way. Called while nothing has to be awaited: what came goes on at once."""
+
+    __slots__ = ("_push", "_take", "bytes_out", "tail")
+
+    def __init__(self, scope: Scope, response: Response) -> None:
+        extensions = scope.get("extensions")
+        self._push: Callable[[Callable[[], bytes]], bytes | None] | None = extensions.get(PUSH) if extensions else None
+        self._take = response.take
+        self.tail = Tail()
+        self.bytes_out = 0
+
+    def __call__(self) -> bool:
+        """False where a task has to do it."""
+        piece = self._push(self._take) if self._push is not None else None
+        if piece is None:
+            return False
+        self.add(piece)
+        return True
+
+    def add(self, piece: bytes) -> None:
+        self.tail.add(piece)
+        self.bytes_out += len(piece)
+
+
+class Proxy:
+    """Forwards requests, on one loop. `clock` gives monotonic seconds to the assignments."""
+
+    def __init__(
+        self,
+        attempts_max: int = 3,
+        breaks_max: int = 1,
+        withheld: frozenset[bytes] = frozenset(),
+        watch_after_s: float = 0.05,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`withheld`: pods do not see clients' headers of these names (lower case)."""
+        self._attempts_max = attempts_max
+        self._breaks_max = breaks_max
+        self.dropped = NOT_FORWARDED | withheld
+        self._watch_after_s = watch_after_s
+        self._clock = clock
+        self._unwatched: set[_Flight] = set()
+        self._watch_timer: asyncio.TimerHandle | None = None
+
+    async def forward(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        body: bytes,
+        routes: Routes,
+        error_headers: HeaderList = (),
+    ) -> RouterError | None:
+        """Answer this request, whose `body` has been read. `error_headers` go out with an error of our own.
+
+        Returns when the answer is out, cut, or nobody is left to read it: the error of our own, if that was the
+        answer. Raises only what is not expected, and a cancellation that came from outside.
+        """
+        flight = _Flight(scope, receive, send, body)
+        self._watch_later(flight)
+        try:
+            return await self._serve(flight, routes, error_headers)
+        except asyncio.CancelledError:
+            if not flight.was_ours():
+                raise
+            return None
+        finally:
+            self._unwatch(flight)
+
+    async def _serve(self, flight: _Flight, routes: Routes, error_headers: HeaderList) -> RouterError | None:
+        tried: frozenset[str] = frozenset()
+        broken = disputed = 0
+        failure: RouterError | None = None
+        held: list[tuple[Assignment, Response]] = []  # the answer of a pod that could not take it, the newest
+        try:
+            while len(tried) < self._attempts_max:
+                try:
+                    try:
+                        assignment = routes.route(tried)
+                    except Full as full:
+                        assignment = await routes.wait(full)
+                    answer = await self._ask(flight, assignment, broken > 0)
+                except RouterError as refusal:
+                    failure = failure or unraised(refusal)  # a pod that failed says more than that no other is left
+                    break
+                if isinstance(answer, UpstreamError):
+                    failure = _as_seen_by_client(answer, assignment.pod)
+                    error_headers = assignment.response_headers
+                    broken += answer.breaks
+                    late = isinstance(answer, ResponseTimeout) and assignment.computes
+                    if not answer.before_first_byte or broken > self._breaks_max or late:
+                        break
+                elif answer.status not in REFUSALS and (answer.status not in DISPUTES or disputed):
+                    await self._relay(flight, assignment, answer)
+                    return None
+                else:
+                    disputed += answer.status in DISPUTES
+                    broken += answer.status in BREAKS
+                    while held:
+                        held.pop()[1].close()
+                    held.append((assignment, answer))
+                    assignment.refused(answer.status, retry_after_s(answer.headers), self._clock())
+                    if broken > self._breaks_max:
+                        break
+                    if answer.status == 404:
+                        await routes.look_again()
+                tried |= {assignment.pod}
+            for last, answer in held:  # what a pod says of itself is better than what we would say
+                await self._relay(flight, last, answer)
+                return None
+        finally:
+            if disputed:
+                routes.acquit()
+            for _, answer in held:
+                answer.close()
+        assert failure is not None, "attempts_max is at least 1"
+        await send_error(flight.send, failure, error_headers)
+        return failure
+
+    async def _ask(self, flight: _Flight, assignment: Assignment, once: bool) -> Response | UpstreamError:
+        """Ask one pod: its response, which nobody has seen yet, or why there is none."""
+        scope = flight.scope
+        method, target, headers = scope["method"], _target(scope), scope["headers"]
+        try:
+            return await assignment.upstream.request(
+                method, target, headers, flight.body, assignment.request_headers, self.dropped, once
+            )
+        except UpstreamError as failure:
+            if failure.before_first_byte:
+                assignment.failed(failure.reason, self._clock())
+            else:
+                assignment.finished(Outcome(None, 0, None, error=failure.reason), self._clock())
+            return failure
+        except BaseException as error:
+            outcome = Outcome(None, 0, None, client_gone=flight.gone, error=_word(error))
+            assignment.finished(outcome, self._clock())
+            if isinstance(error, UnsendableRequest):
+                raise BadRequest(str(error)) from error
+            raise
+
+    async def _relay(self, flight: _Flight, assignment: Assignment, response: Response) -> None:
+        """Stream the response to the client and settle the assignment, whatever happens."""
+        status, flow, error = response.status, _Flow(flight.scope, response), None
+        try:
+            send_trailers = _announces_trailers(flight.scope, response)
+            await flight.send(_start(response, assignment.response_headers, send_trailers))
+            while True:
+                chunk = response.take()
+                done = response.complete
+                if chunk or done:
+                    if not flow.bytes_out and status < 400:
+                        assignment.first_byte(self._clock())
+                    await flight.send({"type": "http.response.body", "body": chunk, "more_body": not done})
+                    flow.add(chunk)
+                elif not flow.bytes_out:
+                    await flight.send(
+                        {"type": "http.response.body", "body": b"", "more_body": True}
+                    )  # out with the head
+                if done:
+                    break
+                await response.more(flow if flow.bytes_out else None)
+            if send_trailers:
+                await flight.send({"type": _TRAILERS, "headers": response.trailers, "more_trailers": False})
+        except UpstreamError as failure:
+            error = failure.reason
+        except OSError:  # how a server of ASGI 2.4 says that the client has left
+            flight.gone = True
+        except BaseException as unexpected:
+            error = _word(unexpected)
+            raise
+        finally:
+            response.close()
+            outcome = Outcome(status, flow.bytes_out, read_usage(flow.tail.kept), flight.gone, error)
+            assignment.finished(outcome, self._clock())
+
+    # The client may leave. Watching for it costs a task, so only requests that last get one: a timer arms
+    # those that it finds, and a request that is over before the timer's turn has cost a set entry.
+
+    def _watch_later(self, flight: _Flight) -> None:
+        self._unwatched.add(flight)
+        if self._watch_timer is None:
+            loop = asyncio.get_running_loop()
+            self._watch_timer = loop.call_later(self._watch_after_s, self._watch_all, loop)
+
+    def _watch_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._watch_timer = None
+        for flight in self._unwatched:
+            flight.watch = loop.create_task(flight.until_gone())
+        self._unwatched.clear()
+
+    def _unwatch(self, flight: _Flight) -> None:
+        watch = flight.over()
+        if watch is None:
+            self._unwatched.discard(flight)
+        else:
+            watch.cancel()
+
+
+def _target(scope: Scope) -> bytes:
+    path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    query: bytes = scope.get("query_string") or b""
+    return path + b"?" + query if query else path
+
+
+def _announces_trailers(scope: Scope, response: Response) -> bool:
+    extensions = scope.get("extensions")
+    if not extensions or _TRAILERS not in extensions:
+        return False
+    return any(name == b"trailer" for name, _ in response.headers)
+
+
+def _start(response: Response, ours: HeaderList, send_trailers: bool) -> Message:
+    names = [name for name, _ in ours]
+    headers = [field for field in response.headers if field[0] not in names]
+    headers += ours
+    if 300 <= response.status < 400:
+        headers = [(name, _here(value) if name in _PLACES else value) for name, value in headers]
+    if response.status in _NO_LENGTH_STATUSES:
+        headers = [field for field in headers if field[0] != b"content-length"]
+    message: Message = {"type": "http.response.start", "status": response.status, "headers": headers}
+    if send_trailers:
+        message["trailers"] = True
+    return message
+
+
+def _here(place: bytes) -> bytes:
+    """Where a pod sends a client, without the pod: an address in the fleet is nothing for a client to see or to reach.
+
+    Only what a pod calls itself (or any other) by http is changed, into the path of the same; it is asked again here.
+    """
+    _, mark, rest = place.partition(b"//")
+    if not mark or not place.lower().startswith((b"http://", b"https://", b"//")):
+        return place
+    path = _AUTHORITY.sub(b"", rest, count=1)
+    return path if path.startswith(b"/") else b"/" + path
+
+
+def _as_seen_by_client(error: UpstreamError, pod: str) -> RouterError:
+    kind = PodTimeout if isinstance(error, ResponseTimeout) else PodUnreachable
+    return kind(f"Pod {pod}: {error.message}.")
+
+
+def _word(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return "unsendable_request" if isinstance(error, UnsendableRequest) else "internal"

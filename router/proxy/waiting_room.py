@@ -1,0 +1,161 @@
+"""Waiting for room: who comes when all is full waits its turn for a short while, and is let in by who leaves.
+
+The order is `fairness`'s. What waits has a future and a timer of its own; what does not wait costs nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast
+
+from router.core.fair_queue import FairQueue, Waiting
+from router.errors import Full, RouterError, Saturated
+
+_LOOK_S = 0.05  # between two looks while somebody waits: pods come back without anybody leaving
+_PRIORITY_CHARS_MAX = 12
+_FLOW_HEADERS: tuple[bytes, ...] = (b"x-warmroute-flow", b"authorization", b"x-api-key")  # the first wins
+_ANONYMOUS = b""
+RESULTS = ("granted", "refused", "full", "timeout", "gone")
+"""granted, or refused when its turn came; full: there was no place in the queue; else it left the queue itself."""
+
+T = TypeVar("T")
+
+
+class Guest(Protocol[T]):
+    """A request that may have to wait."""
+
+    @property
+    def flow(self) -> bytes: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def tokens(self) -> int:
+        """Of its prompt."""
+
+    @property
+    def group(self) -> str | None:
+        """Requests of one group can go to the same pods: its model."""
+
+    def enter(self) -> T:
+        """Take a place. Raises `Full` where there is none yet, and what else may be wrong by now."""
+
+    def leave(self, taken: T) -> None:
+        """Give a place back that was taken for somebody who is gone."""
+
+
+class Admission(Generic[T]):
+    """All who wait, on one loop. How it ended is counted in `results`, by the words of `RESULTS`."""
+
+    def __init__(self, queue: FairQueue, wait_max_s: float, results: Counter[str]) -> None:
+        self._queue = queue
+        self._wait_max_s = wait_max_s
+        self._look_timer: asyncio.TimerHandle | None = None
+        self.results = results
+
+    async def wait(self, guest: Guest[T], full: Full) -> T:
+        """What `guest.enter` gives when its turn comes; raises `Saturated`, or what `enter` raises."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        entry = self._queue.put((guest, future), guest.flow, guest.priority, guest.tokens, guest.group)
+        if entry is None:
+            self.results["full"] += 1
+            raise Saturated(full.message) from None
+        self._look_later(loop)
+        timer = loop.call_later(self._wait_max_s, self._too_long, entry, future, full)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.results["gone"] += 1
+            self._queue.remove(entry)
+            if not future.cancelled() and future.exception() is None:
+                guest.leave(future.result())  # its turn came in the moment in which it left
+                self.serve()
+            raise
+        finally:
+            timer.cancel()
+
+    def serve(self) -> None:
+        """There may be room."""
+        self._queue.serve(self._grant)
+
+    def _grant(self, entry: Waiting) -> bool:
+        guest, future = cast("tuple[Guest[T], asyncio.Future[T]]", entry.item)
+        if future.done():  # its client left, or its time is over, a moment ago
+            return True
+        try:
+            future.set_result(guest.enter())
+        except Full:
+            return False
+        except RouterError as error:
+            self.results["refused"] += 1
+            future.set_exception(error)
+        else:
+            self.results["granted"] += 1
+        return True
+
+    def _too_long(self, entry: Waiting, future: asyncio.Future[T], full: Full) -> None:
+        if not future.done():
+            self.results["timeout"] += 1
+            self._queue.remove(entry)
+            future.set_exception(Saturated(f"{full.message} No room came within {self._wait_max_s:g} s."))
+
+    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._look_timer is None:
+            self._look_timer = loop.call_later(_LOOK_S, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._look_timer = None
+        self.serve()
+        if self._queue.waiting:
+            self._look_later(loop)
+
+
+class ClaimRules(NamedTuple):
+    """What is believed of what requests say of themselves."""
+
+    headers: bool
+    """`x-warmroute-flow` and priorities, of anybody. Else the flow is the API key that was shown, or the address."""
+    priority_min: int
+    """Where they are not believed: nobody is more urgent than this."""
+
+
+class Claims(NamedTuple):
+    """Whose request it is, and how urgent, as far as that is believed: looked at only when it has to wait."""
+
+    rules: ClaimRules
+    headers: Sequence[tuple[bytes, bytes]]
+    key: bytes | None = None  # the digest of the good API key that was shown
+    address: str = ""  # of the client
+    priority: object = None  # as the body gives it
+
+    def flow(self) -> bytes:
+        if self.rules.headers:
+            return flow_of(self.headers)
+        return self.key if self.key is not None else self.address.encode()
+
+    def urgency(self) -> int:
+        """Lower goes first."""
+        claimed = priority_of(self.headers, self.priority)
+        return claimed if self.rules.headers else max(claimed, self.rules.priority_min)
+
+
+def flow_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Whose request it is: `x-warmroute-flow`, else an API key; requests with neither are one flow."""
+    found = {name: value for name, value in headers if name in _FLOW_HEADERS and value}
+    for name in _FLOW_HEADERS:
+        if name in found:
+            return found[name]
+    return _ANONYMOUS
+
+
+def priority_of(headers: Sequence[tuple[bytes, bytes]], given: object) -> int:
+    """Lower goes first: `x-warmroute-priority`, else `given` (the body's); 0 where that is no whole number."""
+    for name, value in headers:
+        if name == b"x-warmroute-priority" and len(value) <= _PRIORITY_CHARS_MAX:
+            try:
+                return int(value)
+            except ValueError:
+                return 0
+    return given if isinstance(given, int) else 0

@@ -1,0 +1,496 @@
+"""From a request's `Prompt` to what the decision asks about: token count, block keys, and matches that still hold.
+
+The sources of a model's tokens, in order: a tokenizer here, the pods' `/render`, their `/tokenize`; one that is proven
+wrong is passed over. Token ids need none. What can't be tokenized gets a reason, and is routed by load and by its text.
+Never an error that the pod would not give too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic, perf_counter
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from indexer.blocks import KeySpace, Tokens
+from indexer.mappings import Ending
+from indexer.prefixes import PrefixLimits, PrefixStats, PrefixStore
+from router.config.fleet import ASK_THE_PODS, ModelConfig
+from router.config.settings import Config
+from router.core.cards import Served
+from router.core.decision import Asked, Core
+from router.core.token_proof import Doubt
+from router.core.token_states import Ladder, Origin, TokenizerState, shape_of
+from router.errors import ConfigError, UnknownModel
+from router.prompts.beginnings import beginning_of
+from router.prompts.own_encodings import OwnEncoding, by_folder, by_names, is_tokenized
+from router.prompts.prompt import Prompt, is_large, parse, parse_large
+from router.prompts.rendering import RenderError, Rendering, RenderOptions, config_of
+from router.prompts.renderings import Renderings
+from router.tokens.given import Encoded, TokenKeys
+from router.tokens.local import Encoder, TokensLimits, TokensUnavailable
+from router.tokens.parity import Parity, ParityLimits, Trials, difference_of, first_difference
+from router.tokens.questions import (
+    AS_BY_DEFAULT,
+    NO_RENDER,
+    AsServed,
+    NotTold,
+    NotToldReason,
+    Question,
+    question_of,
+    render_question_of,
+)
+from router.tokens.recall import Recall, Recalled
+from router.tokens.remote import PodTokens, PodTokensLimits
+from router.tokens.tokenizer import Tokenizer
+from router.upstream.pool import Upstream
+
+log = logging.getLogger("warmroute.tokens")
+
+_IDS_MAX = 1 << 20  # given as ids: the keys of so many take 40 ms, on the loop
+_OTHER: NotToldReason = "the pods' /tokenize is not what their chats are encoded by"
+_BYTES_A_TOKEN = 4  # of text that is not tokenized: only its load counts
+
+
+_T = TypeVar("_T")
+
+
+class _Model(NamedTuple):
+    """A model that is tokenized here. `name`: as the configuration has it. `own`: how vLLM encodes its chats, where
+    that is not by a template; `typed`: its config.json says what it is."""
+
+    name: str
+    renderings: Renderings
+    encoder: Encoder
+    state: TokenizerState
+    own: OwnEncoding | None
+    typed: bool
+
+
+class _Encodes(Protocol):
+    """What makes tokens and keys of a `source`, whatever that is; gives way only where it has to."""
+
+    async def encode(self, source: Any, block_size: int, lora: str | None, salt: str | None) -> Encoded: ...
+
+
+class _Way(NamedTuple):
+    """What a prompt is made into, and by what. `local`: the model's name, where that is our own tokenizer; `origin`:
+    see `Asked`; `others`: what versions of vLLM in use write otherwise."""
+
+    source: Any
+    encoder: _Encodes
+    local: str | None = None
+    origin: Origin | None = None
+    others: Mapping[str | None, Rendering | RenderError] = MappingProxyType({})
+
+
+class _Question(NamedTuple):
+    """One prompt, ready for what encodes it."""
+
+    way: _Way
+    sizes: list[int]
+    lora: str | None
+    salt: str | None
+
+
+class Encoding:
+    """All models' ways from prompts to keys, over one prefix store."""
+
+    def __init__(self, config: Config, core: Core, space: KeySpace, upstreams: Mapping[str, Upstream]) -> None:
+        """Loads the tokenizers (0.1 to 1.5 s each); raises `ConfigError` naming a file that can't be used.
+
+        `upstreams`: by pod, for those that are asked to tokenize.
+        """
+        kept = config.prefix_store_config
+        limits = PrefixLimits(kept.bytes_max, kept.pod_mapping_ttl, kept.max_pod_sets_per_block)
+        self.store = PrefixStore(space, secrets.randbits(64), core.index.unchanged, limits, config.pod_mappings_enabled)
+        self._core = core
+        self._recall = Recall(secrets.randbits(64), config.tokens.recall_max, config.tokens.recall_body_max)
+        self._pool = ThreadPoolExecutor(config.tokens.threads, thread_name_prefix="tokenize")
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._body_inline_max = config.tokens.body_inline_max
+        self._decoded_max = config.tokens.decoded_max
+        self._text_max = config.tokens.text_max
+        self._space = space
+        self._affinity_max = config.index.text_max
+        self._keys = TokenKeys(space, self.store)
+        self.pod_tokens = PodTokens(core.fleet, upstreams, self.store, self._keys, _asking_limits(config))
+        self._trials = Trials(core, self.ids_by)
+        self.parity = Parity(core.fleet, self.pod_tokens, self._ours, _parity_limits(config), trials=self._trials)
+        self._models: dict[str, _Model] = {}
+        self._owns: dict[str, tuple[int, OwnEncoding | None]] = {}  # by base model, as of an epoch of the fleet
+        self._as_served: dict[str, AsServed] = {}
+        for model in config.models:
+            names = (model.name, *model.aliases)
+            self._as_served.update(dict.fromkeys(names, _as_served(model)))
+            if model.tokenizer != ASK_THE_PODS:
+                self._models.update(dict.fromkeys(names, self._load(model, names, space, config)))
+
+    def close(self) -> None:
+        self.pod_tokens.close()
+        for pool in (self._pool, self._reading):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def stats(self) -> PrefixStats:
+        return self.store.stats()
+
+    def recalled(self, path: str, body: bytes) -> tuple[Prompt, Asked] | None:
+        """What a body that was seen before means, and who holds its blocks now."""
+        known = self._recall.get(path, body, self._core.fleet.epoch)
+        if known is None:
+            return None
+        asked = Asked(known.prompt.model, known.tokens, known.further, known.keys, known.endings, origin=known.origin)
+        for size, ending in known.endings.items():
+            self._look_up(asked, ending, size, "partial")
+        return known.prompt, asked
+
+    async def parsed(self, path: str, body: bytes) -> Prompt:
+        """What a body that was not seen before says; raises `BadRequest`."""
+        if not is_large(body, self._body_inline_max):
+            return parse(path, body)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reading, parse_large, path, body, self._decoded_max)
+
+    async def understood(self, path: str, body: bytes, prompt: Prompt) -> Asked:
+        """What a body that was not seen before asks; kept for the next time. Raises `UnknownModel`.
+
+        Long new text is tokenized in threads, and pods are asked where they must be, by the deadline.
+        """
+        asked = await self._understood(prompt)
+        if not asked.tokens:
+            asked.tokens = len(body) // _BYTES_A_TOKEN
+        self._remember(path, body, prompt, asked)
+        return asked
+
+    def _remember(self, path: str, body: bytes, prompt: Prompt, asked: Asked) -> None:
+        """Keep what a body means, if all of it is known and will be the same tomorrow."""
+        if asked.endings and not asked.reason and asked.by_version is None and not self._tells_time(prompt):
+            epoch = self._core.fleet.epoch
+            meaning = Recalled(
+                prompt.understood(), asked.tokens, asked.further, asked.keys, asked.endings, epoch, asked.origin
+            )
+            self._recall.put(path, body, meaning)
+
+    async def _understood(self, prompt: Prompt) -> Asked:
+        asked, question = await self._question(prompt)
+        if question is not None and not await self._encode(asked, question):
+            asked, question = await self._question(prompt)  # without pods that do not render
+            if question is not None:
+                await self._encode(asked, question)
+        if question is not None:
+            if question.way.others and asked.keys:
+                asked.by_version = await self._encoded_otherwise(prompt, question)
+            if question.way.local is not None and asked.reason is None and not prompt.large:
+                self.parity.offer(question.way.local, prompt)
+        if asked.reason is not None and not asked.keys:
+            beginning = await self._off_loop(prompt, beginning_of, self._space, prompt, self._affinity_max)
+            if beginning is not None:
+                asked.text, asked.tokens = beginning.keys, beginning.tokens or 0
+        return asked
+
+    async def _encode(self, asked: Asked, question: _Question) -> bool:
+        """False where another source is to be asked."""
+        try:
+            way = question.way
+            for size in question.sizes:
+                encoded = await way.encoder.encode(way.source, size, question.lora, question.salt)
+                self._add(asked, encoded, size)
+        except NotTold as untold:
+            asked.reason = f"not tokenized: {untold.reason}"
+            return untold.reason != NO_RENDER
+        except TokensUnavailable as unavailable:
+            asked.reason = f"not tokenized: {unavailable.reason}"
+            if unavailable.beginning is not None:
+                self._add(asked, unavailable.beginning, size)
+                asked.tokens += unavailable.rest_bytes // _BYTES_A_TOKEN
+        return True
+
+    async def _encoded_otherwise(self, prompt: Prompt, question: _Question) -> Mapping[str | None, Asked]:
+        """The prompt as versions of vLLM have it that write it differently; one text is encoded once."""
+        made: dict[Rendering | str, Asked] = {}
+        by_version = {}
+        for version, written in question.way.others.items():
+            key = written if isinstance(written, Rendering) else written.reason
+            asked = made.get(key)
+            if asked is None:
+                asked = made[key] = Asked(prompt.model, reads_cache=prompt.reads_cache, origin=question.way.origin)
+                if isinstance(written, Rendering):
+                    await self._encode(asked, question._replace(way=question.way._replace(source=written)))
+                else:
+                    asked.reason = f"not rendered: {written.reason}"
+            by_version[version] = asked
+        return by_version
+
+    async def _off_loop(self, prompt: Prompt, make: Callable[..., _T], *given: Any) -> _T:
+        """What `make` makes of a prompt: in a thread if that is large."""
+        if not prompt.large:
+            return make(*given)
+        return await asyncio.get_running_loop().run_in_executor(self._reading, make, *given)
+
+    async def _question(self, prompt: Prompt) -> tuple[Asked, _Question | None]:
+        """Render. Without a question, `Asked.reason` says why the prompt stays unknown. Raises `UnknownModel`."""
+        asked = Asked(prompt.model)
+        if prompt.kind == "none":
+            asked.reason = prompt.reason
+            return asked, None
+        sizes = self._core.fleet.grains(prompt.model)
+        if not sizes:
+            asked.reason = "the block size is not known yet"
+            return asked, None
+        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        began = perf_counter()
+        try:
+            way = await self._off_loop(prompt, self._way, prompt, served)
+        except RenderError as unrendered:
+            asked.reason = f"not rendered: {unrendered.reason}"
+            return asked, None
+        except NotTold as untold:
+            asked.reason, asked.origin = f"not tokenized: {untold.reason}", self._by_text(prompt, served)
+            return asked, None
+        asked.timing_us["render"] = round((perf_counter() - began) * 1e6)
+        asked.further, asked.origin = _further(prompt), way.origin
+        lora = served.lora if served is not None else None
+        return asked, _Question(way, sizes, lora, prompt.cache_salt)
+
+    def _way(self, prompt: Prompt, served: Served | None) -> _Way:
+        """What this prompt is made into, by the best source that is not proven wrong. Raises RenderError or NotTold."""
+        if prompt.kind == "tokens":
+            if len(prompt.prompts[0]) > _IDS_MAX:
+                raise NotTold("too long for any context")
+            return _Way(prompt.prompts[0], self._keys)
+        base, lora = (served.base, served.lora) if served is not None else ("", None)
+        ladder, shape = self.ladder(base), shape_of(prompt)
+        own = self._own_encoding(base) if prompt.kind == "chat" else None
+        bytes_max = self.pod_tokens.limits.question_bytes_max
+        trial = ladder.trial(shape, monotonic())
+        model = self._models.get(base)
+        why = _why_not_here(model, own)
+        if model is not None and why is None:
+            ladder.current, ladder.why = "local", "it is tokenized here"
+            rendering, others = model.renderings.render(prompt, self._core.fleet.versions(prompt.model))
+            if len(rendering.text) > self._text_max:
+                raise NotTold("too long for any context")
+            return _Way(rendering, model.encoder, model.name, Origin(model.state, shape, prompt, lora, trial), others)
+        why = why or "it has no tokenizer here"
+        if ladder.render.state != "degraded" and self.pod_tokens.renders(prompt.model):
+            ladder.current, ladder.why = "render", why
+            question = render_question_of(prompt, bytes_max)
+            return _Way(question, self.pod_tokens, None, Origin(ladder.render, shape, prompt, lora, trial))
+        ladder.current, ladder.why = "tokenize", why
+        if ladder.tokenize.state == "degraded" or not is_tokenized(own, self._core.fleet.versions(prompt.model)):
+            ladder.current, ladder.why = "text", f"{why}, the pods do not render, and {_OTHER}"
+            raise NotTold(_OTHER)
+        question = question_of(prompt, self._as_served.get(base, AS_BY_DEFAULT), bytes_max)
+        return _Way(question, self.pod_tokens, None, Origin(ladder.tokenize, shape, prompt, lora, trial))
+
+    def ladder(self, base: str) -> Ladder:
+        """A base model's sources of tokens."""
+        ladders = self._core.fleet.ladders
+        ladder = ladders.get(base)
+        if ladder is None:
+            model = self._models.get(base)
+            ladder = ladders[base] = Ladder(model.state if model is not None else None)
+        return ladder
+
+    def _by_text(self, prompt: Prompt, served: Served | None) -> Origin | None:
+        """Of a prompt that no source tells the tokens of: one that was wrong may be tried on it."""
+        if served is None or prompt.kind not in ("chat", "text"):
+            return None
+        ladder, shape = self.ladder(served.base), shape_of(prompt)
+        return Origin(ladder.text, shape, prompt, served.lora, ladder.trial(shape, monotonic()))
+
+    def _own_encoding(self, base: str) -> OwnEncoding | None:
+        """How vLLM encodes this model's chats, if not by a template: by its folder, else by the pods' names for it."""
+        epoch = self._core.fleet.epoch
+        known = self._owns.get(base)
+        if known is None or known[0] != epoch:
+            model = self._models.get(base)
+            own = None if model is None else model.own
+            if own is None and (model is None or not model.typed):
+                own = by_names(self._core.fleet.names_of(base))
+            known = self._owns[base] = (epoch, own)
+        return known[1]
+
+    async def _ours(self, prompt: Prompt, version: str | None) -> Tokens | None:
+        """The ids that are made here for a pod of this version, where they are."""
+        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        model = self._models.get(served.base) if served is not None else None
+        if model is None or prompt.model is None:
+            return None
+        sizes = self._core.fleet.grains(prompt.model)
+        try:
+            rendering = model.renderings.of(version).render(prompt)
+            encoded = await model.encoder.encode(rendering, sizes[0] if sizes else 16)
+        except (RenderError, TokensUnavailable):
+            return None
+        return encoded.tokens
+
+    def _add(self, asked: Asked, encoded: Encoded, size: int) -> None:
+        """Keys for one block size, and who holds them."""
+        asked.tokens = encoded.count
+        asked.timing_us["tokenize"] = round(encoded.tokenize_us)
+        asked.timing_us["keys"] = round(encoded.keys_us)
+        asked.endings[size] = encoded.ending
+        asked.keys[size] = encoded.ending.keys
+        self._look_up(asked, encoded.ending, size, encoded.lookup)
+
+    def _look_up(self, asked: Asked, ending: Ending, size: int, lookup: Literal["partial", "miss"]) -> None:
+        """The match: the kept one if it still holds, else a new one."""
+        began = monotonic()
+        match = self.store.find_mapping(ending, asked.pods, began)
+        if match is None:
+            match = self._core.match(ending.keys)
+            self.store.cache_pod_mapping(ending, asked.pods, match, began)
+            asked.lookup = lookup
+        else:
+            asked.lookup = "hit"
+        asked.matches[size] = match
+        asked.timing_us["lookup"] = round((monotonic() - began) * 1e6)
+
+    def _tells_time(self, prompt: Prompt) -> bool:
+        """Might this prompt's text be another one tomorrow?"""
+        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        model = self._models.get(served.base) if served is not None else None
+        return prompt.kind == "chat" and (
+            model is None or model.renderings.renderer.tells_time or model.state.state == "degraded"
+        )  # what templates of pods do is not known here
+
+    # --- proof
+
+    def judge(self, now: float) -> None:
+        """Believe what the pods' events and counts say of the tokens that were predicted."""
+        for doubt in self._core.proof.judge(now):
+            self._doubted(doubt, now)
+
+    def _doubted(self, doubt: Doubt, now: float) -> None:
+        """Say it; where it is proof, pass the source over."""
+        state, prompt = doubt.origin.state, doubt.origin.prompt
+        if state.state == "degraded":
+            return
+        told = _difference_of(doubt, self._made(doubt))
+        if not doubt.proof:
+            log.warning("%s: tokens by %s may be wrong (%s): %s", prompt.model, state.source, doubt.origin.shape, told)
+            return
+        log.error("%s: tokens by %s are wrong (%s): %s", prompt.model, state.source, doubt.origin.shape, told)
+        reason = f"requests to {doubt.pod} had other tokens ({doubt.origin.shape}), see the log"
+        state.degrade(reason, doubt.origin.shape, now + self.parity.limits.recheck_interval_s)
+        self._core.fleet.changed()  # what is known by these ids counts no more
+        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        if served is not None and state.source == "local":
+            self._trials.doubt(doubt, self.ladder(served.base).tokenize)
+
+    def _made(self, doubt: Doubt) -> Tokens | None:
+        """The ids that were made of a prompt, as far as they are at hand."""
+        prompt, pod = doubt.origin.prompt, self._core.fleet.pods.get(doubt.pod)
+        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        try:
+            source = self._way(prompt, served).source
+            if isinstance(source, Question):
+                return self.pod_tokens.known(source)
+            model = self._models.get(served.base) if served is not None else None
+            if model is None or pod is None:
+                return None
+            encoded = model.encoder.encode_now(model.renderings.of(pod.version).render(prompt), 16)
+            return None if encoded is None else encoded.tokens
+        except (NotTold, RenderError, TokensUnavailable, UnknownModel):
+            return None
+
+    async def ids_by(self, state: TokenizerState, prompt: Prompt, pod: str) -> Tokens | None:
+        """What a source makes of a prompt for a pod, whether or not it is in use; None where it makes nothing."""
+        if state.source == "local":
+            known = self._core.fleet.pods.get(pod)
+            return None if known is None else await self._ours(prompt, known.version)
+        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        as_served = self._as_served.get(served.base if served is not None else "", AS_BY_DEFAULT)
+        bytes_max = self.pod_tokens.limits.question_bytes_max
+        try:
+            if state.source == "render":
+                return await self.pod_tokens.ask(render_question_of(prompt, bytes_max))
+            return await self.pod_tokens.ask(question_of(prompt, as_served, bytes_max))
+        except (NotTold, UnknownModel):
+            return None
+
+    def _load(self, model: ModelConfig, names: tuple[str, ...], space: KeySpace, config: Config) -> _Model:
+        tokens = config.tokens
+        limits = TokensLimits(
+            tokens.deadline, tokens.inline_max, sliced_bytes_max=tokens.sliced_max, waiting_bytes_max=tokens.waiting_max
+        )
+        tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, tokens.threads)
+        encoder = Encoder(model.name, tokenizer, space, self.store, self._pool, limits)
+        folder = Path(model.tokenizer)
+        described = config_of(folder)
+        own, typed = by_folder(folder, described), "model_type" in described
+        state = self.parity.watch(names, _as_served(model))
+        return _Model(model.name, renderings_of(model), encoder, state, own, typed)
+
+
+def _why_not_here(model: _Model | None, own: OwnEncoding | None) -> str | None:
+    """Why a model's prompts are not tokenized here; None: they are."""
+    if model is None:
+        return "it has no tokenizer here"
+    if own is not None:
+        return f"vLLM encodes its chats by code of its own ({own}), not by a template"
+    if model.state.state == "degraded":
+        return "the tokens that are made here are not the pods'"
+    return None
+
+
+def _difference_of(doubt: Doubt, ours: Tokens | None) -> str:
+    """Where the tokens part, in words: places and ids, never text."""
+    if doubt.counts is not None:
+        return "{} has {} tokens of a prompt of {}".format(doubt.pod, *reversed(doubt.counts))
+    start = (doubt.block or 0) * doubt.size
+    where = f"{doubt.pod} holds other blocks from place {start} on"
+    block = None if ours is None else ours[start : start + doubt.size]
+    if block is None or len(block) < doubt.size or not doubt.theirs:
+        return where
+    theirs = max(doubt.theirs, key=lambda one: first_difference(block, one))
+    return f"{where}, {difference_of(block, theirs, start)}"
+
+
+def _as_served(model: ModelConfig) -> AsServed:
+    return AsServed(model.chat_template_kwargs, model.exclude_tools_when_tool_choice_none)
+
+
+def _asking_limits(config: Config) -> PodTokensLimits:
+    tokens = config.tokens
+    return PodTokensLimits(tokens.deadline, tokens.hedge_delay, tokens.questions_max, tokens.question_max)
+
+
+def _parity_limits(config: Config) -> ParityLimits:
+    parity = config.parity
+    return ParityLimits(parity.first, parity.share, parity.recheck_interval, parity.queue_max)
+
+
+def renderings_of(model: ModelConfig) -> Renderings:
+    """The renderers of a model with a local tokenizer; raises `ConfigError` naming a file that can't be used."""
+    options = RenderOptions(
+        vllm_version=model.version,
+        chat_template=_text_of(model.chat_template),
+        content_format=model.content_format,
+        trust_request_chat_template=model.trust_request_chat_template,
+        exclude_tools_when_tool_choice_none=model.exclude_tools_when_tool_choice_none,
+        default_template_kwargs=model.chat_template_kwargs,
+        reasoning_effort_map=model.reasoning_effort_map,
+    )
+    return Renderings(Path(model.tokenizer), options)
+
+
+def _text_of(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+
+
+def _further(prompt: Prompt) -> int:
+    """About how many tokens the prompts after the first have."""
+    further: tuple[Any, ...] = prompt.prompts[1:]
+    return sum(len(p) // _BYTES_A_TOKEN if isinstance(p, str) else len(p) for p in further)

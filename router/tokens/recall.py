@@ -1,0 +1,81 @@
+"""Request bodies seen before: what their bytes mean, so that the same request again is neither parsed nor rendered.
+
+Parsing, rendering and tokenizing are pure functions of the body (and of what the fleet serves, which `epoch` stands
+for), so what is kept here never goes stale; who holds the blocks is asked anew each time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import xxhash
+
+from indexer.blocks import Keys
+from indexer.mappings import Ending
+from router.core.token_states import Origin
+from router.prompts.prompt import Prompt
+from router.prompts.skim import weight_of
+
+_BYTES_BESIDE = 2_500  # of one entry beside its keys, measured with tracemalloc: nothing of the body itself is kept
+_NAME_BYTES = 60  # of a name beside its characters
+
+
+class Recalled(NamedTuple):
+    """One body's meaning. By block size: its `keys`, and the `endings` where the prefix store keeps its mappings."""
+
+    prompt: Prompt
+    tokens: int
+    further: int
+    keys: dict[int, Keys]
+    endings: dict[int, Ending]
+    epoch: int
+    origin: Origin | None = None
+
+
+class Recall:
+    """The most recent bodies, within `bytes_max`; larger ones than `body_max` are not kept."""
+
+    def __init__(self, seed: int, bytes_max: int, body_max: int) -> None:
+        """`seed`: a random 64-bit number, kept secret: nobody can make two bodies of one name."""
+        self._seed = seed
+        self._bytes_max = bytes_max
+        self._body_max = body_max
+        self._entries: OrderedDict[tuple[str, int], tuple[Recalled, int]] = OrderedDict()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, path: str, body: bytes, epoch: int) -> Recalled | None:
+        """What is known of a body, if it was learned at this `epoch`."""
+        if len(body) > self._body_max:
+            return None
+        name = (path, xxhash.xxh3_128_intdigest(body, self._seed))
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        if entry[0].epoch != epoch:
+            self._remove(name)
+            return None
+        self._entries.move_to_end(name)
+        return entry[0]
+
+    def put(self, path: str, body: bytes, recalled: Recalled) -> None:
+        """Keep what a body means."""
+        if len(body) > self._body_max:
+            return
+        name = (path, xxhash.xxh3_128_intdigest(body, self._seed))
+        if name in self._entries:
+            self._remove(name)
+        nbytes = _BYTES_BESIDE + sum(keys.nbytes for keys in recalled.keys.values())
+        nbytes += sum(_NAME_BYTES + 4 * len(pod) for pod in recalled.prompt.pods or ())
+        if recalled.origin is not None:  # which has the prompt, to prove its tokens by
+            nbytes += weight_of(body)
+        self._entries[name] = (recalled, nbytes)
+        self.nbytes += nbytes
+        while self.nbytes > self._bytes_max:
+            self._remove(next(iter(self._entries)))
+
+    def _remove(self, name: tuple[str, int]) -> None:
+        self.nbytes -= self._entries.pop(name)[1]

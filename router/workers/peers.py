@@ -1,0 +1,195 @@
+"""Operators ask one worker, and hear of all: what they ask goes to every worker's private socket, and is made one.
+
+The workers themselves check the operator's key: it goes with the question. Whether a request may change something
+without one is checked before. What changes something has to reach all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+import httpx
+import orjson
+from prometheus_client import generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from router.config.keys import read_keys
+from router.config.settings import Gateway
+from router.errors import RouterError
+from router.proxy.proxy import Receive, Scope, Send, send_error
+from router.server.asgi import ClientGone, read_body
+from router.server.exchange import App
+from router.server.operator_access import OperatorAccess
+from router.workers import merging
+from router.workers.kept_counters import kept
+from router.workers.merging import Answers
+from router.workers.worker import Seat
+
+TOLD = "/worker/metrics"
+"""Where a worker tells its series to the others, on its private socket only."""
+
+_BODY_MAX = 1 << 20  # the keys of an invalidation
+_FORWARDED = frozenset((b"authorization", b"x-api-key", b"content-type"))
+_CONNECTIONS_MAX = 4  # to one worker; operators wait for each other
+_KEEP_IDLE_S = 2.0  # below the 5 s after which uvicorn closes
+_DECISIONS = 50  # the default of /decisions
+
+_Merge = Callable[[Answers, int], Any]
+
+
+class WorkerSilent(RouterError):
+    """503: a worker has not answered: what was asked for is done in the others only."""
+
+    status = 503
+    type = "service_unavailable"
+    retry_after_s = 1
+
+
+class Answer(NamedTuple):
+    """What one worker says."""
+
+    status: int
+    media_type: str
+    body: bytes
+
+
+class Peers:
+    """All workers of this host, this one included and first."""
+
+    def __init__(self, seat: Seat, timeout_s: float) -> None:
+        self.seat = seat
+        self._timeout_s = timeout_s
+        others = [number for number in range(seat.workers) if number != seat.number]
+        self._clients = {number: self._client(number) for number in (seat.number, *others)}
+
+    async def ask(
+        self, method: str, target: str, headers: Mapping[bytes, bytes], body: bytes = b""
+    ) -> dict[int, Answer | None]:
+        """What each says, at the same time; None: nothing, in time."""
+        asked = [self._ask(client, method, target, headers, body) for client in self._clients.values()]
+        return dict(zip(self._clients, await asyncio.gather(*asked), strict=True))
+
+    async def drained(self, gateway: Gateway) -> set[str]:
+        """The pods that operators have drained, as the other workers know."""
+        key, path = gateway.operator_key, gateway.operator_key_file
+        shown = [] if key is None else [key.get_secret_value()]
+        if path is not None:
+            with contextlib.suppress(OSError, ValueError):
+                shown = read_keys(path)  # as it is now
+        headers = {b"authorization": b"Bearer " + shown[0].encode()} if shown else {}
+        answers = await self.ask("GET", "/pods", headers)
+        told = [orjson.loads(answer.body) for answer in answers.values() if answer is not None and answer.status == 200]
+        return {pod["pod"] for one in told for pod in one["pods"] if pod["draining"]}
+
+    async def aclose(self) -> None:
+        for client in self._clients.values():
+            await client.aclose()
+
+    def _client(self, number: int) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=_CONNECTIONS_MAX, keepalive_expiry=_KEEP_IDLE_S)
+        transport = httpx.AsyncHTTPTransport(uds=str(self.seat.socket(number)), limits=limits, verify=False)
+        return httpx.AsyncClient(
+            transport=transport, base_url="http://worker", timeout=self._timeout_s, trust_env=False
+        )
+
+    async def _ask(
+        self, client: httpx.AsyncClient, method: str, target: str, headers: Mapping[bytes, bytes], body: bytes
+    ) -> Answer | None:
+        with contextlib.suppress(httpx.HTTPError, OSError, TimeoutError):
+            async with asyncio.timeout(self._timeout_s):
+                said = await client.request(method, target, headers=dict(headers), content=body)
+                return Answer(said.status_code, said.headers.get("content-type", ""), said.content)
+        return None
+
+
+class Gathering:
+    """An ASGI application in front of the operators' endpoints of one worker, which answers for all."""
+
+    def __init__(self, app: App, peers: Peers, access: OperatorAccess) -> None:
+        self._app = app
+        self._peers = peers
+        self._access = access  # the workers take all that comes on their private sockets for an operator's
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = _asked(scope)
+        if asked is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            if asked[0]:
+                self._access.check_operator(scope)
+            answer = await self._gather(scope, receive, *asked)
+        except ClientGone:
+            return
+        except RouterError as error:
+            await send_error(send, error, [])
+            return
+        head = [(b"content-type", answer.media_type.encode()), (b"content-length", b"%d" % len(answer.body))]
+        await send({"type": "http.response.start", "status": answer.status, "headers": head})
+        await send({"type": "http.response.body", "body": answer.body})
+
+    async def _gather(self, scope: Scope, receive: Receive, changes: bool, merge: _Merge | None) -> Answer:
+        headers = {name: value for name, value in scope["headers"] if name in _FORWARDED}
+        body = await read_body(scope, receive, _BODY_MAX) if changes else b""
+        query = scope["query_string"].decode("latin-1")
+        path = scope["raw_path"].decode("latin-1")
+        target = TOLD if merge is None else path + (f"?{query}" if query else "")
+        answers = await self._peers.ask(scope["method"], target, headers, body)
+        heard = {worker: answer for worker, answer in answers.items() if answer is not None}
+        refusal = next((answer for answer in heard.values() if answer.status != 200), None)
+        if refusal is not None:
+            return refusal
+        silent = sorted(set(answers) - set(heard))
+        if not heard or (changes and silent):
+            raise WorkerSilent(f"Of the workers, {silent} did not answer: ask again.")
+        told = {worker: orjson.loads(answer.body) for worker, answer in heard.items()}
+        if merge is None:
+            return self._metrics(told, silent)
+        limit = int(parse_qs(query).get("limit", [_DECISIONS])[0])
+        return Answer(200, "application/json", orjson.dumps(merge(told, limit)))
+
+    def _metrics(self, told: Answers, silent: list[int]) -> Answer:
+        """Of a worker that is silent, what it has counted until it told last."""
+        seat = self._peers.seat
+        families = [each["families"] for each in told.values()] + [kept(seat.counts(number)) for number in silent]
+        cached, tokens = (sum(each["window"][part] for each in told.values()) for part in (0, 1))
+        answering = GaugeMetricFamily("warmroute_workers", "Workers that answer.", value=len(told))
+        merged = merging.merged(families, cached / tokens if tokens else 0.0)
+        text = generate_latest(_Told([*merging.metrics_of(merged), answering]))
+        return Answer(200, "text/plain; version=0.0.4; charset=utf-8", text)
+
+
+class _Told(Collector):
+    """Metrics that are there already."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
+_ENDPOINTS: tuple[tuple[str, re.Pattern[str], _Merge | None], ...] = (
+    ("GET", re.compile(r"/metrics"), None),
+    ("GET", re.compile(r"/pods"), merging.merged_pods),
+    ("GET", re.compile(r"/decisions"), merging.merged_decisions),
+    ("GET", re.compile(r"/cache/status"), merging.merged_status),
+    ("POST", re.compile(r"/pods/[^/]+/(un)?drain"), merging.merged_drain),
+    ("POST", re.compile(r"/cache/(invalidate|clear|cleanup)"), merging.merged_changes),
+)
+
+
+def _asked(scope: Scope) -> tuple[bool, _Merge | None] | None:
+    """Whether it changes something, and how the answers are made one (None: as metrics); None: it is not gathered."""
+    if scope["type"] != "http":
+        return None
+    for method, path, merge in _ENDPOINTS:
+        if scope["method"] == method and path.fullmatch(scope["path"]):
+            return method == "POST", merge
+    return None

@@ -1,0 +1,441 @@
+"""The decision: what is taken and given back, who is fit, what is believed of a routed prompt. Time is a number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from indexer.blocks import Keys, KeySpace
+from indexer.events import BlockStored
+from indexer.feed import Feed
+from router.config.settings import Config
+from router.core.decision import Asked, Core
+from router.core.fleet import Pod, Rank, RankId
+from router.errors import Full, NoFitPod, UnknownModel
+from scorer.board import Board, row_of
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad
+from scorer.pick import scored
+
+MODEL = "m"
+SIZE = 16
+NOBODY: frozenset[str] = frozenset()
+
+
+def core_of(pods: int = 2, ranks: int = 1, feeds: bool = True, **sections: Any) -> Core:
+    """A core whose pods are there, healthy, and empty."""
+    core = Core(Config.model_validate({"index": {"blocks_max": 10_000}, **sections}), KeySpace(3))
+    for number in range(pods):
+        pod = Pod(f"pod-{number}", f"http://pod-{number}", healthy=True, block_size=SIZE)
+        for rank in range(ranks):
+            name = RankId(pod.name, rank)
+            feed = Feed(core.index, name, 100) if feeds else None
+            pod.ranks.append(Rank(name, pod, PodLoad(PrefillRate(1000)), feed))
+            if feed is not None:
+                feed.replay_ended(True, 0.0)  # it is listened to, and nothing was published
+        core.fleet.join(pod)
+        core.fleet.learned_models(pod, [{"id": MODEL}])
+    return core
+
+
+def tokens_of(seed: int, count: int = 160) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """A prompt of its own."""
+    return np.arange(seed * 1000, seed * 1000 + count, dtype=np.uint32)
+
+
+def asked(core: Core, seed: int, count: int = 160, **more: Any) -> Asked:
+    """A tokenized prompt."""
+    keys: Keys = core.space.chain(tokens_of(seed, count), SIZE)
+    return Asked(MODEL, count, keys={SIZE: keys}, **more)
+
+
+def store(core: Core, pod: str, seed: int, count: int = 160, tier: Any = "gpu") -> None:
+    """The pod says that it holds this prompt."""
+    hashes = [seed * 100 + block for block in range(count // SIZE)]
+    event = BlockStored(hashes, None, tokens_of(seed, count), SIZE, tier)
+    core.index.apply(RankId(pod, 0), event)
+
+
+def held(core: Core, pod: str, seed: int, count: int = 160) -> int:
+    """Leading blocks that the pod is believed to hold."""
+    hit = core.index.match(core.space.chain(tokens_of(seed, count), SIZE)).hits.get(RankId(pod, 0))
+    return hit.blocks if hit else 0
+
+
+def test_the_holder_is_picked() -> None:
+    """What a pod holds decides, less the last token, which is always computed."""
+    core = core_of()
+    store(core, "pod-1", 1)
+    for _ in range(3):
+        decision = core.decide(asked(core, 1), NOBODY, 0.0)
+        assert (decision.rank.id.pod, decision.matched_tokens) == ("pod-1", 144)
+    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 160
+
+
+def test_deciding_takes_nothing() -> None:
+    """`decide` leaves load, index, turns and the list of decisions as they were."""
+    core = core_of()
+    for _ in range(5):
+        core.decide(asked(core, 1), NOBODY, 0.0)
+    assert [rank.load.requests for rank in core.fleet.ranks] == [0, 0]
+    assert (core.turn, len(core.decisions), held(core, "pod-0", 1), held(core, "pod-1", 1)) == (0, 0, 0, 0)
+
+
+def test_a_routed_prompt_counts_as_held() -> None:
+    """From the decision on, before any event: a second one like it follows the first."""
+    core = core_of()
+    first = core.route(asked(core, 1), NOBODY, 0.0)
+    second = core.route(asked(core, 1), NOBODY, 0.0)
+    assert second.decision.rank is first.decision.rank
+    assert second.decision.matched_tokens == 144
+    assert second.decision.rank.load.requests == 2
+
+
+def test_given_back_once() -> None:
+    """However often it is released, load falls by what was taken."""
+    core = core_of(1)
+    placed = [core.route(asked(core, seed), NOBODY, 0.0) for seed in (1, 2)]
+    load = placed[0].ticket.load
+    assert (load.requests, load.prefill_tokens) == (2, 320)
+    for _ in range(3):
+        core.release(placed[0], True, 1.0)
+    assert (load.requests, load.prefill_tokens) == (1, 160)
+    core.first_byte(placed[1], True, 1.0)
+    assert (load.requests, load.prefill_tokens) == (1, 0)
+    core.release(placed[1], True, 2.0)
+    assert (load.requests, load.prefill_tokens, load.backlog_s(2.0)) == (0, 0, 0.0)
+
+
+def test_predictions_end() -> None:
+    """Served: believed for the grace that events need. Not served: not at all. No end heard: until the TTL."""
+    core = core_of(1, index={"predicted_grace": 2, "predicted_ttl": 50, "blocks_max": 10_000})
+    served, failed, _ = (core.route(asked(core, seed), NOBODY, 0.0) for seed in (1, 2, 3))
+    core.release(served, True, 10.0)
+    core.release(failed, False, 10.0)
+    for now, expected in ((10.0, [10, 0, 10]), (11.9, [10, 0, 10]), (12.0, [0, 0, 10]), (50.0, [0, 0, 0])):
+        core.index.expire(now)
+        assert [held(core, "pod-0", seed) for seed in (1, 2, 3)] == expected, now
+
+
+def test_confirmed_predictions_stay() -> None:
+    """What an event confirmed does not expire."""
+    core = core_of(1)
+    placed = core.route(asked(core, 1), NOBODY, 0.0)
+    store(core, "pod-0", 1)
+    core.release(placed, True, 1.0)
+    core.index.expire(1e6)
+    assert held(core, "pod-0", 1) == 10
+
+
+def test_blind_pods_are_believed_longer() -> None:
+    """Without a feed nothing confirms: what was served is believed for the blind TTL."""
+    core = core_of(1, feeds=False)
+    core.release(core.route(asked(core, 1), NOBODY, 0.0), True, 1.0)
+    core.index.expire(299.0)
+    assert held(core, "pod-0", 1) == 10
+    core.index.expire(300.0)
+    assert held(core, "pod-0", 1) == 0
+
+
+def test_who_is_fit() -> None:
+    """Neither the drained, nor the unhealthy, nor the excluded; a suspect only where there is nobody else."""
+    core = core_of(3)
+    pods = core.fleet.pods
+    pods["pod-0"].draining = True
+    pods["pod-1"].healthy = False
+    assert core.decide(asked(core, 1), NOBODY, 0.0).rank.id.pod == "pod-2"
+    with pytest.raises(NoFitPod):
+        core.decide(asked(core, 1), frozenset(("pod-2",)), 0.0)
+    pods["pod-1"].healthy = True
+    core.suspect("pod-1", 0.0)
+    assert {core.route(asked(core, seed), NOBODY, 0.1).decision.rank.id.pod for seed in range(4)} == {"pod-2"}
+    assert core.decide(asked(core, 1), frozenset(("pod-2",)), 0.1).rank.id.pod == "pod-1"
+    later = core.config.probe.interval
+    picked = {core.route(asked(core, seed), NOBODY, later).decision.rank.id.pod for seed in range(10, 16)}
+    assert picked == {"pod-1", "pod-2"}
+
+
+def test_only_these_pods() -> None:
+    """`pods` narrows the choice; of none that is known, nobody is left."""
+    core = core_of(3)
+    decision = core.decide(asked(core, 1, pods=frozenset(("pod-1",))), NOBODY, 0.0)
+    assert [rank.id.pod for rank in decision.ranks] == ["pod-1"]
+    with pytest.raises(NoFitPod):
+        core.decide(asked(core, 1, pods=frozenset(("pod-9",))), NOBODY, 0.0)
+
+
+def test_unknown_model() -> None:
+    """The message names those that are known, and not more than a few."""
+    core = core_of(1)
+    with pytest.raises(UnknownModel, match="Known models: m\\."):
+        core.decide(Asked("n"), NOBODY, 0.0)
+    core.fleet.learned_models(core.fleet.pods["pod-0"], [{"id": f"m{number:02}"} for number in range(30)])
+    with pytest.raises(UnknownModel, match="m09 and 20 more"):
+        core.decide(Asked("n"), NOBODY, 0.0)
+
+
+def test_adapters() -> None:
+    """An adapter is served under its own name, with its base model's tokenizer."""
+    core = core_of(1)
+    cards = [{"id": MODEL}, {"id": "lora", "parent": MODEL}, {"id": "other", "parent": "/a/path"}]
+    core.fleet.learned_models(core.fleet.pods["pod-0"], cards)
+    served = [core.fleet.served(name) for name in (MODEL, "lora", "other", "unheard")]
+    assert [tuple(each) if each else None for each in served] == [
+        (MODEL, None),
+        (MODEL, "lora"),
+        (MODEL, "other"),
+        None,
+    ]
+
+
+def test_tiers_have_their_worth() -> None:
+    """The same prefix in GPU memory is worth more than on a host's, and that more than on disk."""
+    core = core_of(4)
+    for pod, tier in (("pod-1", "disk"), ("pod-2", "gpu"), ("pod-3", "cpu")):
+        store(core, pod, 1, tier=tier)
+    decision = core.decide(asked(core, 1), NOBODY, 0.0)
+    order = sorted(scored(decision.pick), key=lambda one: one.price)
+    assert [decision.ranks[one.candidate.number].id.pod for one in order] == ["pod-2", "pod-3", "pod-1", "pod-0"]
+    assert [one.candidate.matched for one in order] == [
+        144,
+        160,
+        160,
+        0,
+    ]  # only the own cache leaves out the last token
+
+
+def test_ranks_are_candidates() -> None:
+    """Each rank of a pod has its own blocks and load; a tried pod excludes all its ranks."""
+    core = core_of(2, ranks=2)
+    picked = [core.route(asked(core, seed), NOBODY, 0.0).decision.rank.id for seed in range(4)]
+    assert sorted(picked) == [RankId(f"pod-{pod}", rank) for pod in (0, 1) for rank in (0, 1)]
+    ranks = core.decide(asked(core, 9), frozenset(("pod-0",)), 0.0).ranks
+    assert [rank.id for rank in ranks] == [RankId("pod-1", 0), RankId("pod-1", 1)]
+
+
+def test_a_pod_that_left() -> None:
+    """Its blocks and its name are gone, and what was on its way can still be given back."""
+    core = core_of(2)
+    store(core, "pod-0", 1)
+    placed = core.route(asked(core, 1), NOBODY, 0.0)
+    assert placed.decision.rank.id.pod == "pod-0"
+    core.leave(core.fleet.pods["pod-0"])
+    core.release(placed, True, 1.0)
+    assert held(core, "pod-0", 1) == 0
+    assert [rank.id.pod for rank in core.decide(asked(core, 1), NOBODY, 1.0).ranks] == ["pod-1"]
+
+
+def test_without_tokens() -> None:
+    """A prompt that could not be tokenized is routed by load, and the reason says why."""
+    core = core_of(2)
+    first = core.route(Asked(MODEL, tokens=500, reason="not tokenized: deadline"), NOBODY, 0.0)
+    second = core.route(Asked(MODEL, tokens=500, reason="not tokenized: deadline"), NOBODY, 0.0)
+    assert first.decision.rank is not second.decision.rank
+    assert (first.prediction, first.decision.reason) == (None, "not tokenized: deadline")
+
+
+def test_decisions_are_bounded() -> None:
+    """The list of the last picks keeps as many as it is told."""
+    core = core_of(1, decisions={"kept": 3})
+    for seed in range(10):
+        core.release(core.route(asked(core, seed), NOBODY, float(seed)), True, float(seed))
+    assert [decision.at for decision in core.decisions] == [7.0, 8.0, 9.0]
+
+
+# --- beside other workers ---
+
+
+def cores_on_one_board(count: int = 2, **sections: Any) -> list[Core]:
+    """Workers of one host, that look at each other at every decision."""
+    row = row_of(8, 64)
+    memory = memoryview(bytearray(count * row.itemsize))
+    cores = []
+    for number in range(count):
+        core = core_of(**sections)
+        core.board = Board(memory, count, number, row, look_s=0.0)
+        for rank in core.fleet.ranks:
+            rank.load = core.load_of(rank.id, PrefillRate(1000))
+        cores.append(core)
+    return cores
+
+
+def test_what_others_have_sent_decides() -> None:
+    """A pod that another worker keeps busy is not picked, and is told with its load."""
+    here, there = cores_on_one_board()
+    first = here.route(asked(here, 1), NOBODY, 0.0)
+    decision = there.decide(asked(there, 2), NOBODY, 0.0)
+    assert decision.rank.id != first.decision.rank.id
+    assert sorted(candidate.requests for candidate in decision.pick.candidates) == [0, 1]
+    here.release(first, False, 0.1)
+    assert [c.requests for c in there.decide(asked(there, 2), NOBODY, 0.1).pick.candidates] == [0, 0]
+
+
+def test_a_prompt_that_another_worker_has_sent() -> None:
+    """It is followed before an event tells, also where the match was made before; and believed for a moment only."""
+    here, there = cores_on_one_board()
+    early = asked(there, 1)
+    early.matches[SIZE] = there.match(early.keys[SIZE])
+    placed = here.route(asked(here, 1), NOBODY, 0.0)
+    decision = there.decide(early, NOBODY, 0.0)
+    assert (decision.rank.id, decision.matched_tokens) == (placed.decision.rank.id, 144)
+    assert held(there, decision.rank.id.pod, 1) == 10
+    there.index.expire(0.16 * 2 + 1.01)  # twice its prefill, and the grace for events
+    assert held(there, decision.rank.id.pod, 1) == 0
+    assert held(here, decision.rank.id.pod, 1) == 10
+
+
+def test_a_text_that_another_worker_has_sent() -> None:
+    """Prompts without tokens follow their text through all workers, as long as they would through one."""
+    here, there = cores_on_one_board()
+    text = here.space.chain(tokens_of(1), SIZE)
+    placed = here.route(Asked(MODEL, 160, text=text), NOBODY, 0.0)
+    decision = there.decide(Asked(MODEL, 160, text=text), NOBODY, 200.0)
+    assert decision.rank.id == placed.decision.rank.id
+    assert decision.hits[decision.pick.best.number].blocks == 10
+
+
+def test_bounds_of_all_workers() -> None:
+    """Requests in flight are bounded over all of them; a pod's, too."""
+    here, there = cores_on_one_board(gateway={"requests_max": 2})
+    placed = [core.route(asked(core, 1), NOBODY, 0.0) for core in (here, there)]
+    for core in (here, there):
+        with pytest.raises(Full):
+            core.route(asked(core, 2), NOBODY, 0.0)
+    here.release(placed[0], False, 0.1)
+    there.route(asked(there, 2), NOBODY, 0.1)
+    here, there = cores_on_one_board(admission={"pod_requests_max": 1})
+    picked = {core.route(asked(core, seed), NOBODY, 0.0).decision.rank.id for seed, core in ((1, here), (2, there))}
+    assert len(picked) == 2
+    with pytest.raises(Full):
+        there.route(asked(there, 3), NOBODY, 0.0)
+
+
+def test_a_pod_that_leaves_is_told_no_more() -> None:
+    """Its load is gone for the others; a pod of the same name begins with what they have there."""
+    here, there = cores_on_one_board()
+    placed = here.route(asked(here, 1), NOBODY, 0.0)
+    pod = placed.decision.rank.pod
+    here.leave(pod)
+    decision = there.decide(asked(there, 2), NOBODY, 0.0)
+    assert [candidate.requests for candidate in decision.pick.candidates] == [0, 0]
+    assert there.board is not None and there.board.in_flight == 0
+
+
+def test_who_can_take_it() -> None:
+    """Pods whose context is too short for a prompt and its answer are no candidates; of none, the longest is."""
+    core = core_of(3)
+    for pod, length in zip(core.fleet.pods.values(), (1000, 2000, 1000), strict=True):
+        core.fleet.learned_models(pod, [{"id": MODEL, "max_model_len": length}, {"id": "ad", "parent": MODEL}])
+    store(core, "pod-0", 1, 992)
+
+    def picked(tokens: int, answer: int | None, exclude: frozenset[str] = NOBODY) -> set[str]:
+        prompt = asked(core, 1, tokens, answer=answer)
+        return {core.fleet.pods[rank.id.pod].name for rank in core.decide(prompt, exclude, 0.0).ranks}
+
+    everyone = {"pod-0", "pod-1", "pod-2"}
+    assert picked(992, 8) == picked(992, None) == picked(5000, None) == everyone
+    assert picked(992, 9) == picked(2000, 1) == picked(9000, 1) == {"pod-1"}
+    with pytest.raises(NoFitPod):
+        picked(992, 9, frozenset(["pod-1"]))
+    core.fleet.learned_models(core.fleet.pods["pod-2"], [{"id": MODEL}])  # it says nothing of lengths
+    assert picked(9000, 1) == {"pod-2"}
+
+
+def test_ranks_that_do_not_begin_with_0() -> None:
+    """What a rank is called by its pod: as its batches say, else as given, else as another rank's batches say."""
+    blind = core_of(1, ranks=2, feeds=False).fleet.pods["pod-0"]
+    assert [blind.global_rank(number) for number in range(2)] == [0, 1]
+    pod = core_of(1, ranks=3).fleet.pods["pod-0"]
+
+    def called() -> list[int | None]:
+        return [pod.global_rank(number) for number in range(3)]
+
+    assert called() == [None] * 3
+    feed = pod.ranks[1].feed
+    assert feed is not None
+    feed.frame(0, msgspec.msgpack.encode([1.0, [{"type": "AllBlocksCleared"}], 7]), 0.0)
+    assert called() == [6, 7, 8]
+    pod.first_rank = 9
+    assert called() == [9, 7, 11]
+
+
+def test_names_come_and_go() -> None:
+    """Who serves a name is right after every change, pod by pod; nobody's name is not known."""
+    core = core_of(3)
+    first, second, third = core.fleet.pods.values()
+    adapters = [{"id": name, "parent": MODEL} for name in ("a", "b")]
+    core.fleet.learned_models(first, [{"id": MODEL}, *adapters])
+    core.fleet.learned_models(third, [{"id": MODEL}, adapters[0], {"id": "a", "parent": MODEL}])
+
+    def serving(name: str) -> list[str]:
+        return [rank.id.pod for rank in core.fleet.serving(name)]
+
+    assert (serving(MODEL), serving("a"), serving("b")) == (["pod-0", "pod-1", "pod-2"], ["pod-0", "pod-2"], ["pod-0"])
+    assert core.fleet.served("a") == (MODEL, "a")
+    core.fleet.learned_models(first, [{"id": MODEL}])
+    assert serving("a") == ["pod-2"] and not core.fleet.is_known("b")
+    core.fleet.leave(third.name)
+    assert not core.fleet.is_known("a") and serving(MODEL) == ["pod-0", "pod-1"]
+    core.fleet.learned_models(second, [{"id": "other"}])
+    assert serving(MODEL) == ["pod-0"] and serving("other") == ["pod-1"]
+    assert [model["id"] for model in core.fleet.union_of_models()] == core.fleet.base_models() == [MODEL, "other"]
+
+
+def test_a_full_pod_gives_something_up() -> None:
+    """Room is what a pod's blocks are, less what it holds: of equals the empty one is picked, every time."""
+    core = core_of(2)
+    for pod in core.fleet.pods.values():
+        pod.blocks = 20
+    for seed in (1, 2):
+        store(core, "pod-0", seed)
+    for _ in range(4):
+        placed = core.route(asked(core, 3), NOBODY, 0.0)
+        assert placed.pod.name == "pod-1"
+        assert [candidate.evicted for candidate in placed.decision.pick.candidates] == [160, 0]
+        core.release(placed, False, 0.0)
+        core.index.expire(0.1)
+
+
+def test_what_is_used_again_lives_on() -> None:
+    """A pod without events: what was sent there is believed for a time, and anew when half of it has passed."""
+    ttl_s = core_of().config.index.blind_ttl
+    for again, gone in ((0.4, 1.01), (0.6, 1.61)):
+        core = core_of(1, feeds=False)
+        core.route(asked(core, 1), NOBODY, 0.0)
+        core.route(asked(core, 1), NOBODY, again * ttl_s)
+        core.index.expire((gone - 0.02) * ttl_s)
+        assert held(core, "pod-0", 1) == 10
+        core.index.expire(gone * ttl_s)
+        assert held(core, "pod-0", 1) == 0
+
+
+def test_far_more_pods_are_looked_at_now_and_then() -> None:
+    """The figures of a decision among many: what is in flight as it is, rooms and speeds as they were a moment ago."""
+    core = core_of(40)
+    for pod in core.fleet.pods.values():
+        pod.blocks = 20
+    for seed in (1, 2):
+        store(core, "pod-7", seed)
+    placed = [core.route(asked(core, seed), NOBODY, 0.0) for seed in range(3, 42)]
+    assert {each.pod.name for each in placed} == {f"pod-{n}" for n in range(40)} - {"pod-7"}
+    store(core, "pod-9", 1)
+    last = core.decide(asked(core, 50), NOBODY, 0.05).pick.candidates
+    assert [candidate.requests for candidate in last] == [int(n != 7) for n in range(40)]
+    assert sum(candidate.backlog_s > 0 for candidate in last) == 39
+    assert {candidate.evicted for candidate in core.decide(asked(core, 50), NOBODY, 0.2).pick.candidates} == {0, 160}
+
+
+def test_only_what_is_known_of_a_prompt_teaches() -> None:
+    """A pod's speed is learned where its tokens are known, and what it holds of them."""
+    core = core_of(1)
+    rate = core.fleet.pods["pod-0"].ranks[0].load.rate
+    for unsure in (Asked(MODEL, 1600, tells=True), asked(core, 1, 1600, further=100, tells=True)):
+        placed = core.route(unsure, NOBODY, 0.0)
+        core.first_byte(placed, True, 9.0)
+        core.release(placed, True, 9.0)
+    assert rate.samples == 0
+    core.first_byte(core.route(asked(core, 3, 1600, tells=True), NOBODY, 20.0), True, 21.0)
+    assert rate.samples == 1

@@ -1,0 +1,208 @@
+"""The operators' plane, without sockets: the key, what may be asked, what is forgotten, what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from indexer.feed import Feed
+from router.config.settings import Config
+from router.core.fleet import Pod, Rank, RankId
+from router.endpoints.app import create_app, create_ops_app
+from router.service import Service
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad
+from tests.test_router_core_decision import MODEL, SIZE, held, store
+
+READS = ("/metrics", "/pods", "/decisions", "/cache/status")
+WRITES = ("/pods/pod-0/drain", "/pods/pod-0/undrain", "/cache/invalidate", "/cache/clear", "/cache/cleanup")
+
+
+@contextlib.asynccontextmanager
+async def operators(**gateway: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+    """A client of the plane, over a service with two pods that are there."""
+    service = Service(Config.model_validate({"gateway": gateway}))
+    core = service.core
+    for number in range(2):
+        pod = Pod(f"pod-{number}", f"http://pod-{number}", healthy=True, block_size=SIZE)
+        name = RankId(pod.name, 0)
+        pod.ranks.append(Rank(name, pod, PodLoad(PrefillRate(1000)), Feed(core.index, name, 100)))
+        core.fleet.join(pod)
+        core.fleet.learned_models(pod, [{"id": MODEL}, {"id": f"only-{number}"}])
+    app: Any = create_ops_app(service)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ops") as client:
+        try:
+            yield client, service
+        finally:
+            await service.pods.stop()
+            service.encoding.close()
+
+
+async def test_key() -> None:
+    """With a key, nothing is told and nothing is changed without it; health is open to all."""
+    async with operators(operator_key="k3y") as (client, service):
+        for method, paths in (("GET", READS), ("POST", WRITES)):
+            for path in paths:
+                for given in ({}, {"authorization": "Bearer"}, {"authorization": "Bearer k3"}, {"x-key": "k3y"}):
+                    refused = await client.request(method, path, headers=given)
+                    assert (refused.status_code, refused.json()["error"]["code"]) == (401, 401), path
+        assert not service.core.fleet.pods["pod-0"].draining
+        for path in READS:
+            assert (await client.get(path, headers={"authorization": "Bearer k3y"})).status_code == 200
+        assert (await client.get("/healthz")).status_code == 200
+        odd = await client.get("/pods", headers={"authorization": "Bearer ké".encode()})
+        assert odd.status_code == 401
+
+
+async def test_no_key() -> None:
+    """Without a key all of it is open."""
+    async with operators() as (client, _):
+        for path in READS:
+            assert (await client.get(path)).status_code == 200
+
+
+async def test_own_port_leaves_the_data_plane() -> None:
+    """With a port of their own, operators' endpoints are not on the data port."""
+    for port, status in ((None, 200), (9999, 404)):
+        async with operators(ops_port=port) as (_, service):
+            app: Any = create_app(service)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://data") as client:
+                assert (await client.get("/pods")).status_code == status
+                assert (await client.get("/healthz")).status_code == 200
+
+
+@contextlib.asynccontextmanager
+async def on_the_data_port(client: str, **gateway: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with this address, of a gateway whose operators' endpoints are on the data port."""
+    async with operators(**gateway) as (_, service):
+        app: Any = create_app(service)
+        transport = httpx.ASGITransport(app, client=(client, 5555))
+        async with httpx.AsyncClient(transport=transport, base_url="http://data") as asking:
+            yield asking
+
+
+async def test_changes_on_the_data_port() -> None:
+    """Whoever reaches the data port may look, not change: that takes the machine itself, or the operator key."""
+    pod = {"authorization": "Bearer k3y"}
+    for client, headers, status in (
+        ("10.0.0.9", {}, 403), ("2001:db8::1", {}, 403), ("127.0.0.1", {}, 200), ("::1", {}, 200),
+        ("::ffff:127.0.0.1", {}, 200), ("fe80::1%eth0", {}, 403),
+        ("127.0.0.1", {"x-forwarded-for": "10.0.0.9"}, 403), ("127.0.0.1", {"forwarded": "for=10.0.0.9"}, 403),
+        ("127.0.0.1", {"origin": "https://evil.example"}, 403),
+    ):  # fmt: skip
+        async with on_the_data_port(client) as asking:
+            for path in WRITES:
+                answer = await asking.post(path, json={}, headers=headers)
+                assert answer.status_code == status, (client, headers, path)
+                if status == 403:
+                    assert answer.json()["error"]["type"] == "permission_error"
+            assert {(await asking.get(path)).status_code for path in READS} == {200}
+    async with on_the_data_port("10.0.0.9", operator_key="k3y") as asking:
+        for path in WRITES:
+            assert (await asking.post(path, json={})).status_code == 401
+            assert (await asking.post(path, json={}, headers=pod)).status_code == 200
+
+
+async def test_drain() -> None:
+    """Drained and back, by name; an unknown name is a 404 with an error body."""
+    async with operators() as (client, service):
+        pod = service.core.fleet.pods["pod-1"]
+        assert (await client.post("/pods/pod-1/drain")).json() == {"pod": "pod-1", "draining": True, "requests": 0}
+        assert pod.draining
+        assert (await client.get("/pods")).json()["pods"][1]["fit"] is False
+        await client.post("/pods/pod-1/undrain")
+        assert not pod.draining
+        unknown = await client.post("/pods/pod-9/drain")
+        assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("what", "left"),
+    [
+        ({"pod": "pod-0"}, [0, 10]),
+        ({"model": "only-1"}, [10, 0]),
+        ({"model": MODEL}, [0, 0]),
+        ({"keys": [1, 2, 3, (1 << 64) - 1]}, [10, 10]),
+        ({}, [10, 10]),
+    ],
+    ids=["pod", "model of one", "model of both", "keys", "nothing"],
+)
+async def test_invalidate(what: dict[str, Any], left: list[int]) -> None:
+    """Exactly what was named is forgotten."""
+    async with operators() as (client, service):
+        for pod in ("pod-0", "pod-1"):
+            store(service.core, pod, 1)
+        answer = await client.post("/cache/invalidate", json=what)
+        assert answer.status_code == 200
+        assert [held(service.core, pod, 1) for pod in ("pod-0", "pod-1")] == left
+        assert answer.json()["pods"] == [
+            pod for pod, blocks in zip(("pod-0", "pod-1"), left, strict=True) if not blocks
+        ]
+
+
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [
+        ({"keys": [-1]}, 400), ({"keys": [1 << 64]}, 400), ({"keys": ["x"]}, 400), ({"keys": [1] * 10_001}, 400),
+        ({"unheard": 1}, 400), ([], 400), ({"pod": "pod-9"}, 404), ({"model": "unheard"}, 404),
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_bad_invalidate(what: object, status: int) -> None:
+    """Refused with an error body, and nothing is forgotten."""
+    async with operators() as (client, service):
+        store(service.core, "pod-0", 1)
+        answer = await client.post("/cache/invalidate", json=what)
+        assert (answer.status_code, bool(answer.json()["error"]["message"])) == (status, True)
+        assert held(service.core, "pod-0", 1) == 10
+
+
+async def test_clear_and_status() -> None:
+    """Status counts what is held, by pod, rank and tier; after a clear there is nothing."""
+    async with operators() as (client, service):
+        store(service.core, "pod-0", 1)
+        store(service.core, "pod-1", 1, tier="cpu")
+        held_by = (await client.get("/cache/status")).json()["index"]["pods"]
+        assert [held_by[pod]["0"][tier] for pod, tier in (("pod-0", "gpu"), ("pod-1", "cpu"))] == [10, 10]
+        assert (await client.post("/cache/clear")).json()["pods"] == ["pod-0", "pod-1"]
+        held_by = (await client.get("/cache/status")).json()["index"]["pods"]
+        assert {blocks for ranks in held_by.values() for blocks in ranks["0"].values()} == {0}
+        assert (await client.post("/cache/cleanup")).json() == {"removed": 0}
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "10001", "x"])
+async def test_bad_limit(limit: str) -> None:
+    """A limit that is none is refused."""
+    async with operators() as (client, _):
+        assert (await client.get("/decisions", params={"limit": limit})).status_code == 400
+
+
+async def test_unready() -> None:
+    """A service that has not started, or is leaving, says so."""
+    async with operators() as (client, service):
+        assert (await client.get("/readyz")).json()["reasons"] == ["starting"]
+        service.started = True
+        assert (await client.get("/readyz")).status_code == 200
+        for pod in service.core.fleet.pods.values():
+            pod.healthy = False
+        told = (await client.get("/readyz")).json()
+        unfit = {name: {"fit": False, "reasons": ["it has not been probed yet"]} for name in service.core.fleet.pods}
+        assert told == {"ready": False, "reasons": ["no pod is fit"], "pods": unfit}
+        service.draining = True
+        assert (await client.get("/readyz")).json()["reasons"] == ["draining"]
+
+
+async def test_matches_are_for_operators_only_where_wanted() -> None:
+    """With `tell_matches` off, who may not change anything is not told by /score what is cached either."""
+    ask = {"model": MODEL, "token_ids": [1, 2, 3]}
+    for client, told in (("10.0.0.9", 403), ("127.0.0.1", 200)):
+        async with on_the_data_port(client, tell_matches=False) as asking:
+            for _ in range(2):  # the second one is recalled
+                assert (await asking.post("/score", json=ask)).status_code == told
+            assert (await asking.get("/score", params={"model": MODEL, "prompt": "x"})).status_code == told
+        async with on_the_data_port(client) as asking:
+            assert (await asking.post("/score", json=ask)).status_code == 200

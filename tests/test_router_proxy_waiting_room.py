@@ -1,0 +1,358 @@
+"""Waiting for room: bounds, fair turns, priorities, and that who leaves is out, at whatever moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.core.decision import Asked
+from router.core.fair_queue import FairQueue, Waiting
+from router.errors import Full, NoFitPod, Saturated
+from router.metrics import Metrics
+from router.proxy.attempts import Attempt, Routing
+from router.proxy.waiting_room import Admission, ClaimRules, Claims, flow_of, priority_of
+from router.upstream.pool import Upstream
+from tests.router_peers import until
+from tests.test_router_core_decision import MODEL, NOBODY, core_of
+from tests.test_router_metrics import no_stats
+
+ALL = ClaimRules(headers=True, priority_min=0)
+"""Everything is believed."""
+
+
+def put(queue: FairQueue, item: object, flow: str = "a", priority: int = 0, tokens: int = 1000) -> Waiting | None:
+    """Queue something for the one model."""
+    return queue.put(item, flow.encode(), priority, tokens, MODEL)
+
+
+def taker(taken: list[object], room: int) -> Callable[[Waiting], bool]:
+    """Takes as many as there is room for."""
+    left = [room]
+
+    def grant(entry: Waiting) -> bool:
+        if not left[0]:
+            return False
+        left[0] -= 1
+        taken.append(entry.item)
+        return True
+
+    return grant
+
+
+def served(queue: FairQueue, room: int = 1_000_000) -> list[object]:
+    """What is let in, in its order."""
+    taken: list[object] = []
+    queue.serve(taker(taken, room))
+    return taken
+
+
+def test_one_flow_is_first_come_first_served() -> None:
+    """However large its requests are, and however few go at a time."""
+    queue = FairQueue(100, 100)
+    for number in range(20):
+        put(queue, number, tokens=(number % 3) * 5000)
+    assert [served(queue, 1) for _ in range(20)] == [[number] for number in range(20)]
+    assert (queue.waiting, queue.flows, served(queue)) == (0, 0, [])
+
+
+def test_bounds() -> None:
+    """So many in all, so many of one flow, over all its priorities; who is refused leaves no trace."""
+    queue = FairQueue(5, 3)
+    assert [put(queue, n, "a", priority=n) is not None for n in range(4)] == [True, True, True, False]
+    assert [put(queue, n, "b") is not None for n in range(3)] == [True, True, False]
+    assert put(queue, 9, "c") is None
+    assert (queue.waiting, queue.flows) == (5, 4)
+    assert len(served(queue)) == 5
+    assert not any((queue._flows, queue._of_flow, queue._of_group)) and not any(queue._levels.values())
+    assert put(FairQueue(0, 5), 1) is None
+
+
+def test_a_busy_flow_keeps_nobody_waiting() -> None:
+    """Who has one request does not wait for the fifty of another that came before."""
+    queue = FairQueue(100, 100)
+    for number in range(50):
+        put(queue, number, "busy")
+    put(queue, "one", "quiet")
+    assert "one" in served(queue, 3)
+
+
+def test_who_was_alone_has_no_more_than_its_turn() -> None:
+    """A flow that was served alone, and for which there was no room at the last look, begins no second turn at once."""
+    for alone in range(1, 12):
+        queue = FairQueue(100, 100)
+        for number in range(40):
+            put(queue, ("busy", number), "busy", tokens=1)
+        assert len(served(queue, alone)) == alone
+        put(queue, ("quiet", 0), "quiet", tokens=1)
+        order = [flow for flow, _ in served(queue)]  # type: ignore[misc]
+        assert order.index("quiet") <= 4, alone
+
+
+def test_like_shares_of_tokens() -> None:
+    """A flow of large requests gets as many tokens as one of small ones, and so fewer requests."""
+    queue = FairQueue(1000, 500)
+    for number in range(400):
+        put(queue, ("small", 1000), "small", tokens=1000)
+        if number < 100:
+            put(queue, ("large", 4000), "large", tokens=4000)
+    tokens: Counter[str] = Counter()
+    for flow, size in [served(queue, 1)[0] for _ in range(200)]:  # type: ignore[misc]
+        tokens[flow] += size
+    assert tokens["large"] == pytest.approx(tokens["small"], rel=0.1)
+
+
+def test_priorities() -> None:
+    """Lower goes first, whatever came before; what is beyond the levels counts as the last of them."""
+    queue = FairQueue(100, 100)
+    for number, priority in enumerate((0, 5, -3, 10**9, 7, -(10**9), -8)):
+        put(queue, number, str(number), priority)
+    assert served(queue) == [5, 6, 2, 0, 1, 3, 4]
+
+
+def test_a_full_model_does_not_hold_another() -> None:
+    """Those who wait for pods that are full are passed by those who do not, and keep their places."""
+    queue = FairQueue(100, 100)
+    for number in range(6):
+        queue.put(number, b"a" if number < 4 else b"b", 0, 1000, "full" if number % 2 == 0 else "free")
+    assert queue.holds("full") and queue.holds("free") and not queue.holds("other")
+    taken: list[object] = []
+
+    def grant(entry: Waiting) -> bool:
+        if entry.group == "full":
+            return False
+        taken.append(entry.item)
+        return True
+
+    queue.serve(grant)
+    assert sorted(taken) == [1, 3, 5]  # type: ignore[type-var]
+    assert [item for item in served(queue) if item != 4] == [0, 2]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("prs"), st.sampled_from("abc"), st.integers(-9, 9), st.integers(0, 20_000)),
+        max_size=80,
+    )
+)
+def test_any_story(story: list[tuple[str, str, int, int]]) -> None:
+    """Whatever comes and goes: all are let in once or removed, counts are right, and nothing is kept of who is gone."""
+    queue, waiting = FairQueue(12, 5), {}
+    for number, (what, flow, priority, size) in enumerate(story):
+        if what == "p":
+            entry = put(queue, number, flow, priority, size)
+            assert (entry is not None) == (
+                len(waiting) < 12 and sum(w.flow == flow.encode() for w in waiting.values()) < 5
+            )
+            if entry is not None:
+                waiting[number] = entry
+        elif what == "r" and waiting:
+            entry = waiting.pop(sorted(waiting)[size % len(waiting)])
+            queue.remove(entry)
+            queue.remove(entry)
+        elif what == "s":
+            best = min((entry.priority for entry in waiting.values()), default=None)
+            for item in served(queue, size % 3):
+                assert waiting.pop(item).priority == best  # type: ignore[call-overload]
+                best = min((entry.priority for entry in waiting.values()), default=None)
+        assert queue.waiting == len(waiting)
+        assert queue.flows == len({(entry.flow, entry.priority) for entry in waiting.values()})
+    assert sorted(served(queue)) == sorted(waiting)  # type: ignore[type-var]
+    assert not any((queue._flows, queue._of_flow, queue._of_group))
+
+
+class Visitor:
+    """A guest of a house with a number of places."""
+
+    def __init__(self, house: House, name: str, flow: bytes = b"", priority: int = 0) -> None:
+        self.house = house
+        self.name = name
+        self.flow = flow
+        self.priority = priority
+        self.tokens = 100
+        self.group: str | None = MODEL
+
+    def enter(self) -> str:
+        if self.house.refusal is not None:
+            raise self.house.refusal
+        if not self.house.places:
+            raise Full("full")
+        self.house.places -= 1
+        return self.name
+
+    def leave(self, taken: str) -> None:
+        assert taken == self.name
+        self.house.places += 1
+
+
+class House:
+    """What admission guards."""
+
+    def __init__(self, queue_max: int = 10, wait_max_s: float = 30.0) -> None:
+        self.places = 0
+        self.refusal: Exception | None = None
+        self.queue = FairQueue(queue_max, queue_max)
+        self.results: Counter[str] = Counter()
+        self.admission: Admission[str] = Admission(self.queue, wait_max_s, self.results)
+
+    async def visit(self, name: str, **more: int) -> asyncio.Task[str]:
+        """Somebody who waits."""
+        before = self.queue.waiting
+        task = asyncio.create_task(self.admission.wait(Visitor(self, name, **more), Full("full")))  # type: ignore[arg-type]
+        await until(lambda: task.done() or self.queue.waiting > before)
+        return task
+
+
+async def test_whoever_leaves_lets_in() -> None:
+    """As many as there are places, in their order."""
+    house = House()
+    tasks = [await house.visit(name) for name in "abc"]
+    house.places = 2
+    house.admission.serve()
+    assert await asyncio.gather(*tasks[:2]) == ["a", "b"]
+    assert (house.queue.waiting, house.places, tasks[2].done()) == (1, 0, False)
+    house.places = 1
+    assert await tasks[2] == "c"  # nobody said so: it is looked at now and then
+    assert house.results == {"granted": 3}
+
+
+async def test_full_and_too_long() -> None:
+    """No place in the queue: refused at once. No room in time: refused then, and out of the queue."""
+    house = House(queue_max=1, wait_max_s=0.05)
+    first = await house.visit("a")
+    with pytest.raises(Saturated, match=r"^full$"):
+        await house.admission.wait(Visitor(house, "b"), Full("full"))
+    with pytest.raises(Saturated, match=r"within 0\.05 s"):
+        await first
+    assert (house.queue.waiting, house.results) == (0, {"full": 1, "timeout": 1})
+
+
+async def test_who_leaves_is_out() -> None:
+    """A guest that is cancelled frees its place in the queue, and is never let in."""
+    house = House()
+    first, second = await house.visit("a"), await house.visit("b")
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert house.queue.waiting == 1
+    house.places = 1
+    assert await second == "b"
+    assert house.results == {"gone": 1, "granted": 1}
+
+
+async def test_who_leaves_as_its_turn_comes() -> None:
+    """Let in and cancelled in the same moment: its place is given back, and goes to the next."""
+    house = House()
+    first, second = await house.visit("a"), await house.visit("b")
+    house.places = 1
+    house.admission.serve()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await second == "b"
+    assert (house.places, house.queue.waiting) == (0, 0)
+
+
+async def test_who_has_just_left_takes_no_place() -> None:
+    """Cancelled, and before it can go room comes: that is for the next."""
+    house = House()
+    first, second = await house.visit("a"), await house.visit("b")
+    first.cancel()
+    house.places = 1
+    house.admission.serve()
+    assert await second == "b"
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert (house.places, house.queue.waiting, house.results) == (0, 0, {"gone": 1, "granted": 1})
+
+
+async def test_nobody_overtakes() -> None:
+    """While others wait for the same pods, who comes waits too, even if there is room; a retry does not."""
+    core = core_of(2, breaker={"failures_in_row": 1})
+    metrics = Metrics(core, no_stats)
+    admission: Admission[Attempt] = Admission(core.queue, 1.0, metrics.admissions)
+    upstreams = {name: Upstream(pod.address) for name, pod in core.fleet.pods.items()}
+    routing = Routing(core, metrics, upstreams, Asked(MODEL, 100), b"id", False, 0.0, admission, Claims(ALL, ()))
+    assert routing.route(NOBODY).pod
+    waits = core.queue.put("somebody", b"", 0, 100, MODEL)
+    assert waits is not None
+    with pytest.raises(Full):
+        routing.route(NOBODY)
+    assert routing.route(frozenset(("pod-0",))).pod == "pod-1"
+    core.queue.remove(waits)
+    before = core.in_flight
+    routing.leave(routing.enter())
+    assert core.in_flight == before
+    assert not any(pod.breaker.tripped for pod in core.fleet.pods.values()), "it was no failure"
+
+
+async def test_what_else_goes_wrong_is_told() -> None:
+    """A guest that can't be served by now learns why."""
+    house = House()
+    task = await house.visit("a")
+    house.refusal = NoFitPod("none")
+    house.admission.serve()
+    with pytest.raises(NoFitPod):
+        await task
+    assert (house.queue.waiting, house.results) == (0, {"refused": 1})
+
+
+def test_whose_request_it_is() -> None:
+    """The header, else a key; nothing: all of those are one."""
+    key, other = (b"authorization", b"Bearer k"), (b"x-api-key", b"k2")
+    assert flow_of([key, (b"x-warmroute-flow", b"team"), other]) == b"team"
+    assert flow_of([other, key]) == b"Bearer k"
+    assert flow_of([(b"x-warmroute-flow", b""), other]) == b"k2"
+    assert flow_of([(b"accept", b"*")]) == b""
+
+
+def test_what_is_not_believed() -> None:
+    """The key that was shown is the flow, or the address where none is asked for; nobody is too urgent."""
+    said = [(b"x-warmroute-flow", b"mine"), (b"authorization", b"Bearer invented"), (b"x-warmroute-priority", b"-8")]
+    rules = ClaimRules(headers=False, priority_min=-1)
+    shown, unknown = Claims(rules, said, b"digest", "10.0.0.1"), Claims(rules, said, None, "10.0.0.1")
+    assert (shown.flow(), shown.urgency()) == (b"digest", -1)
+    assert unknown.flow() == b"10.0.0.1"
+    assert Claims(rules, (), None, "", 5).urgency() == 5
+    assert Claims(rules, (), None, "", -5).urgency() == -1
+    believed = Claims(ALL, said, b"digest", "10.0.0.1")
+    assert (believed.flow(), believed.urgency()) == (b"mine", -8)
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "expected"),
+    [(b"-2", 5, -2), (None, 5, 5), (b"x", 5, 0), (b"9" * 5000, 5, 5), (None, "5", 0), (None, None, 0), (None, 1e9, 0)],
+)
+def test_its_priority(header: bytes | None, body: object, expected: int) -> None:
+    """The header, else the body's; what is no whole number is 0."""
+    headers = [] if header is None else [(b"x-warmroute-priority", header)]
+    assert priority_of(headers, body) == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "bounds", "taken"),
+    [
+        ("gateway", {"requests_max": 3}, 3),
+        ("admission", {"pod_requests_max": 2}, 4),
+        ("admission", {"pod_prefill_tokens_max": 150}, 4),
+        ("admission", {"prefill_tokens_max": 250}, 3),
+        ("admission", {}, 50),
+    ],
+)
+def test_bounds_of_the_core(section: str, bounds: dict[str, int], taken: int) -> None:
+    """New requests are taken up to each bound, over two pods; a retry is not held up by any; /score does not mind."""
+    core = core_of(2, **{section: bounds})
+    placed = []
+    with pytest.raises(Full) if taken < 50 else pytest.MonkeyPatch.context():
+        while len(placed) < 50:
+            placed.append(core.route(Asked(MODEL, 100), NOBODY, 0.0))
+    assert len(placed) == taken
+    assert core.decide(Asked(MODEL, 100), NOBODY, 0.0)
+    core.release(core.route(Asked(MODEL, 100), frozenset(("pod-0",)), 0.0), False, 0.0)
+    core.release(placed[0], True, 0.0)
+    assert core.route(Asked(MODEL, 100), NOBODY, 0.0).pod is placed[0].pod or taken == 50

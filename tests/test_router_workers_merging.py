@@ -1,0 +1,138 @@
+"""What several workers tell, made one: what is added, what is not, and counters that never fall."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from router.config.settings import Config
+from router.core.decision import Core
+from router.metrics import Metrics
+from router.tokens.encoder import PrefixStats
+from router.workers import merging
+from router.workers.kept_counters import Counts, kept
+from router.workers.merging import Family, families_of, merged, metrics_of
+from router.workers.worker import Seat
+from tests.test_router_core_decision import core_of
+
+
+def metrics_with(core: Core, requests: int) -> Metrics:
+    """The series of one worker that has answered so many requests."""
+    zeros = {field.name: 0 for field in dataclasses.fields(PrefixStats)}
+    stats = PrefixStats(**{**zeros, "nbytes": 1000, "evictions": {}, "invalidations": {}})  # type: ignore[arg-type]
+    metrics = Metrics(core, lambda: stats, clock=lambda: 100.0)
+    for _ in range(requests):
+        metrics.count("m", "pod-0", 200)
+        metrics.durations.observe(0.002)
+    metrics.window.add(100.0, 30 * requests, 100 * requests)
+    return metrics
+
+
+def values_of(families: list[Family]) -> dict[str, float]:
+    """By series, as it is written."""
+    return {
+        name + json.dumps(dict(sorted(labels.items()))) * bool(labels): value
+        for _, _, _, samples in families
+        for name, labels, value in samples
+    }
+
+
+def told(families: Any) -> list[Family]:
+    """As it comes from another process."""
+    plain: list[Family] = json.loads(json.dumps(families_of(families)))
+    return plain
+
+
+def test_counts_are_added_and_facts_are_not() -> None:
+    """Counters, histograms and loads are added; what every worker knows of a pod is told once."""
+    workers = []
+    for requests in (3, 4):
+        core = core_of(1)
+        for _ in range(requests):
+            core.fleet.pods["pod-0"].ranks[0].load.admit(100, 0.0)
+        feed = core.fleet.pods["pod-0"].ranks[0].feed
+        assert feed is not None
+        feed.counts["stored"] += 10 * requests
+        workers.append(told(metrics_with(core, requests).families()))
+    values = values_of(merged(workers, 0.3))
+    assert values['warmroute_requests_total{"code": "200", "model": "m", "pod": "pod-0"}'] == 7
+    assert values["warmroute_request_duration_seconds_count"] == 7
+    assert values['warmroute_request_duration_seconds_bucket{"le": "0.001"}'] == 0
+    assert values['warmroute_request_duration_seconds_bucket{"le": "0.0025"}'] == 7
+    assert values['warmroute_pod_inflight_requests{"pod": "pod-0"}'] == 7
+    assert values['warmroute_pod_inflight_prefill_tokens{"pod": "pod-0"}'] == 700
+    assert values["warmroute_prefix_store_bytes"] == 2000
+    assert values['warmroute_events_total{"pod": "pod-0", "type": "stored"}'] == 40
+    assert values['warmroute_pod_state{"pod": "pod-0", "state": "exact"}'] == 1
+    assert (values["warmroute_cache_hit_ratio"], values["warmroute_cache_miss_ratio"]) == (0.3, 0.7)
+
+
+def test_one_worker_is_itself() -> None:
+    """Made one of one, the text is the worker's own, and Prometheus can read it."""
+
+    class Told:
+        def collect(self) -> list[Metric]:
+            return list(metrics_of(merged([told(metrics.families())])))
+
+    metrics = metrics_with(core_of(2), 5)
+    registry = CollectorRegistry()
+    registry.register(Told())
+    text = generate_latest(registry)
+    assert sorted(text.splitlines()) == sorted(metrics.text().splitlines())
+    assert len(list(text_string_to_metric_families(text.decode()))) > 20
+
+
+def test_counters_go_on_after_a_death(tmp_path: Path) -> None:
+    """Who takes a seat adds to what was told from it; gauges are those of now; others find the counters as well."""
+    before = Seat(1, 2, tmp_path, 0, 0)
+    counts = Counts(before, metrics_with(core_of(1), 5).families, lambda: (0, 0))
+    assert values_of(counts.told()["families"])["warmroute_request_duration_seconds_count"] == 5
+    assert values_of(kept(before.counts(1)))["warmroute_request_duration_seconds_count"] == 5
+    assert not [name for name in values_of(kept(before.counts(1))) if name.startswith("warmroute_index_bytes")]
+    after = dataclasses.replace(before, life=1)
+    for _ in range(2):  # asked twice, it is told the same
+        counts = Counts(after, metrics_with(core_of(1), 2).families, lambda: (3, 4))
+        values = values_of(counts.told()["families"])
+    assert values["warmroute_request_duration_seconds_count"] == 5 + 2 + 2
+    assert values["warmroute_prefix_store_bytes"] == 1000
+    assert values["warmroute_worker_restarts_total"] == 1
+    assert counts.told()["window"] == (3, 4)
+
+
+@pytest.mark.parametrize("written", [None, b"", b"[["])
+def test_nothing_was_told(tmp_path: Path, written: bytes | None) -> None:
+    """A worker that died before it was asked, or while it wrote, leaves nothing."""
+    file = tmp_path / "worker-0.json"
+    if written is not None:
+        file.write_bytes(written)
+    assert kept(file) == []
+
+
+def test_numbers_are_added_wherever_they_are() -> None:
+    """Mappings by their keys; what is no number stays as the first says."""
+    values = [{"a": 1, "b": {"c": 2, "on": True}, "names": ["x"]}, {"a": 3, "b": {"c": 4, "on": False}}]
+    assert merging.added(values) == {"a": 4, "b": {"c": 6, "on": True}, "names": ["x"]}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_parts_add_up(workers: int) -> None:
+    """Parts of what is bounded over all workers make up the whole; what they count together is not parted."""
+    whole = Config.model_validate(
+        {"admission": {"queue_max": 5, "prefill_tokens_max": 10}, "upstream": {"retry_floor": 10},
+         "gateway": {"connections_max": 100, "requests_max": 9}}
+    )  # fmt: skip
+    parts = [Seat(number, workers, Path(), 0, 0).part(whole) for number in range(workers)]
+    assert sum(part.admission.queue_max for part in parts) == 5
+    assert sum(part.upstream.retry_floor for part in parts) == 10
+    assert sum(part.gateway.connections_max for part in parts) == 100
+    assert {part.gateway.requests_max for part in parts} == {9}
+    assert {part.admission.prefill_tokens_max for part in parts} == {10}
+    assert min(part.admission.flow_queue_max for part in parts) >= 1
+    assert {part.gateway.bodies_max >= part.gateway.body_max for part in parts} == {True}
