@@ -1,12 +1,15 @@
-"""What all tests share: the event loops that they run on."""
+"""What all tests share: the event loops that they run on, and threads to tokenize in."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import uvloop
+
+pytest.register_assert_rewrite("tests.fakes")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -18,3 +21,10 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
     if module is not None and getattr(module.obj, "ON_BOTH_LOOPS", False):
         loops["uvloop"] = uvloop.new_event_loop
     return loops
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Two threads, as an encoder gets them."""
+    with ThreadPoolExecutor(2) as pool:
+        yield pool

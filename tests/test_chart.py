@@ -178,7 +178,7 @@ def test_chart_is_a_chart_of_this_version() -> None:
 def helm(tmp_path: Path, action: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
     """What the engine answers, or {"error": …}. Installs go to the stand-in API server."""
     environ = {"PYTHONPATH": f"{SDK}", "HELM_DRIVER": "memory", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    script = Path(__file__).with_name("helm_engine.py")
+    script = ROOT / "tests" / "fakes" / "helm_engine.py"
     run = subprocess.run(
         [sys.executable, str(script), action, str(CHART)],
         input=json.dumps(values or {}), env=environ, capture_output=True, text=True, timeout=60, check=False,

@@ -18,8 +18,7 @@ from uvicorn.server import ServerState
 
 from router.proxy.proxy import Proxy
 from router.server.port import Front, ServingLimits
-from tests.router_peers import Call, until
-from tests.test_router_resilience import (
+from tests.fakes.houses import (
     MODEL,
     PATIENCE_S,
     STREAM,
@@ -33,7 +32,8 @@ from tests.test_router_resilience import (
     says,
     streams,
     streams_for_ever,
-)  # fmt: skip
+)
+from tests.fakes.peers import Call, until
 
 REQUESTS = 12
 AT_ONCE = 4

@@ -21,9 +21,9 @@ from simulator.blocks import BlockPool
 from simulator.events import NEWEST, Dialect, Origin
 from simulator.hashes import root_digest
 from simulator.scheduler import Request, Scheduler
-from tests.recordings import frames, lines
-from tests.test_router_core_decision import NOBODY, SIZE, core_of
-from tests.test_router_core_decision import asked as asked_of
+from tests.fakes.cores import NOBODY, SIZE, core_of
+from tests.fakes.cores import asked as asked_of
+from tests.fakes.recordings import frames, lines
 
 POD = RankId("pod-0", 0)
 BLOCKS_MAX = 48  # of the pod: a few prompts

@@ -10,8 +10,8 @@ import pytest
 from indexer.changes import TIER_BITS, Changes, Delta
 from indexer.events import TIERS, AllBlocksCleared, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
-from tests.index_twin import TwinPod
-from tests.test_indexer_index import _SHORT, PODS, SPACE, _Walk
+from tests.fakes.index_twin import TwinPod
+from tests.fakes.index_walk import PODS, SHORT, SPACE, Walk
 
 CPU, GPU = TIER_BITS["cpu"], TIER_BITS["gpu"]
 
@@ -47,7 +47,7 @@ def copied(index: PrefixIndex, pod: Any, slice_max: int) -> dict[int, int]:
     return copy
 
 
-def watch(walk: _Walk, pod: str, changes: Changes) -> None:
+def watch(walk: Walk, pod: str, changes: Changes) -> None:
     """From now on the index knows the pod, and so does its twin."""
     walk.index.watch(pod, changes)
     walk.twin.pod(pod)
@@ -56,7 +56,7 @@ def watch(walk: _Walk, pod: str, changes: Changes) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_a_copy_that_follows_is_what_the_index_holds(seed: int) -> None:
     """After any operations, what the changes made of a copy is what the index holds, and as much as the twin does."""
-    walk = _Walk(seed, _SHORT, block_size=(1, 16, 2)[seed % 3])
+    walk = Walk(seed, SHORT, block_size=(1, 16, 2)[seed % 3])
     watched = {pod: Changes(1 << 20) for pod in PODS}
     copies: dict[str, dict[int, int]] = {pod: {} for pod in PODS}
     for pod, changes in watched.items():

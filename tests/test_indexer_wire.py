@@ -15,7 +15,7 @@ from indexer.blocks import ahead_of, cut, size_of
 from indexer.errors import WireError
 from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored
 from indexer.wire import decode
-from tests.recordings import VERSIONS, frames
+from tests.fakes.recordings import VERSIONS, frames
 
 _pack = msgspec.msgpack.encode
 _TOKENS = [5, 6, 7, 8]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-from tests.processes import GatewayProcess, PodProcess, gateway, pods
+from tests.fakes.processes import GatewayProcess, PodProcess, gateway, pods
 from tests_chaos.load import LEFT, WHOLE, Load
 from tests_chaos.rolling import DRAIN, Service, replace, roll_pods
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from router.cli import main
-from tests.processes import BLOCK, MODEL, PLAIN, ROOT, TOKENIZER, GatewayProcess, PodProcess, gateway, pods
+from tests.fakes.command import file_of, run
+from tests.fakes.processes import BLOCK, MODEL, PLAIN, ROOT, TOKENIZER, GatewayProcess, PodProcess, gateway, pods
 
 OTHER_TOKENIZER = TOKENIZER.parent.parent / "vllm-0.20.2" / "tokenizer"
 
@@ -33,18 +34,6 @@ def served(fleet: list[PodProcess], tmp_path_factory: pytest.TempPathFactory) ->
     """The gateway in front of them."""
     with gateway(tmp_path_factory.mktemp("gateway"), [pod.configured for pod in fleet]) as served:
         yield served
-
-
-def run(*arguments: object) -> Result:
-    """`warmroute …` in this process."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def file_of(folder: Path, content: object) -> Path:
-    """A JSON file."""
-    path = folder / "file.json"
-    path.write_text(json.dumps(content))
-    return path
 
 
 def free_port() -> int:

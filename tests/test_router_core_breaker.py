@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from router.core.breaker import Breaker, BreakerLimits
 from router.core.decision import Asked, Core, Placed
 from router.errors import NoFitPod
-from tests.test_router_core_decision import MODEL, NOBODY, core_of
+from tests.fakes.cores import MODEL, NOBODY, core_of
 
 LIMITS = BreakerLimits(in_row_max=3, share_max=0.5, requests_min=10, window_s=10.0, open_s=4.0, open_max_s=20.0)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from router.core.decision import Asked
 from router.core.retry_budget import FLOOR_S, RetryBudget
 from router.errors import NoRetry
-from tests.test_router_core_decision import MODEL, NOBODY, core_of
+from tests.fakes.cores import MODEL, NOBODY, core_of
 
 
 def spent(budget: RetryBudget, now: float, most: int = 1000) -> int:

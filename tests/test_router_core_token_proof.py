@@ -18,7 +18,7 @@ from router.core.token_states import Origin, TokenizerState, shape_of
 from router.prompts.prompt import parse
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
-from tests.recordings import VERSIONS, Ask, Recording, recording, small_recording
+from tests.fakes.recordings import VERSIONS, Ask, Recording, recording, small_recording
 
 MODEL = "m"
 STEP_S = 0.5  # between two requests: what a request stores is told before the one after the next

@@ -24,42 +24,10 @@ from router.events.sockets import port_plus
 from router.upstream.certificates import Trusts
 from router.upstream.pod_client import PodClient
 from router.upstream.pod_keys import Keyring
-from tests.router_peers import Call, Peer, peer, until
+from tests.fakes.peers import Call, peer, until
+from tests.fakes.probes import PROBE, Told, probed
 
 VECTORS = Path(__file__).parent / "vectors"
-PROBE = {"interval": 0.02, "timeout": 2.0, "failures_max": 3}
-
-
-class Told:
-    """A pod that answers probes as it is told."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, tuple[int, bytes]] = {
-            "/health": (200, b""),
-            "/v1/models": (200, orjson.dumps({"data": [{"id": "m"}]})),
-            "/version": (200, b'{"version": "0.32.0"}'),
-            "/metrics": (200, b'vllm:cache_config_info{block_size="32",num_gpu_blocks="96"} 1.0\n'),
-        }
-
-    async def __call__(self, call: Call) -> None:
-        """One probe."""
-        status, body = self.answers.get(call.head.split(b" ")[1].decode(), (404, b""))
-        await call.send(b"HTTP/1.1 %d x\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
-
-
-@contextlib.asynccontextmanager
-async def probed(told: Told, **more: Any) -> AsyncIterator[tuple[Core, Pods, Peer]]:
-    """One pod `a` under probes."""
-    async with peer(told) as seen:
-        static = [{"name": "a", "address": seen.address, **more}]
-        config = Config.model_validate({"discovery": {"static": static}, "probe": PROBE})
-        core = Core(config, KeySpace(1))
-        pods = Pods(core, config, Trusts(config.upstream), Keyring(config.pods))
-        await pods.start()
-        try:
-            yield core, pods, seen
-        finally:
-            await pods.stop()
 
 
 @pytest.mark.parametrize("version", sorted(path.parent.name for path in VECTORS.glob("*/metrics_end.txt")))

@@ -13,7 +13,7 @@ from router.core.fleet import Pod, Rank, RankId
 from router.discovery.prefills import Prefills, prefills_of
 from scorer.cost import FleetRate, PrefillRate
 from scorer.load import PodLoad
-from tests.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
 
 VECTORS = Path(__file__).parent / "vectors"
 

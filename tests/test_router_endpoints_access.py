@@ -25,8 +25,8 @@ from router.endpoints.access import guarded as guarded_app
 from router.endpoints.data_plane import SHOWN_KEY
 from router.errors import ConfigError
 from router.service import Service
-from tests.processes import MODEL, PLAIN, ROOT, GatewayProcess, eventually, gateway
-from tests.router_peers import Call, Peer, peer
+from tests.fakes.peers import Call, Peer, peer
+from tests.fakes.processes import MODEL, PLAIN, ROOT, GatewayProcess, eventually, gateway
 
 PROMPT = "a prompt that nobody should ever see in a log"
 ASKED = {"model": MODEL, "prompt": PROMPT}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_router_endpoints_operators import operators
+from tests.fakes.services import operators
 
 
 async def document() -> dict[str, Any]:

@@ -9,37 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from indexer.feed import Feed
-from router.config.settings import Config
-from router.core.fleet import Pod, Rank, RankId
-from router.endpoints.app import create_app, create_ops_app
-from router.service import Service
-from scorer.cost import PrefillRate
-from scorer.load import PodLoad
-from tests.test_router_core_decision import MODEL, SIZE, held, store
+from router.endpoints.app import create_app
+from tests.fakes.cores import MODEL, held, store
+from tests.fakes.services import operators
 
 READS = ("/metrics", "/pods", "/decisions", "/cache/status")
 WRITES = ("/pods/pod-0/drain", "/pods/pod-0/undrain", "/cache/invalidate", "/cache/clear", "/cache/cleanup")
-
-
-@contextlib.asynccontextmanager
-async def operators(**gateway: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
-    """A client of the plane, over a service with two pods that are there."""
-    service = Service(Config.model_validate({"gateway": gateway}))
-    core = service.core
-    for number in range(2):
-        pod = Pod(f"pod-{number}", f"http://pod-{number}", healthy=True, block_size=SIZE)
-        name = RankId(pod.name, 0)
-        pod.ranks.append(Rank(name, pod, PodLoad(PrefillRate(1000)), Feed(core.index, name, 100)))
-        core.fleet.join(pod)
-        core.fleet.learned_models(pod, [{"id": MODEL}, {"id": f"only-{number}"}])
-    app: Any = create_ops_app(service)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ops") as client:
-        try:
-            yield client, service
-        finally:
-            await service.pods.stop()
-            service.encoding.close()
 
 
 async def test_key() -> None:

@@ -28,9 +28,9 @@ from router.errors import ConfigError
 from router.events.bound_endpoint import BoundEndpoint, BoundLimits
 from router.events.reader import FeedReader
 from router.events.sockets import FeedLimits
-from tests.processes import free_ports
-from tests.router_peers import until
-from tests.test_router_events_reader import SIZE, Publisher, chain, publisher, stored
+from tests.fakes.peers import until
+from tests.fakes.processes import free_ports
+from tests.fakes.publishers import SIZE, Publisher, chain, publisher, stored
 
 ON_BOTH_LOOPS = True  # ZMQ's descriptor is read through the loop
 

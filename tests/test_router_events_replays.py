@@ -17,9 +17,9 @@ from indexer.index import PrefixIndex
 from router.events.reader import FeedReader
 from router.events.replays import Places
 from router.events.sockets import FeedLimits
-from tests.processes import free_ports
-from tests.router_peers import until
-from tests.test_router_events_reader import PATIENT, SIZE, Listener, Publisher, chain, listening, publisher
+from tests.fakes.peers import until
+from tests.fakes.processes import free_ports
+from tests.fakes.publishers import PATIENT, SIZE, Listener, Publisher, chain, listening, publisher
 
 ON_BOTH_LOOPS = True  # ZMQ's descriptor is read through the loop
 

@@ -15,9 +15,9 @@ from indexer.feed import Feed
 from indexer.index import PrefixIndex
 from router.events.reader import FeedReader
 from router.events.sockets import FeedLimits, Resolve, addresses, has_name
-from tests.processes import free_ports
-from tests.router_peers import until
-from tests.test_router_events_reader import publisher
+from tests.fakes.peers import until
+from tests.fakes.processes import free_ports
+from tests.fakes.publishers import publisher
 
 ON_BOTH_LOOPS = True  # ZMQ's descriptor is read through the loop
 

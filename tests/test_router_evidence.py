@@ -14,9 +14,9 @@ from router.core.fleet import Evidence, Pod
 from router.endpoints.answers import decision_answer
 from router.prompts.prompt import parse
 from scorer.pick import scored
-from tests.router_peers import until
-from tests.test_router_core_decision import NOBODY, SIZE, asked, core_of, store, tokens_of
-from tests.test_router_discovery_pods import Told, probed
+from tests.fakes.cores import NOBODY, SIZE, asked, core_of, store, tokens_of
+from tests.fakes.peers import until
+from tests.fakes.probes import Told, probed
 
 
 def _served(core: Core, seed: int, count: int = 161, **more: Any) -> Placed:

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from tests.processes import BLOCK, MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import BLOCK, MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
 
 WEATHER: Any = {
     "type": "function",

@@ -13,7 +13,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from router.cli import main
-from tests.processes import MODEL, PLAIN, TOKENIZER, GatewayProcess, PodProcess, eventually, free_ports, gateway, pods
+from tests.fakes.processes import (
+    MODEL,
+    PLAIN,
+    TOKENIZER,
+    GatewayProcess,
+    PodProcess,
+    eventually,
+    free_ports,
+    gateway,
+    pods,
+)
 
 BLOCKS = 96  # of a pod: a few prompts
 

@@ -14,8 +14,8 @@ import openai
 import orjson
 import pytest
 
-from tests.processes import MODEL, PLAIN, GatewayProcess, eventually, gateway
-from tests.router_peers import Call, Handler, Peer, peer
+from tests.fakes.peers import Call, Handler, Peer, peer
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, eventually, gateway
 
 METRICS = b'vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="100"} 1.0\n'
 JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"

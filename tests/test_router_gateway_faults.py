@@ -11,7 +11,7 @@ import httpx
 import pytest
 import zmq
 
-from tests.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, free_ports, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, free_ports, gateway, pods
 
 ONE_REPLAY: dict[str, Any] = {"replay_timeout": 0.5, "replay_retries": 0}
 

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.events import BlockStored
-from indexer.prefixes import PrefixStats
 from router.core.decision import Asked
 from router.core.fleet import RankId
 from router.metrics import Histogram, Metrics, Window
-from tests.test_router_core_decision import MODEL, asked, core_of, store, tokens_of
+from tests.fakes.cores import MODEL, asked, core_of, store, tokens_of
+from tests.fakes.prefix_stats import no_stats, stats_of
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """All samples by name and labels."""
     families = text_string_to_metric_families(metrics.text().decode())
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
-
-
-def no_stats() -> Any:
-    """A prefix store that has seen nothing."""
-    return stats_of()
-
-
-def stats_of(**given: Any) -> PrefixStats:
-    """Figures of a prefix store."""
-    zero: dict[str, Any] = {
-        name: {} if name in ("evictions", "invalidations") else 0 for name in PrefixStats.__dataclass_fields__
-    }
-    return PrefixStats(**{**zero, **given})
 
 
 def test_histogram() -> None:

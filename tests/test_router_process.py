@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
 
 
 async def test_ops_port_and_ranks(tmp_path: Path) -> None:

@@ -18,13 +18,12 @@ from router.prompts.beginnings import BLOCK_TOKENS, Beginning, beginning_of
 from router.prompts.prompt import parse
 from router.tokens.local import Encoder, TokensLimits, TokensUnavailable
 from router.tokens.tokenizer import Tokenizer
-from tests.hostile import TINY_QWEN
-from tests.router_peers import peer
-from tests.test_router_core_decision import MODEL, NOBODY, core_of
-from tests.test_router_tokens_encoder import Anything, in_process
-from tests.test_router_tokens_local import POOLED, Rendered, Waiting, a_store, pool
-
-__all__ = ["pool"]
+from tests.fakes.cores import MODEL, NOBODY, core_of
+from tests.fakes.encoders import POOLED, Rendered, Waiting, a_store
+from tests.fakes.hostile import TINY_QWEN
+from tests.fakes.peers import peer
+from tests.fakes.probes import Anything
+from tests.fakes.services import in_process
 
 SPACE = KeySpace(5)
 BYTES_MAX = 1 << 16
@@ -145,7 +144,7 @@ def test_guesses_fade_unless_they_are_used() -> None:
 
 async def test_images_through_the_gateway() -> None:
     """A conversation about an image stays on its pod, /score says so without promising, and the header says 0."""
-    async with peer(Anything()) as one, peer(Anything()) as two:
+    async with peer(Anything(["raises"])) as one, peer(Anything(["raises"])) as two:
         static = [{"name": f"pod-{n}", "address": seen.address} for n, seen in enumerate((one, two))]
         async with in_process({"discovery": {"static": static}}) as (_, client):
             turns: list[Any] = [[IMAGE, {"type": "text", "text": "What is it? " * 20}]]

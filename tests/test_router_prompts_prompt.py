@@ -10,7 +10,7 @@ import pytest
 
 from router.errors import BadRequest
 from router.prompts.prompt import Prompt, parse, parse_query
-from tests.recordings import VECTORS, VERSIONS
+from tests.fakes.recordings import VECTORS, VERSIONS
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"

@@ -19,7 +19,7 @@ from router.proxy.proxy import HeaderList, Message, Outcome, Proxy, Receive, Sco
 from router.proxy.usage import Usage
 from router.server.port import Front, ServingLimits
 from router.upstream.pool import Upstream, UpstreamLimits
-from tests.router_peers import OK, Call, answer, peer, settled, until
+from tests.fakes.peers import OK, Call, answer, peer, settled, until
 
 ON_BOTH_LOOPS = True  # their transports differ at the edges
 served_by: Callable[..., asyncio.Protocol] = HttpToolsProtocol

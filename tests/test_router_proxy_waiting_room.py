@@ -17,9 +17,9 @@ from router.metrics import Metrics
 from router.proxy.attempts import Attempt, Routing
 from router.proxy.waiting_room import Admission, ClaimRules, Claims, flow_of, priority_of
 from router.upstream.pool import Upstream
-from tests.router_peers import until
-from tests.test_router_core_decision import MODEL, NOBODY, core_of
-from tests.test_router_metrics import no_stats
+from tests.fakes.cores import MODEL, NOBODY, core_of
+from tests.fakes.peers import until
+from tests.fakes.prefix_stats import no_stats
 
 ALL = ClaimRules(headers=True, priority_min=0)
 """Everything is believed."""

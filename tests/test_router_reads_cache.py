@@ -12,8 +12,8 @@ import pytest
 
 from router.core.decision import Asked
 from router.prompts.prompt import parse
-from tests.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
-from tests.test_router_core_decision import NOBODY, asked, core_of, held, store, tokens_of
+from tests.fakes.cores import NOBODY, asked, core_of, held, store, tokens_of
+from tests.fakes.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
 
 
 @pytest.mark.parametrize(

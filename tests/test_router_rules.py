@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.processes import BLOCK, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import BLOCK, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
 
 POD_OPTIONS = {
     "eagle-old": ("--vllm-version", "0.32.0", "--drafter", "eagle"),

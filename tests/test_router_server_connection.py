@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.serving_peers import Peer, Served, serving
+from tests.fakes.serving import Peer, Served, serving
 
 HEAD = b"POST /echo HTTP/1.1\r\nhost: a\r\n"
 GET = b"GET /echo HTTP/1.1\r\nhost: a\r\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serving_peers import Answer, Peer, Served, serving
+from tests.fakes.serving import Answer, Peer, Served, serving
 
 HOST = b"host: a\r\n"
 

@@ -19,7 +19,7 @@ from router.core.decision import Asked, Core
 from router.core.fleet import RankId
 from router.shared_index.mirror import Mirror, named
 from router.shared_index.redis_index import WRITE_BLOCKS_MAX, Write, hit_of
-from tests.test_router_core_decision import NOBODY, SIZE, asked, core_of, held, store
+from tests.fakes.cores import NOBODY, SIZE, asked, core_of, held, store
 
 POD = RankId("pod-0", 0)
 

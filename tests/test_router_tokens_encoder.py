@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
 import pytest
 
 from indexer.blocks import KeySpace
 from router.config.settings import Config
 from router.core.decision import Core
-from router.endpoints.app import create_app
 from router.errors import ConfigError
-from router.service import Service
 from router.tokens.encoder import Encoding
-from tests.hostile import TINY_QWEN
-from tests.processes import MODEL, PLAIN, GatewayProcess, PodProcess, gateway, pods
-from tests.router_peers import Call, peer
+from tests.fakes.hostile import TINY_QWEN
+from tests.fakes.peers import peer
+from tests.fakes.probes import Anything
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, gateway, pods
+from tests.fakes.services import in_process
 
 TEMPLATES = {
     "raises": "{{ raise_exception('no system messages, please') }}",
@@ -39,33 +37,6 @@ TEMPLATES = {
 SLOW_S = 10.0  # far above what anything here takes, and far below what an unbounded template would
 
 
-class Anything:
-    """A pod that serves a model for each template, and answers every request but those to /tokenize."""
-
-    async def __call__(self, call: Call) -> None:
-        """One request."""
-        await call.read_body()
-        path = call.head.split(b" ")[1].decode()
-        if path == "/tokenize":
-            await call.gone()
-            return
-        models = {"data": [{"id": name} for name in TEMPLATES]}
-        answers = {"/v1/models": models, "/metrics": None, "/version": {"version": "0.32.0"}}
-        body = orjson.dumps(answers.get(path, {"ok": True}))
-        if path == "/metrics":
-            body = b'vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1.0\n'
-        await call.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-
-
-@contextlib.asynccontextmanager
-async def in_process(config: dict[str, Any]) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
-    """The gateway's application in this process, and a client of it."""
-    service = Service(Config.model_validate(config))
-    transport = httpx.ASGITransport(create_app(service))
-    async with service.running(), httpx.AsyncClient(transport=transport, base_url="http://g", timeout=30) as client:
-        yield service, client
-
-
 def model_with(folder: Path, template: str) -> str:
     """A model's folder with this chat template."""
     shutil.copytree(TINY_QWEN, folder)
@@ -78,7 +49,7 @@ async def test_templates_of_all_kinds(tmp_path: Path) -> None:
     models = [
         {"name": name, "tokenizer": model_with(tmp_path / name, template)} for name, template in TEMPLATES.items()
     ]
-    async with peer(Anything()) as seen:
+    async with peer(Anything(TEMPLATES)) as seen:
         static = [{"name": "pod-0", "address": seen.address}]
         async with in_process({"discovery": {"static": static}, "models": models}) as (service, client):
             for name in TEMPLATES:
@@ -98,7 +69,7 @@ async def test_templates_of_all_kinds(tmp_path: Path) -> None:
 
 async def test_pods_that_do_not_tokenize() -> None:
     """All pods' /tokenize hang: after the deadline requests are routed by load, and the reason is said."""
-    async with peer(Anything()) as first, peer(Anything()) as second:
+    async with peer(Anything(TEMPLATES)) as first, peer(Anything(TEMPLATES)) as second:
         static = [{"name": f"pod-{n}", "address": seen.address} for n, seen in enumerate((first, second))]
         tokens = {"deadline": 0.3, "hedge_delay": 0.05}
         async with in_process({"discovery": {"static": static}, "tokens": tokens}) as (service, client):

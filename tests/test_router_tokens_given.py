@@ -5,7 +5,7 @@ import numpy as np
 from indexer.blocks import KeySpace
 from indexer.prefixes import PrefixStore
 from router.tokens.given import TokenKeys
-from tests.stores import broken_store
+from tests.fakes.stores import broken_store
 
 SPACE = KeySpace(7)
 

@@ -4,48 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as HFTokenizer
 
-from indexer.blocks import KeySpace, Tokens
-from indexer.prefixes import PrefixLimits, PrefixStore
+from indexer.blocks import Tokens
+from indexer.prefixes import PrefixStore
 from router.tokens.local import Encoder, TokensLimits, TokensUnavailable
 from router.tokens.tokenizer import Tokenizer
-from tests.hostile import TINY_LLAMA, TINY_QWEN, gpt2_style, texts
-from tests.stores import broken_store
+from tests.fakes.encoders import POOLED, SPACE, Rendered, Waiting, a_store
+from tests.fakes.hostile import TINY_LLAMA, TINY_QWEN, gpt2_style, texts
+from tests.fakes.stores import broken_store
 
-SPACE = KeySpace(3)
-POOLED = TokensLimits(inline_bytes_max=0, inline_bytes_slow_max=0, sliced_bytes_max=0, job_bytes=200, deadline_s=30.0)
 SLICED = TokensLimits(inline_bytes_max=100)
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    text: str
-    add_special_tokens: bool = False
-    truncate_prompt_tokens: int | None = None
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
 
 
 @pytest.fixture(params=["qwen", "llama", "gpt2"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return {"qwen": TINY_QWEN, "llama": TINY_LLAMA, "gpt2": gpt2_style(tmp_path)}[request.param]
-
-
-def a_store(bytes_max: int = 50_000_000) -> PrefixStore:
-    return PrefixStore(SPACE, 5, lambda match: False, PrefixLimits(bytes_max))
 
 
 def an_encoder(
@@ -110,21 +90,6 @@ async def test_known_text_needs_no_await(pool: ThreadPoolExecutor) -> None:
     for prompt in (text, text + "And some more."):
         encoded = encoder.encode_now(Rendered(prompt), 16)
         assert encoded is not None and encoded.lookup == "partial"
-
-
-class Waiting(Tokenizer):
-    """A tokenizer that waits to be let go."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, window_bytes=64)
-        self.go = Event()
-        self.parts = 0
-
-    def encode_cut(self, data: bytes, ends: Sequence[int]) -> tuple[Tokens, list[int] | None]:
-        self.parts += 1
-        if self.parts > 1:
-            assert self.go.wait(20)
-        return super().encode_cut(data, ends)
 
 
 async def test_the_deadline_ends_the_waiting_and_keeps_the_work(pool: ThreadPoolExecutor) -> None:

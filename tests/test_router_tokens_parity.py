@@ -18,11 +18,11 @@ from indexer.blocks import Tokens
 from router.prompts.prompt import Prompt, parse
 from router.tokens.parity import Parity, ParityLimits, difference_of
 from router.tokens.questions import AS_BY_DEFAULT
-from tests.hostile import TINY_LLAMA, TINY_QWEN
-from tests.processes import MODEL as SERVED
-from tests.processes import PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
-from tests.router_peers import until
-from tests.test_router_tokens_remote import MODEL, Asking, Says, asking
+from tests.fakes.hostile import TINY_LLAMA, TINY_QWEN
+from tests.fakes.peers import until
+from tests.fakes.processes import MODEL as SERVED
+from tests.fakes.processes import PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
+from tests.fakes.tokenizing import MODEL, Asking, Says, asking
 
 LOOK_S = 0.02
 OURS = np.arange(50, dtype=np.uint32)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from router.errors import ConfigError
 from router.tokens.conversion import overlapping
 from router.tokens.tokenizer import Tokenizer, _surely_nfc
-from tests.hostile import TINY_LLAMA, TINY_QWEN, gpt2_style, texts
+from tests.fakes.hostile import TINY_LLAMA, TINY_QWEN, gpt2_style, texts
 
 SMALL_WINDOW_BYTES = 16  # many cuts in short texts
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
 
 
 @pytest.fixture(scope="module")

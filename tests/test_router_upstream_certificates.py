@@ -23,11 +23,11 @@ from router.upstream.certificates import Trust, Trusts
 from router.upstream.failures import UpstreamError
 from router.upstream.pod_client import PodClient
 from router.upstream.pool import Tls
-from tests.certificates import Authority, Certificate
-from tests.processes import PLAIN, gateway
-from tests.router_peers import Call, Peer, peer
-from tests.test_router_cli import file_of, run
-from tests.test_router_discovery_pods import Told
+from tests.fakes.certificates import Authority, Certificate
+from tests.fakes.command import file_of, run
+from tests.fakes.peers import Call, Peer, peer
+from tests.fakes.probes import Told
+from tests.fakes.processes import PLAIN, gateway
 
 LOOK_S = 10.0
 

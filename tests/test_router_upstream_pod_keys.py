@@ -21,8 +21,8 @@ from router.endpoints.app import create_app
 from router.errors import ConfigError
 from router.service import Service
 from router.upstream.pod_keys import Keyring
-from tests.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
-from tests.router_peers import Call, peer, until
+from tests.fakes.peers import Call, peer, until
+from tests.fakes.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
 
 
 class Closed:

@@ -24,7 +24,7 @@ from router.upstream.failures import (
     UpstreamError,
 )
 from router.upstream.pool import Address, Tls, Upstream, UpstreamLimits
-from tests.router_peers import OK, Call, Peer, answer, peer, settled, until
+from tests.fakes.peers import OK, Call, Peer, answer, peer, settled, until
 
 BODY_MAX = 1 << 20  # more than any answer here
 

@@ -14,7 +14,7 @@ from router.prompts.messages import Version, rules_of, version_of
 from router.prompts.prompt import Prompt, parse
 from router.prompts.rendering import RenderError, Rendering, RenderOptions
 from router.prompts.renderings import Renderings
-from tests.processes import BLOCK, MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import BLOCK, MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 SYSTEM = {"role": "system", "content": "You know all the rules of the house, and some more."}

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from router.prompts.multipart import model_of_form
-from tests.processes import GatewayProcess, gateway
-from tests.router_peers import Call, Peer, peer
+from tests.fakes.peers import Call, Peer, peer
+from tests.fakes.processes import GatewayProcess, gateway
 
 BODY = {"model": "chat", "messages": [{"role": "user", "content": "x"}]}
 

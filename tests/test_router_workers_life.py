@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import MODEL, PLAIN, ROOT, TOKENIZER, PodProcess, eventually, free_ports
-from tests.worker_processes import LOOK_S, WORKERS, completion, each, pid_of, workers
+from tests.fakes.processes import MODEL, PLAIN, ROOT, TOKENIZER, PodProcess, eventually, free_ports
+from tests.fakes.worker_processes import LOOK_S, WORKERS, completion, each, pid_of, workers
 
 START_S = 60.0  # for a command that fails, on a busy machine
 

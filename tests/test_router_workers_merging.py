@@ -20,7 +20,7 @@ from router.workers import merging
 from router.workers.kept_counters import Counts, kept
 from router.workers.merging import Family, families_of, merged, metrics_of
 from router.workers.worker import Seat
-from tests.test_router_core_decision import core_of
+from tests.fakes.cores import core_of
 
 
 def metrics_with(core: Core, requests: int) -> Metrics:

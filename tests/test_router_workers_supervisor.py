@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually
-from tests.worker_processes import LOOK_S, WORKERS, completion, each, pid_of, workers
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually
+from tests.fakes.worker_processes import LOOK_S, WORKERS, completion, each, pid_of, workers
 
 
 async def loads(client: httpx.AsyncClient) -> dict[str, int]:

@@ -10,24 +10,7 @@ import pytest
 from scorer.candidates import Candidate
 from scorer.pick import pick, scored
 from scorer.policies import POLICIES, PolicyName, Settings
-
-TOKENS = 8000
-_TOKEN_S = 1 / 8000
-
-
-def _candidate(number: int, matched: int = 0, worth: float | None = None, **load: float) -> Candidate:
-    """An idle pod that holds `matched` of the prompt's tokens, unless `load` says otherwise."""
-    return Candidate(
-        number=number,
-        tokens=TOKENS,
-        matched=matched,
-        worth=matched if worth is None else worth,
-        requests=int(load.get("requests", 0)),
-        prefill_tokens=int(load.get("prefill_tokens", 0)),
-        backlog_s=load.get("backlog_s", 0.0),
-        token_s=load.get("token_s", _TOKEN_S),
-        evicted=int(load.get("evicted", 0)),
-    )
+from tests.fakes.candidates import _TOKEN_S, a_candidate
 
 
 def _best(candidates: list[Candidate], policy: PolicyName = "predicted-ttft", turn: int = 0) -> int:
@@ -36,7 +19,7 @@ def _best(candidates: list[Candidate], policy: PolicyName = "predicted-ttft", tu
 
 def test_the_holder_is_preferred() -> None:
     """Of pods that are alike otherwise, the one that computes least."""
-    candidates = [_candidate(0), _candidate(1, 7000), _candidate(2, 3000)]
+    candidates = [a_candidate(0), a_candidate(1, 7000), a_candidate(2, 3000)]
     for turn in range(6):
         chosen = pick(candidates, Settings(), turn)
         assert chosen.best.number == 1 and chosen.reason == "holds the longest prefix"
@@ -44,9 +27,9 @@ def test_the_holder_is_preferred() -> None:
 
 def test_room_is_worth_something() -> None:
     """Of pods that are alike otherwise, the one that gives up least; a longer match can outweigh it."""
-    full, empty = _candidate(0, evicted=4000), _candidate(1)
+    full, empty = a_candidate(0, evicted=4000), a_candidate(1)
     assert _best([full, empty]) == 1
-    assert _best([_candidate(0, 7000, evicted=4000), empty]) == 0
+    assert _best([a_candidate(0, 7000, evicted=4000), empty]) == 0
 
 
 def test_unless_its_backlog_outweighs_what_it_saves() -> None:
@@ -54,74 +37,74 @@ def test_unless_its_backlog_outweighs_what_it_saves() -> None:
     settings = Settings()
     saved_s = 7000 * _TOKEN_S * (1 + settings.beta)
     for backlog_s, expected in ((0.9 * saved_s, 1), (1.3 * saved_s, 0)):
-        assert _best([_candidate(0), _candidate(1, 7000, backlog_s=backlog_s)]) == expected
-    chosen = pick([_candidate(0), _candidate(1, 7000, backlog_s=2 * saved_s)], settings, 0)
+        assert _best([a_candidate(0), a_candidate(1, 7000, backlog_s=backlog_s)]) == expected
+    chosen = pick([a_candidate(0), a_candidate(1, 7000, backlog_s=2 * saved_s)], settings, 0)
     assert chosen.reason == "less loaded than the holder of the longest prefix"
 
 
 def test_beta_weighs_the_work_of_the_fleet() -> None:
     """The more it counts, the longer the holder's backlog may be."""
-    candidates = [_candidate(0), _candidate(1, 7000, backlog_s=2.0)]
+    candidates = [a_candidate(0), a_candidate(1, 7000, backlog_s=2.0)]
     assert pick(candidates, Settings(beta=0.0), 0).best.number == 0
     assert pick(candidates, Settings(beta=4.0), 0).best.number == 1
 
 
 def test_a_slow_pod_is_dear() -> None:
     """Speeds are each pod's own: half of the prefix on a pod ten times slower is not worth it."""
-    assert _best([_candidate(0), _candidate(1, 4000, token_s=10 * _TOKEN_S)]) == 0
+    assert _best([a_candidate(0), a_candidate(1, 4000, token_s=10 * _TOKEN_S)]) == 0
 
 
 def test_a_far_tier_is_worth_less() -> None:
     """Equal blocks, but one pod has them on disk only."""
-    assert _best([_candidate(0, 4000, worth=2000.0), _candidate(1, 4000)]) == 1
+    assert _best([a_candidate(0, 4000, worth=2000.0), a_candidate(1, 4000)]) == 1
 
 
 def test_requests_in_flight_decide_between_equals() -> None:
     """Their decode steps delay a first token."""
-    assert _best([_candidate(0, requests=8), _candidate(1, requests=2)]) == 1
-    assert _best([_candidate(0, 4000, requests=8), _candidate(1, 4000, requests=2)]) == 1
+    assert _best([a_candidate(0, requests=8), a_candidate(1, requests=2)]) == 1
+    assert _best([a_candidate(0, 4000, requests=8), a_candidate(1, 4000, requests=2)]) == 1
 
 
 @pytest.mark.parametrize("policy", ["predicted-ttft", "weighted", "least-load"])
 def test_ties_rotate(policy: PolicyName) -> None:
     """Pods that are alike get equal shares, without chance."""
-    candidates = [_candidate(number) for number in range(4)]
+    candidates = [a_candidate(number) for number in range(4)]
     picked = Counter(_best(candidates, policy, turn) for turn in range(400))
     assert picked == {0: 100, 1: 100, 2: 100, 3: 100}
 
 
 def test_speeds_are_not_known_to_the_percent() -> None:
     """Of two pods whose speeds were measured 5% apart neither gets all; a prefix of one of them is followed."""
-    candidates = [_candidate(0), _candidate(1, token_s=1.05 * _TOKEN_S)]
+    candidates = [a_candidate(0), a_candidate(1, token_s=1.05 * _TOKEN_S)]
     assert Counter(_best(candidates, turn=turn) for turn in range(10)) == {0: 5, 1: 5}
-    holder = [_candidate(0), _candidate(1, 400, token_s=1.05 * _TOKEN_S)]
+    holder = [a_candidate(0), a_candidate(1, 400, token_s=1.05 * _TOKEN_S)]
     assert {_best(holder, turn=turn) for turn in range(10)} == {1}
 
 
 def test_ties_rotate_among_the_best_only() -> None:
     """A pod that is worse has no turn."""
-    candidates = [_candidate(0, backlog_s=1.0), _candidate(1), _candidate(2)]
+    candidates = [a_candidate(0, backlog_s=1.0), a_candidate(1), a_candidate(2)]
     assert {_best(candidates, turn=turn) for turn in range(10)} == {1, 2}
 
 
 def test_round_robin_is_even_and_blind() -> None:
     """In order, whatever the pods hold or have to do."""
-    candidates = [_candidate(0, 7000), _candidate(1, backlog_s=60.0, requests=50), _candidate(2)]
+    candidates = [a_candidate(0, 7000), a_candidate(1, backlog_s=60.0, requests=50), a_candidate(2)]
     assert [_best(candidates, "round-robin", turn) for turn in range(6)] == [0, 1, 2, 0, 1, 2]
     assert pick(candidates, Settings("round-robin"), 0).reason == "turn"
 
 
 def test_least_load_is_blind_to_caches() -> None:
     """The idle pod, though another holds everything."""
-    assert _best([_candidate(0, 7900, requests=3, prefill_tokens=900), _candidate(1)], "least-load") == 1
-    chosen = pick([_candidate(0, requests=1), _candidate(1)], Settings("least-load"), 0)
+    assert _best([a_candidate(0, 7900, requests=3, prefill_tokens=900), a_candidate(1)], "least-load") == 1
+    chosen = pick([a_candidate(0, requests=1), a_candidate(1)], Settings("least-load"), 0)
     assert chosen.reason == "least loaded: nobody holds a prefix"
 
 
 def test_weighted_blends_prefix_and_load() -> None:
     """The whole prefix outweighs the load, a small one does not."""
-    assert _best([_candidate(0, 8000, requests=9), _candidate(1)], "weighted") == 0
-    assert _best([_candidate(0, 1000, requests=9), _candidate(1)], "weighted") == 1
+    assert _best([a_candidate(0, 8000, requests=9), a_candidate(1)], "weighted") == 0
+    assert _best([a_candidate(0, 1000, requests=9), a_candidate(1)], "weighted") == 1
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -130,7 +113,7 @@ def test_scores_are_shares_of_the_best(policy: PolicyName) -> None:
     rng = random.Random(policy)
     for turn in range(300):
         candidates = [
-            _candidate(
+            a_candidate(
                 number,
                 (matched := rng.choice((0, 16, 4000, 7999))),
                 matched * rng.choice((1.0, 0.5)),
@@ -154,4 +137,4 @@ def test_scores_are_shares_of_the_best(policy: PolicyName) -> None:
 def test_one_candidate_is_picked() -> None:
     """However loaded: somebody must."""
     for policy in POLICIES:
-        assert _best([_candidate(0, backlog_s=900.0, requests=999)], policy, turn=7) == 0
+        assert _best([a_candidate(0, backlog_s=900.0, requests=999)], policy, turn=7) == 0

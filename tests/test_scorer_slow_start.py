@@ -8,8 +8,8 @@ from router.core.decision import Asked, Core
 from scorer.pick import pick
 from scorer.policies import Settings
 from scorer.slow_start import slowness
-from tests.test_router_core_decision import MODEL, NOBODY, core_of
-from tests.test_scorer_pick import _candidate
+from tests.fakes.candidates import a_candidate
+from tests.fakes.cores import MODEL, NOBODY, core_of
 
 
 def test_it_falls_in_a_straight_line() -> None:
@@ -27,9 +27,9 @@ def test_only_differences_count() -> None:
 
 def test_a_raised_price_decides() -> None:
     """Between equals the slow one loses; it wins where the other is dearer by more than the factor."""
-    equals = [_candidate(0), _candidate(1)]
+    equals = [a_candidate(0), a_candidate(1)]
     assert {pick(equals, Settings(), turn, [4.0, 1.0]).best.number for turn in range(4)} == {1}
-    busier = [_candidate(0), _candidate(1, backlog_s=7.0)]
+    busier = [a_candidate(0), a_candidate(1, backlog_s=7.0)]
     assert pick(busier, Settings(), 0, [4.0, 1.0]).best.number == 0
     assert pick(busier, Settings(), 0, [5.0, 1.0]).best.number == 1
 

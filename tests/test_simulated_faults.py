@@ -6,7 +6,7 @@ import pytest
 
 from indexer.feed import DOUBTED, TRUNCATED
 from indexer.trust import RESYNC_INTERVAL_S
-from tests.pod_world import Scene
+from tests.fakes.pod_world import Scene
 
 HEALED_S = 2.0
 

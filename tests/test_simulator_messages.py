@@ -11,7 +11,7 @@ import pytest
 
 from simulator.ask import Refused
 from simulator.messages import as_chat
-from tests.processes import MODEL, PLAIN, PodProcess, pods
+from tests.fakes.processes import MODEL, PLAIN, PodProcess, pods
 
 TOOL = {"name": "f", "description": "d", "input_schema": {"properties": {"x": {"type": "integer"}}}}
 

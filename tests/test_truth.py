@@ -10,7 +10,7 @@ from indexer.blocks import KeySpace
 from indexer.feed import REPLAYING, Feed
 from indexer.index import PrefixIndex
 from indexer.match import MISS, Hit
-from tests.recordings import (
+from tests.fakes.recordings import (
     DRAFTERS,
     VERSIONS,
     Ask,

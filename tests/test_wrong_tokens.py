@@ -14,9 +14,9 @@ import pytest
 
 from router.service import Service
 from simulator.own_tokens import EQUAL, FIELD, KINDS, Kind
-from tests.processes import BLOCK, MODEL, PLAIN, TOKENIZER, PodProcess, pods
-from tests.router_peers import until
-from tests.test_router_tokens_encoder import in_process
+from tests.fakes.peers import until
+from tests.fakes.processes import BLOCK, MODEL, PLAIN, TOKENIZER, PodProcess, pods
+from tests.fakes.services import in_process
 
 REQUESTS = 32
 TOOL = {"type": "function", "function": {"name": "weather", "description": "of a place", "parameters": {}}}

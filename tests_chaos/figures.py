@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.processes import GatewayProcess, PodProcess
+from tests.fakes.processes import GatewayProcess, PodProcess
 from tests_chaos.load import CUT, DROPPED, HUNG, LEFT, WHOLE, WRONG, Told
 from tests_chaos.troubles import Span
 

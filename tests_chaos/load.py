@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import orjson
 
-from tests.processes import MODEL, PLAIN
+from tests.fakes.processes import MODEL, PLAIN
 
 CLIENTS = 14
 THINK_S = 0.15  # at most, between an answer and the next question

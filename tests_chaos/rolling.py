@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tests.processes import PLAIN, GatewayProcess, PodProcess, eventually
+from tests.fakes.processes import PLAIN, GatewayProcess, PodProcess, eventually
 
 LOOK_S = 0.1  # between two looks at who is ready
 DRAIN: dict[str, Any] = {"drain_delay": 3, "drain_timeout": 20}  # longer than a client leaves a connection idle

@@ -14,7 +14,7 @@ import httpx
 import orjson
 import pytest
 
-from tests.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
 from tests_chaos.figures import CALM, Footprint, counted, felt, footprint, in_flight, shown, table
 from tests_chaos.load import CUT, DROPPED, HUNG, LEFT, WHOLE, WRONG, Load, Told, chat
 from tests_chaos.settings import PACE, SETTINGS

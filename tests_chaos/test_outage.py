@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import PLAIN, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import PLAIN, PodProcess, eventually, gateway, pods
 from tests_chaos.figures import counted, in_flight, shown, table
 from tests_chaos.load import CUT, LEFT, WHOLE, Load, chat
 from tests_chaos.settings import PACE, SETTINGS

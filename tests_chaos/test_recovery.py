@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import MODEL, PLAIN, GatewayProcess, PodProcess, free_ports, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, free_ports, gateway, pods
 from tests_chaos.relay import Cut, Relay
 from tests_chaos.settings import PACE, SETTINGS
 

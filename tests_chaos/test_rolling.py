@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import GatewayProcess, PodProcess, gateway, pods
+from tests.fakes.processes import GatewayProcess, PodProcess, gateway, pods
 from tests_chaos.figures import shown, table
 from tests_chaos.load import LEFT, WHOLE, Load
 from tests_chaos.rolling import DRAIN, Service, replace, roll_pods

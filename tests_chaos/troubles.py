@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tests.processes import MODEL, PLAIN, PodProcess
+from tests.fakes.processes import MODEL, PLAIN, PodProcess
 
 EVERY_S = 3.5  # from the begin of one trouble to that of the next
 LASTS_S = (1.5, 3.0)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.processes import MODEL, ROOT, PodProcess, gateway, pods
+from tests.fakes.processes import MODEL, ROOT, PodProcess, gateway, pods
 
 PYTHON = ROOT / ".venv-fidelity" / "bin" / "python"
 CLIENT = Path(__file__).with_name("messages_client.py")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.processes import PLAIN, ROOT, PodProcess, gateway, pods
+from tests.fakes.processes import PLAIN, ROOT, PodProcess, gateway, pods
 
 SCHEMATHESIS = ROOT / ".venv-fidelity" / "bin" / "schemathesis"
 SETTINGS = Path(__file__).with_name("schemathesis.toml")

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
 from tests_redis.conftest import Server
 
 UP = "warmroute_shared_index_up"

@@ -19,8 +19,8 @@ from router.core.fleet import Fleet, RankId
 from router.shared_index.mirror import Mirror, named
 from router.shared_index.redis_index import RedisError, SharedIndex, SharedLimits, Write
 from router.shared_index.sharing import Sharing
-from tests.test_indexer_index import _LONG, _SHORT, _Walk
-from tests.test_router_core_decision import core_of
+from tests.fakes.cores import core_of
+from tests.fakes.index_walk import LONG, SHORT, Walk
 from tests_redis.conftest import Server
 
 PODS = tuple(RankId(pod, 0) for pod in "abcd")
@@ -53,7 +53,7 @@ def codes(keys: Iterable[int], code: int) -> dict[int, int]:
 # --- the walks of the in-memory index ---
 
 
-class SharedWalk(_Walk):
+class SharedWalk(Walk):
     """The same operations; all that the index confirms goes to Redis, and others ask there."""
 
     def __init__(self, seed: int, lengths: tuple[int, ...], **limits: Any) -> None:
@@ -107,7 +107,7 @@ class SharedWalk(_Walk):
             twin.predicted = predicted[pod]
 
 
-@pytest.mark.parametrize(("seed", "lengths", "steps"), [(n, _SHORT, 150) for n in range(6)] + [(7, _LONG, 40)])
+@pytest.mark.parametrize(("seed", "lengths", "steps"), [(n, SHORT, 150) for n in range(6)] + [(7, LONG, 40)])
 async def test_answers_as_the_twin_of_the_index(
     server: Server, seed: int, lengths: tuple[int, ...], steps: int
 ) -> None:

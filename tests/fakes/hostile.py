@@ -1,4 +1,4 @@
-"""Texts that tokenizers get wrong, and the tokenizers that the tests try them on. No test is in here."""
+"""Texts that tokenizers get wrong, and the tokenizers that the tests try them on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-VECTORS = Path(__file__).parent / "vectors"
+VECTORS = Path(__file__).parents[1] / "vectors"
 TINY_QWEN = VECTORS / "vllm-0.32.0" / "tokenizer"
 TINY_LLAMA = VECTORS / "vllm-0.20.2" / "tokenizer"
 

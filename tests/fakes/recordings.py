@@ -14,7 +14,7 @@ import numpy as np
 from indexer.blocks import Tokens
 from router.discovery.vllm_metrics import parse_metrics
 
-VECTORS = Path(__file__).parent / "vectors"
+VECTORS = Path(__file__).parents[1] / "vectors"
 
 VERSIONS = ("vllm-0.32.0", "vllm-0.28.0", "vllm-0.20.2", "vllm-0.11.2.post2", "vllm-0.10.1.1.post2")
 """The main recordings, one server each: one pod, one rank, one KV-cache group."""

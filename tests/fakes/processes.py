@@ -1,4 +1,4 @@
-"""Simulated pods and the gateway as processes of their own: real sockets, surely stopped. No test is in here."""
+"""Simulated pods and the gateway as processes of their own: real sockets, surely stopped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "tests" / "vectors" / "vllm-0.32.0" / "tokenizer"
 MODEL = "tiny-qwen"
 BLOCK = 16  # tokens

@@ -1,4 +1,4 @@
-"""A gateway of several workers as real processes, and a connection to each of them. No test is in here."""
+"""A gateway of several workers as real processes, and a connection to each of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from tests.processes import MODEL, PLAIN, GatewayProcess, PodProcess, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, gateway, pods
 
 WORKERS = 2
 LOOK_S = 0.05  # within it, each worker looks at what the others have in flight

@@ -1,4 +1,4 @@
-"""Certificates made on the spot by the `openssl` command. No test is in here."""
+"""Certificates made on the spot by the `openssl` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server of ours in a thread, on uvloop as in production, and a client that speaks raw bytes. No test is in here."""
+"""A server of ours in a thread, on uvloop as in production, and a client that speaks raw bytes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,60 @@
+"""Cores whose pods are there, prompts for them, and what they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from indexer.blocks import Keys, KeySpace
+from indexer.events import BlockStored
+from indexer.feed import Feed
+from router.config.settings import Config
+from router.core.decision import Asked, Core
+from router.core.fleet import Pod, Rank, RankId
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad
+
+MODEL = "m"
+SIZE = 16
+NOBODY: frozenset[str] = frozenset()
+
+
+def core_of(pods: int = 2, ranks: int = 1, feeds: bool = True, **sections: Any) -> Core:
+    """A core whose pods are there, healthy, and empty."""
+    core = Core(Config.model_validate({"index": {"blocks_max": 10_000}, **sections}), KeySpace(3))
+    for number in range(pods):
+        pod = Pod(f"pod-{number}", f"http://pod-{number}", healthy=True, block_size=SIZE)
+        for rank in range(ranks):
+            name = RankId(pod.name, rank)
+            feed = Feed(core.index, name, 100) if feeds else None
+            pod.ranks.append(Rank(name, pod, PodLoad(PrefillRate(1000)), feed))
+            if feed is not None:
+                feed.replay_ended(True, 0.0)  # it is listened to, and nothing was published
+        core.fleet.join(pod)
+        core.fleet.learned_models(pod, [{"id": MODEL}])
+    return core
+
+
+def tokens_of(seed: int, count: int = 160) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """A prompt of its own."""
+    return np.arange(seed * 1000, seed * 1000 + count, dtype=np.uint32)
+
+
+def asked(core: Core, seed: int, count: int = 160, **more: Any) -> Asked:
+    """A tokenized prompt."""
+    keys: Keys = core.space.chain(tokens_of(seed, count), SIZE)
+    return Asked(MODEL, count, keys={SIZE: keys}, **more)
+
+
+def store(core: Core, pod: str, seed: int, count: int = 160, tier: Any = "gpu") -> None:
+    """The pod says that it holds this prompt."""
+    hashes = [seed * 100 + block for block in range(count // SIZE)]
+    event = BlockStored(hashes, None, tokens_of(seed, count), SIZE, tier)
+    core.index.apply(RankId(pod, 0), event)
+
+
+def held(core: Core, pod: str, seed: int, count: int = 160) -> int:
+    """Leading blocks that the pod is believed to hold."""
+    hit = core.index.match(core.space.chain(tokens_of(seed, count), SIZE)).hits.get(RankId(pod, 0))
+    return hit.blocks if hit else 0
