@@ -14,7 +14,7 @@ import msgspec
 from indexer import wire
 from indexer.blocks import Grain, ahead_of, size_of
 from indexer.errors import WireError
-from indexer.events import Batch, BlockRemoved, BlockStored
+from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
 from indexer.index import PrefixIndex
 from indexer.match import Hit, Pod
 from indexer.stream import Ready, Stream
@@ -36,6 +36,10 @@ DISPUTED = "two publishers seem to speak in its name"
 DOUBTED = "the pod's own reports of cached tokens differ from what its events say"
 UNPROVEN = "by which rule it reuses blocks is not proven yet"
 UNCACHED = "the pod says that it caches no prefixes"
+
+
+LATER_MAX = 10_000
+"""Events of lower tiers that wait until it is known whether these were cleared."""
 
 
 class Feed:
@@ -72,6 +76,8 @@ class Feed:
         self._unread = False  # its history is to be read anew
         self._disputed = False
         self._refilled_at = float("-inf")
+        self._cleared_at = float("-inf")
+        self._later: list[Event] = []  # of lower tiers, while it is not known whether these were cleared
         self._full_reports = 0  # requests in flight that have the pod tell again of the blocks that it reuses
         self._full_report_until: float | None = None  # their events may come until then; None: there was none yet
 
@@ -189,9 +195,10 @@ class Feed:
         self.trust.told(caches)
         self._guess()
 
-    def reported(self, hit: Hit, tokens: int, cached: int, block_size: int) -> None:
-        """The pod told how many of a prompt's `tokens` it had cached; `hit` it held, by this feed."""
-        if hit.lower and KEPT in self._reasons and self._are_empty(hit, tokens, cached, block_size):
+    def reported(self, hit: Hit, tokens: int, cached: int, block_size: int, at: float = float("inf")) -> None:
+        """The pod told how many of a prompt's `tokens` it had cached; `hit` it held, by this feed as it was `at`."""
+        shows = hit.lower and KEPT in self._reasons and at > self._cleared_at
+        if shows and self._are_empty(hit, tokens, cached, block_size):
             return
         self._judged(self.trust.report(hit, tokens, cached, block_size))
 
@@ -203,6 +210,7 @@ class Feed:
         self.counts[f"predictions {verdict}"] += 1
         if self.trust.proven:  # what was missed no longer matters
             self._stream.cleared()
+            self._settle(emptied=False)
             self._reasons.clear()
 
     def full_report_began(self) -> None:
@@ -265,6 +273,7 @@ class Feed:
         """Believe nothing of this pod any more. `anew`: it may be another one, with other KV-cache groups."""
         self._index.clear(self.pod, anew)
         self._reasons.clear()
+        self._later.clear()
 
     def _are_empty(self, hit: Hit, tokens: int, cached: int, block_size: int) -> bool:
         """A report shows whether the lower tiers were cleared with the pod's own cache: are they forgotten now?"""
@@ -272,17 +281,37 @@ class Feed:
         own, all_of_it = (rule.blocks(held, tokens, block_size) * block_size for held in (Hit(hit.near, hit.near), hit))
         if own == all_of_it or own < cached < all_of_it:
             return False
-        del self._reasons[KEPT]
-        if cached <= own:
-            self._index.forget_lower(self.pod)
+        self._settle(emptied=cached <= own)
         return cached <= own
+
+    def _settle(self, emptied: bool) -> None:
+        """It is known now whether the lower tiers were cleared with the own cache; what they said since is believed."""
+        if KEPT in self._reasons:
+            del self._reasons[KEPT]
+            if emptied:
+                self._index.forget_lower(self.pod)
+        later, self._later = self._later, []
+        for event in later:
+            self._believe(event, False)
+
+    def _waits(self, event: Event) -> bool:
+        """Does an event of a lower tier wait until that is known? Some show it: a block that was there is stored there
+        again only if the tier was emptied meanwhile, and removed from there only if it was not."""
+        if self._index.holds(self.pod, event):
+            self._settle(emptied=isinstance(event, BlockStored))
+            return False
+        if len(self._later) >= LATER_MAX:
+            self._settle(emptied=True)
+            return False
+        self._later.append(event)
+        return True
 
     def _decoded(self, payload: bytes) -> Batch | None:
         try:
             batch = wire.decode(payload)
         except WireError:
             self.counts["decode errors"] += 1
-            self._reasons[UNDECODABLE] = None
+            self._unknown(UNDECODABLE)
             return None
         if batch.rank is not None:
             self.rank = batch.rank
@@ -300,7 +329,7 @@ class Feed:
             return None
         again = self._tells_again(ready.verdict == "in_order", now)
         for batch in ready.apply:
-            self._apply(batch, again)
+            self._apply(batch, again, now)
         if self._stream.behind is not self._behind:
             self._behind = self._stream.behind
             self._index.hide(self.pod, self._behind)
@@ -312,52 +341,67 @@ class Feed:
             return self._full_reports > 0
         return not live or now - max(0.0, self.lag_s) < self._full_report_until
 
-    def _apply(self, batch: Batch, again: bool) -> None:
+    def _apply(self, batch: Batch, again: bool, now: float) -> None:
         counts = self.counts
         if batch.bad:
             counts["decode errors"] += len(batch.bad)
-            self._reasons[UNDECODABLE] = None
+            self._unknown(UNDECODABLE)
         if batch.unknown:
             counts["unknown events"] += len(batch.unknown)
-            self._reasons[UNKNOWN] = None
+            self._unknown(UNKNOWN)
         for event in batch.events:
-            if isinstance(event, BlockStored):
-                if again and event.parent is None and event.tier == "gpu":
-                    event = msgspec.structs.replace(event, again=True)
-                lora = self._adapter(event)
-                applied = self._index.apply(self.pod, event, lora)
-                counts["stored"] += applied.stored
-                if applied.stored and event.tier == "gpu":
-                    self._learn(event)
-                if applied.refused:
-                    counts["refused"] += applied.refused
-                if applied.ignored:
-                    counts["ignored"] += applied.ignored
-                if applied.ignored or self._unsure:
-                    self._look_at_groups()
-                if applied.hidden:
-                    counts["hidden"] += applied.hidden
-                    self._reasons[HIDDEN] = None
-                if applied.orphans:
-                    counts["orphans"] += applied.orphans
-                    self._reasons[ORPHANS] = None
-            elif isinstance(event, BlockRemoved):
-                applied = self._index.apply(self.pod, event)
-                counts["removed"] += applied.removed
-                if applied.unknown:
-                    counts["unknown removals"] += applied.unknown
-            else:
-                applied = self._index.apply(self.pod, event)
-                counts["cleared"] += 1
-                if event.tier != "gpu":
-                    continue
-                self._stream.cleared()
-                self._reasons.clear()
-                if applied.kept:
-                    self._reasons[KEPT] = None
-
+            if event.tier == "gpu" or KEPT not in self._reasons or not self._waits(event):
+                self._believe(event, again)
+            if isinstance(event, AllBlocksCleared) and KEPT in self._reasons:
+                self._cleared_at = now
         if ORPHANS in self._reasons and not self._index.awaits(self.pod):
             del self._reasons[ORPHANS]
+
+    def _believe(self, event: Event, again: bool) -> None:
+        """`again`: it may tell again of blocks that the pod only reused."""
+        counts = self.counts
+        if isinstance(event, BlockStored):
+            if again and event.parent is None and event.tier == "gpu":
+                event = msgspec.structs.replace(event, again=True)
+            applied = self._index.apply(self.pod, event, self._adapter(event))
+            counts["stored"] += applied.stored
+            if applied.stored and event.tier == "gpu":
+                self._learn(event)
+            if applied.refused:
+                counts["refused"] += applied.refused
+            if applied.ignored:
+                counts["ignored"] += applied.ignored
+            if applied.ignored or self._unsure:
+                self._look_at_groups()
+            if applied.hidden:
+                counts["hidden"] += applied.hidden
+                self._unknown(HIDDEN)
+            if applied.orphans:
+                counts["orphans"] += applied.orphans
+                self._unknown(ORPHANS)
+        elif isinstance(event, BlockRemoved):
+            applied = self._index.apply(self.pod, event)
+            counts["removed"] += applied.removed
+            if applied.unknown:
+                counts["unknown removals"] += applied.unknown
+        else:
+            self._clear(event)
+
+    def _clear(self, event: AllBlocksCleared) -> None:
+        self._settle(emptied=False)
+        applied = self._index.apply(self.pod, event)
+        self.counts["cleared"] += 1
+        if event.tier != "gpu":
+            return
+        self._stream.cleared()
+        self._reasons.clear()
+        if applied.kept:
+            self._unknown(KEPT)
+
+    def _unknown(self, reason: str) -> None:
+        """Something is not known from now on: what was foretold rightly before is no proof that it does not matter."""
+        self._reasons[reason] = None
+        self.trust.proofs = 0
 
     def _learn(self, event: BlockStored) -> None:
         """How its blocks are made: the store was of whole blocks of the indexed group."""

@@ -125,10 +125,10 @@ class PrefixIndex:
         keys: Keys = self._pages.key_array[hashes.rows(start, stop)]
         return keys, stop if stop < hashes.entries else 0
 
-    def is_hybrid(self, pod: Pod) -> bool:
-        """Do the pod's hits hang on further KV-cache groups, too?"""
+    def holds(self, pod: Pod, event: Event) -> bool:
+        """Does the pod hold, in the event's tier, one of the blocks that the event is about?"""
         known = self._pods.get(pod)
-        return known is not None and known.groups.hybrid
+        return known is not None and known.holds(event)
 
     def groups(self, pod: Pod) -> Groups | None:
         """The pod's KV-cache groups, as its events have told of them."""

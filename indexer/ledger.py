@@ -16,7 +16,7 @@ import msgspec
 from indexer.blocks import Extras, Grain, KeySpace, ahead_of, cut, size_of
 from indexer.changes import Changes
 from indexer.engine import EngineMap
-from indexer.events import BlockRemoved, BlockStored, Tier
+from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.groups import Groups, Role
 from indexer.orphans import Orphans
 from indexer.pages import PAGE
@@ -85,6 +85,13 @@ class Account:
     def held(self) -> int:
         """Blocks in all tiers."""
         return sum(map(len, self.tiers.values()))
+
+    def holds(self, event: Event) -> bool:
+        """See `PrefixIndex.holds`."""
+        hashes = self.tiers.get(event.tier)
+        if hashes is None or isinstance(event, AllBlocksCleared):
+            return hashes is not None
+        return any(hashes.find(engine_hash) for engine_hash in event.hashes)
 
     def knows(self, engine_hashes: Sequence[int], first: EngineMap) -> bool:
         """Is something known, or was lately, of all these hashes?"""

@@ -218,7 +218,8 @@ class Api:
         await self._json(exchange, self._pod.event_sources())
 
     async def _reset(self, exchange: Exchange) -> None:
-        results = [engine.reset_prefix_cache() for engine in self._pod.engines]
+        external = b"reset_external=true" in exchange.query.lower().split(b"&")
+        results = [engine.reset_prefix_cache(external) for engine in self._pod.engines]
         if self._pod.model.version >= (0, 26):
             await self._json(exchange, {"success": all(results)})
         else:

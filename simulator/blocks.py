@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from simulator.events import Cleared, Event, Origin, Removed, Stored
+from simulator.offload import FarTier
 from simulator.reuse import Group
 
 
@@ -34,9 +35,10 @@ class BlockPool:
         empty_first: bool = True,
         ahead: int = 0,
         groups: Sequence[Group] = (),
+        far: FarTier | None = None,
     ) -> None:
         """`empty_first`: a freed block without cached content is taken again before all others. `ahead`: tokens behind
-        a block that its digest covers; `groups`: what is kept beside these blocks."""
+        a block that its digest covers; `groups`: what is kept beside these blocks; `far`: the tier below."""
         if blocks_max < 2:
             raise ValueError("a pool needs at least two blocks: one is the null block")
         self.block_size = block_size
@@ -47,6 +49,7 @@ class BlockPool:
         self._events: list[Event] = []
         self._ahead = ahead
         self._groups = groups
+        self._far = far
 
     @property
     def free(self) -> int:
@@ -80,6 +83,10 @@ class BlockPool:
             if least == blocks:
                 return blocks
             blocks = least
+
+    def loadable(self, digests: Sequence[bytes], start: int, end: int) -> int:
+        """Where the blocks end that the tier below has from `start` on without a gap, at most at `end`."""
+        return start if self._far is None else self._far.run(digests, start, end)
 
     def fits(self, new: int, reused: Sequence[Block]) -> bool:
         """Whether `new` blocks can be taken once `reused` are in use."""
@@ -119,6 +126,9 @@ class BlockPool:
         self.announce(chain, token_ids, span, origin)
         for group in self._groups:
             self._events += group.store(chain, token_ids, span, origin)
+        if self._far is not None:
+            self._far.use(chain)
+            self._far.store(chain, token_ids, span, self.block_size)
 
     def announce(self, chain: Sequence[bytes], token_ids: Sequence[int], span: range, origin: Origin) -> None:
         """Say that the blocks of a sequence that `span` numbers are cached, without storing them."""
@@ -138,8 +148,9 @@ class BlockPool:
                 if self._empty_first and block.digest is None:
                     self._free.move_to_end(block.number, last=False)
 
-    def clear(self) -> bool:
-        """Forget all content; False, and nothing happens, while a request uses a block."""
+    def clear(self, far: bool = False) -> bool:
+        """Forget all content (of the tier below only if `far`); False, and nothing happens, while a request uses a
+        block."""
         if self.used:
             return False
         for copies in self._cached.values():
@@ -148,10 +159,12 @@ class BlockPool:
         self._cached.clear()
         for group in self._groups:
             group.clear()
+        if self._far is not None and far:
+            self._far.clear()
         self._events.append(Cleared())
         return True
 
     def take_events(self) -> list[Event]:
         """What happened since the last call, in order."""
         events, self._events = self._events, []
-        return events
+        return events if self._far is None else [*events, *self._far.take_events()]

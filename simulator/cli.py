@@ -140,6 +140,8 @@ def _group(text: str) -> tuple[Kind, int]:
 @click.option("--recompute-tokens", type=click.IntRange(1), default=1, show_default=True, help="At a prompt's end.")
 @click.option("--prefix-caching/--no-prefix-caching", default=True, show_default=True)
 @click.option("--group", "groups", multiple=True, help="Beside full attention: mamba, or sliding_window:TOKENS.")
+@click.option("--offload-blocks", type=click.IntRange(0), default=0, help="Kept below its own cache; 0: no such tier.")
+@click.option("--self-describing-kv-events", "describes_offload", is_flag=True, help="Of that tier, as in vLLM.")
 @click.option("--api-key", "api_keys", multiple=True, help="Asked for under /v1; may be repeated.")
 @click.option("--dev-mode", is_flag=True, help="As VLLM_SERVER_DEV_MODE=1: /sleep, /wake_up, /pause, /resume.")
 @click.option("--enable-scale-out", "scale_out", is_flag=True, help="Allow /v1/…/render, as vLLM >= 0.30 needs it.")
@@ -152,7 +154,7 @@ def simulate(
     prefill_tokens_per_s: float, attention_tokens: float, step_base_s: float, step_sequence_s: float,
     time_scale: float, buffer_steps: int, forced_outputs: Path | None, data_parallel_start_rank: int,
     drafter: str | None, lookahead_tokens: int | None, drop_units: int | None, reuse_unit: int, recompute_tokens: int,
-    prefix_caching: bool, groups: tuple[str, ...],
+    prefix_caching: bool, groups: tuple[str, ...], offload_blocks: int, describes_offload: bool,
     api_keys: tuple[str, ...], dev_mode: bool, scale_out: bool, faults: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Checks what was given and serves until a signal."""
@@ -179,6 +181,8 @@ def simulate(
                 max_num_batched_tokens,
                 reuse,
                 tuple(_group(group) for group in groups),
+                offload_blocks,
+                describes_offload,
             ),
             pace=Pace(prefill_tokens_per_s, attention_tokens, step_base_s, step_sequence_s, time_scale),
             faults=change(Faults(), dict(_fault(text) for text in faults)),

@@ -14,6 +14,7 @@ from simulator.events import Dialect, Origin
 from simulator.faults import Faults
 from simulator.hashes import root_digest
 from simulator.metrics import BOUNDS_TOKENS, Histogram
+from simulator.offload import FarTier
 from simulator.pace import Pace
 from simulator.publisher import Publisher
 from simulator.reuse import Group, Kind, Reuse
@@ -37,7 +38,9 @@ Inbox: TypeAlias = "asyncio.Queue[tuple[int, int | Interrupted | None]]"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes of one rank, and how it reuses its blocks. `groups`: kind and window of what is kept beside them."""
+    """Sizes of one rank, and how it reuses its blocks. `groups`: kind and window of what is kept beside them.
+    `offload_max`: blocks of the tier below (0: there is none), of which events tell the tokens if `describes_offload`.
+    """
 
     block_size: int = 16
     blocks_max: int = 2_048
@@ -45,6 +48,8 @@ class Limits:
     batched_tokens_max: int = 2_048
     reuse: Reuse = field(default_factory=Reuse)
     groups: tuple[tuple[Kind, int], ...] = ()
+    offload_max: int = 0
+    describes_offload: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -106,7 +111,8 @@ class Engine:
         size, blocks_max = limits.block_size, limits.blocks_max
         given = enumerate(limits.groups, start=1)
         groups = [Group(number, kind, window, size, blocks_max) for number, (kind, window) in given]
-        pool = BlockPool(blocks_max, size, empty_first, limits.reuse.ahead, groups)
+        far = FarTier(limits.offload_max, limits.describes_offload, self.rank) if limits.offload_max else None
+        pool = BlockPool(blocks_max, size, empty_first, limits.reuse.ahead, groups, far)
         root = root_digest(secrets.token_hex(16) if self._seed is None else self._seed)
         return Scheduler(pool, root, limits.sequences_max, limits.batched_tokens_max, limits.reuse)
 
@@ -133,9 +139,9 @@ class Engine:
         """How many tokens of a prompt are cached now, as a request would report it."""
         return self.scheduler.cached_tokens(token_ids, origin)
 
-    def reset_prefix_cache(self) -> bool:
-        """Forget all blocks; False while requests run. The event goes out with the next step."""
-        return self.scheduler.pool.clear()
+    def reset_prefix_cache(self, external: bool = False) -> bool:
+        """Forget all blocks, of the tier below if `external`; False while requests run. The next step tells of it."""
+        return self.scheduler.pool.clear(external)
 
     def rest(self, why: Rest | None) -> None:
         """Take no step until `rest(None)`. The cache is lost; that is told with the step after."""

@@ -83,7 +83,7 @@ class Stored:
     """Blocks `first`, `first` + 1, … of one sequence have become full; `parent` None: the first is block 0.
 
     `ahead`: for each block the tokens behind it, where its digest covers some. A `group` beside full attention names
-    only the blocks that it keeps.
+    only the blocks that it keeps. `medium`: where; below the pod's own cache, blocks may be told of without tokens.
     """
 
     digests: tuple[bytes, ...]
@@ -95,6 +95,7 @@ class Stored:
     group: int = 0
     kind: str = SPEC_KIND
     window: int | None = None
+    medium: str = MEDIUM
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class Removed:
 
     digest: bytes
     group: int = 0
+    medium: str = MEDIUM
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +171,8 @@ class Dialect:
         match event:
             case Stored():
                 return self._shape("BlockStored", self.stored_fields, self._stored(event, block_size))
-            case Removed(digest, group):
-                values = {"block_hashes": [self.engine_hash(digest)], "medium": MEDIUM, "group_idx": group}
+            case Removed(digest, group, medium):
+                values = {"block_hashes": [self.engine_hash(digest)], "medium": medium, "group_idx": group}
                 return self._shape("BlockRemoved", self.removed_fields, values)
             case Cleared():
                 return self._shape("AllBlocksCleared", (), {})
@@ -178,14 +180,15 @@ class Dialect:
     def _stored(self, event: Stored, block_size: int) -> dict[str, object]:
         origin = event.origin
         numbers = range(event.first, event.first + len(event.digests))
-        extras = [origin.extra_keys(number) for number in numbers] if event.kind == SPEC_KIND else None
+        told = event.kind == SPEC_KIND and event.medium == MEDIUM
+        extras = [origin.extra_keys(number) for number in numbers] if told else None
         return {
             "block_hashes": [self.engine_hash(digest) for digest in event.digests],
             "parent_block_hash": None if event.parent is None else self.engine_hash(event.parent),
             "token_ids": event.token_ids,
-            "block_size": block_size,
+            "block_size": block_size if event.token_ids else 0,
             "lora_id": origin.lora.id if origin.lora else None,
-            "medium": MEDIUM,
+            "medium": event.medium,
             "lora_name": origin.lora_name,
             "extra_keys": extras,
             "group_idx": event.group,

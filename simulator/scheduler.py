@@ -171,15 +171,17 @@ class Scheduler:
 
     def cached_tokens(self, token_ids: Sequence[int], origin: Origin) -> int:
         """How many tokens of a prompt would be read from the cache now."""
-        return len(self._hit(Request(token_ids, (0,), origin))) * self.pool.block_size
+        request = Request(token_ids, (0,), origin)
+        return self._continued(request, len(self._hit(request))) * self.pool.block_size
 
     def _admit(self, work: Work, budget: int) -> None:
         while self.waiting and budget > 0 and len(self.running) < self._sequences_max:
             request = self.waiting[0]
             reused = self._hit(request) if request.reads_cache else []
-            cached = len(reused) * self.pool.block_size
-            count = min(len(request.token_ids) - cached, budget)
-            if not self._grow(request, cached, count, reused):
+            cached = self._continued(request, len(reused)) * self.pool.block_size if request.reads_cache else 0
+            computed = min(cached, len(request.token_ids) - 1)  # also where all of a prompt is loaded
+            count = min(len(request.token_ids) - computed, budget)
+            if not self._grow(request, computed, count, reused):
                 return
             self.waiting.popleft()
             self.running.append(request)
@@ -197,6 +199,12 @@ class Scheduler:
         found = self.pool.match(digests)
         usable = self._reuse.usable(len(found), len(request.token_ids), self.pool.block_size)
         return found[: self.pool.ends(digests, usable)]
+
+    def _continued(self, request: Request, reused: int) -> int:
+        """The leading blocks of which the pool has `reused` and the tier below those behind: maybe the whole prompt."""
+        digests = (request.chain or self._chain(request)).digests
+        whole = min(len(digests), len(request.token_ids) // self.pool.block_size)
+        return self.pool.loadable(digests, reused, whole) if self._reuse.caches else reused
 
     def _chain(self, request: Request) -> Chain:
         origin = request.origin

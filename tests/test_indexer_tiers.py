@@ -10,7 +10,7 @@ import pytest
 
 from indexer.blocks import KeySpace, Tokens
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Tier
-from indexer.feed import HIDDEN, KEPT, UNKNOWN, Feed
+from indexer.feed import HIDDEN, KEPT, LATER_MAX, UNKNOWN, Feed
 from indexer.index import PrefixIndex
 from indexer.match import MISS, Hit
 
@@ -28,9 +28,9 @@ class _Pod:
         self.feed = Feed(self.index, "p", 100)
         self.number = 0
 
-    def say(self, *events: dict[str, object] | list[object]) -> None:
+    def say(self, *events: dict[str, object] | list[object], now: float = 0.0) -> None:
         payload = msgspec.msgpack.encode([float(self.number + 1), list(events), 0])
-        self.feed.frame(self.number, payload, 0.0)
+        self.feed.frame(self.number, payload, now)
         self.number += 1
 
     def hit(self, tokens: Tokens = PROMPT, salt: str | None = None, lora: str | None = None) -> Hit:
@@ -221,6 +221,58 @@ def test_a_report_shows_that_the_lower_tiers_were_cleared_too() -> None:
     pod.report(0)
     assert pod.feed.state == "exact" and pod.hit() == MISS
     assert not pod.index.sweep() and pod.index.blocks == 0
+
+
+def test_a_block_that_is_offloaded_again_shows_it_too() -> None:
+    """What was there already is only stored again if it was gone; what came since stays."""
+    pod = _offloaded()
+    other = PROMPT + 700
+    pod.say(_stored([31, 32], None, other[:8]), _placeholder(31, 32))
+    assert pod.feed.reasons == [KEPT]
+    pod.say(_stored(HASHES[:1], None, PROMPT[:4]), _placeholder(HASHES[0]), _removed(31, 32))
+    assert pod.feed.state == "exact" and pod.hit() == Hit(1, 1, near=1, lower=((0, 1),))
+    assert pod.hit(other) == Hit(2, 0, cpu=2, lower=((0, 2),))
+    pod.say(_removed(HASHES[0]), _removed(HASHES[0], medium="CPU"))
+    assert pod.hit() == MISS, "it is no second copy"
+
+
+def test_a_block_that_is_given_up_below_shows_that_it_was_kept() -> None:
+    """Nothing is given up that is not there; one that was stored since shows nothing."""
+    pod = _offloaded()
+    pod.say(_stored([31], None, PROMPT[:4] + 700), _placeholder(31), _removed(31, medium="CPU"))
+    assert pod.feed.reasons == [KEPT]
+    pod.say(_removed(HASHES[5], medium="CPU"))
+    assert pod.feed.state == "exact" and pod.hit().cpu == 5
+
+
+def test_a_report_of_before_the_clear_shows_nothing() -> None:
+    """The pod was asked when all was there."""
+    pod = _Pod()
+    pod.say(_stored(HASHES), _placeholder(*HASHES), _removed(*HASHES[4:]))
+    before = pod.hit()
+    pod.say({"type": "AllBlocksCleared"}, now=2.0)
+    pod.feed.reported(before, len(PROMPT), 0, SIZE, at=1.0)
+    assert pod.feed.reasons == [KEPT] and pod.hit().cpu == 8
+
+
+def test_proofs_of_before_do_not_make_a_clear_sure() -> None:
+    """Predictions that came true when nothing was in doubt say nothing of what is now."""
+    pod = _Pod()
+    pod.say(_stored(HASHES), _placeholder(*HASHES))
+    for _ in range(40):
+        pod.report(32)
+    pod.say({"type": "AllBlocksCleared"})
+    pod.feed.reported(MISS, 4, 0, SIZE)
+    assert pod.feed.reasons == [KEPT]
+
+
+def test_what_waits_has_a_limit() -> None:
+    """Then the tiers are taken for emptied: empty is honest."""
+    pod = _offloaded()
+    pod.say(*[_placeholder(1000 + number) for number in range(LATER_MAX)])
+    assert pod.feed.reasons == [KEPT]
+    pod.say(_placeholder(999))
+    assert pod.hit() == MISS and KEPT not in pod.feed.reasons
 
 
 @pytest.mark.parametrize("event", [{"type": "AllBlocksCleared", "medium": "CPU"}, ["AllBlocksCleared", "CPU"]])

@@ -14,6 +14,7 @@ from indexer.match import MISS, Hit
 from simulator.blocks import BlockPool
 from simulator.events import Dialect, Origin
 from simulator.hashes import root_digest
+from simulator.offload import FarTier
 from simulator.reuse import Group, Kind, Reuse
 from simulator.scheduler import Request, Scheduler
 
@@ -26,11 +27,17 @@ class Served:
     """One pod under a feed: `told` says what its /metrics would."""
 
     def __init__(
-        self, reuse: Reuse, groups: tuple[tuple[Kind, int], ...], version: tuple[int, ...], seed: int, told: bool
+        self,
+        reuse: Reuse,
+        groups: tuple[tuple[Kind, int], ...],
+        version: tuple[int, ...],
+        seed: int,
+        told: bool,
+        far: FarTier | None = None,
     ) -> None:
         self.rng = random.Random(seed)
         beside = [Group(number, kind, window, SIZE, BLOCKS // 2) for number, (kind, window) in enumerate(groups, 1)]
-        pool = BlockPool(BLOCKS, SIZE, ahead=reuse.ahead, groups=beside)
+        pool = BlockPool(BLOCKS if far is None else BLOCKS // 5, SIZE, ahead=reuse.ahead, groups=beside, far=far)
         self.scheduler = Scheduler(pool, root_digest(str(seed)), 4, 64, reuse)
         self.space = KeySpace(seed)
         self.index = PrefixIndex(self.space, 4096, pods_max=2)
@@ -38,6 +45,8 @@ class Served:
         self._dialect = Dialect.of(version)
         self._number = 0
         self._said: list[list[int]] = []
+        self._back = 12 if far is None else 60
+        self.beyond = False  # did the last hit go beyond the own cache?
         if told:
             self.feed.told(reuse.drafter, reuse.caches)
 
@@ -55,6 +64,7 @@ class Served:
                 assert self.feed.frame(self._number, self._dialect.encode(self._number, events, SIZE, 0), 0.0) is None
                 self._number += 1
         self._said.append(request.token_ids)
+        self.beyond = hit.blocks > hit.leading
         cached = request.cached_tokens or 0
         self.feed.reported(hit, len(prompt), cached, size)
         return foretold, cached, exact
@@ -69,7 +79,7 @@ class Served:
         new = [rng.randrange(1000) for _ in range(rng.randrange(1, 60))]
         if turn < 0.15 or not self._said:
             return new
-        said = rng.choice(self._said[-12:])[:160]
+        said = rng.choice(self._said[-self._back :])[:160]
         if turn < 0.3:
             return said[: max(1, len(said) // SIZE * SIZE)]
         return said[: rng.randrange(1, len(said) + 1)] + new[: rng.randrange(0, 20)]
@@ -119,3 +129,32 @@ def test_every_kind_is_right_or_not_exact(kind: str, told: bool) -> None:
         if reuse.caches:
             assert sum(cached > 0 for _, cached, _ in late) > 20 and pod.feed.state == "exact"
             assert pod.feed.counts["removed"] or groups
+
+
+OFFLOADED = {
+    "0.20": (Reuse(), KINDLESS),
+    "0.32": (Reuse(), OLD),
+    "0.33": (Reuse(), NEW),
+    "MTP": (Reuse(drafter=True, drop=1), NEW),
+}
+
+
+@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize("kind", OFFLOADED)
+def test_an_offloading_tier_is_right_or_not_exact(kind: str, described: bool) -> None:
+    """It keeps what the own cache has given up, and gives up in its turn; a clear keeps or empties it, and does not say
+    which."""
+    reuse, version = OFFLOADED[kind]
+    for seed in range(4):
+        pod = Served(reuse, (), version, seed, told=True, far=FarTier(BLOCKS // 2, described, seed))
+        asked, beyond = [], 0
+        for number in range(300):
+            if number in (100, 200):
+                pod.scheduler.pool.clear(far=number == 200)
+            asked.append(pod.ask())
+            beyond += pod.beyond
+        wrong = [(number, *each) for number, each in enumerate(asked) if each[0] != each[1] and number >= LEARNED_BY]
+        over = [number for number, (foretold, cached, exact) in enumerate(asked) if exact and foretold > cached]
+        assert not [number for number in over if number not in (100, 200)], (seed, wrong)
+        assert len(wrong) <= len(asked) // 50, (seed, wrong)
+        assert pod.feed.state == "exact" and beyond > 20

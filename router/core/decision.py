@@ -196,7 +196,7 @@ class Core:
         if hit.predicted and not placed.quiet:
             return  # what it was to compute first, it may not have computed yet
         if rank.feed is not None:
-            rank.feed.reported(hit, asked.tokens, cached, size_of(grain))
+            rank.feed.reported(hit, asked.tokens, cached, size_of(grain), decision.at)
         else:
             rank.trust.report(hit, asked.tokens, cached, size_of(grain))
 

@@ -123,8 +123,8 @@ class Mirror:
 
     def _is_fit(self, rank: Rank) -> bool:
         """May others rely on what we know of it? While a gap is being closed, on what we knew until then."""
-        feed = rank.feed
-        if feed is None or self._index.is_hybrid(rank.id):
+        feed, groups = rank.feed, self._index.groups(rank.id)
+        if feed is None or (groups is not None and groups.hybrid):
             return False
         return feed.state == "exact" or (rank.id in self._copies and feed.replaying and not feed.truncated)
 
