@@ -149,7 +149,7 @@ def test_events_that_come_long_after(seed: int) -> None:
 def test_recorded(version: str) -> None:
     """vLLM's own frames: told of the request, the index is as if it had not been told again, eviction by eviction."""
     (request,) = [line for line in lines(version, "requests.jsonl") if "report_mode" in (line["note"] or "")]
-    assert parse(request["path"], orjson.dumps(request["body"])).full_report
+    assert parse(request["path"], orjson.dumps(request["body"])).asks_full_report
     ours, unaware, truth = (_fed(version, request, way) for way in ("told", "untold", "left out"))
     assert ours == truth and len(ours) > 100
     assert unaware != truth
@@ -234,4 +234,4 @@ def test_sliding_windows() -> None:
 )
 def test_who_asks_for_it(path: str, body: bytes, asks: bool) -> None:
     """The field stands in the body, or among the sampling parameters of a request of tokens."""
-    assert parse(path, body).full_report is asks
+    assert parse(path, body).asks_full_report is asks

@@ -254,7 +254,7 @@ def test_score_by_query() -> None:
     """GET /score is the same for one text."""
     prompt = parse_query({"model": "m", "prompt": "a", "pods": "p,q"})
     assert (prompt.kind, prompt.model, prompt.prompts) == ("text", "m", ("a",))
-    assert prompt.pods == ("p", "q")
+    assert prompt.pods == {"p", "q"}
     with pytest.raises(BadRequest):
         parse_query({"model": "m"})
 

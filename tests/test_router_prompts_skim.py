@@ -144,11 +144,11 @@ def test_large_bodies_mean_what_small_ones_do() -> None:
         body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 5000}], **more})
         small, large = parse(CHAT, body), parse_large(CHAT, body, MUCH)
         assert large.large and not small.large
-        assert (large.kind, large.model, large.fields, large.alone) == (
+        assert (large.kind, large.model, large.fields, large.is_alone) == (
             small.kind,
             small.model,
             small.fields,
-            small.alone,
+            small.is_alone,
         )
     odd = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": NaN, "top_p": 1e400}'
     assert parse(CHAT, odd).kind == parse_large(CHAT, odd, MUCH).kind == "chat"

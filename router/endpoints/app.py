@@ -20,7 +20,6 @@ from router.endpoints.openapi import SCORE_BODY, SCORE_QUERY, Described, Readine
 from router.endpoints.operators import operators
 from router.errors import BadRequest, MethodNotAllowed, NoSuchPath, NotFound, RouterError, UnknownModel
 from router.prompts.prompt import Prompt, parse_query
-from router.proxy.attempts import answer_tokens
 from router.server.asgi import read_body
 from router.server.operator_access import OperatorAccess
 from router.service import Service
@@ -218,10 +217,10 @@ def _scored(service: Service, prompt: Prompt, asked: Asked) -> Response:
     if pods is not None:
         if not any(pod in service.core.fleet.pods for pod in pods):
             raise NotFound("There are no such pods.")
-        asked.pods = frozenset(pods)
+        asked.pods = pods
     asked.reads_cache = prompt.reads_cache
     if asked.reason is None:
-        asked.answer = answer_tokens("/score", prompt)
+        asked.answer = prompt.answer_tokens
     now = time.monotonic()
     decision = service.core.decide(asked, frozenset(), now)
     timing_us = {**_NO_TIME_US, **asked.timing_us, "score": round((time.monotonic() - now) * 1e6)}

@@ -12,7 +12,7 @@ from router.core.decision import Asked
 from router.endpoints.adapters import LOAD, UNLOAD, tell_all
 from router.errors import RouterError, Saturated
 from router.prompts.prompt import Prompt
-from router.proxy.attempts import Attempt, Routing, answer_tokens
+from router.proxy.attempts import Attempt, Routing
 from router.proxy.proxy import Receive, Scope, Send, send_error, send_json
 from router.proxy.waiting_room import Admission, ClaimRules, Claims
 from router.server.asgi import ClientGone, read_body
@@ -76,12 +76,12 @@ class Gateway:
             prompt, asked = await self._understand(scope, body)
             if service.sharing is not None:
                 await service.sharing.ask(asked)
-            asked.alone = asked.reason is None and prompt.alone
+            asked.alone = asked.reason is None and prompt.is_alone
             asked.tells_cached = prompt.tells_cached
-            asked.full_report, asked.reads_cache = prompt.full_report, prompt.reads_cache
+            asked.full_report, asked.reads_cache = prompt.asks_full_report, prompt.reads_cache
             if asked.reason is None:
-                asked.answer = answer_tokens(scope["path"], prompt)
-            asked.tells = prompt.stream or prompt.max_tokens == 1
+                asked.answer = prompt.answer_tokens
+            asked.tells = prompt.tells_prefill
             model = prompt.model
             routing = Routing(
                 service.core, service.metrics, service.upstreams, asked, request_id, asked.tells, began,

@@ -25,6 +25,7 @@ from router.prompts.skim import skim
 Kind = Literal["chat", "text", "tokens", "none"]
 Side = Literal["left", "right"]
 
+_COMPLETION_TOKENS = 16  # `max_tokens` of a completion that gives none
 QUOTED_CHARS_MAX = 40  # of a client's text inside a reason or an error: both end in logs
 
 
@@ -45,6 +46,7 @@ class Prompt:
     """The client itself asked for the usage chunk at a stream's end."""
     n: int = 1
     max_tokens: int | None = None
+    """Of the answer, as vLLM takes it: a completion that gives none gets 16."""
     cache_salt: str | None = None
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
@@ -58,20 +60,30 @@ class Prompt:
     """The Messages API's `thinking` is disabled: `fields` says so by an effort of `none`; the pod may take another."""
     tells_cached: bool = True
     """The response's usage has cached tokens, if the pod tells them at all."""
-    alone: bool = True
+    is_alone: bool = True
     """The usage of the response will be about one prompt that was looked up once.
 
     Not so with several prompts or answers (they hit each other), nor where every position must be computed.
     """
-    full_report: bool = False
+    asks_full_report: bool = False
     """The pod's events will tell again of the blocks that this request reuses."""
     priority: int | None = None
-    pods: tuple[str, ...] | None = None
+    pods: frozenset[str] | None = None
     """Of /score: only these."""
     large: bool = False
     """Whatever is done with all of it takes long enough to be done in a thread."""
     reads_cache: bool = True
     """vLLM looks for the prompt's blocks; if not, all is computed, and stored as always."""
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """What vLLM adds to a prompt when it looks whether its context takes both; None: it cuts the prompt."""
+        return None if self.cut_to_fit else max(1, self.max_tokens or 1)
+
+    @property
+    def tells_prefill(self) -> bool:
+        """The first byte of the answer will come with the first token."""
+        return self.stream or self.max_tokens == 1
 
     def understood(self) -> Prompt:
         """What is still asked for when the prompt's tokens are known: nothing that is as long as the body was."""
@@ -202,23 +214,25 @@ def _messages(fields: Fields) -> Prompt:
     return replace(prompt, tells_cached=False, thinking_off=off)
 
 
-def _completion(fields: Fields) -> Prompt:
-    max_tokens = _integer(fields, "max_tokens")
+def _completion(fields: Fields, max_tokens: int | None = None) -> Prompt:
+    """`max_tokens`: where the body gives none."""
+    given = _integer(fields, "max_tokens")
+    max_tokens = max_tokens if given is None else given
     special = flag(fields, "add_special_tokens", True)
     if fields.get("prompt_embeds") is not None:
         return _prompt("text", fields, (), max_tokens, special, "the prompt is given as embeddings")
-    given = fields.get("prompt")
-    if not given:
+    prompt = fields.get("prompt")
+    if not prompt:
         raise BadRequest("prompt: it is missing or empty")
-    if type(given) is str:
-        return _prompt("text", fields, (given,), max_tokens, special)
-    if type(given) is not list:
+    if type(prompt) is str:
+        return _prompt("text", fields, (prompt,), max_tokens, special)
+    if type(prompt) is not list:
         raise BadRequest("prompt: neither a string, nor a list of strings, nor a list of token ids")
-    if type(given[0]) is str:
-        if not all(type(text) is str for text in given):
+    if type(prompt[0]) is str:
+        if not all(type(text) is str for text in prompt):
             raise BadRequest("prompt: a list of both strings and other things")
-        return _prompt("text", fields, tuple(given), max_tokens, special)
-    lists = given if type(given[0]) is list else [given]
+        return _prompt("text", fields, tuple(prompt), max_tokens, special)
+    lists = prompt if type(prompt[0]) is list else [prompt]
     return _tokens_prompt("prompt", fields, lists, max_tokens)
 
 
@@ -229,7 +243,7 @@ def _generate(fields: Fields) -> Prompt:
     if fields.get("features") is not None:
         return _prompt("tokens", fields, (), max_tokens, False, "the prompt has multimodal features")
     prompt = _tokens_prompt("token_ids", fields, [fields.get("token_ids")], max_tokens)
-    return prompt if _sampling_reads_cache(sampling) else replace(prompt, reads_cache=False, alone=False)
+    return prompt if _sampling_reads_cache(sampling) else replace(prompt, reads_cache=False, is_alone=False)
 
 
 def _score(fields: Fields) -> Prompt:
@@ -243,7 +257,7 @@ def _score(fields: Fields) -> Prompt:
     if pods is not None:
         if type(pods) is not list or not pods or not all(type(pod) is str for pod in pods):
             raise BadRequest("pods is not a list of names")
-        pods = tuple(pods)
+        pods = frozenset(pods)
     if given[0] == "token_ids":
         return replace(_tokens_prompt("token_ids", fields, [fields["token_ids"]], None), pods=pods)
     prompt = _tokenize(fields)
@@ -293,7 +307,7 @@ def _unknown(path: str, body: bytes) -> Prompt:
 _PARSERS: dict[str, Callable[[Fields], Prompt]] = {
     "/v1/chat/completions": _chat,
     "/v1/chat/completions/render": _chat,
-    "/v1/completions": _completion,
+    "/v1/completions": lambda fields: _completion(fields, _COMPLETION_TOKENS),
     "/v1/completions/render": _completion,
     "/inference/v1/generate": _generate,
     "/invocations": _invocations,
@@ -343,8 +357,8 @@ def _prompt(
         add_special_tokens,
         truncate,
         cut_to_fit=truncate is None and fields.get("truncate_prompt_tokens") is not None,
-        alone=reads_cache and not several and not fields.get("use_beam_search"),
-        full_report=_asks_full_report(fields),
+        is_alone=reads_cache and not several and not fields.get("use_beam_search"),
+        asks_full_report=_asks_full_report(fields),
         priority=priority if isinstance(priority, int) else None,
         reads_cache=reads_cache,
     )

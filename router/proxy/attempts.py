@@ -11,7 +11,6 @@ from typing import NamedTuple
 from router.core.decision import Asked, Change, Core, Placed
 from router.errors import Full, NoRetry
 from router.metrics import Metrics
-from router.prompts.prompt import Prompt
 from router.proxy.proxy import Outcome
 from router.proxy.refusals import DISPUTES, REFUSALS
 from router.proxy.waiting_room import Admission, Claims
@@ -23,7 +22,6 @@ _Headers = Sequence[tuple[bytes, bytes]]
 
 _UNKNOWN = "the prefix is not known"  # a label must be bounded; the whole reason is in the decision
 _CLIENT_GONE = 499  # nginx's number for an answer that nobody waited for
-_COMPLETION_TOKENS = 16  # `max_tokens` of a completion that gives none
 _INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
 _NOT_FOUND = 404
 _STAPLE = frozenset(("/v1/chat/completions", "/v1/completions"))  # where every pod that has the model says no 404
@@ -287,14 +285,6 @@ class Attempt:
             change = core.failed(placed, end != _INTERNAL_ERROR, now)
         if change is not None:
             _tell(change, end)
-
-
-def answer_tokens(path: str, prompt: Prompt) -> int | None:
-    """The tokens that vLLM adds to a prompt when it looks whether its context takes both; None: it cuts the prompt."""
-    if prompt.cut_to_fit:
-        return None
-    default = _COMPLETION_TOKENS if path == "/v1/completions" else 1
-    return max(1, prompt.max_tokens if prompt.max_tokens is not None else default)
 
 
 def _tell(change: Change, end: str | int | None) -> None:

@@ -18,7 +18,7 @@ from router.prompts.prompt import Prompt
 from router.prompts.skim import weight_of
 
 _BYTES_BESIDE = 2_500  # of one entry beside its keys, measured with tracemalloc: nothing of the body itself is kept
-_NAME_BYTES = 60  # of a name beside its characters
+_NAME_BYTES = 160  # of a name beside its characters, with its place in a set
 
 
 class Recalled(NamedTuple):
