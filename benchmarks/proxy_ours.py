@@ -12,7 +12,8 @@ import orjson
 import uvicorn
 
 from router.errors import BadRequest, NoFitPod
-from router.proxy.proxy import HeaderList, Outcome, Proxy, Receive, Scope, Send, send_error
+from router.proxy.proxy import Outcome, Proxy
+from router.server.asgi import Headers, Receive, Scope, Send, send_error
 from router.server.limits import ServingLimits
 from router.server.port import Front
 from router.upstream.pool import Upstream
@@ -47,8 +48,8 @@ class Turn:
         self._owner = owner
         self.pod = pod
         self.upstream = owner.upstreams[pod]
-        self.request_headers: HeaderList = [(b"x-request-id", request_id)]
-        self.response_headers: HeaderList = [
+        self.request_headers: Headers = [(b"x-request-id", request_id)]
+        self.response_headers: Headers = [
             (b"x-warmroute-pod", pod.encode()),
             (b"x-warmroute-matched-tokens", b"0"),
             (b"x-request-id", request_id),

@@ -85,11 +85,12 @@ def worker(descriptor: int) -> None:
     \b
     Example: warmroute serve --workers 4
     """
+    from router.process import serve as run
     from router.workers.control import Control
 
     control = Control(descriptor)
     _log(control.config.gateway.log_level, f"[worker {control.seat.number}] ")
-    control.serve()
+    control.serve(run)
     _exit()
 
 

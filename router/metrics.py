@@ -17,8 +17,8 @@ from prometheus_client.registry import Collector
 from indexer.prefixes import PrefixStats
 from router.core.breaker import STATES
 from router.core.decision import Asked, Core
+from router.core.fair_queue import RESULTS
 from router.core.token_states import SOURCES
-from router.proxy.waiting_room import RESULTS
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _DECISION_SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 2.0)

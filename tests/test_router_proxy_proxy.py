@@ -15,8 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from router.errors import NoFitPod, Saturated
-from router.proxy.proxy import HeaderList, Message, Outcome, Proxy, Receive, Scope, Send
+from router.proxy.proxy import Outcome, Proxy
 from router.proxy.usage import Usage
+from router.server.asgi import Headers, Message, Receive, Scope, Send
 from router.server.port import Front, ServingLimits
 from router.upstream.pool import Upstream, UpstreamLimits
 from tests.fakes.peers import OK, Call, answer, peer, settled, until
@@ -47,8 +48,8 @@ class Taken:
     def __init__(self, pod: str, upstream: Upstream) -> None:
         self.pod = pod
         self.upstream = upstream
-        self.request_headers: HeaderList = [(b"x-request-id", b"id-1")]
-        self.response_headers: HeaderList = [(b"x-warmroute-pod", pod.encode()), (b"x-request-id", b"id-1")]
+        self.request_headers: Headers = [(b"x-request-id", b"id-1")]
+        self.response_headers: Headers = [(b"x-warmroute-pod", pod.encode()), (b"x-request-id", b"id-1")]
         self.first_bytes = 0
         self.ends: list[str | Outcome] = []
 

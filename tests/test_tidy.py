@@ -15,6 +15,18 @@ PACKAGES = ("indexer", "scorer", "router", "simulator")
 PURE = ("indexer", "scorer")
 BELOW = {"indexer": (), "scorer": ("indexer",), "router": ("scorer", "indexer"), "simulator": ()}
 
+LINE = (
+    "errors", "garbage", "native", "core", "config", "server", "upstream", "prompts", "tokens", "events", "metrics",
+    "shared_index", "discovery", "proxy", "workers", "service", "endpoints", "process", "commands", "cli", "__main__",
+)  # fmt: skip
+"""The rooms of `router`, folders and files: each imports only from those before it."""
+
+_NOT_YET = {
+    ("core/comparison.py", "config"), ("core/comparison.py", "prompts"), ("core/decision.py", "config"),
+    ("core/fleet.py", "prompts"), ("core/token_states.py", "prompts"),
+}  # fmt: skip
+
+ROOM_MODULES_MAX = 12
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 500
 
@@ -63,6 +75,35 @@ def imported(source: Source) -> Iterator[tuple[int, str]]:
             yield node.lineno, source.package if node.level else (node.module or "").partition(".")[0]
 
 
+def imported_rooms(source: Source) -> Iterator[tuple[int, str]]:
+    """Line and room of every import from `router`; those for typing only count in `core` alone."""
+    room = _room(source)
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "router":
+            names = [f"router.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        if room != "core" and node in _for_typing(source):
+            continue
+        for name in names:
+            if name.startswith("router."):
+                yield node.lineno, name.split(".")[1]
+
+
+def _for_typing(source: Source) -> set[ast.AST]:
+    blocks = [n for n in ast.walk(source.tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    return {node for block in blocks for node in ast.walk(block)}
+
+
+def _room(source: Source) -> str:
+    """Of a file of `router`: the folder or the file that is in `LINE`."""
+    return source.path.parts[1].removesuffix(".py")
+
+
 # --- the rules ---
 
 
@@ -71,6 +112,19 @@ def one_straight_line(source: Source) -> Iterator[str]:
     allowed = (source.package, *BELOW[source.package])
     for line, name in imported(source):
         if name in PACKAGES and name not in allowed:
+            yield f"{source.path}:{line} imports {name}"
+
+
+def the_line(source: Source) -> Iterator[str]:
+    """In `router`, imports go from each room to those before it. (Rule 1.)"""
+    room = _room(source)
+    if room == "__init__":
+        return
+    if room not in LINE:
+        yield f"{source.path} is in no room"
+        return
+    for line, name in imported_rooms(source):
+        if name not in LINE[: LINE.index(room) + 1] and (str(source.path)[7:], name) not in _NOT_YET:
             yield f"{source.path}:{line} imports {name}"
 
 
@@ -174,6 +228,7 @@ def said_of_tests(source: Source) -> Iterator[str]:
     ("rule", "folders"),
     [
         (one_straight_line, PACKAGES),
+        (the_line, ("router",)),
         (pure, PURE),
         (no_locks, PURE),
         (words, (*PACKAGES, "benchmarks", "tests")),
@@ -192,11 +247,51 @@ def test_held(rule: Rule, folders: tuple[str, ...]) -> None:
     assert [fault for file in files for fault in rule(file)] == []
 
 
+def small_rooms(files: list[Source]) -> Iterator[str]:
+    """A folder is seen at one glance, and says what it is for. (Rule 1.)"""
+    folders: dict[Path, list[Source]] = {}
+    for file in files:
+        folders.setdefault(file.path.parent, []).append(file)
+    for folder, inside in folders.items():
+        modules = [file for file in inside if file.path.name != "__init__.py"]
+        if len(modules) > ROOM_MODULES_MAX:
+            yield f"{folder} has {len(modules)} modules"
+        own = [file for file in inside if file.path.name == "__init__.py"]
+        if not own or not ast.get_docstring(own[0].tree):
+            yield f"{folder} does not say what it is for"
+        elif len(own[0].tree.body) > 1:
+            yield f"{folder}/__init__.py has more than a docstring"
+
+
+def test_rooms_are_small() -> None:
+    """At most so many modules in each room of `router`, and a docstring."""
+    assert list(small_rooms([file for file in sources("router") if len(file.path.parts) > 2])) == []
+
+
+def test_small_rooms_is_exact() -> None:
+    """At the limit is within it; a folder without a docstring, or with code in its `__init__.py`, is caught."""
+    modules = [parsed(f"router/x/m{number}.py", "") for number in range(ROOM_MODULES_MAX)]
+    said = parsed("router/x/__init__.py", '"""What for."""')
+    assert list(small_rooms([*modules, said])) == []
+    assert list(small_rooms([*modules, parsed("router/x/more.py", ""), said]))
+    assert list(small_rooms(modules))
+    assert list(small_rooms([*modules, parsed("router/x/__init__.py", "")]))
+    assert list(small_rooms([*modules, parsed("router/x/__init__.py", '"""M."""\nfrom router.x import m0')]))
+
+
 @pytest.mark.parametrize("rule", [sync, no_locks])
 def test_the_decision_never_waits(rule: Rule) -> None:
     """`router/core/decision.py` joins the pure rooms, and is sync and without locks as they are."""
     path = "router/core/decision.py"
     assert list(rule(parsed(path, (ROOT / path).read_text(encoding="utf-8")))) == []
+
+
+def test_for_typing_one_may_look_up() -> None:
+    """Outside `core`, a type's name may come from a room further up the line."""
+    text = "if TYPE_CHECKING:\n    from router.service import Service"
+    assert list(the_line(parsed("router/workers/x.py", text))) == []
+    assert list(the_line(parsed("router/workers/x.py", "from router.proxy.proxy import Proxy"))) == []
+    assert list(the_line(parsed("router/__init__.py", ""))) == []
 
 
 # --- shown to catch ---
@@ -207,6 +302,13 @@ _BAD: list[tuple[Rule, str, str]] = [
     (one_straight_line, "scorer/x.py", "def f():\n    from router import core"),
     (one_straight_line, "simulator/x.py", "from indexer.events import BlockStored"),
     (one_straight_line, "router/x.py", "import os, simulator.pod as pod"),
+    (the_line, "router/x.py", ""),
+    (the_line, "router/rooms/x.py", ""),
+    (the_line, "router/errors.py", "from router.core.demand import Demand"),
+    (the_line, "router/server/x.py", "from router import upstream"),
+    (the_line, "router/core/x.py", "def f():\n    import router.config.settings as settings"),
+    (the_line, "router/core/x.py", "if TYPE_CHECKING:\n    from router.prompts.prompt import Prompt"),
+    (the_line, "router/workers/x.py", "def f():\n    from router.process import serve"),
     (pure, "indexer/x.py", "import asyncio"),
     (pure, "indexer/x.py", "import time"),
     (pure, "scorer/x.py", "from random import choice"),

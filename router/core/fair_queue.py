@@ -10,6 +10,9 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+RESULTS = ("granted", "refused", "full", "timeout", "gone")
+"""How waiting ends. granted, or refused when its turn came; full: there was no place in the queue; else it left."""
+
 PRIORITY_MIN, PRIORITY_MAX = -8, 7  # what is beyond counts as these: so many levels are kept at most
 _QUANTUM = 1024  # tokens that a flow may spend when its turn comes
 _COST_MIN = 256  # a short prompt takes a place as well: at most 4 in a row

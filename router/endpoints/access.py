@@ -11,8 +11,7 @@ from router.config.keys import KeyRing
 from router.endpoints.data_plane import SHOWN_KEY
 from router.endpoints.operators import operators
 from router.errors import RouterError
-from router.proxy.proxy import Receive, Scope, Send, send_error
-from router.server.exchange import App
+from router.server.asgi import App, Receive, Scope, Send, send_error
 from router.server.operator_access import OperatorAccess
 from router.service import Service
 

@@ -10,7 +10,7 @@ from router.core.decision import Core
 from router.core.fleet import Pod
 from router.discovery.pods import Pods
 from router.errors import BadRequest, UnknownModel
-from router.proxy.proxy import HeaderList, Scope
+from router.server.asgi import Headers, Scope
 from router.upstream.failures import UpstreamError
 from router.upstream.pool import Upstream
 
@@ -63,7 +63,7 @@ async def _tell(
     upstream: Upstream, scope: Scope, body: bytes, withheld: frozenset[bytes], own: bool
 ) -> tuple[int, str]:
     """`own`: with the pod's key in place of the client's."""
-    headers: HeaderList = scope["headers"]
+    headers: Headers = scope["headers"]
     ours = upstream.own_key() if own else ()
     try:
         response = await upstream.request("POST", scope["path"].encode(), headers, body, ours, withheld)

@@ -13,9 +13,8 @@ from router.endpoints.adapters import LOAD, UNLOAD, tell_all
 from router.errors import RouterError, Saturated
 from router.prompts.prompt import Prompt
 from router.proxy.attempts import Attempt, Routing
-from router.proxy.proxy import Receive, Scope, Send, send_error, send_json
 from router.proxy.waiting_room import Admission, ClaimRules, Claims
-from router.server.asgi import ClientGone, read_body
+from router.server.asgi import ClientGone, Receive, Scope, Send, read_body, send_error, send_json
 from router.service import Service
 
 _MODELS = "/v1/models"  # of /v1/*, what we answer ourselves

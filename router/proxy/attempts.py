@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,11 +14,11 @@ from router.metrics import Metrics
 from router.proxy.proxy import Outcome
 from router.proxy.refusals import DISPUTES, REFUSALS
 from router.proxy.waiting_room import Admission, Claims
+from router.server.asgi import Headers
 from router.upstream.pool import Upstream
 
 log = logging.getLogger("warmroute.attempts")
 
-_Headers = Sequence[tuple[bytes, bytes]]
 
 _UNKNOWN = "the prefix is not known"  # a label must be bounded; the whole reason is in the decision
 _CLIENT_GONE = 499  # nginx's number for an answer that nobody waited for
@@ -187,14 +187,14 @@ class Attempt:
         self._judged = False  # the pod's breaker knows how it went
         self.upstream = upstream
         rank = placed.decision.rank
-        self.request_headers: _Headers = [(b"x-request-id", routing.request_id)]
+        self.request_headers: Headers = [(b"x-request-id", routing.request_id)]
         if len(rank.pod.ranks) > 1:
             number = rank.pod.global_rank(rank.id.rank)
             if number is not None:  # else it picks one itself, and its events will say which
                 self.request_headers = [*self.request_headers, (b"x-data-parallel-rank", b"%d" % number)]
         if core.config.shows_own_keys:
             self.request_headers = [*self.request_headers, *upstream.own_key()]
-        self.response_headers: _Headers = [
+        self.response_headers: Headers = [
             (b"x-warmroute-pod", rank.id.pod.encode()),
             (b"x-request-id", routing.request_id),
         ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -20,16 +20,10 @@ from urllib.parse import quote
 from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError, unraised
 from router.proxy.refusals import BREAKS, DISPUTES, REFUSALS, retry_after_s
 from router.proxy.usage import Tail, Usage, read_usage
-from router.server.exchange import PUSH
+from router.server.asgi import PUSH, Headers, Message, Receive, Scope, Send, send_error
 from router.upstream.failures import ResponseTimeout, UnsendableRequest, UpstreamError
 from router.upstream.pool import Response, Upstream
 from router.upstream.replies import NOT_FORWARDED
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-HeaderList = Sequence[tuple[bytes, bytes]]
 
 _TRAILERS = "http.response.trailers"
 _PLACES = frozenset((b"location", b"content-location"))
@@ -60,11 +54,11 @@ class Assignment(Protocol):
         """The pod may be at work on what it does not answer yet: it is well, and whole answers take their time."""
 
     @property
-    def request_headers(self) -> HeaderList:
+    def request_headers(self) -> Headers:
         """For the pod, in place of the client's of these names (lower case)."""
 
     @property
-    def response_headers(self) -> HeaderList:
+    def response_headers(self) -> Headers:
         """For the client, in place of the pod's of these names (lower case)."""
 
     def first_byte(self, now: float) -> None:
@@ -100,20 +94,6 @@ class Routes(Protocol):
 
     async def wait(self, full: Full) -> Assignment:
         """After `Full`: pick one when there is room. Raises `RouterError`: the wait is too long …"""
-
-
-async def send_error(send: Send, error: RouterError, headers: HeaderList = ()) -> None:
-    """Answer with the OpenAI error body of `error`."""
-    if error.retry_after_s is not None:
-        headers = [*headers, (b"retry-after", b"%d" % error.retry_after_s)]
-    await send_json(send, error.status, error.body(), headers)
-
-
-async def send_json(send: Send, status: int, body: bytes, headers: HeaderList = ()) -> None:
-    """Answer with this JSON."""
-    fields = [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 class _Flight:
@@ -203,7 +183,7 @@ class Proxy:
         send: Send,
         body: bytes,
         routes: Routes,
-        error_headers: HeaderList = (),
+        error_headers: Headers = (),
     ) -> RouterError | None:
         """Answer this request, whose `body` has been read. `error_headers` go out with an error of our own.
 
@@ -221,7 +201,7 @@ class Proxy:
         finally:
             self._unwatch(flight)
 
-    async def _serve(self, flight: _Flight, routes: Routes, error_headers: HeaderList) -> RouterError | None:
+    async def _serve(self, flight: _Flight, routes: Routes, error_headers: Headers) -> RouterError | None:
         tried: frozenset[str] = frozenset()
         broken = disputed = 0
         failure: RouterError | None = None
@@ -363,7 +343,7 @@ def _announces_trailers(scope: Scope, response: Response) -> bool:
     return any(name == b"trailer" for name, _ in response.headers)
 
 
-def _start(response: Response, ours: HeaderList, send_trailers: bool) -> Message:
+def _start(response: Response, ours: Headers, send_trailers: bool) -> Message:
     names = [name for name, _ in ours]
     headers = [field for field in response.headers if field[0] not in names]
     headers += ours

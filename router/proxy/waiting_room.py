@@ -17,8 +17,6 @@ _LOOK_S = 0.05  # between two looks while somebody waits: pods come back without
 _PRIORITY_CHARS_MAX = 12
 _FLOW_HEADERS: tuple[bytes, ...] = (b"x-warmroute-flow", b"authorization", b"x-api-key")  # the first wins
 _ANONYMOUS = b""
-RESULTS = ("granted", "refused", "full", "timeout", "gone")
-"""granted, or refused when its turn came; full: there was no place in the queue; else it left the queue itself."""
 
 T = TypeVar("T")
 
@@ -46,7 +44,7 @@ class Guest(Protocol[T]):
 
 
 class Admission(Generic[T]):
-    """All who wait, on one loop. How it ended is counted in `results`, by the words of `RESULTS`."""
+    """All who wait, on one loop. How it ended is counted in `results`, by the words of `fair_queue.RESULTS`."""
 
     def __init__(self, queue: FairQueue, wait_max_s: float, results: Counter[str]) -> None:
         self._queue = queue

@@ -1,9 +1,26 @@
-"""Reading a request's body, bounded."""
+"""ASGI's words, in one place, and what every application does with them: read a bounded body, answer with JSON."""
 
 from __future__ import annotations
 
-from router.errors import BadRequest, BodyTooLarge
-from router.proxy.proxy import Receive, Scope
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from router.errors import BadRequest, BodyTooLarge, RouterError
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+"""Names and values as they came, in their order."""
+
+PUSH = "warmroute.push"
+"""The extension by which an application finds an exchange's `push`."""
+
+
+class ClientDisconnected(OSError):
+    """The client has left: what is sent goes nowhere."""
 
 
 class ClientGone(Exception):
@@ -40,3 +57,17 @@ async def read_body(scope: Scope, receive: Receive, body_max: int) -> bytes:
 
 def _too_large(body_max: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is larger than {body_max} bytes.")
+
+
+async def send_error(send: Send, error: RouterError, headers: Headers = ()) -> None:
+    """Answer with the OpenAI error body of `error`."""
+    if error.retry_after_s is not None:
+        headers = [*headers, (b"retry-after", b"%d" % error.retry_after_s)]
+    await send_json(send, error.status, error.body(), headers)
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Headers = ()) -> None:
+    """Answer with this JSON."""
+    said = [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": said})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -13,7 +13,8 @@ import httptools
 from uvicorn.server import ServerState
 
 from router.errors import unraised
-from router.server.exchange import PUSH, App, Exchange
+from router.server.asgi import PUSH, App
+from router.server.exchange import Exchange
 from router.server.heads import Refused, Target, check_fields, parse_target, tokens, without_upgrade
 from router.server.limits import ServingLimits
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from router.server.asgi import App, ClientDisconnected, Message
 from router.server.heads import CONTINUE, response_head, tokens
-from router.upstream.failures import ClientDisconnected
 
 log = logging.getLogger("warmroute")
-
-Message = MutableMapping[str, Any]
-App = Callable[[Any, Any, Any], Awaitable[None]]
-
-PUSH = "warmroute.push"
-"""The extension by which an application finds an exchange's `push`."""
 
 _START, _BODY, _TRAILERS, _DONE = range(4)  # what the application says next
 _COPIED_BYTES_MAX = 64 * 1024  # a larger piece goes out beside its framing, not copied into one

@@ -6,14 +6,13 @@ llhttp refuses most of what two parsers could read in two ways; what it lets thr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from router.errors import RouterError
-
-Fields = Iterable[tuple[bytes, bytes]]
+from router.server.asgi import Headers
 
 _TYPES = {500: "internal_error", 429: "rate_limit_error", 503: "service_unavailable"}
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
@@ -104,7 +103,7 @@ def check_fields(version: str, headers: Sequence[tuple[bytes, bytes]], names: Ma
         raise Refused(417, "The only expectation that can be met is 100-continue.")
 
 
-def without_upgrade(method: str, target: bytes, version: str, headers: Fields) -> bytes:
+def without_upgrade(method: str, target: bytes, version: str, headers: Headers) -> bytes:
     """The head of a request that asked to change the protocol, as if it had not asked (RFC 9110, 7.8)."""
     kept, last = [], False
     for name, value in headers:

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from router.config.keys import KeyRing
 from router.config.settings import Gateway
 from router.errors import Forbidden, RouterError
-from router.proxy.proxy import Scope
+from router.server.asgi import Scope
 
 _ON_BEHALF = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"origin"))
 """Headers of a request that somebody on this machine sends for somebody else: a proxy, or a page in a browser."""

@@ -59,7 +59,3 @@ class StaleConnection(BrokenResponse):
 
 class UnsendableRequest(ValueError):
     """The method, target or headers would not be one well-formed request head: the client's fault."""
-
-
-class ClientDisconnected(OSError):
-    """The client has left: what is sent goes nowhere."""

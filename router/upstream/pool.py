@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from router.server.asgi import Headers
 from router.upstream.connection import Connection, Response, UpstreamLimits
 from router.upstream.failures import ConnectFailed, ConnectTimeout, PoolFull, StaleConnection
 from router.upstream.pod_keys import PodKey
-from router.upstream.replies import NOT_FORWARDED, Headers, request_head
+from router.upstream.replies import NOT_FORWARDED, request_head
 
 __all__ = ["Address", "Response", "Tls", "Upstream", "UpstreamLimits"]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import httptools
 
+from router.server.asgi import Headers
 from router.upstream.failures import BrokenResponse, UnsendableRequest
-
-Headers = Iterable[tuple[bytes, bytes]]
 
 # RFC 9110, 7.6.1 and 11.7: fields that speak to the next hop only, besides those that `Connection` names.
 HOP_BY_HOP = frozenset(

@@ -9,10 +9,14 @@ import pickle
 import shutil
 import signal
 import socket
+from collections.abc import Callable
 
 from router.config.settings import Config
 from router.errors import ConfigError
 from router.workers.worker import Seat
+
+Serve = Callable[[Config, Seat, Callable[[], None]], None]
+"""Serves one worker's part until it is told to stop, and calls the third once connections are taken."""
 
 _LENGTH_BYTES = 8
 
@@ -36,10 +40,8 @@ class Control:
         except (OSError, EOFError) as error:
             raise ConfigError(f"A worker is started by `warmroute serve --workers` only: {error}.") from error
 
-    def serve(self) -> None:
-        """Serve until told to stop; raises `ConfigError` before anything listens."""
-        from router.process import serve  # heavy: who keeps workers does without
-
+    def serve(self, serve: Serve) -> None:
+        """Serve by `serve` until told to stop; raises `ConfigError` before anything listens."""
         serve(self.seat.part(self.config), self.seat, self._started)
         if self._alone:
             shutil.rmtree(self.seat.folder, ignore_errors=True)

@@ -22,9 +22,7 @@ from prometheus_client.registry import Collector
 from router.config.keys import read_keys
 from router.config.settings import Gateway
 from router.errors import RouterError
-from router.proxy.proxy import Receive, Scope, Send, send_error
-from router.server.asgi import ClientGone, read_body
-from router.server.exchange import App
+from router.server.asgi import App, ClientGone, Receive, Scope, Send, read_body, send_error
 from router.server.operator_access import OperatorAccess
 from router.workers import merging
 from router.workers.kept_counters import kept

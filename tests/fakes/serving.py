@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from router.server.exchange import ClientDisconnected
+from router.server.asgi import ClientDisconnected
 from router.server.port import Front, ServingLimits
 
 WAIT_S = 10.0
