@@ -23,7 +23,7 @@ import orjson
 from benchmarks.proxy_pods import MODEL
 from benchmarks.steady import Steady, Work
 from indexer.events import BlockStored
-from router.config.settings import load, parse_model
+from router.config.reading import load, parse_model
 from router.core.decision import Asked
 from router.core.fleet import Pod, Rank, RankId
 from router.prompts.prompt import parse

@@ -53,7 +53,7 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
         --pod name=pod-0,address=http://127.0.0.1:8001,events=tcp://127.0.0.1:5557,replay=tcp://127.0.0.1:5558 \\
         --model name=tiny-qwen,tokenizer=/models/tiny-qwen
     """
-    from router.config.settings import load, parse_model, parse_pod
+    from router.config.reading import load, parse_model, parse_pod
 
     flags = {
         "gateway.host": given["host"],
@@ -135,7 +135,7 @@ def check(path: str | None, wait_s: float) -> None:
     Example: warmroute check --config warmroute.yaml
     """
     from router.commands.check import check_fleet
-    from router.config.settings import load
+    from router.config.reading import load
 
     sys.exit(1 if check_fleet(load(path, os.environ, {}), wait_s) else 0)
 

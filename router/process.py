@@ -17,7 +17,8 @@ import uvicorn
 import uvloop
 
 from router import native
-from router.config.settings import Config, Gateway
+from router.config.gateway import GatewayConfig
+from router.config.settings import Config
 from router.endpoints.access import guarded
 from router.endpoints.app import create_app, create_ops_app
 from router.errors import ConfigError
@@ -91,7 +92,7 @@ async def _collecting(collector: Collector, service: Service, serving: Coroutine
         beside.cancel()
 
 
-def _check_tls(gateway: Gateway) -> None:
+def _check_tls(gateway: GatewayConfig) -> None:
     """uvicorn reads the files later, and would end with a traceback."""
     tls = gateway.tls
     if tls.cert_file is None:
@@ -166,7 +167,7 @@ def _gathered(app: App, service: Service, access: OperatorAccess) -> App:
     return app if service.peers is None else Gathering(app, service.peers, access)
 
 
-def _say_who_may(gateway: Gateway, access: OperatorAccess) -> None:
+def _say_who_may(gateway: GatewayConfig, access: OperatorAccess) -> None:
     """What is open to whom, so that nobody is surprised."""
     keys = "an API key is needed" if gateway.asks_for_keys else "open to all (gateway.api_keys closes it)"
     log.info("requests to models, port %d: %s", gateway.port, keys)

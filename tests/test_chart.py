@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from router.config.settings import load
+from router.config.reading import load
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "warmroute"

@@ -19,7 +19,8 @@ from pydantic.fields import FieldInfo
 from indexer.errors import IndexerError
 from indexer.events import BlockStored
 from router.config import values as forms
-from router.config.settings import Config, load, parse_model, parse_pod
+from router.config.reading import load, parse_model, parse_pod
+from router.config.settings import Config
 from router.config.sources import FILE_BYTES_MAX, known_keys, section_of, spelling
 from router.config.tokens import PROFILES
 from router.errors import ConfigError

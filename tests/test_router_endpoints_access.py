@@ -19,8 +19,9 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from router.config.gateway import GatewayConfig
 from router.config.keys import KeyRing, read_keys
-from router.config.settings import Config, Gateway
+from router.config.settings import Config
 from router.endpoints.access import guarded as guarded_app
 from router.endpoints.data_plane import SHOWN_KEY
 from router.errors import ConfigError
@@ -141,7 +142,7 @@ def test_keys_in_a_file(tmp_path: Path) -> None:
 def test_configured_wrongly(wrong: dict[str, Any], said: str) -> None:
     """What can't be meant is refused."""
     with pytest.raises(ValidationError, match=said):
-        Gateway.model_validate(wrong)
+        GatewayConfig.model_validate(wrong)
 
 
 def test_files_must_be_there(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_files_must_be_there(tmp_path: Path) -> None:
         assert ended.returncode == 1 and said in ended.stderr, ended.stderr
         assert len(ended.stderr.splitlines()) == 1 and "s3cret" not in ended.stderr
     with pytest.raises(ConfigError, match="can't be read"):
-        from router.config.settings import load
+        from router.config.reading import load
 
         load(None, {"WARMROUTE_GATEWAY__API_KEYS_FILE": "/nowhere"}, {})
 

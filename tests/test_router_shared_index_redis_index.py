@@ -13,7 +13,7 @@ import pytest
 
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored
 from indexer.match import Hit
-from router.config.index import SharedRedis
+from router.config.index import RedisConfig
 from router.config.settings import Config
 from router.core.decision import Asked, Core
 from router.core.fleet import RankId
@@ -231,9 +231,9 @@ def test_the_url_is_checked_and_kept_secret() -> None:
     assert "s3cret" not in repr(config) and config.index.redis.url is not None
     assert config.index.redis.url.get_secret_value() == url
     with pytest.raises(ValueError, match="should be like redis"):
-        SharedRedis.model_validate({"url": "http://user:s3cret@redis"})
+        RedisConfig.model_validate({"url": "http://user:s3cret@redis"})
     with pytest.raises(ValueError, match="not more than lease"):
-        SharedRedis.model_validate({"lease": 20, "block_ttl": 15})
+        RedisConfig.model_validate({"lease": 20, "block_ttl": 15})
 
 
 _WITHOUT = """

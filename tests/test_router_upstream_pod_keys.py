@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from router.config.fleet import StaticPod
-from router.config.settings import Config, load
-from router.config.upstream import PodKeys
+from router.config.reading import load
+from router.config.settings import Config
+from router.config.upstream import PodKeysConfig
 from router.endpoints.answers import pod_answer
 from router.endpoints.app import create_app
 from router.errors import ConfigError
@@ -133,7 +134,7 @@ def test_files_that_can_not_be_used(tmp_path: Path) -> None:
         load(None, {"WARMROUTE_PODS__API_KEY": "bad key"}, {})
     file, now = tmp_path / "key", [0.0]
     file.write_text("one\n")
-    keyring = Keyring(PodKeys(api_key_file=str(file)), lambda: now[0])
+    keyring = Keyring(PodKeysConfig(api_key_file=str(file)), lambda: now[0])
     key = keyring.of(StaticPod(name="a", address="http://h"))
     assert key is not None and key is keyring.of(StaticPod(name="b", address="http://i"))
     assert key.headers() == [(b"authorization", b"Bearer one")]
@@ -144,7 +145,7 @@ def test_files_that_can_not_be_used(tmp_path: Path) -> None:
     file.write_text("two\n")
     now[0] += 10
     assert key.headers() == [(b"authorization", b"Bearer two")]
-    assert Keyring(PodKeys()).of(StaticPod(name="a", address="http://h")) is None
+    assert Keyring(PodKeysConfig()).of(StaticPod(name="a", address="http://h")) is None
 
 
 async def test_simulated_pods_with_a_key(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from router.config.values import Count, Ratio, Seconds, Section
 
 
-class Breaker(Section):
+class BreakerConfig(Section):
     """When a pod is ejected for its failures, and for how long. Never more than half of the pods are."""
 
     failures_in_row: Count = Field(default=5, ge=1, le=10_000, description="Failures in a row after which it is.")
@@ -32,7 +32,7 @@ class Breaker(Section):
         return self
 
 
-class Admission(Section):
+class AdmissionConfig(Section):
     """How much work is taken on. What is over a bound waits, in a short queue that is fair between flows; then 429.
 
     A flow is what `x-warmroute-flow` says, else an API key. Lower `x-warmroute-priority` (else the body's `priority`)

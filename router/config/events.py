@@ -11,7 +11,7 @@ from router.config.values import BindEndpoint, Bytes, Count, Seconds, Section
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 
-class Events(Section):
+class EventsConfig(Section):
     """KV-event feeds of the pods."""
 
     bind: BindEndpoint | None = Field(

@@ -10,18 +10,30 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from router.config.upstream import PodKey, PodTls
-from router.config.values import PORT_MAX, Address, Count, Endpoint, ModelName, Name, Section, Topic, Version
+from router.config.upstream import PodKeyConfig, PodTlsConfig
+from router.config.values import (
+    PORT_MAX,
+    Count,
+    Endpoint,
+    HttpAddress,
+    ModelName,
+    Name,
+    Ratio,
+    Seconds,
+    Section,
+    Topic,
+    VllmVersion,
+)  # fmt: skip
 
 ASK_THE_PODS = "pod"
 """A model's `tokenizer` when the pods' own /tokenize is asked."""
 
 
-class StaticPod(PodKey):
+class StaticPod(PodKeyConfig):
     """One vLLM server, given by hand."""
 
     name: Name = Field(description="Name of the pod in headers, metrics and answers; unique.")
-    address: Address = Field(description="Base URL of its HTTP server: `http://…`, `https://…` or `unix:/…`.")
+    address: HttpAddress = Field(description="Base URL of its HTTP server: `http://…`, `https://…` or `unix:/…`.")
     events: Endpoint | None = Field(
         default=None,
         description="Its KV-event feed (ZMQ PUB): `tcp://…` or `ipc://…`. null: `events.bind`, else routed blind.",
@@ -49,7 +61,7 @@ class StaticPod(PodKey):
     model: ModelName | None = Field(
         default=None, description="The only model, with its adapters, that is asked of it. null: all that it serves."
     )
-    tls: PodTls = PodTls()
+    tls: PodTlsConfig = PodTlsConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -87,7 +99,7 @@ class StaticPod(PodKey):
                 yield host, first, first + self.data_parallel_size
 
 
-class Discovery(Section):
+class DiscoveryConfig(Section):
     """Where the pods come from."""
 
     static: tuple[StaticPod, ...] = Field(default=(), max_length=10_000, description="Pods given by hand.")
@@ -101,6 +113,26 @@ class Discovery(Section):
         if pods := _overlap(self.static):
             raise ValueError(f"static: pods {pods[0]} and {pods[1]} share an events or replay endpoint")
         return self
+
+
+class ProbeConfig(Section):
+    """Probing of the pods."""
+
+    interval: Seconds = Field(default=2.0, gt=0, le=3600, description="Between two probes of a pod.")
+    timeout: Seconds = Field(default=2.0, gt=0, le=60, description="For one probe.")
+    failures_max: Count = Field(default=3, ge=1, le=100, description="Failures in a row after which a pod is unfit.")
+    look_interval: Seconds = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="Between two looks at all pods' models because a request names one that a pod does not know.",
+    )
+    panic_share: Ratio = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Where more of the pods than this do not answer probes in time, the probes are not believed.",
+    )
 
 
 class ModelConfig(Section):
@@ -125,7 +157,7 @@ class ModelConfig(Section):
     content_format: Literal["auto", "string", "openai"] = Field(
         default="auto", description="As vLLM's --chat-template-content-format."
     )
-    vllm_version: Version | None = Field(
+    vllm_version: VllmVersion | None = Field(
         default=None,
         description='Version whose rendering is followed, in quotes: "0.28". null: that of each pod.',
     )

@@ -1,21 +1,21 @@
-"""The part of the configuration that says what clients may do: limits of their connections, keys, origins, TLS."""
+"""The part of the configuration that is about our own server: ports, limits of clients, keys, origins, TLS, the end."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from router.config.keys import check_key
-from router.config.values import Bytes, Count, Seconds, Section
+from router.config.values import Bytes, Count, PortNumber, Seconds, Section
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 KEY_HEADERS = frozenset((b"authorization", b"x-api-key"))
 OF_ORIGINS = frozenset((b"origin", b"access-control-request-method", b"access-control-request-headers"))
 
 
-class Tls(Section):
+class TlsConfig(Section):
     """TLS of the gateway's own ports. Without a certificate they speak plain HTTP."""
 
     cert_file: str | None = Field(default=None, min_length=1, description="PEM file: the certificate and its chain.")
@@ -33,8 +33,8 @@ class Tls(Section):
         return self
 
 
-class Serving(Section):
-    """What the gateway's server takes from clients, beside what `Gateway` says."""
+class GatewayConfig(Section):
+    """The gateway's own server: where it listens, what it takes at most and from whom, how it stops."""
 
     url_max: Bytes = Field(default=32 * _KIB, ge=256, le=_MIB, description="Longest request target; above it: 414.")
     header_count_max: Count = Field(default=128, ge=8, le=10_000, description="Headers of a request; above it: 431.")
@@ -100,7 +100,52 @@ class Serving(Section):
     cors_origins: tuple[str, ...] = Field(
         default=(), max_length=1000, description='Origins whose pages may use the gateway; `"*"`: all. Empty: none.'
     )
-    tls: Tls = Tls()
+    tls: TlsConfig = TlsConfig()
+    host: str = Field(default="0.0.0.0", min_length=1, description="Address to listen on.")
+    port: PortNumber = Field(default=8080, description="Port of the data plane. 0: any free one.")
+    ops_port: PortNumber | None = Field(
+        default=None, description="Port of the operators' endpoints. null: the data port."
+    )
+    workers: Count = Field(
+        default=1, ge=1, le=64, description="Processes that serve, each on a core of its own, see above."
+    )
+    workers_ranks_max: Count = Field(
+        default=1024, ge=1, le=65_536, description="Pods (ranks) whose load workers tell each other; not that of more."
+    )
+    workers_sendings_max: Count = Field(
+        default=16_384,
+        ge=16,
+        le=1_048_576,
+        description="Beginnings of prompts and where they went that a worker keeps for others: the newest.",
+    )
+    workers_timeout: Seconds = Field(
+        default=2.0, gt=0, le=60, description="For the answers of all workers to what an operator asks one of them."
+    )
+    body_max: Bytes = Field(default=64 * _MIB, ge=_KIB, le=_GIB, description="Largest request body; above it: 413.")
+    header_max: Bytes = Field(
+        default=64 * _KIB, ge=_KIB, le=_MIB, description="Largest request head (line and headers)."
+    )
+    requests_max: Count = Field(
+        default=4096, ge=1, le=1_000_000, description="Requests at the pods; above it: they wait their turn, then 429."
+    )
+    keep_alive_timeout: Seconds = Field(
+        default=75.0,
+        gt=0,
+        le=3600,
+        description="Idle client connections live so long: above the 60 s of load balancers.",
+    )
+    drain_delay: Seconds = Field(
+        default=0.0,
+        ge=0,
+        le=300,
+        description="On SIGTERM: be unready so long before new connections are refused.",
+    )
+    drain_timeout: Seconds = Field(
+        default=120.0, ge=0, le=3600, description="On SIGTERM: requests in flight may take so long to end."
+    )
+    operator_key: SecretStr | None = Field(default=None, description="Key of the operators' endpoints. null: open.")
+    operator_key_file: str | None = Field(default=None, min_length=1, description="File that holds the operator key.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
 
     @field_validator("api_keys")
     @classmethod
@@ -117,6 +162,16 @@ class Serving(Section):
             if origin != "*" and (not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}"):
                 raise ValueError("an origin should be like https://chat.example.org, without a path")
         return origins
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ops_port and self.ops_port == self.port:
+            raise ValueError("ops_port is the same as port: leave it out to serve both on one port")
+        if self.operator_key is not None:
+            if self.operator_key_file is not None:
+                raise ValueError("operator_key and operator_key_file are both given: keep one")
+            check_key(self.operator_key.get_secret_value(), "the operator key")
+        return self
 
     @property
     def asks_for_keys(self) -> bool:

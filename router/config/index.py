@@ -1,4 +1,4 @@
-"""The part of the configuration that is about the index that several gateways share."""
+"""The part of the configuration that is about the index: who holds what, and how gateways share it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from router.config.values import Count, Seconds, Section
+from router.config.values import Bytes, Count, Ratio, Seconds, Section
 
+_KIB, _MIB = 2**10, 2**20
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -19,7 +20,7 @@ def _redis_url(url: SecretStr) -> SecretStr:
     return url
 
 
-class SharedRedis(Section):
+class RedisConfig(Section):
     """What several gateways know of pods, in Redis or Valkey from version 7; needs the extra `warmroute[redis]`."""
 
     url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = Field(
@@ -64,3 +65,49 @@ class SharedRedis(Section):
         if self.block_ttl <= self.lease:
             raise ValueError("block_ttl is not more than lease")
         return self
+
+
+class TierWeightsConfig(Section):
+    """What a matched block is worth, by the tier that holds it; 1 is a block that costs nothing to use."""
+
+    gpu: Ratio = Field(default=1.0, ge=0, le=1, description="In the pod's GPU memory.")
+    cpu: Ratio = Field(default=0.8, ge=0, le=1, description="Offloaded to the host's memory.")
+    disk: Ratio = Field(default=0.5, ge=0, le=1, description="Offloaded to files or an object store.")
+
+
+class IndexConfig(Section):
+    """The index: who holds which block."""
+
+    tier_weights: TierWeightsConfig = TierWeightsConfig()
+    blocks_max: Count = Field(default=8_000_000, ge=1024, le=1_000_000_000, description="Distinct blocks kept.")
+    predicted_ttl: Seconds = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="A routed prompt's blocks count as held so long without an event.",
+    )
+    predicted_grace: Seconds = Field(
+        default=1.0, ge=0, le=60, description="After a response, the events of its request may take so long."
+    )
+    blind_ttl: Seconds = Field(
+        default=300.0, ge=0, le=86400, description="As predicted_ttl, for a pod without events: nothing confirms."
+    )
+    text_max: Bytes = Field(
+        default=128 * _KIB,
+        ge=_KIB,
+        le=64 * _MIB,
+        description="Of the text of a prompt that can't be tokenized: so much is compared with what went before.",
+    )
+    text_blocks_max: Count = Field(
+        default=500_000, ge=1024, le=1_000_000_000, description="Distinct blocks of such texts kept, of 128 bytes each."
+    )
+    orphans_max: Count = Field(
+        default=100_000,
+        ge=0,
+        le=100_000_000,
+        description="Blocks of a pod kept whose parent is not known yet, and as many for which there is no room yet.",
+    )
+    pods_max: Count = Field(
+        default=512, ge=1, le=4096, description="Pods, each rank counted: not fewer than there are."
+    )
+    redis: RedisConfig = RedisConfig()

@@ -12,7 +12,7 @@ from router.config.values import Bytes, Count, Ratio, Seconds, Section
 KIB, MIB = 2**10, 2**20
 
 
-class PodTls(Section):
+class PodTlsConfig(Section):
     """TLS to pods whose address is `https://…`. What a pod's own `tls` gives wins, key by key, over `upstream.tls`."""
 
     ca_file: str | None = Field(
@@ -42,12 +42,12 @@ class PodTls(Section):
             raise ValueError("cert_file and key_file go together")
         return self
 
-    def over(self, under: PodTls) -> PodTls:
+    def over(self, under: PodTlsConfig) -> PodTlsConfig:
         """What is given here, and of `under` what is not."""
         return under.model_copy(update=self.model_dump(exclude_unset=True))
 
 
-class PodKey(Section):
+class PodKeyConfig(Section):
     """The key that a pod asks for, as vLLM does with `--api-key`."""
 
     api_key: SecretStr | None = Field(default=None, description="Key that the gateway shows to it.")
@@ -64,7 +64,7 @@ class PodKey(Section):
         return self
 
 
-class PodKeys(PodKey):
+class PodKeysConfig(PodKeyConfig):
     """The key that all pods ask for; a pod's own wins. Shown with probes, with questions to `/tokenize`, and so on."""
 
     replace_client_keys: bool | None = Field(
@@ -140,4 +140,4 @@ class UpstreamConfig(Section):
         le=86400,
         description="Between two looks at the files of `tls`: new connections are made with what is there.",
     )
-    tls: PodTls = PodTls()
+    tls: PodTlsConfig = PodTlsConfig()

@@ -7,7 +7,7 @@ from typing import Any
 
 from indexer.index import PrefixIndex
 from indexer.match import MISS, Hit
-from router.config.settings import TierWeights
+from router.config.index import TierWeightsConfig
 from router.core.demand import Asked
 from router.core.fleet import Fleet, Rank, RankId
 from router.prompts.beginnings import BLOCK_TOKENS
@@ -20,7 +20,7 @@ _LOOK_S = 0.1  # between two such looks at more of them
 class Comparison:
     """See the module. `index` knows blocks, `texts` where texts were sent."""
 
-    def __init__(self, fleet: Fleet, index: PrefixIndex, texts: PrefixIndex, weights: TierWeights) -> None:
+    def __init__(self, fleet: Fleet, index: PrefixIndex, texts: PrefixIndex, weights: TierWeightsConfig) -> None:
         self._fleet = fleet
         self._index = index
         self._texts = texts

@@ -12,7 +12,7 @@ from typing import Any
 import zmq
 
 from indexer.feed import Feed
-from router.config.events import Events
+from router.config.events import EventsConfig
 from router.config.fleet import StaticPod
 from router.config.settings import Config
 from router.core.decision import Core
@@ -193,7 +193,7 @@ class Pods:
         return None
 
 
-def feed_limits(events: Events) -> FeedLimits:
+def feed_limits(events: EventsConfig) -> FeedLimits:
     """As configured."""
     return FeedLimits(
         receive_hwm=events.receive_hwm,

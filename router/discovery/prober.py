@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from router.config.settings import Probe
+from router.config.fleet import ProbeConfig
 from router.core.cards import card_of, only
 from router.core.decision import Core
 from router.core.fleet import Evidence, Pod, Rest
@@ -37,7 +37,7 @@ class Prober:
         core: Core,
         pod: Pod,
         client: PodClient,
-        probe: Probe,
+        probe: ProbeConfig,
         model: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from ipaddress import ip_address
 
+from router.config.gateway import GatewayConfig
 from router.config.keys import KeyRing
-from router.config.settings import Gateway
 from router.errors import Forbidden, RouterError
 from router.server.asgi import Scope
 
@@ -27,7 +27,7 @@ class OperatorAccess:
     Changes are open then to who reaches a port (or socket) that is for operators alone, else to this machine only.
     """
 
-    def __init__(self, gateway: Gateway, own_port: bool) -> None:
+    def __init__(self, gateway: GatewayConfig, own_port: bool) -> None:
         key, path = gateway.operator_key, gateway.operator_key_file
         given = [key.get_secret_value()] if key is not None and path is None else []
         self._keys = KeyRing(given, path) if given or path is not None else None

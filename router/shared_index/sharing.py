@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from indexer.blocks import KeySpace
 from indexer.match import Hit
-from router.config.index import SharedRedis
+from router.config.index import RedisConfig
 from router.core.decision import Asked, Core
 from router.core.fleet import RankId
 from router.shared_index.mirror import Mirror, named
@@ -39,7 +39,7 @@ class Sharing(Collector):
     """See the module. `up`: the task spoke with Redis not long ago, and questions are answered."""
 
     def __init__(
-        self, given: SharedRedis, core: Core, owner: str, reseeded: Callable[[], None], clock: Callable[[], float]
+        self, given: RedisConfig, core: Core, owner: str, reseeded: Callable[[], None], clock: Callable[[], float]
     ) -> None:
         """`owner`: unique among all gateways. `reseeded` is called when all block keys have changed."""
         assert given.url is not None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from router.config.fleet import StaticPod
-from router.config.upstream import PodTls, UpstreamConfig
+from router.config.upstream import PodTlsConfig, UpstreamConfig
 from router.errors import ConfigError
 from router.upstream.pool import Tls
 
@@ -19,7 +19,9 @@ log = logging.getLogger("warmroute.pods")
 class Trust:
     """The certificates of connections to pods that have the same settings."""
 
-    def __init__(self, given: PodTls, where: str, look_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, given: PodTlsConfig, where: str, look_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """`where`: what errors begin with; `look_s`: between two looks at the files. Raises `ConfigError`."""
         self._given = given
         self._where = where
@@ -65,7 +67,7 @@ class Trusts:
     def __init__(self, upstream: UpstreamConfig) -> None:
         self._default = upstream.tls
         self._look_s = upstream.tls_reload_interval
-        self._known: dict[PodTls, Trust] = {}
+        self._known: dict[PodTlsConfig, Trust] = {}
 
     def of(self, pod: StaticPod) -> Tls | None:
         """None for a pod without TLS. Raises `ConfigError` naming the pod, the key and the file that can't be used."""
@@ -79,7 +81,7 @@ class Trusts:
         return Tls(trust.context, given.server_name, given.verify)
 
 
-def _context(given: PodTls, where: str) -> ssl.SSLContext:
+def _context(given: PodTlsConfig, where: str) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=given.ca_file)
     except OSError as error:  # ssl.SSLError is one

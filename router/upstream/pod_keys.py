@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from router.config.fleet import StaticPod
 from router.config.keys import KeyFile
-from router.config.upstream import PodKeys
+from router.config.upstream import PodKeysConfig
 
 
 class PodKey:
@@ -30,7 +30,7 @@ class PodKey:
 class Keyring:
     """The keys of all pods; those with the same settings share one, and a look at its file."""
 
-    def __init__(self, given: PodKeys, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, given: PodKeysConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._given = given
         self._clock = clock
         self._known: dict[tuple[str | None, str | None], PodKey] = {}

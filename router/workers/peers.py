@@ -19,8 +19,8 @@ from prometheus_client import generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from router.config.gateway import GatewayConfig
 from router.config.keys import read_keys
-from router.config.settings import Gateway
 from router.errors import RouterError
 from router.server.asgi import App, ClientGone, Receive, Scope, Send, read_body, send_error
 from router.server.operator_access import OperatorAccess
@@ -73,7 +73,7 @@ class Peers:
         asked = [self._ask(client, method, target, headers, body) for client in self._clients.values()]
         return dict(zip(self._clients, await asyncio.gather(*asked), strict=True))
 
-    async def drained(self, gateway: Gateway) -> set[str]:
+    async def drained(self, gateway: GatewayConfig) -> set[str]:
         """The pods that operators have drained, as the other workers know."""
         key, path = gateway.operator_key, gateway.operator_key_file
         shown = [] if key is None else [key.get_secret_value()]

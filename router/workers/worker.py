@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from router.config.settings import Config, Gateway
+from router.config.gateway import GatewayConfig
+from router.config.settings import Config
 from router.config.values import Section
 from scorer.board import Board, row_of
 
@@ -36,7 +37,7 @@ class Seat:
         """Where a worker keeps what it has told of its counters: they go on with whoever has the seat after it."""
         return self.folder / f"worker-{number}.json"
 
-    def board(self, gateway: Gateway) -> Board:
+    def board(self, gateway: GatewayConfig) -> Board:
         """What the others do."""
         row = row_of(gateway.workers_ranks_max, gateway.workers_sendings_max)
         memory = mmap.mmap(self.memory, self.workers * row.itemsize)
