@@ -39,6 +39,39 @@ _PURE_IMPORTS = {
 _IMPURE_CALLS = {"open", "input", "print", "__import__", "exec", "eval", "breakpoint"}
 _LOCKS = {"Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Barrier"}
 _FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+_TESTS = ("tests", "tests_chaos", "tests_fidelity", "tests_redis", "tests_templates", "tests_vllm", "benchmarks")
+
+STORIES = {
+    "cache_not_read": "a fact of requests, from the prompt to the ledger",
+    "chart": "tests charts/",
+    "cycles": "what the collector finds after a request, whoever left it",
+    "evidence": "pods' figures as proof: from the prober to the index",
+    "full_index": "one state of the index, over many of its modules",
+    "full_report": "one fact of events, from the wire to the ledger",
+    "gateway": "the whole gateway before good pods, as processes",
+    "gateway_bound": "the whole gateway, before pods that connect to it",
+    "gateway_bytes": "the whole gateway between raw clients and raw pods",
+    "gateway_faults": "the whole gateway before pods with faults",
+    "lower_tiers": "one fact of events, from the wire to the holders",
+    "offloading": "the whole gateway before pods with an offloading tier",
+    "package": "tests the distribution",
+    "recorded_tokens": "recorded requests, from the body to token ids",
+    "resilience": "the whole gateway before bad pods",
+    "reuse_rules": "the whole gateway before pods that reuse blocks in other ways",
+    "rolling": "a restart of all, under load",
+    "simulated_faults": "feeds under faults in simulated time, against a pod that knows the truth",
+    "simulated_rules": "the simulator and the index, against each other",
+    "simulated_truth": "the simulator against recordings",
+    "tidy": "tests the house",
+    "truth": "the index against recordings",
+    "unfit_pods": "the whole gateway before pods that should not be asked",
+    "versions": "the whole gateway before pods of several versions",
+    "vllm_clients": "the whole gateway before vLLM's clients",
+    "workers_life": "workers as processes, from start to end",
+    "wrong_tokens": "the whole gateway before pods that make other tokens",
+}  # fmt: skip
+"""Test modules that are named after what happens, as no one module does it: `tests/test_<story>.py`."""
+
 _EMPTY_NAMES = {"util", "helper", "manager", "base", "common", "misc"}
 
 
@@ -221,6 +254,39 @@ def said_of_tests(source: Source) -> Iterator[str]:
             yield f"{source.path}:{node.lineno} {node.name} has no docstring"
 
 
+def modules() -> set[str]:
+    """Modules and packages as test modules write them: `router_tokens_local`."""
+    paths = (path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return {"_".join(part for part in path.with_suffix("").parts if part != "__init__") for path in paths}
+
+
+MODULES = modules()
+
+
+def named_after(source: Source) -> Iterator[str]:
+    """A test module is named after the module that it tests, or is a story. What it stands on is a fake. (Rule 10.)"""
+    name = source.path.stem
+    if source.path.parent != Path("tests") or name in ("conftest", "__init__"):
+        return
+    if not name.startswith("test_"):
+        yield f"{source.path} is no test: it belongs into tests/fakes/"
+    elif (name := name.removeprefix("test_")) not in MODULES and name not in STORIES:
+        yield f"{source.path} names no module, and is no story"
+
+
+def alone(source: Source) -> Iterator[str]:
+    """No module imports a test module, so each can be renamed, split and removed. (Rule 10.)"""
+    for node in ast.walk(source.tree):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if any(part.startswith("test_") for part in name.split(".")):
+                yield f"{source.path}:{node.lineno} imports {name}"  # type: ignore[attr-defined]
+
+
 # --- held ---
 
 
@@ -237,6 +303,8 @@ def said_of_tests(source: Source) -> Iterator[str]:
         (nothing_runs, PACKAGES),
         (said, PACKAGES),
         (said_of_tests, ("tests",)),
+        (named_after, ("tests",)),
+        (alone, _TESTS),
     ],
     ids=lambda value: value.__name__ if callable(value) else "-".join(value),
 )
@@ -294,6 +362,13 @@ def test_for_typing_one_may_look_up() -> None:
     assert list(the_line(parsed("router/__init__.py", ""))) == []
 
 
+def test_stories_are_there() -> None:
+    """No story is left in the list when its test is gone, and none is called as if it tested a module."""
+    for story in STORIES:
+        assert (ROOT / "tests" / f"test_{story}.py").is_file(), story
+        assert story not in MODULES and not story.startswith(tuple(f"{package}_" for package in PACKAGES)), story
+
+
 # --- shown to catch ---
 
 _BAD: list[tuple[Rule, str, str]] = [
@@ -345,6 +420,13 @@ _BAD: list[tuple[Rule, str, str]] = [
     (said, "router/x.py", '"""M."""\nasync def f(): ...'),
     (said_of_tests, "tests/test_x.py", "def test_a(): ..."),
     (said_of_tests, "tests/test_x.py", "class TestX:\n    async def test_a(self): ..."),
+    (named_after, "tests/test_router_gone.py", ""),
+    (named_after, "tests/test_something.py", ""),
+    (named_after, "tests/peers.py", ""),
+    (alone, "tests/test_x.py", "from tests.test_y import Walk"),
+    (alone, "tests/fakes/x.py", "import tests.test_y as y"),
+    (alone, "tests_redis/test_x.py", "def f():\n    from tests import test_y"),
+    (alone, "tests_redis/test_x.py", "from .test_y import Walk"),
 ]
 
 
@@ -388,6 +470,15 @@ def test_not_caught(rule: Rule) -> None:
     """No rule finds fault with what is allowed."""
     assert list(rule(parsed("indexer/database.py", _GOOD))) == []
     assert list(rule(parsed("indexer/__init__.py", ""))) == []
+
+
+def test_tests_not_caught() -> None:
+    """Tests of modules and of packages, stories, fakes, and what is imported from fakes."""
+    for name in ("test_router_tokens_local", "test_router_commands_demo", "test_scorer_pick", "test_truth", "conftest"):
+        assert list(named_after(parsed(f"tests/{name}.py", ""))) == []
+    text = "from tests.fakes.peers import peer\nfrom tests_redis.conftest import Server\nimport pytest"
+    assert list(named_after(parsed("tests/fakes/peers.py", text))) == []
+    assert list(alone(parsed("tests_redis/test_x.py", text))) == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)
