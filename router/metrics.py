@@ -1,16 +1,18 @@
 """What Prometheus sees. The hot path adds to plain numbers; families are made of them when they are scraped.
 
-Labels are bounded: pods come from discovery, models are those that pods serve (others count as `unknown`).
+Labels are bounded: pods come from discovery, models are those that pods serve (others count as `unknown`). Counts of
+those that have left end after a while. A scrape is made in steps: with 512 pods all of it takes 100 ms.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -18,7 +20,9 @@ from indexer.prefixes import PrefixStats
 from router.core.breaker import STATES
 from router.core.decision import Asked, Core
 from router.core.fair_queue import RESULTS
+from router.core.fleet import Fleet
 from router.core.token_states import SOURCES
+from router.server.long_answers import at_once, in_turns
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _DECISION_SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 2.0)
@@ -27,6 +31,12 @@ STAGES = ("render", "tokenize", "keys", "lookup", "score")
 _STATES = ("exact", "degraded", "blind")
 _TOKENIZER_STATES = ("unverified", "exact", "degraded", "pod")  # pod: it is not done here
 _WINDOW_S = 60  # of the hit ratio
+_STEP = 256  # samples that are made, or looked at, in one step: well under 1 ms
+UNKNOWN = "unknown"  # any model that no pod serves
+OTHER = "other"  # any model for which there are no more series
+
+Steps = Iterator[Metric | None]
+"""Families, and None where others may have their turn."""
 
 
 class Histogram:
@@ -77,8 +87,32 @@ class Window:
         return cached / tokens if tokens else 0.0
 
 
+class Departures:
+    """Names of pods and models that series speak of: which left the fleet so long ago that their series end."""
+
+    def __init__(self, fleet: Fleet, kept_s: float) -> None:
+        self._fleet = fleet
+        self._kept_s = kept_s
+        self._gone: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._gone)
+
+    def is_over(self, name: str, now: float) -> bool:
+        """Was this name seen for the first time as that of nobody so long ago?"""
+        if name in ("", UNKNOWN, OTHER) or name in self._fleet.pods or self._fleet.is_known(name):
+            self._gone.pop(name, None)
+            return False
+        return now - self._gone.setdefault(name, now) > self._kept_s
+
+    def forget(self, now: float) -> None:
+        """No series speak of those any more that are over."""
+        for name in [name for name, since in self._gone.items() if now - since > self._kept_s]:
+            del self._gone[name]
+
+
 class Metrics:
-    """All series of one process. A prometheus_client collector: `text()` is the scrape."""
+    """All series of one process; `scrape` makes the text of them."""
 
     def __init__(
         self,
@@ -106,25 +140,47 @@ class Metrics:
         self.retries_refused = 0  # by the budget
         self.admissions: Counter[str] = Counter(dict.fromkeys(RESULTS, 0))  # how waiting for room ended
         self.picks: Counter[str] = Counter()
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
+        self._series_max = core.config.metrics.series_max
+        self._departures = Departures(core.fleet, core.config.metrics.departed_kept)
+        self._joined: list[Collector] = []
 
     def join(self, collector: Collector) -> None:
         """Have the series of another part in the scrape."""
-        self._registry.register(collector)
+        self._joined.append(collector)
 
-    def families(self) -> Iterable[Metric]:
-        """All that `text` is made from."""
-        return self._registry.collect()
+    def steps(self) -> Steps:
+        """All families, as of now."""
+        yield from self._of_requests()
+        yield from self._of_caches()
+        yield from self._of_tokenizers()
+        yield from self._of_pods()
+        yield from self._of_events()
+        for collector in self._joined:
+            yield from collector.collect()
+
+    async def scrape(self) -> bytes:
+        """The Prometheus text format; others have their turns meanwhile."""
+        return await in_turns(text_of(self.steps()))
 
     def text(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self._registry)
+        """The same at once."""
+        return at_once(text_of(self.steps()))
 
     def count(self, model: str | None, pod: str, code: int) -> None:
         """One answer went out. `pod` is "" where none was asked."""
-        label = model if model is not None and self._core.fleet.is_known(model) else "unknown"
-        self.requests[(label, pod, code)] += 1
+        key = (model if model is not None and self._core.fleet.is_known(model) else UNKNOWN, pod, code)
+        if key not in self.requests and len(self.requests) >= self._series_max:
+            key = (OTHER, "", code)
+        self.requests[key] += 1
+
+    def end_departed(self, now: float) -> Generator[None, None, None]:
+        """End the series of pods and models that left long ago."""
+        for place, key in enumerate(list(self.requests)):
+            if self._departures.is_over(key[0], now) or self._departures.is_over(key[1], now):
+                del self.requests[key]
+            if place % _STEP == 0:
+                yield
+        self._departures.forget(now)
 
     def understood(self, asked: Asked) -> None:
         """One prompt was looked up."""
@@ -136,55 +192,50 @@ class Metrics:
             stages[stage].observe(spent_us * 1e-6)
         self.lookups.observe((timing["lookup"] + timing.get("keys", 0)) * 1e-6)
 
-    def collect(self) -> Iterator[Metric]:
-        """Families of all series, as of now."""
-        yield from self._of_requests()
-        yield from self._of_caches()
-        yield from self._of_tokenizers()
-        yield from self._of_pods()
-        yield from self._of_events()
-
-    def _of_requests(self) -> Iterator[Metric]:
-        labelled = (((model, pod, str(code)), n) for (model, pod, code), n in self.requests.items())
-        yield _counter("requests", "Answers sent.", ("model", "pod", "code"), labelled)
+    def _of_requests(self) -> Steps:
+        labelled = [((model, pod, str(code)), n) for (model, pod, code), n in list(self.requests.items())]
+        yield None
+        yield from _counter("requests", "Answers sent.", ("model", "pod", "code"), labelled)
         yield _histogram("request_duration_seconds", "From a request's body to its answer's end.", self.durations)
         yield _histogram("time_to_first_byte_seconds", "From a request's body to its answer's head.", self.first_bytes)
         stages = HistogramMetricFamily("warmroute_decision_seconds", "Stages of a decision.", labels=("stage",))
         for stage, histogram in self.stages.items():
             stages.add_metric((stage,), *histogram.buckets())
         yield stages
-        yield _counter("retries", "Attempts given up before the first byte.", ("reason",), _by_one(self.retries))
+        yield from _counter("retries", "Attempts given up before the first byte.", ("reason",), _by_one(self.retries))
         budget, queue = self._core.budget, self._core.queue
-        yield _counter("retries_refused", "Retries that the budget did not allow.", (), [((), self.retries_refused)])
+        yield from _counter(
+            "retries_refused", "Retries that the budget did not allow.", (), [((), self.retries_refused)]
+        )
         yield _gauge("retry_budget", "Retries that the budget has left.", budget.left)
-        yield _counter("admissions", "Requests that waited for room.", ("result",), _by_one(self.admissions))
+        yield from _counter("admissions", "Requests that waited for room.", ("result",), _by_one(self.admissions))
         yield _gauge("admission_waiting", "Requests that wait for room.", queue.waiting)
-        yield _counter("picks", "Decisions.", ("reason",), _by_one(self.picks))
+        yield from _counter("picks", "Decisions.", ("reason",), _by_one(self.picks))
 
-    def _of_caches(self) -> Iterator[Metric]:
+    def _of_caches(self) -> Steps:
         ratio, stats, index = self.window.ratio(self._clock()), self._store(), self._core.index
         yield _gauge("cache_hit_ratio", "Share of prompt tokens that pods had cached, last minute.", ratio)
         yield _gauge("cache_miss_ratio", "Share of prompt tokens that pods computed, last minute.", 1 - ratio)
-        yield _counter("predicted_cached_tokens", "Predicted at decisions.", (), [((), self.predicted_tokens)])
-        yield _counter("actual_cached_tokens", "As pods reported.", (), [((), self.actual_tokens)])
+        yield from _counter("predicted_cached_tokens", "Predicted at decisions.", (), [((), self.predicted_tokens)])
+        yield from _counter("actual_cached_tokens", "As pods reported.", (), [((), self.actual_tokens)])
         yield _histogram("prediction_error_tokens", "Predicted against reported cached tokens.", self.errors)
         yield _histogram("cache_lookup_latency_seconds", "Prefix store and index, for one prompt.", self.lookups)
-        yield _counter("prefix_store_lookups", "Lookups of prompts.", ("result",), _by_one(self.prefix_lookups))
+        yield from _counter("prefix_store_lookups", "Lookups of prompts.", ("result",), _by_one(self.prefix_lookups))
         yield _gauge("prefix_store_entries", "Text blocks kept.", stats.blocks)
         yield _gauge("prefix_store_bytes", "Bytes of text blocks and mappings.", stats.nbytes)
-        yield _counter("prefix_store_failures", "Faults of the store, done without.", (), [((), stats.failures)])
+        yield from _counter("prefix_store_failures", "Faults of the store, done without.", (), [((), stats.failures)])
         evictions = [(("text", reason), n) for reason, n in stats.evictions.items()]
-        yield _counter("cache_evictions", "Entries given up.", ("cache", "reason"), evictions)
-        yield _counter(
+        yield from _counter("cache_evictions", "Entries given up.", ("cache", "reason"), evictions)
+        yield from _counter(
             "pod_mapping_invalidations", "Mappings given up.", ("reason",), _by_one(Counter(stats.invalidations))
         )
         yield _gauge("global_index_size", "Blocks that the index has room taken for.", index.blocks)
-        yield _counter("index_refusals", "Blocks for which the index had no room.", (), [((), index.refusals)])
+        yield from _counter("index_refusals", "Blocks for which the index had no room.", (), [((), index.refusals)])
         shared = [(("share",), index.evictions)]
-        yield _counter("index_evictions", "Blocks given up for other pods' sake.", ("reason",), shared)
+        yield from _counter("index_evictions", "Blocks given up for other pods' sake.", ("reason",), shared)
         yield _gauge("index_bytes", "Bytes of the index.", index.nbytes)
 
-    def _of_tokenizers(self) -> Iterator[Metric]:
+    def _of_tokenizers(self) -> Steps:
         states = GaugeMetricFamily("warmroute_tokenizer_state", "1 for the state it is in.", labels=("model", "state"))
         sources = GaugeMetricFamily(
             "warmroute_token_source", "1 for whose tokens prompts are routed by.", labels=("model", "source")
@@ -192,6 +243,7 @@ class Metrics:
         judged: Counter[tuple[str, str, str]] = Counter()
         compared: Counter[tuple[str, str]] = Counter()
         for model in self._core.fleet.base_models():
+            yield None
             known = self._core.fleet.tokenizers.get(model)
             for state in _TOKENIZER_STATES:
                 states.add_metric((model, state), float(state == (known.state if known is not None else "pod")))
@@ -208,11 +260,15 @@ class Metrics:
         yield states
         yield sources
         text = "Requests by what events and counts said of their tokens."
-        yield _counter("token_proofs", text, ("model", "source", "result"), judged.items())
-        yield _counter("tokenizer_comparisons", "Of our token ids with pods'.", ("model", "result"), compared.items())
-        yield _counter("tokenizer_questions", "To the pods' /tokenize.", ("result",), _by_one(Counter(self._questions)))
+        yield from _counter("token_proofs", text, ("model", "source", "result"), judged.items())
+        yield from _counter(
+            "tokenizer_comparisons", "Of our token ids with pods'.", ("model", "result"), compared.items()
+        )
+        yield from _counter(
+            "tokenizer_questions", "To the pods' /tokenize.", ("result",), _by_one(Counter(self._questions))
+        )
 
-    def _of_pods(self) -> Iterator[Metric]:
+    def _of_pods(self) -> Steps:
         blocks = GaugeMetricFamily("warmroute_pod_blocks", "Blocks a pod is known to hold.", labels=("pod", "tier"))
         states = GaugeMetricFamily("warmroute_pod_state", "1 for the state it is in.", labels=("pod", "state"))
         requests = GaugeMetricFamily("warmroute_pod_inflight_requests", "Requests on the way.", labels=("pod",))
@@ -223,7 +279,8 @@ class Metrics:
         )
         breakers = GaugeMetricFamily("warmroute_breaker_state", "0 closed, 1 half-open, 2 open.", labels=("pod",))
         now = self._clock()
-        for pod in self._core.fleet.pods.values():
+        for pod in list(self._core.fleet.pods.values()):
+            yield None
             held = [self._core.index.holding(rank.id) for rank in pod.ranks]
             for tier in ("gpu", "cpu", "disk", "predicted"):
                 blocks.add_metric((pod.name, tier), sum(getattr(h, tier) for h in held))
@@ -237,23 +294,25 @@ class Metrics:
             breakers.add_metric((pod.name,), STATES.index(pod.breaker.state(now)))
         yield from (blocks, states, requests, tokens, backlogs, speeds, breakers)
 
-    def _of_rules(self) -> Metric:
+    def _of_rules(self) -> Steps:
         text = "By which rule a pod reuses what it holds: 1 if that is proven and believed."
         rules = GaugeMetricFamily("warmroute_hit_rule", text, labels=("pod", "rule"))
-        for pod in self._core.fleet.pods.values():
+        for pod in list(self._core.fleet.pods.values()):
+            yield None
             sure: dict[str, bool] = {}
             for trust in [rank.trust for rank in pod.ranks]:
                 rule = str(trust.calibration.rule)
                 sure[rule] = sure.get(rule, True) and trust.rule is not None and trust.calibration.proven
             for rule, proven in sure.items():
                 rules.add_metric((pod.name, rule), float(proven))
-        return rules
+        yield rules
 
-    def _of_events(self) -> Iterator[Metric]:
+    def _of_events(self) -> Steps:
         events, gaps, replays, orphans, errors = Counter(), Counter(), Counter(), Counter(), Counter()  # type: ignore[var-annotated]
         predictions, resyncs, drops, missed = Counter(), Counter(), Counter(), Counter()  # type: ignore[var-annotated]
         lag = GaugeMetricFamily("warmroute_event_lag_seconds", "Age of the newest batch when it came.", labels=("pod",))
-        for pod in self._core.fleet.pods.values():
+        for pod in list(self._core.fleet.pods.values()):
+            yield None
             feeds = [rank.feed for rank in pod.ranks if rank.feed is not None]
             for feed in feeds:
                 for kind in ("stored", "removed", "cleared", "ignored", "unknown events"):
@@ -271,30 +330,56 @@ class Metrics:
             if feeds:
                 lag.add_metric((pod.name,), max(feed.lag_s for feed in feeds))
         yield lag
-        yield self._of_rules()
-        yield _counter("events", "Blocks, by what events said.", ("pod", "type"), events.items())
-        yield _counter("event_gaps", "Gaps in feeds.", ("pod",), _by_one(gaps))
-        yield _counter("event_missed", "Batches that were missing at gaps.", ("pod",), _by_one(missed))
-        yield _counter("event_replays", "Replays asked for.", ("pod", "result"), replays.items())
-        yield _counter("event_orphans", "Blocks that came without their parent.", ("pod",), _by_one(orphans))
-        yield _counter("event_drops", "Batches that came and could not wait.", ("pod",), _by_one(drops))
-        yield _counter("event_resyncs", "Histories asked for again.", ("pod",), _by_one(resyncs))
+        yield from self._of_rules()
+        yield from _counter("events", "Blocks, by what events said.", ("pod", "type"), events.items())
+        yield from _counter("event_gaps", "Gaps in feeds.", ("pod",), _by_one(gaps))
+        yield from _counter("event_missed", "Batches that were missing at gaps.", ("pod",), _by_one(missed))
+        yield from _counter("event_replays", "Replays asked for.", ("pod", "result"), replays.items())
+        yield from _counter("event_orphans", "Blocks that came without their parent.", ("pod",), _by_one(orphans))
+        yield from _counter("event_drops", "Batches that came and could not wait.", ("pod",), _by_one(drops))
+        yield from _counter("event_resyncs", "Histories asked for again.", ("pod",), _by_one(resyncs))
         text = "Predictions against the pod's own reports; over: stale blocks, under: unknown ones."
-        yield _counter("predictions", text, ("pod", "result"), predictions.items())
-        yield _counter("event_decode_errors", "Frames and events not understood.", ("pod",), _by_one(errors))
+        yield from _counter("predictions", text, ("pod", "result"), predictions.items())
+        yield from _counter("event_decode_errors", "Frames and events not understood.", ("pod",), _by_one(errors))
+
+
+def text_of(families: Iterable[Metric | None]) -> Generator[None, None, bytes]:
+    """The Prometheus text format, some samples at a time."""
+    parts = []
+    for family in families:
+        if family is None:
+            yield
+            continue
+        for start in range(0, len(family.samples) or 1, _STEP):
+            piece = copy.copy(family)
+            piece.samples = family.samples[start : start + _STEP]
+            text = generate_latest(_Told(piece))
+            parts.append(text if start == 0 else text.split(b"\n", 2)[2])  # help and type stand there once
+            yield
+    return b"".join(parts)
+
+
+class _Told(Collector):
+    """One family that is there already."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> list[Metric]:
+        return [self._family]
 
 
 def _by_one(counter: Counter[str]) -> Iterable[tuple[tuple[str, ...], float]]:
     return (((name,), float(count)) for name, count in counter.items())
 
 
-def _counter(
-    name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
-) -> CounterMetricFamily:
+def _counter(name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]) -> Steps:
     family = CounterMetricFamily(f"warmroute_{name}", text, labels=labels)
-    for label_values, value in values:
+    for place, (label_values, value) in enumerate(list(values), 1):
         family.add_metric(label_values, value)
-    return family
+        if place % _STEP == 0:
+            yield None
+    yield family
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

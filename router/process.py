@@ -9,7 +9,6 @@ import resource
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Callable, Coroutine
 from types import FrameType
 
@@ -23,6 +22,7 @@ from router.endpoints.access import guarded
 from router.endpoints.app import create_app, create_ops_app
 from router.errors import ConfigError
 from router.garbage import Collector
+from router.metrics import Departures
 from router.server.asgi import App
 from router.server.listening import shared_sockets
 from router.server.operator_access import OperatorAccess
@@ -125,7 +125,8 @@ def files_wanted(config: Config) -> int:
 
 async def _serve_beside(service: Service, seat: Seat, started: Callable[[], None] | None) -> None:
     """As `_serve`, for one of several workers: the others ask it on its private socket."""
-    counts = Counts(seat, service.metrics.families, lambda: service.metrics.window.totals(time.monotonic()))
+    departures = Departures(service.core.fleet, service.config.metrics.departed_kept)
+    counts = Counts(seat, service.metrics.steps, departures)
     app = create_ops_app(service, counts)
     private = uvicorn.Server(
         uvicorn.Config(app, uds=str(seat.socket(seat.number)), loop="none", ws="none", lifespan="off", log_config=None,

@@ -17,6 +17,7 @@ from router.discovery.pods import Pods
 from router.errors import ConfigError
 from router.metrics import Metrics
 from router.proxy.proxy import Proxy
+from router.server.long_answers import in_turns
 from router.tokens.encoder import Encoding
 from router.upstream.certificates import Trusts
 from router.upstream.pod_keys import Keyring
@@ -180,6 +181,7 @@ class Service:
                 cleanup_at = now + self.config.cache_cleanup_interval
                 while not store.cleanup_expired(now, _CLEANUP_SLICE).done:
                     await asyncio.sleep(0)
+                await in_turns(self.metrics.end_departed(now))
 
 
 def _limits(config: Config) -> UpstreamLimits:

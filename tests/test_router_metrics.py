@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Generator
+from types import FrameType
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.events import BlockStored
 from router.core.decision import Asked
 from router.core.fleet import RankId
-from router.metrics import Histogram, Metrics, Window
+from router.metrics import Histogram, Metrics, Window, text_of
+from router.server.long_answers import at_once
 from tests.fakes.cores import MODEL, asked, core_of, store, tokens_of
 from tests.fakes.prefix_stats import no_stats, stats_of
 
@@ -102,3 +107,82 @@ def test_prefix_store_is_told() -> None:
     assert told[("warmroute_prefix_store_bytes", ())] == 99
     assert told[("warmroute_cache_evictions_total", (("cache", "text"), ("reason", "lru")))] == 3
     assert told[("warmroute_pod_mapping_invalidations_total", (("reason", "ttl"),))] == 2
+
+
+def series_of_requests(metrics: Metrics) -> set[tuple[str, str]]:
+    """Model and pod of each series of requests."""
+    found = [dict(labels) for name, labels in samples(metrics) if name == "warmroute_requests_total"]
+    return {(labels["model"], labels["pod"]) for labels in found}
+
+
+def test_series_of_the_departed_end() -> None:
+    """A pod and an adapter leave: their counts are told for an hour more; who comes back in time is not forgotten."""
+    core = core_of(3)
+    metrics = Metrics(core, no_stats)
+    pod = core.fleet.pods["pod-1"]
+    core.fleet.learned_models(pod, [{"id": MODEL}, {"id": "adapter", "parent": MODEL}])
+    for model, name in ((MODEL, "pod-0"), (MODEL, "pod-1"), (MODEL, "pod-2"), ("adapter", "pod-1"), (None, "")):
+        metrics.count(model, name, 200)
+    every = series_of_requests(metrics)
+    returning = core.fleet.pods["pod-2"]
+    at_once(metrics.end_departed(0.0))
+    core.fleet.leave("pod-1")
+    core.fleet.leave("pod-2")
+    for now in (100.0, 3700.0):
+        at_once(metrics.end_departed(now))
+        assert series_of_requests(metrics) == every
+        if now == 100.0:
+            core.fleet.join(returning)
+    at_once(metrics.end_departed(3701.0))
+    assert series_of_requests(metrics) == {(MODEL, "pod-0"), (MODEL, "pod-2"), ("unknown", "")}
+
+
+def test_there_are_so_many_series_and_no_more() -> None:
+    """Whatever a pod answers: beyond the bound all counts go to one series a code, and none is lost."""
+    core = core_of(5, metrics={"series_max": 100})
+    metrics = Metrics(core, no_stats)
+    for pod in core.fleet.pods:
+        for code in range(200, 250):
+            metrics.count(MODEL, pod, code)
+    assert len(metrics.requests) == 100 + 50
+    assert sum(metrics.requests.values()) == 250
+    assert metrics.requests[("other", "", 200)] == 3
+
+
+def longest_step(steps: Generator[None, None, object]) -> int:
+    """Calls of the step that has most of them."""
+    calls = longest = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        for _ in steps:
+            longest, calls = max(longest, calls), 0
+    finally:
+        sys.setprofile(None)
+    return longest
+
+
+def test_a_scrape_of_many_pods_is_made_of_short_steps() -> None:
+    """Others have their turns of the loop between: no step grows with the number of pods."""
+    longest = []
+    for pods in (50, 400):
+        core = core_of(pods)
+        metrics = Metrics(core, no_stats)
+        for pod in core.fleet.pods:
+            metrics.count(MODEL, pod, 200)
+        longest.append(longest_step(text_of(metrics.steps())))
+    assert longest[1] < 1.3 * longest[0]
+
+
+async def test_a_scrape_is_one_text() -> None:
+    """In turns or at once: the same series, each family's help once."""
+    core = core_of(300)
+    metrics = Metrics(core, no_stats, clock=lambda: 1.0)
+    text = await metrics.scrape()
+    assert text == metrics.text()
+    assert text.count(b"# HELP warmroute_pod_state ") == 1
+    assert len([name for name, _ in samples(metrics) if name == "warmroute_pod_blocks"]) == 4 * 300

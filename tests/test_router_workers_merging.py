@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.config.settings import Config
 from router.core.decision import Core
-from router.metrics import Metrics
+from router.metrics import Departures, Metrics, text_of
+from router.server.long_answers import at_once
 from router.tokens.encoder import PrefixStats
 from router.workers import merging
 from router.workers.kept_counters import Counts, kept
-from router.workers.merging import Family, families_of, merged, metrics_of
+from router.workers.merging import Family, families_of, merged, metrics_of, read, written
 from router.workers.worker import Seat
 from tests.fakes.cores import core_of
 
@@ -46,8 +45,7 @@ def values_of(families: list[Family]) -> dict[str, float]:
 
 def told(families: Any) -> list[Family]:
     """As it comes from another process."""
-    plain: list[Family] = json.loads(json.dumps(families_of(families)))
-    return plain
+    return at_once(read(at_once(written(at_once(families_of(families))))))
 
 
 def test_counts_are_added_and_facts_are_not() -> None:
@@ -60,8 +58,8 @@ def test_counts_are_added_and_facts_are_not() -> None:
         feed = core.fleet.pods["pod-0"].ranks[0].feed
         assert feed is not None
         feed.counts["stored"] += 10 * requests
-        workers.append(told(metrics_with(core, requests).families()))
-    values = values_of(merged(workers, 0.3))
+        workers.append(told(metrics_with(core, requests).steps()))
+    values = values_of(at_once(merged(workers, 0.3)))
     assert values['warmroute_requests_total{"code": "200", "model": "m", "pod": "pod-0"}'] == 7
     assert values["warmroute_request_duration_seconds_count"] == 7
     assert values['warmroute_request_duration_seconds_bucket{"le": "0.001"}'] == 0
@@ -77,42 +75,57 @@ def test_counts_are_added_and_facts_are_not() -> None:
 def test_one_worker_is_itself() -> None:
     """Made one of one, the text is the worker's own, and Prometheus can read it."""
 
-    class Told:
-        def collect(self) -> list[Metric]:
-            return list(metrics_of(merged([told(metrics.families())])))
-
     metrics = metrics_with(core_of(2), 5)
-    registry = CollectorRegistry()
-    registry.register(Told())
-    text = generate_latest(registry)
+    text = at_once(text_of(metrics_of(at_once(merged([told(metrics.steps())])))))
     assert sorted(text.splitlines()) == sorted(metrics.text().splitlines())
     assert len(list(text_string_to_metric_families(text.decode()))) > 20
+
+
+def counts_of(seat: Seat, requests: int, pods: int = 1) -> Counts:
+    """Those of one life of a worker."""
+    core = core_of(pods)
+    return Counts(seat, metrics_with(core, requests).steps, Departures(core.fleet, 3600.0))
+
+
+def told_values(counts: Counts, now: float = 0.0) -> dict[str, float]:
+    """All series that it tells."""
+    return values_of(at_once(read(at_once(counts.told(now)))))
 
 
 def test_counters_go_on_after_a_death(tmp_path: Path) -> None:
     """Who takes a seat adds to what was told from it; gauges are those of now; others find the counters as well."""
     before = Seat(1, 2, tmp_path, 0, 0)
-    counts = Counts(before, metrics_with(core_of(1), 5).families, lambda: (0, 0))
-    assert values_of(counts.told()["families"])["warmroute_request_duration_seconds_count"] == 5
-    assert values_of(kept(before.counts(1)))["warmroute_request_duration_seconds_count"] == 5
-    assert not [name for name in values_of(kept(before.counts(1))) if name.startswith("warmroute_index_bytes")]
+    assert told_values(counts_of(before, 5))["warmroute_request_duration_seconds_count"] == 5
+    left = values_of(at_once(kept(before.counts(1))))
+    assert left["warmroute_request_duration_seconds_count"] == 5
+    assert not [name for name in left if name.startswith("warmroute_index_bytes")]
     after = dataclasses.replace(before, life=1)
     for _ in range(2):  # asked twice, it is told the same
-        counts = Counts(after, metrics_with(core_of(1), 2).families, lambda: (3, 4))
-        values = values_of(counts.told()["families"])
+        values = told_values(counts_of(after, 2))
     assert values["warmroute_request_duration_seconds_count"] == 5 + 2 + 2
     assert values["warmroute_prefix_store_bytes"] == 1000
     assert values["warmroute_worker_restarts_total"] == 1
-    assert counts.told()["window"] == (3, 4)
 
 
-@pytest.mark.parametrize("written", [None, b"", b"[["])
-def test_nothing_was_told(tmp_path: Path, written: bytes | None) -> None:
+def test_what_former_lives_counted_of_departed_pods_ends(tmp_path: Path) -> None:
+    """The pod of a life before is gone: its series are told for an hour more, then they end, in the file, too."""
+    seat = Seat(1, 2, tmp_path, 0, 0)
+    of_departed = 'warmroute_event_gaps_total{"pod": "pod-1"}'
+    assert of_departed in told_values(counts_of(seat, 5, pods=2))
+    counts = counts_of(dataclasses.replace(seat, life=1), 2)
+    for now, is_told in ((0.0, True), (3600.0, True), (3601.0, False), (9000.0, False)):
+        assert (of_departed in told_values(counts, now)) == is_told
+        assert 'warmroute_event_gaps_total{"pod": "pod-0"}' in told_values(counts, now)
+    assert of_departed not in values_of(at_once(kept(seat.counts(1))))
+
+
+@pytest.mark.parametrize("lines", [None, b"", b"[["])
+def test_nothing_was_told(tmp_path: Path, lines: bytes | None) -> None:
     """A worker that died before it was asked, or while it wrote, leaves nothing."""
     file = tmp_path / "worker-0.json"
-    if written is not None:
-        file.write_bytes(written)
-    assert kept(file) == []
+    if lines is not None:
+        file.write_bytes(lines)
+    assert at_once(kept(file)) == []
 
 
 def test_numbers_are_added_wherever_they_are() -> None:

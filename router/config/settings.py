@@ -55,6 +55,17 @@ class DecisionsConfig(Section):
     kept: Count = Field(default=200, ge=0, le=100_000, description="Decisions kept.")
 
 
+class SeriesConfig(Section):
+    """What `/metrics` tells of requests, by model, pod and code."""
+
+    series_max: Count = Field(
+        default=20_000, ge=100, le=1_000_000, description="Series of requests; what is new then counts as `other`."
+    )
+    departed_kept: Seconds = Field(
+        default=3600.0, ge=0, description="The series of pods and models (adapters, too) that are gone end after this."
+    )
+
+
 class Config(Section):
     """All settings of the gateway."""
 
@@ -85,6 +96,7 @@ class Config(Section):
     events: EventsConfig = EventsConfig()
     probe: ProbeConfig = ProbeConfig()
     decisions: DecisionsConfig = DecisionsConfig()
+    metrics: SeriesConfig = SeriesConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from router.core.fleet import Pod
 from router.endpoints.answers import decision_answer, ladder_answer, pod_answer
 from router.endpoints.openapi import errors
 from router.errors import NotFound
+from router.server.long_answers import in_turns
 from router.server.operator_access import OperatorAccess
 from router.service import Service
 from router.workers.kept_counters import Counts
@@ -26,7 +26,6 @@ from router.workers.peers import TOLD
 
 _KEYS_MAX = 10_000
 _CLEANUP_SLICE = 200
-_TURN_S = 0.002  # of an answer that is long; one item more takes 2 ms with 512 pods
 
 
 class Invalidate(BaseModel):
@@ -58,7 +57,10 @@ def operators(service: Service, access: OperatorAccess, counts: Counts | None = 
         @router.get(TOLD, include_in_schema=False)
         async def told() -> Response:
             """The series of this worker, for those who make them one."""
-            return Response(orjson.dumps(counts.told()), media_type="application/json")
+            now = time.monotonic()
+            families = await in_turns(counts.told(now))
+            window = orjson.dumps(service.metrics.window.totals(now))
+            return Response(window + b"\n" + families, media_type="application/x-ndjson")
 
     return router
 
@@ -69,14 +71,14 @@ def _observe(router: APIRouter, service: Service) -> None:
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus text."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await service.metrics.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @router.get("/pods")
     async def pods() -> Response:
         """All that is known of each pod."""
         now = time.monotonic()
         bound = service.pods.bound
-        each = await _in_turns([partial(pod_answer, pod, core, now) for pod in core.fleet.pods.values()])
+        each = await in_turns(_listed([partial(pod_answer, pod, core, now) for pod in core.fleet.pods.values()]))
         told = (
             None
             if bound is None
@@ -90,7 +92,8 @@ def _observe(router: APIRouter, service: Service) -> None:
         now = time.monotonic()
         newest = [core.decisions[-place] for place in range(1, min(limit, len(core.decisions)) + 1)]
         return _json(
-            b'{"decisions":[%b]}' % await _in_turns([partial(decision_answer, decision, now) for decision in newest])
+            b'{"decisions":[%b]}'
+            % await in_turns(_listed([partial(decision_answer, decision, now) for decision in newest]))
         )
 
     @router.get("/cache/status")
@@ -158,15 +161,12 @@ def _or_errors(guarded: dict[str, Any], *statuses: int) -> dict[str, Any]:
     return {**guarded, "responses": guarded["responses"] | errors(*statuses)}
 
 
-async def _in_turns(answers: Sequence[Callable[[], object]]) -> bytes:
-    """The items of a JSON list, made one by one, with others' turns between: of 512 pods all take a second."""
+def _listed(answers: Sequence[Callable[[], object]]) -> Generator[None, None, bytes]:
+    """The items of a JSON list, made one by one: of 512 pods all take a second."""
     items = []
-    turn = time.monotonic()
     for answer in answers:
         items.append(orjson.dumps(answer(), option=orjson.OPT_NON_STR_KEYS))
-        if time.monotonic() - turn > _TURN_S:
-            await asyncio.sleep(0)
-            turn = time.monotonic()
+        yield
     return b",".join(items)
 
 

@@ -7,50 +7,65 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import orjson
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily
 
-from router.workers.merging import Family, counters_of, families_of, gauges_of, merged
+from router.metrics import Departures, Steps
+from router.server.long_answers import at_once
+from router.workers.merging import Family, counters_of, families_of, gauges_of, merged, read, written
 from router.workers.worker import Seat
 
 _RESTARTS = "warmroute_worker_restarts"
 
 
 class Counts:
-    """The series of one worker. `collect` gives those of the process, `window` its last minute's tokens."""
+    """The series of one worker. `collect` gives those of the process, `departures` says which names' series end."""
 
-    def __init__(
-        self, seat: Seat, collect: Callable[[], Iterable[Metric]], window: Callable[[], tuple[int, int]]
-    ) -> None:
+    def __init__(self, seat: Seat, collect: Callable[[], Steps], departures: Departures) -> None:
         self._life = seat.life
         self._collect = collect
-        self._window = window
+        self._departures = departures
         self._file = seat.counts(seat.number)
-        self._before = [family for family in kept(self._file) if family[0] != _RESTARTS]
+        self._before = [family for family in at_once(kept(self._file)) if family[0] != _RESTARTS]
 
-    def told(self) -> dict[str, Any]:
-        """As JSON: the families, and (cached, asked) tokens of the last minute. The counters are kept before."""
+    def told(self, now: float) -> Generator[None, None, bytes]:
+        """The families, as `merging.written` has them; the counters are kept before."""
         restarts = CounterMetricFamily(_RESTARTS, "Workers that died and were started again.")
         restarts.add_metric((), self._life)
-        families = families_of([*self._collect(), restarts])
-        counters = merged([counters_of(families), self._before])
-        _keep(self._file, counters)
-        return {"families": gauges_of(families) + counters, "window": self._window()}
+        families = yield from families_of(chain(self._collect(), [restarts]))
+        yield from self._end_departed(now)
+        counters = yield from merged([counters_of(families), list(self._before)])
+        lines = yield from written(counters)
+        _keep(self._file, lines)
+        gauges = yield from written(gauges_of(families))
+        return gauges + b"\n" + lines
+
+    def _end_departed(self, now: float) -> Generator[None, None, None]:
+        """Of former lives as of this one: the series of pods and models that left long ago end."""
+        lasting: list[Family] = []
+        for name, text, kind, samples in self._before:
+            lasting.append((name, text, kind, [each for each in samples if not self._is_over(each[1], now)]))
+            yield
+        self._before = lasting
+        self._departures.forget(now)
+
+    def _is_over(self, labels: dict[str, str], now: float) -> bool:
+        return any(self._departures.is_over(labels.get(label, ""), now) for label in ("pod", "model"))
 
 
-def kept(file: Path) -> list[Family]:
+def kept(file: Path) -> Generator[None, None, list[Family]]:
     """The counters that a worker has told last; none if it has told none."""
     with contextlib.suppress(OSError, orjson.JSONDecodeError):
-        families: list[Family] = orjson.loads(file.read_bytes())
+        families = yield from read(file.read_bytes())
         return families
     return []
 
 
-def _keep(file: Path, families: list[Family]) -> None:
+def _keep(file: Path, lines: bytes) -> None:
     new = file.with_suffix(".new")
-    new.write_bytes(orjson.dumps(families))
+    new.write_bytes(lines)
     os.replace(new, file)

@@ -7,9 +7,10 @@ for itself is.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import orjson
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
@@ -27,16 +28,38 @@ _ADDED_GAUGES = frozenset(
 _HEARD_BY_ALL = frozenset(f"warmroute_{name}" for name in ("events", "event_orphans", "event_decode_errors"))
 """Counters of what every worker hears: the largest is the truth."""
 
+_STEP = 256  # samples in one step: well under 1 ms
 _LEAST = frozenset(("warmroute_shared_index_up",))
 _RATIOS = ("warmroute_cache_hit_ratio", "warmroute_cache_miss_ratio")
 
 
-def families_of(metrics: Iterable[Metric]) -> list[Family]:
-    """Plain values of metric families."""
-    return [
-        (each.name, each.documentation, each.type, [(s.name, s.labels, s.value) for s in each.samples])
-        for each in metrics
-    ]
+def families_of(metrics: Iterable[Metric | None]) -> Generator[None, None, list[Family]]:
+    """Plain values of metric families; in steps, as they come."""
+    families: list[Family] = []
+    for each in metrics:
+        if each is not None:
+            samples = [(s.name, s.labels, s.value) for s in each.samples]
+            families.append((each.name, each.documentation, each.type, samples))
+        yield
+    return families
+
+
+def written(families: Iterable[Family]) -> Generator[None, None, bytes]:
+    """As JSON, each on a line of its own: so they can be read in steps, too."""
+    lines = []
+    for family in families:
+        lines.append(orjson.dumps(family))
+        yield
+    return b"\n".join(lines)
+
+
+def read(lines: bytes) -> Generator[None, None, list[Family]]:
+    """What `written` wrote; raises `orjson.JSONDecodeError`."""
+    families: list[Family] = []
+    for line in lines.splitlines():
+        families.append(orjson.loads(line))
+        yield
+    return families
 
 
 def counters_of(families: Iterable[Family]) -> list[Family]:
@@ -49,33 +72,45 @@ def gauges_of(families: Iterable[Family]) -> list[Family]:
     return [family for family in families if family[2] not in _ADDED_TYPES]
 
 
-def metrics_of(families: Iterable[Family]) -> Iterator[Metric]:
-    """What `families_of` made plain."""
-    for name, text, kind, samples in families:
+def metrics_of(families: list[Family]) -> Iterator[Metric]:
+    """What `families_of` made plain; taken out of `families`, as in `merged`."""
+    families.reverse()
+    while families:
+        name, text, kind, samples = families.pop()
         metric = Metric(name, text, kind)
         metric.samples = [Sample(sample, labels, value) for sample, labels, value in samples]
         yield metric
 
 
-def merged(workers: Sequence[Sequence[Family]], hit_ratio: float | None = None) -> list[Family]:
-    """The families of all workers as those of one gateway. `hit_ratio`: over all; None: it is not told."""
+def merged(workers: list[list[Family]], hit_ratio: float | None = None) -> Generator[None, None, list[Family]]:
+    """The families of all workers as those of one gateway. `hit_ratio`: over all; None: it is not told.
+
+    What is merged is taken out of `workers`: to let go of all of it at once would take many milliseconds.
+    """
     families: dict[str, tuple[str, str]] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for worker in workers:
-        for name, text, kind, samples in worker:
+        worker.reverse()
+        while worker:
+            name, text, kind, samples = worker.pop()
             families.setdefault(name, (text, kind))
             join = _join_of(name, kind)
             known = values.setdefault(name, {})
-            for sample, labels, value in samples:
+            for place, (sample, labels, value) in enumerate(samples, 1):
                 key = (sample, tuple(labels.items()))
                 known[key] = join(known[key], value) if key in known else value
+                if place % _STEP == 0:
+                    yield
+            yield
     if hit_ratio is not None:
         for name, ratio in zip(_RATIOS, (hit_ratio, 1 - hit_ratio), strict=True):
             values[name] = {(name, ()): ratio}
-    return [
-        (name, text, kind, [(sample, dict(labels), value) for (sample, labels), value in values[name].items()])
-        for name, (text, kind) in families.items()
-    ]
+    result: list[Family] = []
+    for name, (text, kind) in families.items():
+        told = [(sample, dict(labels), value) for (sample, labels), value in values.pop(name).items()]
+        result.append((name, text, kind, told))
+        yield
+    return result
 
 
 def _join_of(name: str, kind: str) -> Any:

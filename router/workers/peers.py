@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import httpx
 import orjson
-from prometheus_client import generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import GaugeMetricFamily
 
 from router.config.gateway import GatewayConfig
 from router.config.keys import read_keys
 from router.errors import RouterError
+from router.metrics import text_of
 from router.server.asgi import App, ClientGone, Receive, Scope, Send, read_body, send_error
+from router.server.long_answers import in_turns
 from router.server.operator_access import OperatorAccess
 from router.workers import merging
 from router.workers.kept_counters import kept
@@ -30,7 +31,8 @@ from router.workers.merging import Answers
 from router.workers.worker import Seat
 
 TOLD = "/worker/metrics"
-"""Where a worker tells its series to the others, on its private socket only."""
+"""Where a worker tells its series to the others, on its private socket only: a line of the (cached, asked) tokens of
+its last minute, then its families."""
 
 _BODY_MAX = 1 << 20  # the keys of an invalidation
 _FORWARDED = frozenset((b"authorization", b"x-api-key", b"content-type"))
@@ -146,31 +148,29 @@ class Gathering:
         silent = sorted(set(answers) - set(heard))
         if not heard or (changes and silent):
             raise WorkerSilent(f"Of the workers, {silent} did not answer: ask again.")
-        told = {worker: orjson.loads(answer.body) for worker, answer in heard.items()}
         if merge is None:
-            return self._metrics(told, silent)
+            text = await in_turns(self._metrics([answer.body for answer in heard.values()], silent))
+            return Answer(200, "text/plain; version=0.0.4; charset=utf-8", text)
+        told = {worker: orjson.loads(answer.body) for worker, answer in heard.items()}
         limit = int(parse_qs(query).get("limit", [_DECISIONS])[0])
         return Answer(200, "application/json", orjson.dumps(merge(told, limit)))
 
-    def _metrics(self, told: Answers, silent: list[int]) -> Answer:
+    def _metrics(self, told: list[bytes], silent: list[int]) -> Generator[None, None, bytes]:
         """Of a worker that is silent, what it has counted until it told last."""
-        seat = self._peers.seat
-        families = [each["families"] for each in told.values()] + [kept(seat.counts(number)) for number in silent]
-        cached, tokens = (sum(each["window"][part] for each in told.values()) for part in (0, 1))
+        workers, cached, tokens = [], 0, 0
+        for body in told:
+            window, _, lines = body.partition(b"\n")
+            of_minute = orjson.loads(window)
+            cached, tokens = cached + of_minute[0], tokens + of_minute[1]
+            families = yield from merging.read(lines)
+            workers.append(families)
+        for number in silent:
+            families = yield from kept(self._peers.seat.counts(number))
+            workers.append(families)
+        merged = yield from merging.merged(workers, cached / tokens if tokens else 0.0)
         answering = GaugeMetricFamily("warmroute_workers", "Workers that answer.", value=len(told))
-        merged = merging.merged(families, cached / tokens if tokens else 0.0)
-        text = generate_latest(_Told([*merging.metrics_of(merged), answering]))
-        return Answer(200, "text/plain; version=0.0.4; charset=utf-8", text)
-
-
-class _Told(Collector):
-    """Metrics that are there already."""
-
-    def __init__(self, metrics: list[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> list[Metric]:
-        return self._metrics
+        text = yield from text_of(chain(merging.metrics_of(merged), [answering]))
+        return text
 
 
 _ENDPOINTS: tuple[tuple[str, re.Pattern[str], _Merge | None], ...] = (
