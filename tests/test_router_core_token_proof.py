@@ -71,7 +71,7 @@ class Replay:
     def _route(self, ask: Ask) -> Placed:
         tokens, grain = self._twist(ask.tokens), self.feed.grain or self.recorded.block_size
         keys = self.core.space.chain(tokens, grain, lora=ask.lora, salt=ask.salt)
-        origin = Origin(self.state, shape_of(PLAIN), replace(PLAIN, cache_salt=ask.salt), ask.lora)
+        origin = Origin(self.state, shape_of(PLAIN), MODEL, ask.lora, ask.salt)
         asked = Asked(MODEL, len(tokens), keys={grain: keys}, origin=origin, alone=ask.n == 1)
         return self.core.route(asked, frozenset(), self.now)
 

@@ -32,8 +32,7 @@ from router.events.sockets import port_plus
 from router.prompts.own_encodings import OwnEncoding, by_folder, by_names, is_tokenized
 from router.prompts.prompt import parse
 from router.prompts.rendering import RenderError, config_of
-from router.prompts.renderings import Renderings
-from router.tokens.encoder import renderings_of
+from router.prompts.renderings import Renderings, renderings_of
 from router.tokens.tokenizer import Tokenizer
 from router.upstream.certificates import Trusts
 from router.upstream.failures import UpstreamError

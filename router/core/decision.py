@@ -65,6 +65,7 @@ class Placed:
     epoch: int  # of the pod's breaker
     expires: float  # of the prediction
     refused: bool = False  # the pod did no work on it
+    waits: bool = False  # to be judged by what the pod's events tell of it
 
 
 class Change(NamedTuple):
@@ -163,6 +164,7 @@ class Core:
         if not placed.ticket.load.release(placed.ticket, now):
             return
         self.in_flight -= 1
+        self.proof.ended(placed)
         placed.refused = not served
         if served:
             placed.pod.served_at = now

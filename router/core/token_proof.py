@@ -17,7 +17,7 @@ from indexer.feed import BLOCK_SIZE, DISPUTED, ORPHANS, REPLAYING, TRUNCATED, UN
 from indexer.index import PrefixIndex
 from indexer.strangers import ROOT
 from router.core.fleet import Rank, RankId
-from router.core.token_states import Origin, TokenizerState
+from router.core.token_states import Origin, TokenizerState, Witness
 
 if TYPE_CHECKING:
     from router.core.decision import Placed
@@ -28,6 +28,8 @@ JUDGED_MAX = 500
 WALK_MAX = 20_000
 """Requests, and their blocks, that are looked at in one go: some milliseconds at most."""
 TRIALS_MAX = 4
+WITNESS_BYTES_MAX = 16 * 2**20
+"""Bodies of requests that were answered, and wait to be judged; of those that are more, less can be said."""
 AHEAD = 8  # tokens: a block is stored when so many follow it, also where a drafter looks ahead
 _LATE_S = 0.5  # a feed that is so much later than it was at its best is not judged by
 _DRIFT_S = 0.001  # of a pod's clock against ours, from one request to the next
@@ -46,6 +48,7 @@ class Doubt(NamedTuple):
     theirs: tuple[Tokens, ...] = ()
     counts: tuple[int, int] | None = None
     """Ours and the pod's, where these differ."""
+    witness: Witness | None = None
 
 
 class Trial(NamedTuple):
@@ -55,6 +58,7 @@ class Trial(NamedTuple):
     origin: Origin
     rank: RankId
     grain: Grain
+    witness: Witness
 
 
 class TokenProof:
@@ -64,7 +68,8 @@ class TokenProof:
         """`grace_s`: so long after a response has begun, events may take."""
         self._index = index
         self._grace_s = grace_s
-        self._waiting: deque[tuple[float, Placed]] = deque(maxlen=WAITING_MAX)
+        self._waiting: deque[tuple[float, Placed, int]] = deque()
+        self.witness_bytes = 0
         self._miscounts: deque[Doubt] = deque(maxlen=WAITING_MAX)
         self._lags: dict[RankId, float] = {}
         self._walked = 0
@@ -77,8 +82,34 @@ class TokenProof:
 
     def began(self, placed: Placed, now: float) -> None:
         """A pod has begun to answer, so the prompt is computed."""
-        if placed.decision.asked.origin is not None:
-            self._waiting.append((now + self._grace_s, placed))
+        origin = placed.decision.asked.origin
+        if origin is None:
+            return
+        if len(self._waiting) >= WAITING_MAX:
+            self._next()
+        size = 0 if origin.witness is None else len(origin.witness.body)
+        if self.witness_bytes + size > WITNESS_BYTES_MAX:
+            origin.witness, size = None, 0
+        self.witness_bytes += size
+        placed.waits = True
+        self._waiting.append((now + self._grace_s, placed, size))
+
+    def ended(self, placed: Placed) -> None:
+        """The request is over: where nothing can be judged, its body is not needed any more."""
+        origin = placed.decision.asked.origin
+        if origin is not None and not placed.waits:
+            origin.witness = None
+
+    def _next(self) -> tuple[Placed, Witness | None]:
+        """Who waits longest; what is kept of it from now on is without its body."""
+        _, placed, size = self._waiting.popleft()
+        self.witness_bytes -= size
+        placed.waits = False
+        origin = placed.decision.asked.origin
+        if origin is None:
+            return placed, None
+        witness, origin.witness = origin.witness, None
+        return placed, witness
 
     def counted(self, placed: Placed, prompt_tokens: int) -> None:
         """The pod says how many tokens a prompt had; ours are as many, or else wrong."""
@@ -88,7 +119,8 @@ class TokenProof:
             return
         proof = origin.state.contradict(origin.shape)
         pod = placed.decision.rank.id.pod
-        self._miscounts.append(Doubt(origin, pod, proof, counts=(asked.tokens, prompt_tokens)))
+        counts = (asked.tokens, prompt_tokens)
+        self._miscounts.append(Doubt(origin, pod, proof, counts=counts, witness=origin.witness))
 
     def judge(self, now: float) -> list[Doubt]:
         """Those whose time has come. To be called before predictions expire."""
@@ -97,13 +129,13 @@ class TokenProof:
         self._walked = judged = 0
         while self._waiting and self._waiting[0][0] <= now and self._walked < WALK_MAX and judged < JUDGED_MAX:
             judged += 1
-            _, placed = self._waiting.popleft()
-            doubt = self._judge(placed)
+            placed, witness = self._next()
+            doubt = self._judge(placed, witness)
             if doubt is not None:
                 doubts.append(doubt)
         return doubts
 
-    def _judge(self, placed: Placed) -> Doubt | None:
+    def _judge(self, placed: Placed, witness: Witness | None) -> Doubt | None:
         rank = placed.decision.rank
         asked, grain = placed.decision.asked.of(rank), rank.grain or 0
         origin, size = asked.origin, size_of(grain)
@@ -112,8 +144,8 @@ class TokenProof:
         if rank.feed is not None:
             best = self._lags.get(rank.id, rank.feed.lag_s) + _DRIFT_S
             self._lags[rank.id] = min(best, rank.feed.lag_s)
-        if origin.trial is not None and size:
-            self.trials.append(Trial(origin.trial, origin, rank.id, grain))
+        if origin.trial is not None and size and witness is not None:
+            self.trials.append(Trial(origin.trial, origin, rank.id, grain, witness))
         keys = asked.keys.get(grain)
         if keys is None or asked.reason is not None:
             return None
@@ -123,7 +155,7 @@ class TokenProof:
         prediction, state, shape = placed.prediction, origin.state, origin.shape
         last = whole - 1 - placed.hit.blocks
         if prediction is not None and last >= 0 and self._index.is_pending(prediction, last, placed.expires):
-            return self._contradicted(placed, rank, keys, whole)
+            return self._contradicted(placed, rank, keys, whole, witness)
         if state.is_settled(shape):
             state.confirmed += 1
         elif self._index.confirmed_blocks(rank.id, keys[whole - 1 : whole]):  # keys are chained: it proves all before
@@ -131,12 +163,14 @@ class TokenProof:
             state.confirm(shape)
         return None
 
-    def _contradicted(self, placed: Placed, rank: Rank, keys: Keys, whole: int) -> Doubt | None:
+    def _contradicted(
+        self, placed: Placed, rank: Rank, keys: Keys, whole: int, witness: Witness | None
+    ) -> Doubt | None:
         """Blocks did not come: for want of events, or because the pod's are others?"""
         origin = placed.decision.asked.origin
         if origin is None or self._is_unsure(rank):
             return None
-        if origin.lora is not None or origin.prompt.cache_salt is not None:
+        if origin.lora is not None or origin.salt is not None:
             return None  # before vLLM 0.17, salts are not told, and adapters are numbers
         block = self._index.confirmed_blocks(rank.id, keys[:whole])
         self._walked += block
@@ -150,7 +184,7 @@ class TokenProof:
             return None  # somebody has just these tokens: it is the prediction of where that went astray
         proof = origin.state.contradict(origin.shape)
         ids = tuple(np.frombuffer(one, np.uint32) for one in theirs if len(one) == 4 * size)
-        return Doubt(origin, rank.id.pod, proof, block, size, ids)
+        return Doubt(origin, rank.id.pod, proof, block, size, ids, witness=witness)
 
     def _is_unsure(self, rank: Rank) -> bool:
         """May events of this feed be missing, or late?"""

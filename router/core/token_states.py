@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from router.prompts.prompt import Prompt
 
@@ -142,15 +142,35 @@ class TokenizerState:
         return self.trial_rights >= TRIAL_RIGHTS
 
 
+class Witness(NamedTuple):
+    """A request as it came: what its tokens were made from can be made anew, should they be doubted."""
+
+    path: str
+    body: bytes
+
+
 @dataclass(slots=True, eq=False)
 class Origin:
-    """Where one request's tokens came from; `trial`: a source that was wrong, and is to be tried on this prompt."""
+    """Where one request's tokens came from; `trial`: a source that was wrong, and is to be tried on this prompt.
+
+    `witness`: only until the request is judged, and not of large ones, so that nothing that is kept keeps bodies.
+    """
 
     state: TokenizerState
     shape: Shape
-    prompt: Prompt
+    model: str | None
     lora: str | None = None
+    salt: str | None = None
     trial: TokenizerState | None = None
+    witness: Witness | None = None
+
+    def again(self, witness: Witness) -> Origin:
+        """Of the same request, come again."""
+        return Origin(self.state, self.shape, self.model, self.lora, self.salt, self.trial, witness)
+
+    def unwitnessed(self) -> Origin:
+        """To be kept."""
+        return Origin(self.state, self.shape, self.model, self.lora, self.salt, self.trial)
 
     @property
     def verified(self) -> bool:

@@ -138,6 +138,13 @@ class Renderer:
             raise RenderError(prompt.reason or "the prompt is token ids already")
         return _rendering(prompt, text)
 
+    def ready(self, prompt: Prompt) -> None:
+        """Have at hand what a large prompt needs, so that `render` changes nothing. Raises RenderError."""
+        if prompt.kind == "chat" and prompt.fields.get("chat_template"):
+            raise RenderError("a large request that brings a chat template is not rendered here")
+        if prompt.thinking_off:
+            self._without_thinking({})
+
     def render_all(self, prompt: Prompt) -> tuple[Rendering, ...]:
         """As `render`, one for each prompt of a completion."""
         if prompt.kind == "text":

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import monotonic, perf_counter
 from types import MappingProxyType
@@ -25,16 +26,16 @@ from router.config.settings import Config
 from router.core.cards import Served
 from router.core.decision import Asked, Core
 from router.core.token_proof import Doubt
-from router.core.token_states import Ladder, Origin, TokenizerState, shape_of
-from router.errors import ConfigError, UnknownModel
+from router.core.token_states import Ladder, Origin, Shape, TokenizerState, Witness, shape_of
+from router.errors import UnknownModel
 from router.prompts.beginnings import beginning_of
 from router.prompts.own_encodings import OwnEncoding, by_folder, by_names, is_tokenized
 from router.prompts.prompt import Prompt, is_large, parse, parse_large
-from router.prompts.rendering import RenderError, Rendering, RenderOptions, config_of
-from router.prompts.renderings import Renderings
+from router.prompts.rendering import RenderError, Rendering, config_of
+from router.prompts.renderings import Group, Renderings, renderings_of, written
 from router.tokens.given import Encoded, TokenKeys
 from router.tokens.local import Encoder, TokensLimits, TokensUnavailable
-from router.tokens.parity import Parity, ParityLimits, Trials, difference_of, first_difference
+from router.tokens.parity import Parity, ParityLimits, Trials, told_of
 from router.tokens.questions import (
     AS_BY_DEFAULT,
     NO_RENDER,
@@ -144,7 +145,8 @@ class Encoding:
         known = self._recall.get(path, body, self._core.fleet.epoch)
         if known is None:
             return None
-        asked = Asked(known.prompt.model, known.tokens, known.further, known.keys, known.endings, origin=known.origin)
+        origin = None if known.origin is None else known.origin.again(Witness(path, body))
+        asked = Asked(known.prompt.model, known.tokens, known.further, known.keys, known.endings, origin=origin)
         for size, ending in known.endings.items():
             self._look_up(asked, ending, size, "partial")
         return known.prompt, asked
@@ -164,6 +166,8 @@ class Encoding:
         asked = await self._understood(prompt)
         if not asked.tokens:
             asked.tokens = len(body) // _BYTES_A_TOKEN
+        if asked.origin is not None and not prompt.large:
+            asked.origin.witness = Witness(path, body)
         self._remember(path, body, prompt, asked)
         return asked
 
@@ -171,8 +175,9 @@ class Encoding:
         """Keep what a body means, if all of it is known and will be the same tomorrow."""
         if asked.endings and not asked.reason and asked.by_version is None and not self._tells_time(prompt):
             epoch = self._core.fleet.epoch
+            origin = None if asked.origin is None else asked.origin.unwitnessed()
             meaning = Recalled(
-                prompt.understood(), asked.tokens, asked.further, asked.keys, asked.endings, epoch, asked.origin
+                prompt.understood(), asked.tokens, asked.further, asked.keys, asked.endings, epoch, origin
             )
             self._recall.put(path, body, meaning)
 
@@ -214,15 +219,15 @@ class Encoding:
         """The prompt as versions of vLLM have it that write it differently; one text is encoded once."""
         made: dict[Rendering | str, Asked] = {}
         by_version = {}
-        for version, written in question.way.others.items():
-            key = written if isinstance(written, Rendering) else written.reason
+        for version, one in question.way.others.items():
+            key = one if isinstance(one, Rendering) else one.reason
             asked = made.get(key)
             if asked is None:
                 asked = made[key] = Asked(prompt.model, reads_cache=prompt.reads_cache, origin=question.way.origin)
-                if isinstance(written, Rendering):
-                    await self._encode(asked, question._replace(way=question.way._replace(source=written)))
+                if isinstance(one, Rendering):
+                    await self._encode(asked, question._replace(way=question.way._replace(source=one)))
                 else:
-                    asked.reason = f"not rendered: {written.reason}"
+                    asked.reason = f"not rendered: {one.reason}"
             by_version[version] = asked
         return by_version
 
@@ -245,48 +250,59 @@ class Encoding:
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         began = perf_counter()
         try:
-            way = await self._off_loop(prompt, self._way, prompt, served)
+            shape = await self._off_loop(prompt, shape_of, prompt)
+            way = await self._off_loop(prompt, self._way(prompt, served, shape))
         except RenderError as unrendered:
             asked.reason = f"not rendered: {unrendered.reason}"
             return asked, None
         except NotTold as untold:
-            asked.reason, asked.origin = f"not tokenized: {untold.reason}", self._by_text(prompt, served)
+            asked.reason, asked.origin = f"not tokenized: {untold.reason}", self._by_text(prompt, served, shape)
             return asked, None
         asked.timing_us["render"] = round((perf_counter() - began) * 1e6)
         asked.further, asked.origin = _further(prompt), way.origin
         lora = served.lora if served is not None else None
         return asked, _Question(way, sizes, lora, prompt.cache_salt)
 
-    def _way(self, prompt: Prompt, served: Served | None) -> _Way:
-        """What this prompt is made into, by the best source that is not proven wrong. Raises RenderError or NotTold."""
+    def _way(self, prompt: Prompt, served: Served | None, shape: Shape) -> Callable[[], _Way]:
+        """Makes what a prompt is made into, by the best source that is not proven wrong; changes nothing, so that it
+        may be called in a thread. This, and what it returns, raise RenderError or NotTold.
+        """
         if prompt.kind == "tokens":
-            if len(prompt.prompts[0]) > _IDS_MAX:
-                raise NotTold("too long for any context")
-            return _Way(prompt.prompts[0], self._keys)
+            return partial(self._given, prompt)
         base, lora = (served.base, served.lora) if served is not None else ("", None)
-        ladder, shape = self.ladder(base), shape_of(prompt)
+        ladder, versions = self.ladder(base), self._core.fleet.versions(prompt.model)
         own = self._own_encoding(base) if prompt.kind == "chat" else None
         bytes_max = self.pod_tokens.limits.question_bytes_max
         trial = ladder.trial(shape, monotonic())
         model = self._models.get(base)
         why = _why_not_here(model, own)
+
+        def origin(state: TokenizerState) -> Origin:
+            return Origin(state, shape, prompt.model, lora, prompt.cache_salt, trial)
+
         if model is not None and why is None:
             ladder.current, ladder.why = "local", "it is tokenized here"
-            rendering, others = model.renderings.render(prompt, self._core.fleet.versions(prompt.model))
-            if len(rendering.text) > self._text_max:
-                raise NotTold("too long for any context")
-            return _Way(rendering, model.encoder, model.name, Origin(model.state, shape, prompt, lora, trial), others)
+            renderings = model.renderings
+            groups = renderings.ready(prompt, versions) if prompt.large else renderings.groups(versions)
+            return partial(_rendered, prompt, groups, model, origin(model.state), self._text_max)
         why = why or "it has no tokenizer here"
         if ladder.render.state != "degraded" and self.pod_tokens.renders(prompt.model):
             ladder.current, ladder.why = "render", why
-            question = render_question_of(prompt, bytes_max)
-            return _Way(question, self.pod_tokens, None, Origin(ladder.render, shape, prompt, lora, trial))
+            return partial(self._asked, render_question_of, prompt, bytes_max, origin=origin(ladder.render))
         ladder.current, ladder.why = "tokenize", why
-        if ladder.tokenize.state == "degraded" or not is_tokenized(own, self._core.fleet.versions(prompt.model)):
+        if ladder.tokenize.state == "degraded" or not is_tokenized(own, versions):
             ladder.current, ladder.why = "text", f"{why}, the pods do not render, and {_OTHER}"
             raise NotTold(_OTHER)
-        question = question_of(prompt, self._as_served.get(base, AS_BY_DEFAULT), bytes_max)
-        return _Way(question, self.pod_tokens, None, Origin(ladder.tokenize, shape, prompt, lora, trial))
+        as_served = self._as_served.get(base, AS_BY_DEFAULT)
+        return partial(self._asked, question_of, prompt, as_served, bytes_max, origin=origin(ladder.tokenize))
+
+    def _given(self, prompt: Prompt) -> _Way:
+        if len(prompt.prompts[0]) > _IDS_MAX:
+            raise NotTold("too long for any context")
+        return _Way(prompt.prompts[0], self._keys)
+
+    def _asked(self, make: Callable[..., Question], *given: Any, origin: Origin) -> _Way:
+        return _Way(make(*given), self.pod_tokens, None, origin)
 
     def ladder(self, base: str) -> Ladder:
         """A base model's sources of tokens."""
@@ -297,12 +313,13 @@ class Encoding:
             ladder = ladders[base] = Ladder(model.state if model is not None else None)
         return ladder
 
-    def _by_text(self, prompt: Prompt, served: Served | None) -> Origin | None:
+    def _by_text(self, prompt: Prompt, served: Served | None, shape: Shape) -> Origin | None:
         """Of a prompt that no source tells the tokens of: one that was wrong may be tried on it."""
         if served is None or prompt.kind not in ("chat", "text"):
             return None
-        ladder, shape = self.ladder(served.base), shape_of(prompt)
-        return Origin(ladder.text, shape, prompt, served.lora, ladder.trial(shape, monotonic()))
+        ladder = self.ladder(served.base)
+        trial = ladder.trial(shape, monotonic())
+        return Origin(ladder.text, shape, prompt.model, served.lora, prompt.cache_salt, trial)
 
     def _own_encoding(self, base: str) -> OwnEncoding | None:
         """How vLLM encodes this model's chats, if not by a template: by its folder, else by the pods' names for it."""
@@ -369,27 +386,29 @@ class Encoding:
 
     def _doubted(self, doubt: Doubt, now: float) -> None:
         """Say it; where it is proof, pass the source over."""
-        state, prompt = doubt.origin.state, doubt.origin.prompt
+        state, model = doubt.origin.state, doubt.origin.model
         if state.state == "degraded":
             return
-        told = _difference_of(doubt, self._made(doubt))
+        told = told_of(doubt, self._made(doubt))
         if not doubt.proof:
-            log.warning("%s: tokens by %s may be wrong (%s): %s", prompt.model, state.source, doubt.origin.shape, told)
+            log.warning("%s: tokens by %s may be wrong (%s): %s", model, state.source, doubt.origin.shape, told)
             return
-        log.error("%s: tokens by %s are wrong (%s): %s", prompt.model, state.source, doubt.origin.shape, told)
+        log.error("%s: tokens by %s are wrong (%s): %s", model, state.source, doubt.origin.shape, told)
         reason = f"requests to {doubt.pod} had other tokens ({doubt.origin.shape}), see the log"
         state.degrade(reason, doubt.origin.shape, now + self.parity.limits.recheck_interval_s)
         self._core.fleet.changed()  # what is known by these ids counts no more
-        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        served = self._core.fleet.served(model) if model is not None else None
         if served is not None and state.source == "local":
             self._trials.doubt(doubt, self.ladder(served.base).tokenize)
 
     def _made(self, doubt: Doubt) -> Tokens | None:
         """The ids that were made of a prompt, as far as they are at hand."""
-        prompt, pod = doubt.origin.prompt, self._core.fleet.pods.get(doubt.pod)
+        if doubt.witness is None:
+            return None
+        prompt, pod = parse(*doubt.witness), self._core.fleet.pods.get(doubt.pod)
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         try:
-            source = self._way(prompt, served).source
+            source = self._way(prompt, served, doubt.origin.shape)().source
             if isinstance(source, Question):
                 return self.pod_tokens.known(source)
             model = self._models.get(served.base) if served is not None else None
@@ -400,8 +419,9 @@ class Encoding:
         except (NotTold, RenderError, TokensUnavailable, UnknownModel):
             return None
 
-    async def ids_by(self, state: TokenizerState, prompt: Prompt, pod: str) -> Tokens | None:
+    async def ids_by(self, state: TokenizerState, witness: Witness, pod: str) -> Tokens | None:
         """What a source makes of a prompt for a pod, whether or not it is in use; None where it makes nothing."""
+        prompt = parse(*witness)
         if state.source == "local":
             known = self._core.fleet.pods.get(pod)
             return None if known is None else await self._ours(prompt, known.version)
@@ -429,6 +449,13 @@ class Encoding:
         return _Model(model.name, renderings_of(model), encoder, state, own, typed)
 
 
+def _rendered(prompt: Prompt, groups: Sequence[Group], model: _Model, origin: Origin, text_max: int) -> _Way:
+    rendering, others = written(prompt, groups)
+    if len(rendering.text) > text_max:
+        raise NotTold("too long for any context")
+    return _Way(rendering, model.encoder, model.name, origin, others)
+
+
 def _why_not_here(model: _Model | None, own: OwnEncoding | None) -> str | None:
     """Why a model's prompts are not tokenized here; None: they are."""
     if model is None:
@@ -438,19 +465,6 @@ def _why_not_here(model: _Model | None, own: OwnEncoding | None) -> str | None:
     if model.state.state == "degraded":
         return "the tokens that are made here are not the pods'"
     return None
-
-
-def _difference_of(doubt: Doubt, ours: Tokens | None) -> str:
-    """Where the tokens part, in words: places and ids, never text."""
-    if doubt.counts is not None:
-        return "{} has {} tokens of a prompt of {}".format(doubt.pod, *reversed(doubt.counts))
-    start = (doubt.block or 0) * doubt.size
-    where = f"{doubt.pod} holds other blocks from place {start} on"
-    block = None if ours is None else ours[start : start + doubt.size]
-    if block is None or len(block) < doubt.size or not doubt.theirs:
-        return where
-    theirs = max(doubt.theirs, key=lambda one: first_difference(block, one))
-    return f"{where}, {difference_of(block, theirs, start)}"
 
 
 def _as_served(model: ModelConfig) -> AsServed:
@@ -465,29 +479,6 @@ def _asking_limits(config: Config) -> PodTokensLimits:
 def _parity_limits(config: Config) -> ParityLimits:
     parity = config.parity
     return ParityLimits(parity.first, parity.share, parity.recheck_interval, parity.queue_max)
-
-
-def renderings_of(model: ModelConfig) -> Renderings:
-    """The renderers of a model with a local tokenizer; raises `ConfigError` naming a file that can't be used."""
-    options = RenderOptions(
-        vllm_version=model.version,
-        chat_template=_text_of(model.chat_template),
-        content_format=model.content_format,
-        trust_request_chat_template=model.trust_request_chat_template,
-        exclude_tools_when_tool_choice_none=model.exclude_tools_when_tool_choice_none,
-        default_template_kwargs=model.chat_template_kwargs,
-        reasoning_effort_map=model.reasoning_effort_map,
-    )
-    return Renderings(Path(model.tokenizer), options)
-
-
-def _text_of(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from error
 
 
 def _further(prompt: Prompt) -> int:

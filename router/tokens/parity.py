@@ -20,7 +20,7 @@ from indexer.blocks import Tokens, size_of
 from router.core.decision import Core
 from router.core.fleet import Fleet, Pod
 from router.core.token_proof import AHEAD, TRIALS_MAX, Doubt
-from router.core.token_states import SHAPES, Shape, TokenizerState, shape_of
+from router.core.token_states import SHAPES, Shape, TokenizerState, Witness, shape_of
 from router.errors import UnknownModel
 from router.prompts.own_encodings import by_names, is_tokenized
 from router.prompts.prompt import Prompt
@@ -239,7 +239,7 @@ _NOT_THE_PROMPTS_FAULT = frozenset(
 class Trials:
     """Sources of tokens that events proved wrong, tried again on prompts that pods have served."""
 
-    def __init__(self, core: Core, ids_by: Callable[[TokenizerState, Prompt, str], Awaitable[Tokens | None]]) -> None:
+    def __init__(self, core: Core, ids_by: Callable[[TokenizerState, Witness, str], Awaitable[Tokens | None]]) -> None:
         """`ids_by`: what a source makes of a prompt for a pod; None: nothing."""
         self._core = core
         self._ids_by = ids_by
@@ -253,27 +253,29 @@ class Trials:
         """Try what there is; a source that is wrong again is left alone until `later`."""
         while self._alike:
             doubt, next_one = self._alike.popleft()
-            prompt, wrong = doubt.origin.prompt, doubt.origin.state
-            ours = await self._ids_by(wrong, prompt, doubt.pod)
-            theirs = await self._ids_by(next_one, prompt, doubt.pod)
+            wrong, model = doubt.origin.state, doubt.origin.model
+            if doubt.witness is None:
+                continue
+            ours = await self._ids_by(wrong, doubt.witness, doubt.pod)
+            theirs = await self._ids_by(next_one, doubt.witness, doubt.pod)
             if ours is not None and theirs is not None and np.array_equal(ours, theirs) and wrong.state == "degraded":
-                log.error("%s: tokens by %s are as wrong: they are the same", prompt.model, next_one.source)
+                log.error("%s: tokens by %s are as wrong: they are the same", model, next_one.source)
                 next_one.degrade(wrong.reason or "", wrong.failed, wrong.trial_at)
                 self._core.fleet.changed()
         trials = self._core.proof.trials
         while trials:
             trial = trials.popleft()
             state, origin = trial.state, trial.origin
-            ids = await self._ids_by(state, origin.prompt, trial.rank.pod) if state.state == "degraded" else None
+            ids = await self._ids_by(state, trial.witness, trial.rank.pod) if state.state == "degraded" else None
             if ids is None:
                 continue
-            keys = self._core.space.chain(ids, trial.grain, None, origin.lora, origin.prompt.cache_salt)
+            keys = self._core.space.chain(ids, trial.grain, None, origin.lora, origin.salt)
             keys = keys[: max(0, len(ids) - AHEAD) // size_of(trial.grain)]
             if not len(keys):
                 continue
             right = self._core.index.confirmed_blocks(trial.rank, keys) == len(keys)
             if state.tried(right, later):
-                log.info("%s: tokens by %s are the pods' again", origin.prompt.model, state.source)
+                log.info("%s: tokens by %s are the pods' again", origin.model, state.source)
                 state.restore()
                 state.confirm(origin.shape)
                 self._core.fleet.changed()
@@ -287,6 +289,19 @@ def difference_of(ours: Tokens, theirs: Tokens, start: int = 0) -> str:
         f"at place {start + at}: ours {ours[around].tolist()} ({len(ours)} in all), "
         f"the pod's {theirs[around].tolist()} ({len(theirs)})"
     )
+
+
+def told_of(doubt: Doubt, ours: Tokens | None) -> str:
+    """Where the tokens part, in words: places and ids, never text."""
+    if doubt.counts is not None:
+        return "{} has {} tokens of a prompt of {}".format(doubt.pod, *reversed(doubt.counts))
+    start = (doubt.block or 0) * doubt.size
+    where = f"{doubt.pod} holds other blocks from place {start} on"
+    block = None if ours is None else ours[start : start + doubt.size]
+    if block is None or len(block) < doubt.size or not doubt.theirs:
+        return where
+    theirs = max(doubt.theirs, key=lambda one: first_difference(block, one))
+    return f"{where}, {difference_of(block, theirs, start)}"
 
 
 def first_difference(ours: Tokens, theirs: Tokens) -> int:

@@ -15,7 +15,6 @@ from indexer.blocks import Keys
 from indexer.mappings import Ending
 from router.core.token_states import Origin
 from router.prompts.prompt import Prompt
-from router.prompts.skim import weight_of
 
 _BYTES_BESIDE = 2_500  # of one entry beside its keys, measured with tracemalloc: nothing of the body itself is kept
 _NAME_BYTES = 160  # of a name beside its characters, with its place in a set
@@ -31,6 +30,7 @@ class Recalled(NamedTuple):
     endings: dict[int, Ending]
     epoch: int
     origin: Origin | None = None
+    """Without its witness: nothing of a body is kept."""
 
 
 class Recall:
@@ -70,8 +70,6 @@ class Recall:
             self._remove(name)
         nbytes = _BYTES_BESIDE + sum(keys.nbytes for keys in recalled.keys.values())
         nbytes += sum(_NAME_BYTES + 4 * len(pod) for pod in recalled.prompt.pods or ())
-        if recalled.origin is not None:  # which has the prompt, to prove its tokens by
-            nbytes += weight_of(body)
         self._entries[name] = (recalled, nbytes)
         self.nbytes += nbytes
         while self.nbytes > self._bytes_max:
