@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup chart-test test-vllm test-templates test-redis test-native test-chaos test-fidelity clean
+.PHONY: demo test lint setup chart-test test-vllm test-templates test-redis test-native test-chaos soak test-fidelity clean
 
 setup: $(VENV)/.ready
 
@@ -56,6 +56,10 @@ test-native: setup
 # Pods killed, stopped, slowed and lied for under steady load: every request is counted. Some minutes.
 test-chaos: setup
 	$(BIN)/python -m pytest tests_chaos
+
+# The same with uploads, adapters, salts and operators beside, for an hour (SOAK_MINUTES=6): nothing hangs or grows.
+soak: setup
+	$(BIN)/python -m pytest tests_soak
 
 # Our OpenAPI description held against the gateway by schemathesis, and the Messages API by anthropic's own client, in a
 # venv of their own.

@@ -6,6 +6,8 @@ those that have left end after a while. A scrape is made in steps: with 512 pods
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import time
 from bisect import bisect_left
@@ -210,6 +212,8 @@ class Metrics:
         yield _gauge("retry_budget", "Retries that the budget has left.", budget.left)
         yield from _counter("admissions", "Requests that waited for room.", ("result",), _by_one(self.admissions))
         yield _gauge("admission_waiting", "Requests that wait for room.", queue.waiting)
+        with contextlib.suppress(RuntimeError):  # there is no loop
+            yield _gauge("tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
         yield from _counter("picks", "Decisions.", ("reason",), _by_one(self.picks))
 
     def _of_caches(self) -> Steps:

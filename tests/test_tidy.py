@@ -39,7 +39,16 @@ _PURE_IMPORTS = {
 _IMPURE_CALLS = {"open", "input", "print", "__import__", "exec", "eval", "breakpoint"}
 _LOCKS = {"Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Barrier"}
 _FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
-_TESTS = ("tests", "tests_chaos", "tests_fidelity", "tests_redis", "tests_templates", "tests_vllm", "benchmarks")
+_TESTS = (
+    "tests",
+    "tests_chaos",
+    "tests_fidelity",
+    "tests_redis",
+    "tests_soak",
+    "tests_templates",
+    "tests_vllm",
+    "benchmarks",
+)
 
 STORIES = {
     "cache_not_read": "a fact of requests, from the prompt to the ledger",

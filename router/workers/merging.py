@@ -22,7 +22,7 @@ _ADDED_GAUGES = frozenset(
     f"warmroute_{name}"
     for name in (
         "pod_inflight_requests", "pod_inflight_prefill_tokens", "admission_waiting", "retry_budget", "index_bytes",
-        "prefix_store_entries", "prefix_store_bytes", "shared_index_written_pods",
+        "prefix_store_entries", "prefix_store_bytes", "tasks", "shared_index_written_pods",
     )
 )  # fmt: skip
 _HEARD_BY_ALL = frozenset(f"warmroute_{name}" for name in ("events", "event_orphans", "event_decode_errors"))
