@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
-import types
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -18,6 +14,7 @@ from uvicorn.server import ServerState
 
 from router.proxy.proxy import Proxy
 from router.server.port import Front, ServingLimits
+from tests.fakes.cycles import garbage
 from tests.fakes.houses import (
     MODEL,
     PATIENCE_S,
@@ -37,39 +34,8 @@ from tests.fakes.peers import Call, until
 
 REQUESTS = 12
 AT_ONCE = 4
-ROOT = str(Path(__file__).resolve().parent.parent)
-PACKAGES = ("router", "scorer", "indexer")
 
 Ask = Callable[[int], Awaitable[bytes]]
-
-
-def is_ours(thing: object) -> bool:
-    """An instance of a class of ours, or a frame (and so all that it refers to) of a function of ours."""
-    if isinstance(thing, types.FrameType):
-        file = thing.f_code.co_filename.removeprefix(ROOT + "/")
-        return file.split("/")[0] in PACKAGES
-    return type(thing).__module__.split(".")[0] in PACKAGES
-
-
-@contextlib.contextmanager
-def garbage() -> Iterator[Counter[str]]:
-    """What only the collector finds of what is ours; it is counted when the block ends."""
-    found: Counter[str] = Counter()
-    gc.collect()
-    gc.disable()
-    try:
-        yield found
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        gc.collect()
-        for thing in gc.garbage:
-            if is_ours(thing):
-                name = thing.f_code.co_qualname if isinstance(thing, types.FrameType) else type(thing).__name__
-                found[name] += 1
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
-        gc.collect()
 
 
 @contextlib.asynccontextmanager

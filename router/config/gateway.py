@@ -56,6 +56,12 @@ class GatewayConfig(Section):
         le=1024 * _GIB,
         description="Bodies of all requests that are not answered yet; above it: 503.",
     )
+    upload_kept_max: Bytes = Field(
+        default=_MIB,
+        ge=0,
+        le=64 * _MIB,
+        description="Larger forms, sounds and the like go on to one pod while they come, see above.",
+    )
     send_timeout: Seconds = Field(
         default=120.0, gt=0, le=3600, description="A client that takes nothing of its response for so long is cut."
     )

@@ -83,7 +83,9 @@ class UpstreamConfig(Section):
         le=86400,
         description="To the first byte: queue and prefill; the whole answer if not streamed.",
     )
-    idle_timeout: Seconds = Field(default=120.0, gt=0, le=86400, description="Between two bytes of a response.")
+    idle_timeout: Seconds = Field(
+        default=120.0, gt=0, le=86400, description="Between two bytes of a response, or taken of an upload."
+    )
     total_timeout: Seconds = Field(default=3600.0, gt=0, le=86400, description="For one request, streams included.")
     keep_alive_idle: Seconds = Field(
         default=4.0,

@@ -11,8 +11,9 @@ import time
 from router.core.decision import Asked
 from router.endpoints.adapters import LOAD, UNLOAD, tell_all
 from router.errors import RouterError, Saturated
-from router.prompts.prompt import Prompt
+from router.prompts.prompt import Prompt, takes_prompt, unread
 from router.proxy.attempts import Attempt, Routing
+from router.proxy.uploads import Upload, take_body
 from router.proxy.waiting_room import Admission, ClaimRules, Claims
 from router.server.asgi import ClientGone, Receive, Scope, Send, read_body, send_error, send_json
 from router.service import Service
@@ -42,6 +43,7 @@ class Gateway:
         self._service = service
         self._rest = rest
         self._body_max = service.config.gateway.body_max
+        self._upload_kept_max = service.config.gateway.upload_kept_max
         admission = service.config.admission
         self._accepted_max = service.config.gateway.requests_max + admission.queue_max
         believed = admission.claims_believed
@@ -57,7 +59,7 @@ class Gateway:
         else:
             await self._rest(scope, receive, send)  # type: ignore[operator]
 
-    async def proxied(self, scope: Scope, receive: Receive, send: Send, body: bytes | None = None) -> None:
+    async def proxied(self, scope: Scope, receive: Receive, send: Send, body: bytes | Upload | None = None) -> None:
         """Route and forward one request; `body`: already read."""
         service = self._service
         request_id = service.request_id()
@@ -68,8 +70,12 @@ class Gateway:
         try:
             request_id = _request_id(scope) or request_id
             if body is None:
-                body = await read_body(scope, receive, self._body_max)
+                if scope["method"] != "POST" or takes_prompt(scope["path"]) or scope["path"] in _OF_ALL:
+                    body = await read_body(scope, receive, self._body_max)
+                else:
+                    body = await take_body(scope, receive, self._upload_kept_max, self._body_max)
             if scope["path"] in _OF_ALL and scope["method"] == "POST":
+                assert isinstance(body, bytes), "it is read whole"
                 return await self._tell_all(scope, send, body, request_id)
             began = time.monotonic()
             prompt, asked = await self._understand(scope, body)
@@ -109,23 +115,29 @@ class Gateway:
         address = client[0] if client else ""
         return Claims(self._rules, scope["headers"], scope.get(SHOWN_KEY), address, prompt.priority)
 
-    async def _understand(self, scope: Scope, body: bytes) -> tuple[Prompt, Asked]:
+    async def _understand(self, scope: Scope, body: bytes | Upload) -> tuple[Prompt, Asked]:
         path: str = scope["path"]
         if scope["method"] != "POST":
             return _NO_PROMPT, Asked(None, reason=_NO_PROMPT.reason)
         encoding, metrics = self._service.encoding, self._service.metrics
-        known = encoding.recalled(path, body)
-        if known is not None:
-            metrics.understood(known[1])
-            return known
-        prompt = await encoding.parsed(path, body)
+        if isinstance(body, bytes):
+            known = encoding.recalled(path, body)
+            if known is not None:
+                metrics.understood(known[1])
+                return known
+            prompt = await encoding.parsed(path, body)
+        else:
+            prompt = unread(path, body.model)
         if prompt.model is None and body:
             self._service.core.fleet.check_unnamed()
         if prompt.model is not None and not self._service.core.fleet.is_known(prompt.model):
             await self._service.pods.look_again()  # it may have been loaded a moment ago
         if path in _NOTHING_COMPUTED:
             return prompt.understood(), Asked(prompt.model, reason="nothing is computed for this request")
-        asked = await encoding.understood(path, body, prompt)
+        if isinstance(body, bytes):
+            asked = await encoding.understood(path, body, prompt)
+        else:
+            asked = Asked(prompt.model, prompt.guessed_tokens(body.known_bytes), reason=prompt.reason)
         metrics.understood(asked)
         return prompt.understood(), asked
 

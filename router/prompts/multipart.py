@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _DELIMITER = re.compile(rb"--[0-9A-Za-z'()+_,./:=? -]{1,70}(?=\r\n)")
+_DELIMITER_BYTES_MAX = 74  # with the line's end
 _NAMED_MODEL = re.compile(
     rb'content-disposition:[ \t]*form-data;(?:[^\r\n]*;)?[ \t]*name="?model"?[ \t]*(?:[;\r]|$)', re.IGNORECASE
 )
@@ -13,18 +14,50 @@ _PARTS_MAX = 1000
 
 
 def model_of_form(body: bytes) -> str | None:
-    """The value of the form's field `model`, None where there is none. The first line of a form is its delimiter."""
-    first = _DELIMITER.match(body)
-    if first is None:
-        return None
-    delimiter, start = b"\r\n" + first[0], first.end()
-    for _ in range(_PARTS_MAX):
-        end = body.find(delimiter, start)
-        if end < 0:
-            return None
-        head = body.find(b"\r\n\r\n", start, end)
-        if head >= 0 and _NAMED_MODEL.search(body, start, head):
-            value = body[head + 4 : end] if end - head <= _VALUE_BYTES_MAX else b""
-            return value.decode("utf-8", "replace").strip() or None
-        start = end + len(delimiter)
-    return None
+    """The value of the form's field `model`, None where there is none."""
+    return ModelOfForm().look(body)
+
+
+class ModelOfForm:
+    """Looks for the field `model` in a form, also while it comes: no byte is looked at twice, but for a few.
+
+    The first line of a form is its delimiter. `settled`: the answer will not change, whatever else comes.
+    """
+
+    __slots__ = ("_delimiter", "_looked", "_part", "_parts", "model", "settled")
+
+    def __init__(self) -> None:
+        self.model: str | None = None
+        self.settled = False
+        self._delimiter = b""
+        self._part = 0  # where the part begins that is not whole yet
+        self._looked = 0  # up to here there is no end of it
+        self._parts = 0
+
+    def look(self, body: bytes | bytearray) -> str | None:
+        """The model, as far as `body` tells: all that has come, from its first byte."""
+        if not self._delimiter and not self.settled:
+            self._begin(body)
+        delimiter = self._delimiter
+        while delimiter and not self.settled:
+            end = body.find(delimiter, self._looked)
+            if end < 0:
+                self._looked = max(self._part, len(body) - len(delimiter) + 1)
+                break
+            head = body.find(b"\r\n\r\n", self._part, end)
+            if head >= 0 and _NAMED_MODEL.search(body, self._part, head):
+                value = bytes(body[head + 4 : end]) if end - head <= _VALUE_BYTES_MAX else b""
+                self.model = value.decode("utf-8", "replace").strip() or None
+                self.settled = True
+            self._part = self._looked = end + len(delimiter)
+            self._parts += 1
+            self.settled = self.settled or self._parts == _PARTS_MAX
+        return self.model
+
+    def _begin(self, body: bytes | bytearray) -> None:
+        first = _DELIMITER.match(body)
+        if first is not None:
+            self._delimiter = b"\r\n" + first[0]
+            self._part = self._looked = first.end()
+        else:
+            self.settled = len(body) > _DELIMITER_BYTES_MAX

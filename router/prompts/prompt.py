@@ -26,6 +26,8 @@ Kind = Literal["chat", "text", "tokens", "none"]
 Side = Literal["left", "right"]
 
 _COMPLETION_TOKENS = 16  # `max_tokens` of a completion that gives none
+_BYTES_A_TOKEN = 4  # of text
+_BYTES_A_FRAME = 640  # of sound at 16 kHz and 16 bits: for these 20 ms Whisper computes as for a token
 QUOTED_CHARS_MAX = 40  # of a client's text inside a reason or an error: both end in logs
 
 
@@ -84,6 +86,10 @@ class Prompt:
     def tells_prefill(self) -> bool:
         """The first byte of the answer will come with the first token."""
         return self.stream or self.max_tokens == 1
+
+    def guessed_tokens(self, size: int) -> int:
+        """About as many tokens' work it is, where they are not known, for a body of `size` bytes."""
+        return size // (_BYTES_A_FRAME if self.kind == "none" and not self.fields else _BYTES_A_TOKEN)
 
     def understood(self) -> Prompt:
         """What is still asked for when the prompt's tokens are known: nothing that is as long as the body was."""
@@ -288,20 +294,29 @@ def _invocations(fields: Fields) -> Prompt:
     return _untokenized("/invocations")(fields)
 
 
+def takes_prompt(path: str) -> bool:
+    """Whether the body of a POST to `path` is JSON with a prompt, and nothing else."""
+    return path in _PARSERS
+
+
+def unread(path: str, model: str | None) -> Prompt:
+    """Of a body that nothing is known of but its model, if that."""
+    return Prompt("none", model, {}, reason=f"the prompt of {_quoted(path)} is not known")
+
+
 def _unknown(path: str, body: bytes) -> Prompt:
     """Anything else: JSON, a form, or what has no model."""
-    reason = f"the prompt of {_quoted(path)} is not known"
     if body.startswith(b"--"):
-        return Prompt("none", model_of_form(body), {}, reason=reason)
+        return unread(path, model_of_form(body))
     if not _MAY_BE_JSON(body):
-        return Prompt("none", None, {}, reason=reason)
+        return unread(path, None)
     try:
         fields = fields_of(body)
     except BadRequest:
-        return Prompt("none", None, {}, reason=reason)
+        return unread(path, None)
     model = fields.get("model")
     known = model if type(model) is str else None
-    return Prompt("none", known, fields, reason=reason, reads_cache=fields.get("task") not in _EVERY_TOKEN)
+    return replace(unread(path, known), fields=fields, reads_cache=fields.get("task") not in _EVERY_TOKEN)
 
 
 _PARSERS: dict[str, Callable[[Fields], Prompt]] = {

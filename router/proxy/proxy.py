@@ -2,9 +2,10 @@
 
 A failure before the first byte of a response goes to the next pod: freely, where the pod has not had the request;
 `breaks_max` times, where it has, and maybe broke because of it; not at all, where the pod is well and may be at work on
-it. What a pod says for reasons that may be its own (`DISPUTES`) one other pod is asked about. After the first byte,
-never: the client's connection is cut (the response is left unfinished, which makes the ASGI server close it), so that
-the client sees a broken response and not a clean end, for JSON and for event streams alike.
+it. What a pod says for reasons that may be its own (`DISPUTES`) one other pod is asked about. Never, where a pod has
+had what is not kept of an upload, and after the first byte: the client's connection is cut (the response is left
+unfinished, which makes the ASGI server close it), so that the client sees a broken response and not a clean end, for
+JSON and for event streams alike.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from urllib.parse import quote
 
 from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError, unraised
 from router.proxy.refusals import BREAKS, DISPUTES, REFUSALS, retry_after_s
+from router.proxy.uploads import Upload
 from router.proxy.usage import Tail, Usage, read_usage
 from router.server.asgi import PUSH, Headers, Message, Receive, Scope, Send, send_error
 from router.upstream.failures import ResponseTimeout, UnsendableRequest, UpstreamError
@@ -99,9 +101,9 @@ class Routes(Protocol):
 class _Flight:
     """One request while it is forwarded; `gone` once its client is."""
 
-    __slots__ = ("_cancelling", "_task", "body", "gone", "receive", "scope", "send", "watch")
+    __slots__ = ("_cancelling", "_task", "body", "gone", "receive", "scope", "send", "upload", "watch")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, body: bytes | Upload) -> None:
         task = asyncio.current_task()
         assert task is not None, "forward runs in a task"
         self._task: asyncio.Task[Any] | None = task
@@ -109,17 +111,28 @@ class _Flight:
         self.scope = scope
         self.receive = receive
         self.send = send
-        self.body = body
+        self.body = body if isinstance(body, bytes) else b""  # all of it, where it is no upload
+        self.upload = body if not isinstance(body, bytes) else None
         self.gone = False
         self.watch: asyncio.Task[None] | None = None
 
     async def until_gone(self) -> None:
-        """Wait for the client to leave; then interrupt the forwarding, wherever it waits."""
+        """Wait for the client to leave; then interrupt the forwarding, wherever it waits.
+
+        Who waits for that has what comes from the client: the rest of an upload.
+        """
+        if self.upload is not None:
+            await self.upload.pass_on()
         while (await self.receive())["type"] != "http.disconnect":
             pass
         self.gone = True
         if self._task is not None:
             self._task.cancel()
+
+    @property
+    def spent(self) -> bool:
+        """One pod has had what can't be sent again."""
+        return self.upload is not None and self.upload.spent
 
     def was_ours(self) -> bool:
         """Whether a cancellation that arrived is `until_gone`'s own, and nobody else's."""
@@ -181,17 +194,21 @@ class Proxy:
         scope: Scope,
         receive: Receive,
         send: Send,
-        body: bytes,
+        body: bytes | Upload,
         routes: Routes,
         error_headers: Headers = (),
     ) -> RouterError | None:
-        """Answer this request, whose `body` has been read. `error_headers` go out with an error of our own.
+        """Answer this request, whose `body` has been read, or is an upload. `error_headers` go out with an error of our
+        own.
 
         Returns when the answer is out, cut, or nobody is left to read it: the error of our own, if that was the
         answer. Raises only what is not expected, and a cancellation that came from outside.
         """
         flight = _Flight(scope, receive, send, body)
-        self._watch_later(flight)
+        if flight.upload is None:
+            self._watch_later(flight)
+        else:
+            flight.watch = asyncio.get_running_loop().create_task(flight.until_gone())
         try:
             return await self._serve(flight, routes, error_headers)
         except asyncio.CancelledError:
@@ -222,9 +239,9 @@ class Proxy:
                     error_headers = assignment.response_headers
                     broken += answer.breaks
                     late = isinstance(answer, ResponseTimeout) and assignment.computes
-                    if not answer.before_first_byte or broken > self._breaks_max or late:
+                    if not answer.before_first_byte or broken > self._breaks_max or late or flight.spent:
                         break
-                elif answer.status not in REFUSALS and (answer.status not in DISPUTES or disputed):
+                elif (answer.status not in REFUSALS and (answer.status not in DISPUTES or disputed)) or flight.spent:
                     await self._relay(flight, assignment, answer)
                     return None
                 else:
@@ -233,6 +250,8 @@ class Proxy:
                     while held:
                         held.pop()[1].close()
                     held.append((assignment, answer))
+                    if flight.upload is not None:
+                        flight.upload.to(None)
                     assignment.refused(answer.status, retry_after_s(answer.headers), self._clock())
                     if broken > self._breaks_max:
                         break
@@ -256,6 +275,8 @@ class Proxy:
         scope = flight.scope
         method, target, headers = scope["method"], _target(scope), scope["headers"]
         try:
+            if flight.upload is not None:
+                return await self._ask_with(flight.upload, assignment, method, target, headers)
             return await assignment.upstream.request(
                 method, target, headers, flight.body, assignment.request_headers, self.dropped, once
             )
@@ -271,6 +292,22 @@ class Proxy:
             if isinstance(error, UnsendableRequest):
                 raise BadRequest(str(error)) from error
             raise
+
+    async def _ask_with(
+        self, upload: Upload, assignment: Assignment, method: str, target: bytes, headers: Headers
+    ) -> Response:
+        """The pod may answer before it has all of the upload, which goes on meanwhile."""
+        response = await assignment.upstream.begin(
+            method, target, headers, upload.beginning, upload.length, assignment.request_headers, self.dropped
+        )
+        upload.to(response)
+        try:
+            await response.ready()
+        except BaseException:
+            upload.to(None)
+            response.close()
+            raise
+        return response
 
     async def _relay(self, flight: _Flight, assignment: Assignment, response: Response) -> None:
         """Stream the response to the client and settle the assignment, whatever happens."""

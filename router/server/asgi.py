@@ -17,6 +17,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 PUSH = "warmroute.push"
 """The extension by which an application finds an exchange's `push`."""
+RELEASE = "warmroute.release"
+"""The same for its `release`."""
 
 
 class ClientDisconnected(OSError):
@@ -29,19 +31,14 @@ class ClientGone(Exception):
 
 async def read_body(scope: Scope, receive: Receive, body_max: int) -> bytes:
     """The whole body; raises `BodyTooLarge` before reading what can't fit, and `ClientGone`."""
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            if not value.isdigit():
-                raise BadRequest("content-length is not a number")
-            if int(value) > body_max:
-                raise _too_large(body_max)
+    length_of(scope, body_max)
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientGone
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
         if len(body) > body_max:
-            raise _too_large(body_max)
+            raise too_large(body_max)
         return body
     parts, size = [body], len(body)
     while message.get("more_body", False):
@@ -51,11 +48,25 @@ async def read_body(scope: Scope, receive: Receive, body_max: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > body_max:
-            raise _too_large(body_max)
+            raise too_large(body_max)
     return b"".join(parts)
 
 
-def _too_large(body_max: int) -> BodyTooLarge:
+def length_of(scope: Scope, body_max: int) -> int | None:
+    """What the client says of the body's length; raises `BodyTooLarge` where it can't fit."""
+    length: int | None = None
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            if not value.isdigit():
+                raise BadRequest("content-length is not a number")
+            length = int(value)
+            if length > body_max:
+                raise too_large(body_max)
+    return length
+
+
+def too_large(body_max: int) -> BodyTooLarge:
+    """What a body over the limit is refused with."""
     return BodyTooLarge(f"The body is larger than {body_max} bytes.")
 
 

@@ -13,7 +13,7 @@ import httptools
 from uvicorn.server import ServerState
 
 from router.errors import unraised
-from router.server.asgi import PUSH, App
+from router.server.asgi import PUSH, RELEASE, App
 from router.server.exchange import Exchange
 from router.server.heads import Refused, Target, check_fields, parse_target, tokens, without_upgrade
 from router.server.limits import ServingLimits
@@ -148,6 +148,8 @@ class ClientConnection(asyncio.Protocol):
             if waited_s > limits.linger_s:
                 transport.abort()
         elif self._reading_paused:  # it is the application who is slow
+            if self._reading is not None:
+                self._reading.started_at += waited_s
             self._since = now
         elif self._reading is not None:
             age_s = now - self._reading.started_at
@@ -307,7 +309,7 @@ class ClientConnection(asyncio.Protocol):
                 "client": self._client,
                 "server": self._server,
                 "state": self._app_state.copy(),
-                "extensions": {"http.response.trailers": _TRAILERS, PUSH: exchange.push},
+                "extensions": {"http.response.trailers": _TRAILERS, PUSH: exchange.push, RELEASE: exchange.release},
             },
         )
 
@@ -450,6 +452,10 @@ class ClientConnection(asyncio.Protocol):
         if self._reading_paused and self.transport is not None:
             self._reading_paused = False
             self.transport.resume_reading()
+
+    def released(self, size: int) -> None:
+        """So many bytes of a body are not in memory any more."""
+        self._owner.hold(-size)
 
     def leaving(self) -> bool:
         """Whether the connection should not be used for another request."""

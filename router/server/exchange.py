@@ -29,6 +29,9 @@ class Carrier(Protocol):
     def taken(self) -> None:
         """The application has taken the body's bytes that had come."""
 
+    def released(self, size: int) -> None:
+        """So many bytes of a body are not in memory any more."""
+
     def leaving(self) -> bool:
         """Whether the connection should not be used for another request."""
 
@@ -165,6 +168,13 @@ class Exchange:
         self._body(piece, True)
         return piece
 
+    def release(self, size: int) -> None:
+        """The application does not keep so many of the body's bytes any more; without this it is taken to keep all
+        until it returns.
+        """
+        self.held -= size
+        self._carrier.released(size)
+
     def _start(self, status: int, fields: Any, trailers: bool) -> None:
         """Keep the head until the first piece of the body, as ASGI says: mostly both go out as one."""
         names = dict(fields)
@@ -256,6 +266,7 @@ class Exchange:
         self.complete = True
         if self._chunks:
             self._chunks = []
+            self.unread = 0
         if self._waiters is not None:
             self._wake()
         self._carrier.answered(self)

@@ -165,7 +165,7 @@ class Encoding:
         """
         asked = await self._understood(prompt)
         if not asked.tokens:
-            asked.tokens = len(body) // _BYTES_A_TOKEN
+            asked.tokens = prompt.guessed_tokens(len(body))
         if asked.origin is not None and not prompt.large:
             asked.origin.witness = Witness(path, body)
         self._remember(path, body, prompt, asked)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from router.upstream.replies import Reply, ReplyParser
 
 # A head and a body up to this size go out as one piece; above it, copying costs more than a second one.
 _JOINED_BYTES_MAX = 16 * 1024
+_READ_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,16 @@ class Response(Reply):
         if self._connection is not None:
             self._connection.resume()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def write(self, data: bytes, last: bool) -> None:
+        """More of the request's body, for a pod that still listens; see `Connection.start`. `last`: that was all."""
+        if self._connection is not None:
+            self._connection.write(data, last)
+
+    async def writable(self) -> None:
+        """Wait until the pod has taken most of what was written, or takes no more at all."""
+        while self._connection is not None and self._connection.write_paused:
+            await self._connection.resumed()
 
     async def more(self, sink: Callable[[], bool] | None = None) -> None:
         """Wait until there is something to take. Raises `UpstreamError` when nothing will: failed, or closed.
@@ -174,8 +187,12 @@ class Connection(asyncio.Protocol):
         "_response",
         "_started_at",
         "_transport",
+        "_unsent_bytes",
+        "_uploading",
+        "_writable",
         "exchanges",
         "idle_since",
+        "write_paused",
     )
 
     def __init__(self, owner: Owner, limits: UpstreamLimits, loop: asyncio.AbstractEventLoop) -> None:
@@ -188,8 +205,12 @@ class Connection(asyncio.Protocol):
         self._heard = False  # one byte of this exchange's reply has come
         self._moved = False  # bytes have come since the last look at the clock
         self._paused = False
+        self._uploading = False  # more of the request is to come
+        self._unsent_bytes = 0
+        self._writable: asyncio.Future[None] | None = None
         self._started_at = self._quiet_since = self.idle_since = 0.0
         self.exchanges = 0
+        self.write_paused = False
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else "idle" if self._response is None else "busy"
@@ -200,10 +221,11 @@ class Connection(asyncio.Protocol):
         """It can't be used: closed, or closing."""
         return self._transport is None or self._transport.is_closing()
 
-    def start(self, method: str, head: bytes, body: bytes) -> Response:
+    def start(self, method: str, head: bytes, body: bytes, whole: bool = True) -> Response:
         """Send a request; the response fills as bytes come. Raises `ConnectFailed` if it is lost.
 
-        The whole body is handed to the transport, which holds what the pod does not read yet.
+        All of `body` is handed to the transport, which holds what the pod does not read yet. If it is not the `whole`
+        one, `write` the rest; until then the pod's time to answer does not run.
         """
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -211,6 +233,7 @@ class Connection(asyncio.Protocol):
         response = Response(self, self._loop, self._limits.whole_bytes_max)
         self._response = response
         self._heard = False
+        self._uploading = not whole
         self._started_at = self._quiet_since = time.monotonic()
         self.exchanges += 1
         self._parser.expect(response, head_only=method == "HEAD")
@@ -219,6 +242,22 @@ class Connection(asyncio.Protocol):
         else:
             transport.writelines((head, body))
         return response
+
+    def write(self, data: bytes, last: bool) -> None:
+        """More of the request's body, and maybe the `last` of it."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if data:
+            transport.write(data)
+        if last:
+            self._uploading = False
+            self._started_at = self._quiet_since = time.monotonic()
+
+    async def resumed(self) -> None:
+        """Wait until the transport has room again, or is no more."""
+        self._writable = self._writable or self._loop.create_future()
+        await self._writable
 
     def resume(self) -> None:
         """The reader has made room."""
@@ -244,7 +283,7 @@ class Connection(asyncio.Protocol):
         if self._moved or self._paused:  # paused: it is the reader who is slow
             self._moved = False
             self._quiet_since = now
-        overdue = self._overdue(now, response.head_done)
+        overdue = self._stuck(now) if self._uploading else self._overdue(now, response.head_done)
         if overdue is not None:
             self._fail(ResponseTimeout(overdue, before_first_byte=not response.head_done))
 
@@ -259,7 +298,29 @@ class Connection(asyncio.Protocol):
             return f"silent for {limits.idle_timeout_s:g} s in the middle of the response"
         return None
 
+    def _stuck(self, now: float) -> str | None:
+        """As `_overdue`, while the request is not whole: how fast that comes is the client's affair, how fast it is
+        taken the pod's.
+        """
+        transport, limits = self._transport, self._limits
+        unsent_bytes = transport.get_write_buffer_size() if self.write_paused and transport is not None else 0
+        if not unsent_bytes or unsent_bytes != self._unsent_bytes:
+            self._unsent_bytes = unsent_bytes
+            self._quiet_since = now
+        if now - self._quiet_since > limits.idle_timeout_s:
+            return f"it has taken nothing of the request for {limits.idle_timeout_s:g} s"
+        return None
+
     # What the transport calls
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's is no subclass. Both loops set TCP_NODELAY themselves.
@@ -286,12 +347,26 @@ class Connection(asyncio.Protocol):
             response.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.resume_writing()
+        if exc is not None and self._uploading and self._response is not None:
+            self._hear_out()
         self._owner.lost(self)
         response, self._response = self._response, None
         if response is not None:
             response.detach(self._ended_by(exc, response))
         self._parser.close()
         self._transport = None
+
+    def _hear_out(self) -> None:
+        """A pod that refuses an upload says so, and hangs up: what we wrote then fails before its words are read."""
+        transport = self._transport
+        if transport is None or transport.get_extra_info("sslcontext") is not None:
+            return
+        with contextlib.suppress(OSError):
+            while self._response is not None and (
+                data := os.read(transport.get_extra_info("socket").fileno(), _READ_BYTES)
+            ):
+                self.data_received(data)
 
     def _ended_by(self, exc: Exception | None, response: Response) -> UpstreamError | None:
         """Why a loss fails the response; None where it is the proper end of its body."""
@@ -311,7 +386,9 @@ class Connection(asyncio.Protocol):
         response.detach()
         transport = self._transport
         assert transport is not None
-        all_sent = not transport.get_write_buffer_size()  # a pod may answer before it has read all
+        all_sent = (
+            not self._uploading and not transport.get_write_buffer_size()
+        )  # a pod may answer before it has read all
         self.resume()
         if response.reusable and all_sent and not transport.is_closing():
             self._owner.released(self)

@@ -124,6 +124,31 @@ class Upstream:
                 self.stale_retries += 1
         return await self._exchange(await self._connect(), method, head, body)
 
+    async def begin(
+        self,
+        method: str,
+        target: bytes,
+        headers: Headers,
+        beginning: bytes,
+        length: int | None,
+        ours: Sequence[tuple[bytes, bytes]] = (),
+        dropped: frozenset[bytes] = NOT_FORWARDED,
+    ) -> Response:
+        """Send a request with the `beginning` of its body; the caller writes the rest, awaits `ready`, and closes.
+
+        `length`: of the whole body; None where it comes as chunks. What was written can't be sent again, so this does
+        not take a connection that may be closing just now, unless there can be no other. Raises as `request`.
+        """
+        head = request_head(method, target, self.address.authority, headers, length, ours, dropped)
+        try:
+            connection = await self._connect()
+        except PoolFull:
+            reusable = self._reusable()
+            if reusable is None:
+                raise
+            connection = reusable
+        return connection.start(method, head, beginning, whole=False)
+
     async def aclose(self) -> None:
         """Close all connections, also those in use, and wait until they are gone. For good."""
         if self._all_lost is None:

@@ -22,7 +22,7 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     )
 )
-# In a request these are ours to say: the body was read whole, and the pod is not the client's choice.
+# In a request these are ours to say: how its body is framed, and that the pod is not the client's choice.
 NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"trailer"}
 _BODYLESS_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "DELETE"))
 _BODYLESS_STATUSES = frozenset((204, 304))
@@ -48,18 +48,21 @@ def request_head(
     target: bytes,
     host: bytes,
     headers: Headers,
-    body_bytes: int,
+    body_bytes: int | None,
     ours: Sequence[tuple[bytes, bytes]] = (),
     dropped: frozenset[bytes] = NOT_FORWARDED,
 ) -> bytes:
     """The head of a request in origin-form, framed by Content-Length; `host` is the only Host.
 
+    `body_bytes` None: nobody knows how many, and the body is to be sent as `chunk`s.
     `headers` go out without those that are `dropped`, and with `ours` in place of others of those names (lower case).
     Raises `UnsendableRequest` where a part could end its line early or address another host.
     """
     fields = end_to_end(headers, dropped, [name for name, _ in ours])
     fields += ours
-    if body_bytes or method not in _BODYLESS_METHODS:
+    if body_bytes is None:
+        fields.append((b"transfer-encoding", b"chunked"))
+    elif body_bytes or method not in _BODYLESS_METHODS:
         fields.append((b"content-length", b"%d" % body_bytes))
     lines = [b"%b %b HTTP/1.1" % (method.encode(), target), b"host: " + host, *map(b": ".join, fields), b"\r\n"]
     head = b"\r\n".join(lines)
@@ -74,6 +77,12 @@ def request_head(
     ):
         raise UnsendableRequest("The request line is not a method and a path.")
     return head
+
+
+def chunk(data: bytes, *, last: bool) -> bytes:
+    """A piece of a body (perhaps none) in the chunked coding; with the body's end where it is the `last`."""
+    coded = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+    return coded + b"0\r\n\r\n" if last else coded
 
 
 class Reply:
