@@ -61,6 +61,8 @@ def blocks_in(tokens: int, grain: Grain) -> int:
 
 def cut(tokens: Tokens, grain: Grain) -> list[bytes]:
     """What the key of each block covers: bytes, as they are made and hashed faster than slices of a view."""
+    if len(tokens) == grain:  # one block of a plain grain, as a pod stores while it decodes
+        return [tokens.tobytes()]
     size, ahead = size_of(grain), ahead_of(grain)
     if ahead:
         raw = tokens.tobytes()

@@ -23,7 +23,7 @@ ASIDE_KINDS = ("encoder_only_attention", "cross_attention")
 """Prefixes do not hang on it."""
 
 
-class BlockStored(msgspec.Struct, frozen=True):
+class BlockStored(msgspec.Struct, frozen=True, gc=False):
     """Blocks that a pod now holds; block i has `tokens[i * block_size : (i + 1) * block_size]`.
 
     Without tokens, in a lower tier, blocks that another tier holds under the same hashes; `block_size` may be 0 then.
@@ -40,7 +40,7 @@ class BlockStored(msgspec.Struct, frozen=True):
     tier: Tier = "gpu"
     lora_id: int | None = None
     lora_name: str | None = None
-    extras: list[Extras | None] | None = None
+    extras: Sequence[Extras | None] | None = None
     group: int | None = None
     kind: str | None = None
     window: int | None = None
@@ -68,7 +68,7 @@ class BlockStored(msgspec.Struct, frozen=True):
         return [row.tobytes() for row in rows]
 
 
-class BlockRemoved(msgspec.Struct, frozen=True):
+class BlockRemoved(msgspec.Struct, frozen=True, gc=False):
     """One physical copy of each of these blocks is gone; other copies may still be held."""
 
     hashes: Sequence[int]
@@ -76,7 +76,7 @@ class BlockRemoved(msgspec.Struct, frozen=True):
     group: int | None = None
 
 
-class AllBlocksCleared(msgspec.Struct, frozen=True):
+class AllBlocksCleared(msgspec.Struct, frozen=True, gc=False):
     """The pod holds nothing any more in this tier: in its own cache, where the event does not say which."""
 
     tier: Tier = "gpu"
@@ -85,7 +85,7 @@ class AllBlocksCleared(msgspec.Struct, frozen=True):
 Event: TypeAlias = BlockStored | BlockRemoved | AllBlocksCleared
 
 
-class Batch(msgspec.Struct, frozen=True):
+class Batch(msgspec.Struct, frozen=True, gc=False):
     """The events of one scheduler step; `ts`: the pod's wall clock, seconds.
 
     `bad`: why events in it could not be decoded; `unknown`: the types of well-formed events that we do not know.

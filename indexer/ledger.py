@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
@@ -43,7 +42,7 @@ LATELY_MAX = 4096
 tier holds them may come later."""
 
 
-class Applied(NamedTuple):
+class Applied(msgspec.Struct, frozen=True, gc=False):
     """What one event changed, in blocks."""
 
     stored: int = 0
@@ -54,6 +53,11 @@ class Applied(NamedTuple):
     refused: int = 0  # stores for which the index has no room
     hidden: int = 0  # in a lower tier, whose content can't be known
     kept: int = 0  # by other tiers than the one that was cleared
+
+    def and_then(self, other: Applied) -> Applied:
+        """What both changed."""
+        astuple = msgspec.structs.astuple
+        return Applied(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(slots=True)
@@ -155,21 +159,22 @@ class Ledger:
         pages, predicted = self._table.pages, account.predicted
         room = self._room(account, event.tier, len(keys))
         rows = pages.follow(keys if room == len(keys) else keys[:room], parent)
-        if predicted and rows and event.tier == "gpu":
+        if predicted and rows:
             before = pages.keys[parent] if parent else ROOT
             account.strangers.look(event.tokens, event.block_size, before, keys, rows, predicted)
         if len(account.tiers) > 1:
             self._correct(account, event.hashes, rows)
-        self._name(account, event.tier, event.hashes, rows, account.predicted, event.again)
+        self._name(account, event.tier, event.hashes, rows, predicted, event.again)
         return len(rows)
 
     def _room(self, account: Account, tier: Tier, blocks: int) -> int:
         """How many of so many blocks a pod may have more: of names as many as the index has rows, and where room is
         short, its share of it."""
         pages, held = self._table.pages, len(account.tiers[tier])
-        spare = (self._crowded - pages.used) * PAGE
-        limit = min(pages.pages_max * PAGE, max(self.share, held + spare))
-        return max(0, min(blocks, limit - held))
+        spare, names = (self._crowded - pages.used) * PAGE, pages.pages_max * PAGE - held
+        if blocks <= spare and blocks <= names:
+            return blocks
+        return max(0, min(blocks, names, max(self.share - held, spare)))
 
     def _refuse(self, account: Account, event: BlockStored, stored: int, lora: str | None) -> None:
         """Keep what found no room of a store, until there is some."""
@@ -273,7 +278,8 @@ class Ledger:
         copied, lost = account.tiers[tier].name(engine_hashes, rows, again)
         mask = account.masks[PLANES.index(tier)]
         held = self._table.hold(rows, mask, account.masks[PREDICTED] if predicted else 0)
-        self._named(account, tier, rows, held, copied, lost, predicted)
+        if predicted or held or lost or account.changes is not None:
+            self._named(account, tier, rows, held, copied, lost, predicted)
         if account.groups.hybrid and tier == "gpu":
             self._keep(account, engine_hashes, rows)
 
@@ -310,7 +316,7 @@ class Ledger:
             gone += removed
             for event in events:
                 done, stored = self._write(account, event, lora)
-                applied = Applied(*(a + b for a, b in zip(applied, done, strict=True)))
+                applied = applied.and_then(done)
                 ready.extend(stored)
         for tier, engine_hash in gone:
             self._forget(account, tier, [engine_hash])
@@ -321,7 +327,7 @@ class Ledger:
         hashes = account.tiers.get(tier)
         if hashes is None:
             return 0, engine_hashes
-        if tier == "gpu" and len(account.tiers) > 1:
+        if len(account.tiers) > 1 and tier == "gpu":
             self._remember(account, engine_hashes)
         gone, unknown = hashes.forget(engine_hashes)
         lost = account.masks[PLANES.index(tier)]
@@ -475,10 +481,11 @@ def extras_of(event: BlockStored, adapter: str | None) -> list[Extras | None] | 
     vLLM lists the LoRA name, if there is one, before the rest; versions before 0.17 list nothing.
     """
     lora: object = event.lora_name or adapter
-    if lora is None and event.lora_id:
-        lora = ("lora_id", event.lora_id)
-    if lora is None and not (event.extras and any(event.extras)):
-        return None
+    if lora is None:
+        if event.lora_id:
+            lora = ("lora_id", event.lora_id)
+        elif not event.extras or not any(event.extras):
+            return None
     extras = []
     for listed in event.extras or [None] * len(event.hashes):
         rest = listed or []

@@ -33,7 +33,7 @@ T = TypeVar("T")
 Verdict: TypeAlias = Literal["in_order", "duplicate", "held", "late", "gap", "restart", "replayed", "closed", "lost"]
 
 
-class Ready(msgspec.Struct, Generic[T]):
+class Ready(msgspec.Struct, Generic[T], gc=False):
     """What the caller does now, in this order: forget, apply, replay (instead of a replay that is under way)."""
 
     verdict: Verdict

@@ -30,7 +30,7 @@ _TIER_OF_MEDIUM: dict[str | None, Tier] = {
 _Hash = int | bytes
 
 
-class _Stored(msgspec.Struct, array_like=True, tag="BlockStored"):
+class _Stored(msgspec.Struct, array_like=True, gc=False, tag="BlockStored"):
     block_hashes: list[_Hash]
     parent_block_hash: _Hash | None
     token_ids: list[int]
@@ -44,41 +44,41 @@ class _Stored(msgspec.Struct, array_like=True, tag="BlockStored"):
     kv_cache_spec_sliding_window: int | None = None
 
 
-class _Removed(msgspec.Struct, array_like=True, tag="BlockRemoved"):
+class _Removed(msgspec.Struct, array_like=True, gc=False, tag="BlockRemoved"):
     block_hashes: list[_Hash]
     medium: str | None = None
     group_idx: int | None = None
 
 
-class _Cleared(msgspec.Struct, array_like=True, tag="AllBlocksCleared"):
+class _Cleared(msgspec.Struct, array_like=True, gc=False, tag="AllBlocksCleared"):
     medium: object = None  # not yet: a text if it comes
 
 
-class _StoredMap(_Stored, array_like=False, tag="BlockStored", tag_field="type"):
+class _StoredMap(_Stored, array_like=False, gc=False, tag="BlockStored", tag_field="type"):
     lookahead_token_ids: list[list[int]] | None = None  # since 0.33, which has maps only
 
 
-class _RemovedMap(_Removed, array_like=False, tag="BlockRemoved", tag_field="type"):
+class _RemovedMap(_Removed, array_like=False, gc=False, tag="BlockRemoved", tag_field="type"):
     pass
 
 
-class _ClearedMap(_Cleared, array_like=False, tag="AllBlocksCleared", tag_field="type"):
+class _ClearedMap(_Cleared, array_like=False, gc=False, tag="AllBlocksCleared", tag_field="type"):
     pass
 
 
-class _Envelope(msgspec.Struct, array_like=True):
+class _Envelope(msgspec.Struct, array_like=True, gc=False):
     ts: float
     events: list[msgspec.Raw]
     data_parallel_rank: int | None = None
 
 
-class _Arrays(msgspec.Struct, array_like=True):
+class _Arrays(msgspec.Struct, array_like=True, gc=False):
     ts: float
     events: list[_Stored | _Removed | _Cleared]
     data_parallel_rank: int | None = None
 
 
-class _Maps(msgspec.Struct, array_like=True):
+class _Maps(msgspec.Struct, array_like=True, gc=False):
     ts: float
     events: list[_StoredMap | _RemovedMap | _ClearedMap]
     data_parallel_rank: int | None = None
@@ -107,6 +107,8 @@ _FIRST_EVENT = {0xDC: _HEADER + 3, 0xDD: _HEADER + 5}  # else it follows at once
 _FIRST_EVENT_LATEST = _HEADER + 5
 
 _REMOVED = frozenset({_Removed, _RemovedMap})
+_STORED = frozenset({_Stored, _StoredMap})
+_UINT32 = np.dtype(np.uint32)  # numpy looks longer at the type
 _KNOWN = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
 
 
@@ -204,7 +206,7 @@ def _raise_unknown(raw: msgspec.Raw | bytes) -> None:
 def _values(events: Sequence[_Said], bad: list[str]) -> list[Event]:
     """What events say; why one says nothing sound goes to `bad`."""
     values: list[Event] = []
-    for event in _joined(events):
+    for event in _joined(events) if len(events) > 1 else events:
         try:
             values.append(_value(event))
         except (ValueError, OverflowError) as error:
@@ -229,24 +231,23 @@ def _joined(events: Sequence[_Said]) -> list[_Said]:
 
 
 def _value(event: _Said) -> Event:
-    if isinstance(event, _Stored):
+    if event.__class__ in _STORED:
         return _stored(event)
-    if isinstance(event, _Removed):
+    if event.__class__ in _REMOVED:
         return BlockRemoved(_hashes(event.block_hashes), tier_of(event.medium), event.group_idx)
     return AllBlocksCleared(tier_of(event.medium) if isinstance(event.medium, str) else "gpu")
 
 
 def _stored(event: _Stored) -> BlockStored:
-    extras = event.extra_keys
     stored = BlockStored(
-        hashes=_hashes(event.block_hashes),
-        parent=None if event.parent_block_hash is None else _hash(event.parent_block_hash),
-        tokens=np.frombuffer(array("I", event.token_ids), dtype=np.uint32),
-        block_size=event.block_size,
-        tier=tier_of(event.medium),
+        _hashes(event.block_hashes),
+        None if event.parent_block_hash is None else _hash(event.parent_block_hash),
+        np.frombuffer(array("I", event.token_ids), _UINT32),
+        event.block_size,
+        tier_of(event.medium),
         lora_id=event.lora_id,
         lora_name=event.lora_name,
-        extras=list(extras) if extras is not None else None,
+        extras=event.extra_keys,
         group=event.group_idx,
         kind=event.kv_cache_spec_kind,
         window=event.kv_cache_spec_sliding_window,
@@ -269,17 +270,16 @@ def _ahead(event: _Stored) -> Tokens | None:
 
 def check(event: BlockStored) -> None:
     """ValueError if the event contradicts itself."""
-    blocks, size = len(event.hashes), event.block_size
-    unsized = not size and not len(event.tokens) and event.tier != "gpu"
-    if not (0 < size <= BLOCK_SIZE_MAX or unsized):
+    blocks, size, tokens = len(event.hashes), event.block_size, len(event.tokens)
+    if not 0 < size <= BLOCK_SIZE_MAX and (size or tokens or event.tier == "gpu"):
         raise ValueError(f"block_size {size}")
     # Groups that keep some blocks only list just these; a lower tier may store without tokens, and without a size.
-    if event.kind not in PREFIX_KINDS or not len(event.tokens):
+    if not tokens or event.kind not in PREFIX_KINDS:
         return
-    if len(event.tokens) != blocks * size:
-        if event.kind is None and event.group is not None and len(event.tokens) > blocks * size:
+    if tokens != blocks * size:
+        if event.kind is None and event.group is not None and tokens > blocks * size:
             return  # 0.20 and 0.21 do not say which group is of which kind
-        raise ValueError(f"{len(event.tokens)} tokens for {blocks} blocks of {size}")
+        raise ValueError(f"{tokens} tokens for {blocks} blocks of {size}")
     if event.extras is not None and len(event.extras) != blocks:
         raise ValueError(f"{len(event.extras)} extra_keys for {blocks} blocks")
 
