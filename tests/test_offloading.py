@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from indexer.feed import KEPT
-from tests.processes import BLOCK, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import BLOCK, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
 
 OWN, BELOW = 60, 240  # blocks
 OPTIONS = ("--num-blocks", str(OWN + 1), "--offload-blocks", str(BELOW), "--vllm-version", "0.33.0")
