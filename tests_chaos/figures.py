@@ -1,4 +1,4 @@
-"""What is counted: by clients, by the gateway, by the gateway's host. No test is in here."""
+"""What is counted: by clients, by the gateway, by the gateway's host."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.fakes.processes import GatewayProcess, PodProcess
+from tests.fakes.processes import GatewayProcess, PodProcess, eventually
 from tests_chaos.load import CUT, DROPPED, HUNG, LEFT, WHOLE, WRONG, Told
 from tests_chaos.troubles import Span
 
 CALM = "none"
+OPEN_FILES_SLACK = 4
+REST_S = 30.0  # for all to be as before
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,26 @@ def in_flight(served: GatewayProcess, fleet: Sequence[PodProcess]) -> dict[str, 
         rank = pod.state()["ranks"][0]
         busy |= {f"{pod.name} itself {what}": rank[what] for what in ("running", "waiting") if rank[what]}
     return busy
+
+
+async def at_rest(served: GatewayProcess, fleet: Sequence[PodProcess], files: int) -> Footprint:
+    """Wait until nothing is in flight and idle connections are gone; what the gateway takes then."""
+    busy: dict[str, Any] = {}
+
+    def idle() -> bool:
+        busy.clear()
+        busy.update(in_flight(served, fleet))
+        return not busy
+
+    try:
+        await eventually(idle, REST_S)
+    except AssertionError:
+        raise AssertionError(f"still in flight: {busy}") from None
+    try:
+        await eventually(lambda: footprint(served).open_files <= files + OPEN_FILES_SLACK, REST_S)
+    except AssertionError:
+        raise AssertionError(f"{footprint(served).open_files} files are open; at first {files}") from None
+    return footprint(served)
 
 
 def table(told: Sequence[Told], spans: Sequence[Span]) -> dict[str, collections.Counter[str]]:

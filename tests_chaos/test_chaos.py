@@ -8,14 +8,25 @@ import random
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import httpx
 import orjson
 import pytest
 
-from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
-from tests_chaos.figures import CALM, Footprint, counted, felt, footprint, in_flight, shown, table
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, gateway, pods
+from tests_chaos.figures import (
+    CALM,
+    OPEN_FILES_SLACK,
+    REST_S,
+    Footprint,
+    at_rest,
+    counted,
+    felt,
+    footprint,
+    in_flight,
+    shown,
+    table,
+)  # fmt: skip
 from tests_chaos.load import CUT, DROPPED, HUNG, LEFT, WHOLE, WRONG, Load, Told, chat
 from tests_chaos.settings import PACE, SETTINGS
 from tests_chaos.troubles import Span, carry_out, plan
@@ -30,28 +41,6 @@ FELT = {
 FAILED_SHARE_MAX = 0.005  # of all requests: error statuses; without retries it would be three times as many
 CUT_SHARE_MAX = 0.03  # of all requests: streams whose pod ended under them
 MEMORY_SLACK_BYTES = 4 * 2**20
-OPEN_FILES_SLACK = 4
-REST_S = 30.0  # for all to be as before
-
-
-async def at_rest(served: GatewayProcess, fleet: Sequence[PodProcess], files: int) -> Footprint:
-    """Wait until nothing is in flight and idle connections are gone; what the gateway takes then."""
-    busy: dict[str, Any] = {}
-
-    def idle() -> bool:
-        busy.clear()
-        busy.update(in_flight(served, fleet))
-        return not busy
-
-    try:
-        await eventually(idle, REST_S)
-    except AssertionError:
-        raise AssertionError(f"still in flight: {busy}") from None
-    try:
-        await eventually(lambda: footprint(served).open_files <= files + OPEN_FILES_SLACK, REST_S)
-    except AssertionError:
-        raise AssertionError(f"{footprint(served).open_files} files are open; at first {files}") from None
-    return footprint(served)
 
 
 async def exact_again(served: GatewayProcess, fleet: Sequence[PodProcess]) -> None:

@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 
 from tests.fakes.processes import GatewayProcess, PodProcess, gateway, pods
-from tests_chaos.figures import footprint
+from tests_chaos.figures import at_rest, footprint
 from tests_chaos.load import DROPPED, HUNG, WRONG, Load
 from tests_chaos.settings import PACE, SETTINGS
-from tests_chaos.test_chaos import at_rest
 from tests_chaos.troubles import Span, carry_out, plan
 from tests_soak.mixture import Mixture
 
