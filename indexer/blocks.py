@@ -1,7 +1,7 @@
 """Block keys: token ids (with what else vLLM hashes) to chained 64-bit keys.
 
 A block key names the content of a block *and* of all blocks before it, as vLLM's own block hash does, but
-under a secret seed: keys can't be crafted by a client, are never shown, and mean nothing to who has another seed.
+under a secret seed: keys can't be crafted by a client, are shown to operators only, and mean nothing under another.
 vLLM's hashes stay opaque (`engine hash`). A key is `xxh3_64(token ids ‖ extras, seed=parent key)`.
 """
 

@@ -181,3 +181,40 @@ async def test_matches_are_for_operators_only_where_wanted() -> None:
             assert (await asking.get("/score", params={"model": MODEL, "prompt": "x"})).status_code == told
         async with on_the_data_port(client) as asking:
             assert (await asking.post("/score", json=ask)).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_keys_are_for_operators(method: str) -> None:
+    """/score shows a prompt's keys to operators who ask for them, and nobody else."""
+    ask: dict[str, Any] = {"json": {"model": MODEL, "token_ids": list(range(100))}, "params": {}}
+    if method == "GET":
+        ask = {"params": {"model": MODEL, "prompt": "word " * 100}}
+    for client, told in (("10.0.0.9", 403), ("127.0.0.1", 200)):
+        async with on_the_data_port(client) as asking:
+            for keys in ("true", "1", "true"):
+                answer = await asking.request(method, "/score", **ask | {"params": ask["params"] | {"keys": keys}})
+                assert answer.status_code == told
+            for plain in ({}, {"keys": "false"}):
+                answer = await asking.request(method, "/score", **ask | {"params": ask["params"] | plain})
+                assert answer.status_code == 200 and "keys" not in answer.json()
+            odd = await asking.request(method, "/score", **ask | {"params": ask["params"] | {"keys": "some"}})
+            assert odd.status_code == 400
+
+
+async def test_shown_keys_can_be_invalidated() -> None:
+    """Exactly the mappings of prompts that have the block go."""
+    async with on_the_data_port("127.0.0.1") as asking:
+        shown = {}
+        for name, tokens in (("long", list(range(160))), ("short", list(range(64))), ("other", [7] * 160)):
+            answer = (await asking.post("/score?keys=true", json={"model": MODEL, "token_ids": tokens})).json()
+            shown[name] = answer["keys"][str(answer["block_size"])]
+            assert len(shown[name]) == answer["blocks"]
+        assert shown["long"][:4] == shown["short"] and not set(shown["long"]) & set(shown["other"])
+        for keys, mappings in (
+            ([shown["long"][9]], 1),
+            ([shown["short"][0]], 1),
+            (shown["other"], 1),
+            (shown["long"], 0),
+        ):
+            answer = await asking.post("/cache/invalidate", json={"keys": keys})
+            assert answer.json() == {"mappings": mappings, "pods": []}

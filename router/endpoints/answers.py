@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from indexer.blocks import size_of
 from indexer.match import MISS, Hit
 from router.core.breaker import Breaker
 from router.core.decision import Asked, Core, Decision
@@ -14,8 +15,10 @@ from scorer.candidates import Scored
 from scorer.pick import scored
 
 
-def score_answer(decision: Decision, model: str | None, cache: str, timing_us: dict[str, int]) -> dict[str, Any]:
-    """The answer of /score: every candidate, the pick, and why."""
+def score_answer(
+    decision: Decision, model: str | None, cache: str, timing_us: dict[str, int], keys: bool
+) -> dict[str, Any]:
+    """The answer of /score: every candidate, the pick, and why. `keys`: the prompt's block keys, too."""
     asked, best = decision.asked, decision.rank
     size = best.block_size or 0
     return {
@@ -29,7 +32,16 @@ def score_answer(decision: Decision, model: str | None, cache: str, timing_us: d
         "reason": decision.reason,
         "cache": cache,
         "timing_us": timing_us,
+        **({"keys": _keys_of(asked.of(best))} if keys else {}),
     }
+
+
+def _keys_of(asked: Asked) -> dict[int, list[int]]:
+    """A prompt's block keys by block size; where such blocks are made in several ways, of one after the other."""
+    keys: dict[int, list[int]] = {}
+    for grain, known in asked.keys.items():
+        keys.setdefault(size_of(grain), []).extend(known.tolist())
+    return keys
 
 
 def decision_answer(decision: Decision, now: float) -> dict[str, Any]:

@@ -143,9 +143,12 @@ def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> A
     body_max = service.config.gateway.body_max
 
     def scored(request: Request, prompt: Prompt, asked: Asked) -> Response:
-        if not service.config.gateway.tell_matches:
+        keys = request.query_params.get("keys", "false")
+        if keys not in _SWITCH:
+            raise BadRequest("keys: it is neither true nor false")
+        if _SWITCH[keys] or not service.config.gateway.tell_matches:
             access.check_operator(request.scope)
-        return _scored(service, prompt, asked)
+        return _scored(service, prompt, asked, _SWITCH[keys])
 
     @router.get("/v1/models", responses=errors(401))
     async def models() -> dict[str, Any]:
@@ -197,6 +200,7 @@ def _numbers(version: str) -> list[int]:
 
 
 _PROMPTS = frozenset(("prompt", "messages", "token_ids"))
+_SWITCH = {"true": True, "1": True, "false": False, "0": False}
 _NO_TIME_US = dict.fromkeys(("render", "tokenize", "keys", "lookup"), 0)  # of what was known
 
 
@@ -212,7 +216,7 @@ class _Forwarded(Response):
         await self._gateway.proxied(scope, receive, send, self._body)
 
 
-def _scored(service: Service, prompt: Prompt, asked: Asked) -> Response:
+def _scored(service: Service, prompt: Prompt, asked: Asked, keys: bool) -> Response:
     pods = prompt.pods
     if pods is not None:
         if not any(pod in service.core.fleet.pods for pod in pods):
@@ -224,8 +228,8 @@ def _scored(service: Service, prompt: Prompt, asked: Asked) -> Response:
     now = time.monotonic()
     decision = service.core.decide(asked, frozenset(), now)
     timing_us = {**_NO_TIME_US, **asked.timing_us, "score": round((time.monotonic() - now) * 1e6)}
-    return _json(score_answer(decision, prompt.model, asked.lookup, timing_us))
+    return _json(score_answer(decision, prompt.model, asked.lookup, timing_us, keys))
 
 
 def _json(body: object, status: int = 200) -> Response:
-    return Response(orjson.dumps(body), status, media_type="application/json")
+    return Response(orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS), status, media_type="application/json")

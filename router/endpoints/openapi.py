@@ -92,17 +92,27 @@ _SHARED = {
     "cache_salt": {"type": ["string", "null"], "minLength": 1, "description": "As of the request that is meant."},
 }
 
+_KEYS: dict[str, Any] = {
+    "name": "keys",
+    "in": "query",
+    "required": False,
+    "description": "true: also the prompt's block keys, opaque numbers that /cache/invalidate takes. Operators only.",
+    "schema": {"type": "boolean", "default": False},
+}
+
 SCORE_QUERY: dict[str, Any] = {
     "parameters": [
         _parameter("prompt", "Text, as of a completion.", required=True, minLength=1),
         _parameter("model", "Served by at least one pod. May be left out if there is only one."),
         _parameter("pods", "Only these pods: names with commas between.", minLength=1),
         _parameter("cache_salt", "As of the request that is meant.", minLength=1),
+        _KEYS,
     ]
 }
 """Of `GET /score`."""
 
 SCORE_BODY: dict[str, Any] = {
+    "parameters": [_KEYS],
     "requestBody": {
         "required": True,
         "description": "One prompt in one of three forms; with messages, every field of a chat may be there.",
@@ -117,6 +127,6 @@ SCORE_BODY: dict[str, Any] = {
                 }
             }
         },
-    }
+    },
 }
 """Of `POST /score`."""
