@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from indexer import wire
+from indexer.backlog import LARGE, WAITING_MAX, Backlog, blocks_of
 from indexer.blocks import Grain, ahead_of, size_of
 from indexer.errors import WireError
 from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
@@ -25,6 +26,7 @@ State: TypeAlias = Literal["exact", "degraded", "blind"]
 BEHIND = "its history has not come to its end"
 REPLAYING = "a replay is under way"
 TRUNCATED = "history before the feed was joined is not known"
+LARGE_BATCH = "a large batch is being read"
 UNDECODABLE = "events could not be decoded"
 ORPHANS = "blocks came whose parents are not known"
 BLOCK_SIZE = "the block size is not the configured one"
@@ -43,7 +45,10 @@ LATER_MAX = 10_000
 
 
 class Feed:
-    """Joins one stream with the index. Every method returns from where a replay is to be asked now, or None."""
+    """Joins one stream with the index. Every method returns from where a replay is to be asked now, or None.
+
+    Large batches are believed in pieces: whoever brings frames calls `go_on` as long as it is `unfinished`.
+    """
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class Feed:
         self._disputed = False
         self._refilled_at = float("-inf")
         self._cleared_at = float("-inf")
+        self._backlog = Backlog()
         self._later: list[Event] = []  # of lower tiers, while it is not known whether these were cleared
         self._full_reports = 0  # requests in flight that have the pod tell again of the blocks that it reuses
         self._full_report_until: float | None = None  # their events may come until then; None: there was none yet
@@ -103,6 +109,8 @@ class Feed:
         if not self._heard:
             return ["nothing was heard of its feed"]
         reasons = list(self._reasons)
+        if self._backlog:
+            reasons.append(LARGE_BATCH)
         if self._index.lacks(self.pod):
             reasons.append(FULL)
         if self._disputed:
@@ -184,6 +192,18 @@ class Feed:
             self.trust.answered()
         self.counts["replay complete" if complete else "replay failed"] += 1
         return self._act(self._stream.replay_ended(complete), now)
+
+    @property
+    def unfinished(self) -> bool:
+        """Something that came is not believed yet: what is known is as old as that."""
+        return bool(self._backlog)
+
+    def go_on(self, now: float) -> bool:
+        """Believe one piece of what waits; False: nothing is left."""
+        event = self._backlog.next()
+        if event is not None:
+            self._heed(event, now)
+        return bool(self._backlog)
 
     def missing(self) -> int | None:
         """The first batch that a replay should have brought, and did not."""
@@ -274,6 +294,7 @@ class Feed:
         self._index.clear(self.pod, anew)
         self._reasons.clear()
         self._later.clear()
+        self._backlog.clear()
 
     def _are_empty(self, hit: Hit, tokens: int, cached: int, block_size: int) -> bool:
         """A report shows whether the lower tiers were cleared with the pod's own cache: are they forgotten now?"""
@@ -292,7 +313,7 @@ class Feed:
                 self._index.forget_lower(self.pod)
         later, self._later = self._later, []
         for event in later:
-            self._believe(event, False)
+            self._believe(event)
 
     def _waits(self, event: Event) -> bool:
         """Does an event of a lower tier wait until that is known? Some show it: a block that was there is stored there
@@ -349,20 +370,26 @@ class Feed:
         if batch.unknown:
             counts["unknown events"] += len(batch.unknown)
             self._unknown(UNKNOWN)
-        for event in batch.events:
-            if event.tier == "gpu" or KEPT not in self._reasons or not self._waits(event):
-                self._believe(event, again)
-            if isinstance(event, AllBlocksCleared) and KEPT in self._reasons:
-                self._cleared_at = now
+        events = [_told_again(event) for event in batch.events] if again else batch.events
+        if not self._backlog and blocks_of(events) <= LARGE:
+            for event in events:
+                self._heed(event, now)
+        elif self._backlog.blocks + blocks_of(events) <= WAITING_MAX:
+            self._backlog.put(events)
+        else:  # it says more than can be believed in time
+            self.reread()
+
+    def _heed(self, event: Event, now: float) -> None:
+        if event.tier == "gpu" or KEPT not in self._reasons or not self._waits(event):
+            self._believe(event)
+        if isinstance(event, AllBlocksCleared) and KEPT in self._reasons:
+            self._cleared_at = now
         if ORPHANS in self._reasons and not self._index.awaits(self.pod):
             del self._reasons[ORPHANS]
 
-    def _believe(self, event: Event, again: bool) -> None:
-        """`again`: it may tell again of blocks that the pod only reused."""
+    def _believe(self, event: Event) -> None:
         counts = self.counts
         if isinstance(event, BlockStored):
-            if again and event.parent is None and event.tier == "gpu":
-                event = msgspec.structs.replace(event, again=True)
             applied = self._index.apply(self.pod, event, self._adapter(event))
             counts["stored"] += applied.stored
             if applied.stored and event.tier == "gpu":
@@ -428,3 +455,10 @@ class Feed:
         if number is None or not 0 < number <= len(self.adapters):
             return None
         return self.adapters[number - 1]
+
+
+def _told_again(event: Event) -> Event:
+    """It may tell of blocks that the pod only reused."""
+    if isinstance(event, BlockStored) and event.parent is None and event.tier == "gpu":
+        return msgspec.structs.replace(event, again=True)
+    return event

@@ -17,7 +17,7 @@ from router.errors import ConfigError
 
 _HOT = {
     "indexer": """
-        blocks changes engine events feed groups holders index ledger mappings match orphans pages prefixes rule
+        backlog blocks changes engine events feed groups holders index ledger mappings match orphans pages prefixes rule
         strangers stream table text_blocks trust
     """,
     "scorer": "board candidates cost load pick policies sendings slow_start",

@@ -269,7 +269,8 @@ def test_proofs_of_before_do_not_make_a_clear_sure() -> None:
 def test_what_waits_has_a_limit() -> None:
     """Then the tiers are taken for emptied: empty is honest."""
     pod = _offloaded()
-    pod.say(*[_placeholder(1000 + number) for number in range(LATER_MAX)])
+    for first in range(1000, 1000 + LATER_MAX, 1000):
+        pod.say(*[_placeholder(number) for number in range(first, first + 1000)])
     assert pod.feed.reasons == [KEPT]
     pod.say(_placeholder(999))
     assert pod.hit() == MISS and KEPT not in pod.feed.reasons

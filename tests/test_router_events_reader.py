@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import time
@@ -314,3 +315,37 @@ async def test_garbage() -> None:
         assert listener.feed.state == "degraded" and listener.feed.reasons
         await speaker.publish()
         await until(lambda: listener.held() == 2)
+
+
+# --- large batches
+
+
+@pytest.mark.parametrize("way", ["live", "replayed"])
+async def test_a_large_batch_leaves_the_loop_to_others(way: str) -> None:
+    """It is believed in pieces with others' turns between; frames that come meanwhile are behind it."""
+    blocks = 20_000
+    tokens = np.arange(blocks * 4, dtype=np.uint32)
+    event = ["BlockStored", list(range(1, blocks + 1)), None, tokens.tolist(), 4, None, "GPU"]
+    async with publisher() as speaker:
+        large = msgspec.msgpack.encode([speaker.born, [event], 0])
+        gone = msgspec.msgpack.encode([speaker.born + 1, [["BlockRemoved", [blocks], "GPU"]], 0])
+        if way == "replayed":
+            await speaker.publish(large, lost=True)
+        async with listening(speaker) as listener:
+            await speaker.subscribed()
+            if way == "live":
+                await listener.joined()
+                await speaker.publish(large)
+            await speaker.publish(gone)
+            keys, seen = listener.space.chain(tokens, 4), set()
+
+            def all_believed() -> bool:
+                seen.add(listener.held(keys))
+                assert listener.feed.state != "exact" or not listener.feed.unfinished
+                return listener.feed.state == "exact" and listener.feed.counts["removed"] == 1
+
+            async with asyncio.timeout(20):
+                while not all_believed():
+                    await asyncio.sleep(0)
+            assert listener.held(keys) == blocks - 1
+            assert len(seen) > 3 or way == "replayed", "others had no turn"

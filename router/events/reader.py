@@ -40,6 +40,7 @@ class FeedReader:
     ) -> None:
         """`events` and `replay`: the endpoints of this rank; without `events`, somebody else calls `frame`."""
         self.feed = feed
+        self.credit = 0.0
         self._context = context
         self._events = events
         self._replay_endpoint = replay
@@ -66,6 +67,7 @@ class FeedReader:
             self._subscribe(self._events)
 
     async def stop(self) -> None:
+        self._turns.forget(self)
         if self._replaying is not None:
             self._replaying.cancel()
             await asyncio.gather(self._replaying, return_exceptions=True)
@@ -110,6 +112,18 @@ class FeedReader:
         self.feed.lag_s = time.time() - self.feed.last_clock
         self._replay_if(start)
 
+    def step(self) -> bool:
+        """Believe a piece of a large batch, in turns with all feeds."""
+        try:
+            more = self.feed.go_on(self._clock())
+        except Exception:  # a fault of ours, as in `frame`
+            log.exception("%s: a batch could not be believed", self.feed.pod)
+            self.feed.reread()
+            more = False
+        if not more:
+            self._replay_if(None)
+        return more
+
     def _subscribe(self, endpoint: str) -> None:
         """Or not, where the machine's limits are reached: then the next look tries again."""
         try:
@@ -122,6 +136,8 @@ class FeedReader:
             self._refused = True
 
     def _replay_if(self, start: int | None) -> None:
+        if self.feed.unfinished:
+            self._turns.wake(self)
         if start is not None:
             if self._replaying is not None:
                 self._replaying.cancel()
@@ -197,7 +213,10 @@ class FeedReader:
         return None, "silent"
 
     def _believe(self, number: int, payload: bytes) -> int | None:
-        return self.feed.replayed(number, payload, self._clock())
+        start = self.feed.replayed(number, payload, self._clock())
+        if self.feed.unfinished:
+            self._turns.wake(self)
+        return start
 
     def _say_state(self) -> None:
         """Once for each change."""

@@ -1,0 +1,81 @@
+"""What waits to be believed of large batches: its events in order, in pieces of few blocks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from indexer.events import AllBlocksCleared, BlockStored, Event
+
+LARGE = 2048
+"""Blocks of a batch above which it is believed in pieces. A step of vLLM tells of about as many at most: it stores and
+removes 16,384 tokens in blocks of 16."""
+PIECE = 512
+"""Blocks of a piece: less than a millisecond."""
+WAITING_MAX = 1 << 21
+"""Blocks that may wait: as many as the largest frame that is received can tell of."""
+
+
+def blocks_of(events: Sequence[Event]) -> int:
+    """How many blocks a batch tells of."""
+    return sum(len(event.hashes) for event in events if not isinstance(event, AllBlocksCleared))
+
+
+class Backlog:
+    """See the module. True while something waits."""
+
+    def __init__(self) -> None:
+        self.blocks = 0
+        self._events: deque[Iterator[Event]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._events)
+
+    def put(self, events: Sequence[Event]) -> None:
+        """These come after all others."""
+        self.blocks += blocks_of(events)
+        self._events += [_pieces(event) for event in events]
+
+    def next(self) -> Event | None:
+        """The next piece; None: there is nothing more."""
+        while self._events:
+            event = next(self._events[0], None)
+            if event is not None:
+                self.blocks -= blocks_of([event])
+                return event
+            self._events.popleft()
+        return None
+
+    def clear(self) -> None:
+        self.blocks = 0
+        self._events.clear()
+
+
+def _pieces(event: Event) -> Iterator[Event]:
+    """The same in several events, each of which hangs on the one before."""
+    if isinstance(event, AllBlocksCleared) or len(event.hashes) <= PIECE:
+        yield event
+    elif not isinstance(event, BlockStored):
+        for first in range(0, len(event.hashes), PIECE):
+            yield msgspec.structs.replace(event, hashes=event.hashes[first : first + PIECE])
+    elif event.whole or not len(event.tokens):
+        yield from _stores(event)
+    else:  # of a group that keeps some blocks only, which are counted and no more
+        yield event
+
+
+def _stores(event: BlockStored) -> Iterator[Event]:
+    size, extras, ahead = event.block_size, event.extras, event.ahead
+    behind = len(ahead) // len(event.hashes) if ahead is not None else 0
+    for first in range(0, len(event.hashes), PIECE):
+        end = first + PIECE
+        yield msgspec.structs.replace(
+            event,
+            hashes=event.hashes[first:end],
+            parent=event.hashes[first - 1] if first and len(event.tokens) else event.parent,
+            tokens=event.tokens[first * size : end * size],
+            extras=None if extras is None else extras[first:end],
+            ahead=None if ahead is None else ahead[first * behind : end * behind],
+        )
