@@ -20,7 +20,7 @@ import sysconfig
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter, thread_time
@@ -34,6 +34,7 @@ from indexer.blocks import KeySpace
 from indexer.events import BlockStored
 from indexer.index import PrefixIndex
 from indexer.prefixes import PrefixLimits, PrefixStore
+from router.config.tokens import TokensConfig
 from router.tokens.local import Encoded, Encoder, TokensLimits
 from router.tokens.tokenizer import Tokenizer
 
@@ -69,12 +70,13 @@ class Bench:
         self.missed: list[str] = []
         self._source = _source_text()
 
-    def encoder(self, limits: TokensLimits = TokensLimits(deadline_s=60.0)) -> Encoder:  # noqa: B008
+    def encoder(self, limits: TokensLimits | None = None) -> Encoder:
         """A fresh encoder with an empty store."""
         space = KeySpace(self.rnd.getrandbits(64))
         index = PrefixIndex(space, blocks_max=1 << 10)
-        store = PrefixStore(space, self.rnd.getrandbits(64), index.unchanged, PrefixLimits(2**30))
-        return Encoder("bench", self.tokenizer, space, store, self.pool, limits)
+        store = PrefixStore(space, self.rnd.getrandbits(64), index.unchanged, PrefixLimits(2**30, 30.0, 5, 16))
+        usual = replace(TokensLimits.of(TokensConfig()), deadline_s=60.0)
+        return Encoder("bench", self.tokenizer, space, store, self.pool, limits or usual)
 
     def count(self, text: str) -> int:
         return len(self.hf.encode_batch_fast([text], add_special_tokens=False)[0].ids)
@@ -234,8 +236,15 @@ def memory(bench: Bench) -> None:
     """Bytes of text blocks and mappings: counted by the store, and seen by tracemalloc."""
     space = KeySpace(1)
     index = PrefixIndex(space, blocks_max=1 << 18, pods_max=PODS)
-    store = PrefixStore(space, 2, index.unchanged, PrefixLimits(2**30))
-    encoder = Encoder("bench", bench.tokenizer, space, store, bench.pool, TokensLimits(inline_bytes_max=2**30))
+    store = PrefixStore(space, 2, index.unchanged, PrefixLimits(2**30, 30.0, 5, 16))
+    encoder = Encoder(
+        "bench",
+        bench.tokenizer,
+        space,
+        store,
+        bench.pool,
+        replace(TokensLimits.of(TokensConfig()), inline_bytes_max=2**30),
+    )
     short = [bench.chat(500) for _ in range(300)]
     long = [bench.chat(32_000) for _ in range(8)]
     print(f"\n{'memory':<34} {'counted':>10} {'traced':>10} {'each':>8}")

@@ -31,6 +31,7 @@ from indexer.blocks import KeySpace
 from indexer.events import BlockStored
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
+from router.config.events import EventsConfig
 from router.events.reader import FeedReader
 from router.events.sockets import FeedLimits
 
@@ -219,7 +220,8 @@ async def serve(told: Connection, seconds: float) -> bool:
     loop = asyncio.get_running_loop()
     endpoints = await loop.run_in_executor(None, told.recv)
     feeds = [Feed(index, number, 10_000) for number in range(FEEDS)]
-    readers = [FeedReader(context, f, e, None, FeedLimits()) for f, e in zip(feeds, endpoints, strict=True)]
+    limits = FeedLimits.of(EventsConfig())
+    readers = [FeedReader(context, f, e, None, limits) for f, e in zip(feeds, endpoints, strict=True)]
     for reader in readers:
         reader.start()
     for reader in readers:

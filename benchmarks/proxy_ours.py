@@ -11,11 +11,14 @@ import itertools
 import orjson
 import uvicorn
 
+from router.config.gateway import GatewayConfig
+from router.config.upstream import UpstreamConfig
 from router.errors import BadRequest, NoFitPod
 from router.proxy.proxy import Outcome, Proxy
 from router.server.asgi import Headers, Receive, Scope, Send, send_error
 from router.server.limits import ServingLimits
 from router.server.port import Front
+from router.upstream.connection import UpstreamLimits
 from router.upstream.pool import Upstream
 
 
@@ -23,7 +26,8 @@ class RoundRobin:
     """The pods in turn, and the counters that a router would keep."""
 
     def __init__(self, addresses: list[str]) -> None:
-        self.upstreams = {f"pod-{number}": Upstream(address) for number, address in enumerate(addresses)}
+        limits = UpstreamLimits.of(UpstreamConfig())
+        self.upstreams = {f"pod-{number}": Upstream(address, limits) for number, address in enumerate(addresses)}
         self._turn = itertools.cycle(self.upstreams)
         self.in_flight = dict.fromkeys(self.upstreams, 0)
         self.cached_tokens = 0
@@ -102,7 +106,7 @@ def main() -> None:
         host="127.0.0.1",
         port=options.port,
         loop="uvloop",
-        http=Front(ServingLimits()),  # type: ignore[arg-type]
+        http=Front(ServingLimits.of(GatewayConfig())),  # type: ignore[arg-type]
         lifespan="off",
         access_log=False,
         log_level="warning",

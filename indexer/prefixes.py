@@ -27,16 +27,19 @@ from indexer.text_blocks import CUT_BYTES, Counter, Cutter, Family, Found, TextB
 _KEYS_BYTES = 200
 _ENDING_BYTES = 400
 
+VARIANTS_MAX = 16
+"""Usual `variants_per_block_max`: nobody has asked for another."""
+
 _DIGEST = xxhash.xxh3_128_intdigest
 
 
 class PrefixLimits(NamedTuple):
     """The bounds of a PrefixStore."""
 
-    bytes_max: int = 512 * 2**20
-    mapping_ttl_s: float = 30.0
-    pod_sets_per_block_max: int = 5
-    variants_per_block_max: int = 16
+    bytes_max: int
+    mapping_ttl_s: float
+    pod_sets_per_block_max: int
+    variants_per_block_max: int
     """Salts and LoRA names whose keys are kept with one text block; the oldest goes."""
 
 
@@ -71,7 +74,7 @@ class PrefixStore:
         space: KeySpace,
         seed: int,
         unchanged: Callable[[Match], bool],
-        limits: PrefixLimits = PrefixLimits(),  # noqa: B008 (immutable)
+        limits: PrefixLimits,
         enable_mappings: bool = True,
     ) -> None:
         """`seed`: a random 64-bit number, kept secret. `unchanged`: of the index whose matches are kept."""

@@ -37,7 +37,6 @@ log = logging.getLogger("warmroute")
 _BACKLOG = 2048
 _FILES = 200  # open files of a process beside what is counted
 _FILES_A_RANK = 6  # three ZMQ sockets and a connection for its feed, one for probes, one that waits for requests
-_SWEEP_S = 1.0  # between two looks at all connections
 
 
 class Server(uvicorn.Server):
@@ -195,28 +194,8 @@ async def _without_signals(server: uvicorn.Server, sockets: list[socket.socket] 
 
 
 def _front(service: Service) -> Front:
-    """The limits of one port, as configured; what is refused for them is counted."""
-    gateway = service.config.gateway
-    shortest_s = min(gateway.header_timeout, gateway.body_timeout, gateway.send_timeout, gateway.keep_alive_timeout)
-    limits = ServingLimits(
-        header_bytes_max=gateway.header_max,
-        header_count_max=gateway.header_count_max,
-        url_bytes_max=gateway.url_max,
-        header_timeout_s=gateway.header_timeout,
-        body_bytes_max=gateway.body_max,
-        body_timeout_s=gateway.body_timeout,
-        body_rate_min=gateway.body_rate_min,
-        bodies_bytes_max=gateway.bodies_max,
-        send_timeout_s=gateway.send_timeout,
-        keep_alive_s=gateway.keep_alive_timeout,
-        requests_per_connection_max=gateway.requests_per_connection_max,
-        connections_max=gateway.connections_max,
-        connections_per_client_max=gateway.connections_per_client_max,
-        pipelined_max=gateway.pipelined_max,
-        unread_bytes_max=gateway.body_buffer_max,
-        linger_s=gateway.linger_time,
-        sweep_interval_s=min(_SWEEP_S, shortest_s / 4),
-    )
+    """One port's connections; what is refused for their limits is counted."""
+    limits = ServingLimits.of(service.config.gateway)
     return Front(limits, lambda status: service.metrics.count(None, "", status))
 
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from router.shared_index.sharing import Sharing
 
 _HOUSEKEEPING_S = 0.05  # between two looks at what has expired
-_SWEEP_S = 1.0  # between two looks at all connections of a pod, as at those of clients
 _UNLOADED = "the first state of its feed is not loaded"
 _CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
 
@@ -43,7 +42,7 @@ class Service:
         self.config = config
         board = None if seat is None else seat.board(config.gateway)
         self.core = Core(config, space, board)
-        limits, trusts = _limits(config), Trusts(config.upstream)
+        limits, trusts = UpstreamLimits.of(config.upstream), Trusts(config.upstream)
         keyring = Keyring(config.pods)
         self.upstreams = {
             pod.name: Upstream(pod.address, limits, trusts.of(pod), keyring.of(pod)) for pod in config.discovery.static
@@ -182,21 +181,3 @@ class Service:
                 while not store.cleanup_expired(now, _CLEANUP_SLICE).done:
                     await asyncio.sleep(0)
                 await in_turns(self.metrics.end_departed(now))
-
-
-def _limits(config: Config) -> UpstreamLimits:
-    upstream = config.upstream
-    shortest_s = min(upstream.first_byte_timeout, upstream.idle_timeout, upstream.total_timeout)
-    return UpstreamLimits(
-        connect_timeout_s=upstream.connect_timeout,
-        first_byte_timeout_s=upstream.first_byte_timeout,
-        idle_timeout_s=upstream.idle_timeout,
-        total_timeout_s=upstream.total_timeout,
-        keep_idle_s=upstream.keep_alive_idle,
-        idle_max=upstream.idle_connections_max,
-        connections_max=upstream.connections_max,
-        head_bytes_max=upstream.response_header_max,
-        buffer_bytes_max=upstream.response_buffer_max,
-        whole_bytes_max=min(upstream.response_whole_max, upstream.response_buffer_max),
-        sweep_interval_s=min(_SWEEP_S, shortest_s / 4),
-    )

@@ -15,11 +15,12 @@ from indexer.index import PrefixIndex
 from indexer.match import Match
 from indexer.prefixes import _ENDING_BYTES, _KEYS_BYTES, PrefixLimits, PrefixStore
 from indexer.text_blocks import BLOCK_BYTES, CUT_BYTES, Family, Found, TextBlock, Variant
+from tests.fakes.limits import prefix_limits
 
 SPACE = KeySpace(7)
 SIZE = 4
 PLAIN: Variant = (SIZE, None, None)
-LARGE = PrefixLimits(bytes_max=10_000_000)
+LARGE = prefix_limits(bytes_max=10_000_000)
 
 
 class Bars:
@@ -324,7 +325,7 @@ def happen(kind: str, data: bytes, pod: str, index: PrefixIndex, now: float) -> 
 @given(st.lists(st.one_of(requests, requests, events, others), max_size=60), st.sampled_from([2_500, 9_000, 10**6]))
 def test_any_history_gives_the_answers_of_the_moment(actions: list[tuple[str, bytes, object]], bytes_max: int) -> None:
     """Requests, events, expiry and eviction in any order: tokens, keys and matches are those computed anew."""
-    store, family, index = a_store(PrefixLimits(bytes_max, mapping_ttl_s=10.0, pod_sets_per_block_max=2))
+    store, family, index = a_store(prefix_limits(bytes_max, mapping_ttl_s=10.0, pod_sets_per_block_max=2))
     now = 0.0
     for kind, data, pods in actions:
         if kind == "request":

@@ -36,6 +36,7 @@ from tests.fakes.houses import (
     streams,
     streams_for_ever,
 )
+from tests.fakes.limits import upstream_limits
 from tests.fakes.peers import Call, until
 
 # --- retries
@@ -153,7 +154,7 @@ async def test_pods_that_can_not_be_reached_are_passed() -> None:
     """Who never had a request can't have died of it: connections that fail go on to the next pod, and the next."""
     async with house(says(200), says(200), says(200), says(200), upstream={"attempts_max": 4}) as here:
         for name in ("pod-0", "pod-1", "pod-2"):
-            here.service.upstreams[name] = Upstream("127.0.0.1:1")
+            here.service.upstreams[name] = Upstream("127.0.0.1:1", upstream_limits())
         assert {(await here.ask()).headers[b"x-warmroute-pod"] for _ in range(4)} == {b"pod-3"}
 
 

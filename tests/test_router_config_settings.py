@@ -25,9 +25,8 @@ from router.config.sources import FILE_BYTES_MAX, known_keys, section_of, spelli
 from router.config.tokens import PROFILES
 from router.errors import ConfigError
 from router.process import _front
-from router.server.limits import ServingLimits
 from router.service import Service
-from router.upstream.pool import UpstreamLimits
+from tests.fakes.limits import serving_limits, upstream_limits
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -367,7 +366,7 @@ index: {pods_max: 7}
 """ + pods("name: a, address: 'http://x'")
     service = Service(from_yaml(tmp_path, text))
     upstream, serving = service.upstreams["a"].limits, _front(service).limits
-    for given, default in ((upstream, UpstreamLimits()), (serving, ServingLimits())):
+    for given, default in ((upstream, upstream_limits()), (serving, serving_limits())):
         same = {name for name, value in asdict(default).items() if getattr(given, name) == value}
         assert not same
     assert (upstream.idle_max, upstream.head_bytes_max, upstream.whole_bytes_max) == (3, 2048, 6144)

@@ -28,13 +28,14 @@ from router.errors import ConfigError
 from router.events.bound_endpoint import BoundEndpoint, BoundLimits
 from router.events.reader import FeedReader
 from router.events.sockets import FeedLimits
+from tests.fakes.limits import bound_limits, feed_limits
 from tests.fakes.peers import until
 from tests.fakes.processes import free_ports
 from tests.fakes.publishers import SIZE, Publisher, chain, publisher, stored
 
 ON_BOTH_LOOPS = True  # ZMQ's descriptor is read through the loop
 
-LIMITS = FeedLimits(replay_timeout_s=10.0, reconnect_max_s=0.2)
+LIMITS = feed_limits(replay_timeout_s=10.0, reconnect_max_s=0.2)
 LOOK_S = 0.05  # as the router's housekeeping, but faster
 
 
@@ -67,14 +68,14 @@ async def listening(
     port: int,
     host: str = "*",
     limits: FeedLimits = LIMITS,
-    bound_limits: BoundLimits | None = None,
+    disputes: BoundLimits | None = None,
 ) -> AsyncIterator[Room]:
     """A bound endpoint with these pods."""
     space = KeySpace(7)
     index = PrefixIndex(space, 100_000)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     ranks = max(each.data_parallel_size for each in pods)
-    bound = BoundEndpoint(context, f"tcp://{host}:{port}", ranks, limits, bound_limits or BoundLimits(), time.monotonic)
+    bound = BoundEndpoint(context, f"tcp://{host}:{port}", ranks, limits, disputes or bound_limits(), time.monotonic)
     bound.start()
     readers: dict[str, list[FeedReader]] = {}
     for each in pods:
@@ -228,9 +229,9 @@ async def test_a_router_that_was_down() -> None:
 async def test_frames_of_nobody(caplog: pytest.LogCaptureFixture) -> None:
     """They are counted, each topic is said once, and not without end."""
     (port,) = free_ports(1)
-    limits = BoundLimits(topics_named_max=3)
+    limits = bound_limits(topics_named_max=3)
     async with (
-        listening(pod("pod-0"), port=port, bound_limits=limits) as room,
+        listening(pod("pod-0"), port=port, disputes=limits) as room,
         speaking(port, "kv@stranger@m") as stranger,
         speaking(port, "kv@pod-0@m") as first,
     ):
@@ -303,10 +304,10 @@ async def test_the_rank_of_a_pod_with_one() -> None:
 async def test_two_under_one_topic(caplog: pytest.LogCaptureFixture) -> None:
     """One of them would speak for the other: after a few turns nothing is believed; later its own history is."""
     (port,), replays = free_ports(1), free_ports(2)
-    limits = BoundLimits(dispute_s=1.0)
+    limits = bound_limits(dispute_s=1.0)
     async with contextlib.AsyncExitStack() as stack:
         zero = pod("pod-0", replay=place(replays[1]))
-        room = await stack.enter_async_context(listening(zero, port=port, bound_limits=limits))
+        room = await stack.enter_async_context(listening(zero, port=port, disputes=limits))
         right = await stack.enter_async_context(speaking(port, "kv@pod-0@m", ports=replays))
         async with speaking(port, "kv@pod-0@m") as wrong:
             feed = room.feed("pod-0")
@@ -410,7 +411,7 @@ async def test_a_port_that_is_taken() -> None:
     async with listening(pod("pod-0"), port=port) as room:
         message = f"events.bind: {re.escape(room.bound.endpoint)} can't be bound: Address already in use"
         with zmq.Context() as context, pytest.raises(ConfigError, match=message):
-            BoundEndpoint(context, room.bound.endpoint, 1, LIMITS, BoundLimits(), time.monotonic)
+            BoundEndpoint(context, room.bound.endpoint, 1, LIMITS, bound_limits(), time.monotonic)
 
 
 async def test_a_pod_that_left() -> None:

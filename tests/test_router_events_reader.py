@@ -19,7 +19,7 @@ from indexer.blocks import KeySpace
 from indexer.feed import BEHIND, Feed
 from indexer.index import PrefixIndex
 from indexer.match import MISS
-from router.events.sockets import FeedLimits
+from tests.fakes.limits import feed_limits
 from tests.fakes.peers import until
 from tests.fakes.processes import free_ports
 from tests.fakes.publishers import (
@@ -34,7 +34,7 @@ from tests.fakes.publishers import (
 ON_BOTH_LOOPS = True  # ZMQ's descriptor is read through the loop
 
 VECTORS = Path(__file__).parent / "vectors"
-QUICK = FeedLimits(replay_timeout_s=0.3, replay_retries=1)
+QUICK = feed_limits(replay_timeout_s=0.3, replay_retries=1)
 
 
 # --- the recordings
@@ -301,7 +301,7 @@ async def test_restart_seen_in_the_frames() -> None:
 
 async def test_garbage() -> None:
     """Frames that are none: counted; what is behind a number that can't be read is asked for, and the feed lives on."""
-    async with publisher() as speaker, listening(speaker, FeedLimits(batch_bytes_max=5000)) as listener:
+    async with publisher() as speaker, listening(speaker, feed_limits(batch_bytes_max=5000)) as listener:
         await speaker.subscribed()
         await listener.joined()
         for message in ([b"x"], [b"", b"short", b""], [b"a", b"\0" * 8, b"b", b"c"]):

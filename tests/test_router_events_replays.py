@@ -16,7 +16,7 @@ from indexer.feed import BEHIND, REPLAYING, Feed
 from indexer.index import PrefixIndex
 from router.events.reader import FeedReader
 from router.events.replays import Places
-from router.events.sockets import FeedLimits
+from tests.fakes.limits import feed_limits
 from tests.fakes.peers import until
 from tests.fakes.processes import free_ports
 from tests.fakes.publishers import PATIENT, SIZE, Listener, Publisher, chain, listening, publisher
@@ -90,7 +90,7 @@ async def test_a_history_without_its_end_is_asked_for_again() -> None:
         for _ in range(10):
             await speaker.publish(lost=True)
         speaker.answers = lambda start: list(speaker.whole(start))[:-1]
-        limits = FeedLimits(replay_timeout_s=0.1, replay_stall_s=0.1, replay_retries=0)
+        limits = feed_limits(replay_timeout_s=0.1, replay_stall_s=0.1, replay_retries=0)
         async with listening(speaker, limits) as listener:
             await listener.joined()
             assert listener.feed.reasons == [BEHIND]
@@ -108,7 +108,7 @@ async def test_an_endless_replay() -> None:
     """It is ended by its bounds, nothing of it is kept, and the feed goes on."""
     async with publisher() as speaker:
         payload = msgspec.msgpack.encode([speaker.born, []])
-        for limits in (FeedLimits(replay_batches_max=500), FeedLimits(replay_bytes_max=500 * len(payload))):
+        for limits in (feed_limits(replay_batches_max=500), feed_limits(replay_bytes_max=500 * len(payload))):
             speaker.answers = lambda start: (
                 [b"", n.to_bytes(8, "big"), payload] for n in range(1 << 40, (1 << 40) + 5000)
             )
@@ -124,7 +124,7 @@ async def test_more_than_may_wait() -> None:
         for _ in range(300):
             await speaker.publish(lost=True)
         room = 100 * len(speaker.history[-1])
-        async with listening(speaker, FeedLimits(replay_waiting_max=room)) as listener:
+        async with listening(speaker, feed_limits(replay_waiting_max=room)) as listener:
             await listener.joined()
             assert (held(listener, 300), listener.feed.state) == (300, "exact")
             assert len(speaker.asked) > 2 and sorted(speaker.asked) == speaker.asked
@@ -136,7 +136,7 @@ async def test_a_batch_of_a_replay_that_is_too_large() -> None:
         for _ in range(4):
             await speaker.publish(lost=True)
         speaker.history.append(bytes(5001))
-        limits = FeedLimits(batch_bytes_max=5000, replay_timeout_s=0.2, replay_stall_s=0.1, replay_retries=1)
+        limits = feed_limits(batch_bytes_max=5000, replay_timeout_s=0.2, replay_stall_s=0.1, replay_retries=1)
         async with listening(speaker, limits) as listener:
             await listener.joined()
             assert held(listener, 10) == 0 and listener.feed.state == "degraded"
@@ -152,7 +152,7 @@ async def test_many_feeds_of_one_context() -> None:
         await speaker.publish(lost=True)
         index, context = PrefixIndex(KeySpace(7), 10_000), zmq.Context()
         readers = [
-            FeedReader(context, Feed(index, number, 100), speaker.events, speaker.replay, FeedLimits(replays_max=50))
+            FeedReader(context, Feed(index, number, 100), speaker.events, speaker.replay, feed_limits(replays_max=50))
             for number in range(400)
         ]
         for reader in readers:
@@ -239,7 +239,7 @@ async def test_no_place_is_taken_by_who_can_not_be_reached() -> None:
     dead = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     async with publisher() as speaker:
         await speaker.publish(lost=True)
-        limits = FeedLimits(replays_max=1, replay_timeout_s=0.1, replay_retries=1)
+        limits = feed_limits(replays_max=1, replay_timeout_s=0.1, replay_retries=1)
         index, context = PrefixIndex(KeySpace(7), 4096), zmq.Context()
         places = [dead, dead, dead, speaker.replay]
         readers = [FeedReader(context, Feed(index, n, 100), None, place, limits) for n, place in enumerate(places)]

@@ -14,14 +14,15 @@ from indexer.blocks import KeySpace
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
 from router.events.reader import FeedReader
-from router.events.sockets import FeedLimits, Resolve, addresses, has_name
+from router.events.sockets import Resolve, addresses, has_name
+from tests.fakes.limits import feed_limits
 from tests.fakes.peers import until
 from tests.fakes.processes import free_ports
 from tests.fakes.publishers import publisher
 
 ON_BOTH_LOOPS = True  # ZMQ's descriptor is read through the loop
 
-LIMITS = FeedLimits(
+LIMITS = feed_limits(
     replay_timeout_s=0.3, replay_retries=1, reconnect_s=0.02, reconnect_max_s=0.05, connect_timeout_s=0.1
 )  # fmt: skip
 

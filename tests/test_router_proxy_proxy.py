@@ -18,8 +18,9 @@ from router.errors import NoFitPod, Saturated
 from router.proxy.proxy import Outcome, Proxy
 from router.proxy.usage import Usage
 from router.server.asgi import Headers, Message, Receive, Scope, Send
-from router.server.port import Front, ServingLimits
+from router.server.port import Front
 from router.upstream.pool import Upstream, UpstreamLimits
+from tests.fakes.limits import serving_limits, upstream_limits
 from tests.fakes.peers import OK, Call, answer, peer, settled, until
 
 ON_BOTH_LOOPS = True  # their transports differ at the edges
@@ -29,12 +30,12 @@ served_by: Callable[..., asyncio.Protocol] = HttpToolsProtocol
 @pytest.fixture(autouse=True, params=["uvicorn", "ours"])
 def _server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any ASGI server will do; ours also takes pieces of a body without a task's turn."""
-    protocol = HttpToolsProtocol if request.param == "uvicorn" else Front(ServingLimits())
+    protocol = HttpToolsProtocol if request.param == "uvicorn" else Front(serving_limits())
     monkeypatch.setattr(f"{__name__}.served_by", protocol)
 
 
 EVENT_STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-QUICK = UpstreamLimits(sweep_interval_s=0.01)
+QUICK = upstream_limits(sweep_interval_s=0.01)
 
 
 def framed(data: bytes) -> bytes:
@@ -327,7 +328,7 @@ async def test_a_pod_that_is_silent() -> None:
         await call.gone()
 
     async with peer(silent) as seen:
-        routes = InOrder([seen.address], UpstreamLimits(first_byte_timeout_s=0.05, sweep_interval_s=0.01))
+        routes = InOrder([seen.address], upstream_limits(first_byte_timeout_s=0.05, sweep_interval_s=0.01))
         async with gateway(routes) as here:
             head, body = await here.post()
     assert head.startswith(b"http/1.1 504") and b'"type":"gateway_timeout"' in body

@@ -18,6 +18,7 @@ from router.proxy.attempts import Attempt, Routing
 from router.proxy.waiting_room import Admission, ClaimRules, Claims, flow_of, priority_of
 from router.upstream.pool import Upstream
 from tests.fakes.cores import MODEL, NOBODY, core_of
+from tests.fakes.limits import upstream_limits
 from tests.fakes.peers import until
 from tests.fakes.prefix_stats import no_stats
 
@@ -276,7 +277,7 @@ async def test_nobody_overtakes() -> None:
     core = core_of(2, breaker={"failures_in_row": 1})
     metrics = Metrics(core, no_stats)
     admission: Admission[Attempt] = Admission(core.queue, 1.0, metrics.admissions)
-    upstreams = {name: Upstream(pod.address) for name, pod in core.fleet.pods.items()}
+    upstreams = {name: Upstream(pod.address, upstream_limits()) for name, pod in core.fleet.pods.items()}
     routing = Routing(core, metrics, upstreams, Asked(MODEL, 100), b"id", False, 0.0, admission, Claims(ALL, ()))
     assert routing.route(NOBODY).pod
     waits = core.queue.put("somebody", b"", 0, 100, MODEL)

@@ -5,13 +5,14 @@ import numpy as np
 from indexer.blocks import KeySpace
 from indexer.prefixes import PrefixStore
 from router.tokens.given import TokenKeys
+from tests.fakes.limits import prefix_limits
 from tests.fakes.stores import broken_store
 
 SPACE = KeySpace(7)
 
 
 def a_store() -> PrefixStore:
-    return PrefixStore(SPACE, 5, lambda match: False)
+    return PrefixStore(SPACE, 5, lambda match: False, prefix_limits())
 
 
 def test_token_ids_are_taken_as_they_are() -> None:

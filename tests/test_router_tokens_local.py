@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from router.tokens.local import Encoder, TokensLimits, TokensUnavailable
 from router.tokens.tokenizer import Tokenizer
 from tests.fakes.encoders import POOLED, SPACE, Rendered, Waiting, a_store
 from tests.fakes.hostile import TINY_LLAMA, TINY_QWEN, gpt2_style, texts
+from tests.fakes.limits import tokens_limits
 from tests.fakes.stores import broken_store
 
-SLICED = TokensLimits(inline_bytes_max=100)
+SLICED = tokens_limits(inline_bytes_max=100)
 
 
 @pytest.fixture(params=["qwen", "llama", "gpt2"])
@@ -53,7 +55,7 @@ async def same(encoder: Encoder, whole: HFTokenizer, prompt: Rendered, block_siz
     assert encoded.keys.tolist() == SPACE.chain(np.array(expected, np.uint32), block_size).tolist()
 
 
-@pytest.mark.parametrize("limits", [TokensLimits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
+@pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
 async def test_growing_prompts_are_encoded_exactly(
     folder: Path, pool: ThreadPoolExecutor, limits: TokensLimits
 ) -> None:
@@ -70,7 +72,7 @@ async def test_growing_prompts_are_encoded_exactly(
 @pytest.mark.parametrize("kept", [1, 2, 7, 30, 100_000])
 async def test_truncation_keeps_the_last_tokens(kept: int, pool: ThreadPoolExecutor) -> None:
     """BOS counts and stays in front; a limit above the prompt's length changes nothing."""
-    encoder = an_encoder(TINY_LLAMA, pool, TokensLimits())
+    encoder = an_encoder(TINY_LLAMA, pool, tokens_limits())
     text = "Some words of a prompt that is too long, " * 4
     for special in (True, False):
         full = (await encoder.encode(Rendered(text, special), 16)).tokens.tolist()
@@ -83,7 +85,7 @@ async def test_truncation_keeps_the_last_tokens(kept: int, pool: ThreadPoolExecu
 
 async def test_known_text_needs_no_await(pool: ThreadPoolExecutor) -> None:
     """Long new text must be awaited; the same again, and a little more, is answered at once."""
-    encoder = an_encoder(TINY_QWEN, pool, TokensLimits(inline_bytes_max=1000))
+    encoder = an_encoder(TINY_QWEN, pool, tokens_limits(inline_bytes_max=1000))
     text = "a long prompt, with many words. " * 1000
     assert encoder.encode_now(Rendered(text), 16) is None
     assert (await encoder.encode(Rendered(text), 16)).lookup == "miss"
@@ -95,7 +97,7 @@ async def test_known_text_needs_no_await(pool: ThreadPoolExecutor) -> None:
 async def test_the_deadline_ends_the_waiting_and_keeps_the_work(pool: ThreadPoolExecutor) -> None:
     """A prompt that can't be tokenized in time is given up; what was done is not done again."""
     tokenizer, store = Waiting(TINY_QWEN), a_store()
-    encoder = Encoder("m", tokenizer, SPACE, store, pool, POOLED._replace(deadline_s=0.2))
+    encoder = Encoder("m", tokenizer, SPACE, store, pool, replace(POOLED, deadline_s=0.2))
     text = "a long prompt, with many words. " * 100
     with pytest.raises(TokensUnavailable, match="deadline"):
         await encoder.encode(Rendered(text), 16)
@@ -109,7 +111,7 @@ async def test_the_deadline_ends_the_waiting_and_keeps_the_work(pool: ThreadPool
 async def test_too_much_waiting_text_is_refused(pool: ThreadPoolExecutor) -> None:
     """Above the bound a prompt is refused at once, and the bound is given back."""
     tokenizer = Waiting(TINY_QWEN)
-    encoder = Encoder("m", tokenizer, SPACE, a_store(), pool, POOLED._replace(waiting_bytes_max=5_000))
+    encoder = Encoder("m", tokenizer, SPACE, a_store(), pool, replace(POOLED, waiting_bytes_max=5_000))
     text = "a long prompt, with many words. " * 100
     first = asyncio.create_task(encoder.encode(Rendered(text), 16))
     await asyncio.sleep(0)
@@ -123,7 +125,7 @@ async def test_too_much_waiting_text_is_refused(pool: ThreadPoolExecutor) -> Non
 async def test_a_cancelled_request_gives_back_its_bound(pool: ThreadPoolExecutor) -> None:
     """A client that goes away leaves nothing behind."""
     tokenizer = Waiting(TINY_QWEN)
-    encoder = Encoder("m", tokenizer, SPACE, a_store(), pool, POOLED._replace(waiting_bytes_max=5_000))
+    encoder = Encoder("m", tokenizer, SPACE, a_store(), pool, replace(POOLED, waiting_bytes_max=5_000))
     text = "a long prompt, with many words. " * 100
     task = asyncio.create_task(encoder.encode(Rendered(text), 16))
     await asyncio.sleep(0.05)
@@ -147,7 +149,7 @@ async def test_many_prompts_at_once(pool: ThreadPoolExecutor) -> None:
     assert encoder._store.failures == 0
 
 
-@pytest.mark.parametrize("limits", [TokensLimits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
+@pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
 async def test_text_that_is_not_unicode_is_named(limits: TokensLimits, pool: ThreadPoolExecutor) -> None:
     """Lone surrogates have no UTF-8, so no tokens."""
     encoder = an_encoder(TINY_QWEN, pool, limits)
@@ -162,7 +164,7 @@ class Failing(Tokenizer):
         raise RuntimeError("fault")
 
 
-@pytest.mark.parametrize("limits", [TokensLimits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
+@pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
 async def test_a_fault_of_the_store_costs_no_answer(limits: TokensLimits, pool: ThreadPoolExecutor) -> None:
     """The prompt is encoded without it, and the fault is counted."""
     encoder = an_encoder(TINY_LLAMA, pool, limits, broken_store(SPACE))
@@ -171,7 +173,7 @@ async def test_a_fault_of_the_store_costs_no_answer(limits: TokensLimits, pool: 
     assert encoder._store.failures > 0
 
 
-@pytest.mark.parametrize("limits", [TokensLimits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
+@pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
 async def test_a_fault_of_the_tokenizer_is_named(limits: TokensLimits, pool: ThreadPoolExecutor) -> None:
     """Without a tokenizer there are no tokens, and no crash."""
     encoder = Encoder("m", Failing(TINY_QWEN), SPACE, a_store(), pool, limits)

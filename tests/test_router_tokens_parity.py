@@ -19,6 +19,7 @@ from router.prompts.prompt import Prompt, parse
 from router.tokens.parity import Parity, ParityLimits, difference_of
 from router.tokens.questions import AS_BY_DEFAULT
 from tests.fakes.hostile import TINY_LLAMA, TINY_QWEN
+from tests.fakes.limits import parity_limits
 from tests.fakes.peers import until
 from tests.fakes.processes import MODEL as SERVED
 from tests.fakes.processes import PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
@@ -63,7 +64,9 @@ async def watching(*says: Says, **limits: Any) -> AsyncIterator[Watching]:
     async with asking(*says) as made:
         watched = Watching(
             made,
-            ParityLimits(**{"first": 3, "share": 0.0, "recheck_interval_s": 60.0, "look_interval_s": LOOK_S, **limits}),
+            parity_limits(
+                **{"first": 3, "share": 0.0, "recheck_interval_s": 60.0, "look_interval_s": LOOK_S, **limits}
+            ),
         )
         task = asyncio.create_task(watched.parity.run())
         try:

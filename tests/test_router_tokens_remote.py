@@ -14,8 +14,9 @@ import pytest
 from router.prompts.prompt import parse
 from router.tokens.given import TokenKeys
 from router.tokens.questions import AS_BY_DEFAULT, AsServed, NotTold, Question, question_of
-from router.tokens.remote import PodTokens, PodTokensLimits
+from router.tokens.remote import PodTokens
 from router.upstream.pool import Upstream
+from tests.fakes.limits import pod_tokens_limits, upstream_limits
 from tests.fakes.peers import until
 from tests.fakes.processes import BLOCK, PLAIN, GatewayProcess, PodProcess, gateway, pods
 from tests.fakes.recordings import VECTORS, lines
@@ -204,7 +205,7 @@ async def test_bad_answers(bad: Says) -> None:
 async def test_pods_that_are_gone() -> None:
     """A pod that can't be reached, and one that is not fit."""
     async with asking(Says([7]), Says([8])) as made:
-        made.upstreams["pod-0"] = Upstream("http://127.0.0.1:1")
+        made.upstreams["pod-0"] = Upstream("http://127.0.0.1:1", upstream_limits())
         for number in range(3):
             assert (await made.pods.encode(text(f"{number}"), 16)).tokens.tolist() == [8]
         made.fleet.pods["pod-1"].draining = True
@@ -269,7 +270,7 @@ async def test_a_broken_store_costs_no_answer() -> None:
     async with asking(Says(list(range(40)))) as made:
         broken = broken_store(made.space)
         keys = TokenKeys(made.space, broken)
-        pods = PodTokens(made.fleet, made.upstreams, broken, keys)
+        pods = PodTokens(made.fleet, made.upstreams, broken, keys, pod_tokens_limits())
         for _ in range(2):
             encoded = await pods.encode(text(), 16)
             assert encoded.keys.tolist() == made.space.chain(np.arange(40, dtype=np.uint32), 16).tolist()
@@ -347,8 +348,8 @@ async def test_recorded_requests(fleet: list[PodProcess]) -> None:
     version = "vllm-0.32.0"
     assert (VECTORS / version).is_dir()
     compared, untold = 0, set()
-    upstream = Upstream(fleet[0].address)
-    made = Asking([], PodTokensLimits())
+    upstream = Upstream(fleet[0].address, upstream_limits())
+    made = Asking([], pod_tokens_limits())
     made.upstreams["pod-0"] = upstream
     for line in lines(version, "requests.jsonl"):
         if line["status"] != 200 or len(line["prompts"]) != 1 or not line["path"].endswith("completions"):

@@ -24,13 +24,14 @@ from router.upstream.failures import (
     UpstreamError,
 )
 from router.upstream.pool import Address, Tls, Upstream, UpstreamLimits
+from tests.fakes.limits import upstream_limits
 from tests.fakes.peers import OK, Call, Peer, answer, peer, settled, until
 
 BODY_MAX = 1 << 20  # more than any answer here
 
 ON_BOTH_LOOPS = True  # their transports differ at the edges
 
-QUICK = UpstreamLimits(sweep_interval_s=0.01)
+QUICK = upstream_limits(sweep_interval_s=0.01)
 JSON = [(b"content-type", b"application/json")]
 
 
@@ -274,7 +275,7 @@ async def test_a_slow_reader_slows_the_pod() -> None:
             await call.send(b"z" * 65536)
             sent += 65536
 
-    limits = UpstreamLimits(buffer_bytes_max=128 * 1024, idle_timeout_s=0.05, sweep_interval_s=0.01)
+    limits = upstream_limits(buffer_bytes_max=128 * 1024, idle_timeout_s=0.05, sweep_interval_s=0.01)
     async with peer(pod) as seen, client(seen, limits) as upstream:
         response = await upstream.request("POST", b"/", [], b"")
         assert await settled(lambda: sent) < total
@@ -300,7 +301,7 @@ async def test_refused() -> None:
 async def test_connect_timeout() -> None:
     """A peer that accepts and then does not finish the TLS handshake is a connect timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        limits = UpstreamLimits(connect_timeout_s=0.05)
+        limits = upstream_limits(connect_timeout_s=0.05)
         upstream = Upstream(f"https://127.0.0.1:{silent.getsockname()[1]}", limits, Tls(ssl.create_default_context))
         with pytest.raises(ConnectTimeout):
             await post(upstream)
@@ -311,11 +312,11 @@ async def test_connect_timeout() -> None:
 @pytest.mark.parametrize(
     ("limits", "data", "before"),
     [
-        (UpstreamLimits(first_byte_timeout_s=0.05, sweep_interval_s=0.01), b"", True),
-        (UpstreamLimits(first_byte_timeout_s=0.05, sweep_interval_s=0.01), b"HTTP/1.1 200 OK\r\n", True),
-        (UpstreamLimits(idle_timeout_s=0.05, sweep_interval_s=0.01), OK[:-1], False),
-        (UpstreamLimits(total_timeout_s=0.05, sweep_interval_s=0.01), OK[:-1], False),
-        (UpstreamLimits(total_timeout_s=0.05, sweep_interval_s=0.01), b"", True),
+        (upstream_limits(first_byte_timeout_s=0.05, sweep_interval_s=0.01), b"", True),
+        (upstream_limits(first_byte_timeout_s=0.05, sweep_interval_s=0.01), b"HTTP/1.1 200 OK\r\n", True),
+        (upstream_limits(idle_timeout_s=0.05, sweep_interval_s=0.01), OK[:-1], False),
+        (upstream_limits(total_timeout_s=0.05, sweep_interval_s=0.01), OK[:-1], False),
+        (upstream_limits(total_timeout_s=0.05, sweep_interval_s=0.01), b"", True),
     ],
     ids=["silent", "half a head", "half a body", "total, in the body", "total, before it"],
 )
@@ -353,7 +354,7 @@ async def test_a_steady_stream_is_not_silent() -> None:
             await call.send(b"x")
             await asyncio.sleep(0.01)
 
-    async with peer(pod) as seen, client(seen, UpstreamLimits(idle_timeout_s=0.3, sweep_interval_s=0.01)) as upstream:
+    async with peer(pod) as seen, client(seen, upstream_limits(idle_timeout_s=0.3, sweep_interval_s=0.01)) as upstream:
         assert len(await post(upstream)) == 60
 
 
@@ -458,7 +459,7 @@ async def test_connections_are_bounded() -> None:
         await release.wait()
         await answer(call)
 
-    async with peer(pod) as seen, client(seen, UpstreamLimits(connections_max=2)) as upstream:
+    async with peer(pod) as seen, client(seen, upstream_limits(connections_max=2)) as upstream:
         busy = [asyncio.create_task(post(upstream)) for _ in range(2)]
         await until(lambda: len(seen.calls) == 2)
         with pytest.raises(PoolFull):
@@ -470,7 +471,7 @@ async def test_connections_are_bounded() -> None:
 
 async def test_idle_connections_are_bounded_in_number_and_time() -> None:
     """More than `idle_max` are not kept, and none for longer than `keep_idle_s`."""
-    limits = UpstreamLimits(idle_max=3, keep_idle_s=0.2, sweep_interval_s=0.01)
+    limits = upstream_limits(idle_max=3, keep_idle_s=0.2, sweep_interval_s=0.01)
     async with peer(answer) as seen, client(seen, limits) as upstream:
         await asyncio.gather(*(post(upstream) for _ in range(8)))
         assert upstream.idle <= 3
@@ -479,7 +480,7 @@ async def test_idle_connections_are_bounded_in_number_and_time() -> None:
 
 async def test_an_old_idle_connection_is_not_used() -> None:
     """A connection older than `keep_idle_s` is not trusted, even before the sweeper has seen it."""
-    limits = UpstreamLimits(keep_idle_s=0.0, sweep_interval_s=60)
+    limits = upstream_limits(keep_idle_s=0.0, sweep_interval_s=60)
     async with peer(answer) as seen, client(seen, limits) as upstream:
         await post(upstream)
         await post(upstream)
@@ -643,4 +644,4 @@ def test_bad_addresses(text: str) -> None:
 def test_limits_that_contradict_each_other() -> None:
     """A body that must come whole has to fit the buffer, or it would wait for ever."""
     with pytest.raises(ValueError, match="whole_bytes_max"):
-        UpstreamLimits(whole_bytes_max=10, buffer_bytes_max=9)
+        upstream_limits(whole_bytes_max=10, buffer_bytes_max=9)

@@ -297,6 +297,15 @@ def alone(source: Source) -> Iterator[str]:
                 yield f"{source.path}:{node.lineno} imports {name}"  # type: ignore[attr-defined]
 
 
+def no_second_defaults(source: Source) -> Iterator[str]:
+    """The configuration has the defaults of limits, and nobody else. (Rule 4.)"""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Limits"):
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign) and field.value is not None:
+                    yield f"{source.path}:{field.lineno} {ast.unparse(field.target)} has a default"
+
+
 # --- held ---
 
 
@@ -307,6 +316,7 @@ def alone(source: Source) -> Iterator[str]:
         (the_line, ("router",)),
         (pure, PURE),
         (no_locks, PURE),
+        (no_second_defaults, ("indexer", "scorer", "router")),
         (words, (*PACKAGES, "benchmarks", "tests")),
         (short, (*PACKAGES, "benchmarks")),
         (short_functions, ("tests",)),
@@ -410,6 +420,7 @@ _BAD: list[tuple[Rule, str, str]] = [
     (no_locks, "router/core/decision.py", "import asyncio\nlock = asyncio.Lock()"),
     (no_locks, "router/core/decision.py", "from threading import RLock"),
     (no_locks, "router/core/decision.py", "def f():\n    return threading.Semaphore(1)"),
+    (no_second_defaults, "router/x.py", "class FeedLimits:\n    replays_max: int = 32"),
     (words, "router/utils.py", ""),
     (words, "router/http_helpers.py", ""),
     (words, "scorer/base.py", ""),

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from indexer.blocks import KeySpace
 from indexer.match import Hit
+from router.config.index import RedisConfig
 from router.config.settings import Config
 from router.core.fleet import Fleet, RankId
 from router.shared_index.mirror import Mirror, named
@@ -32,7 +34,7 @@ HOLD, UNHOLD = 1, 1 << 4  # codes for the GPU tier
 @asynccontextmanager
 async def index_of(server: Server, owner: str = "one", **limits: Any) -> AsyncIterator[SharedIndex]:
     """A gateway's way to the server."""
-    index = SharedIndex(server.url, PREFIX, owner, SharedLimits(**limits))
+    index = SharedIndex(server.url, PREFIX, owner, replace(SharedLimits.of(RedisConfig()), **limits))
     await index.connect()
     try:
         yield index

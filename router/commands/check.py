@@ -23,12 +23,12 @@ from indexer.index import PrefixIndex
 from router.config.fleet import ASK_THE_PODS, ModelConfig, StaticPod, middle_of
 from router.config.settings import Config
 from router.core.fleet import RankId
-from router.discovery.pods import bound_endpoint, feed_limits
+from router.discovery.pods import bound_endpoint
 from router.discovery.vllm_metrics import parse_metrics
 from router.errors import ConfigError
 from router.events.bound_endpoint import BoundEndpoint
 from router.events.reader import FeedReader
-from router.events.sockets import port_plus
+from router.events.sockets import FeedLimits, port_plus
 from router.prompts.own_encodings import OwnEncoding, by_folder, by_names, is_tokenized
 from router.prompts.prompt import parse
 from router.prompts.rendering import RenderError, config_of
@@ -296,7 +296,7 @@ class _Examination:
         replay = port_plus(pod.replay, rank) if pod.replay else None
         index = PrefixIndex(KeySpace(secrets.randbits(64)), self._config.index.blocks_max, pods_max=1)
         feed = Feed(index, RankId(pod.name, rank), self._config.events.queue_max)
-        given = feed_limits(self._config.events)
+        given = FeedLimits.of(self._config.events)
         limits = replace(given, replay_timeout_s=min(given.replay_timeout_s, self._wait_s), replay_retries=0)
         return FeedReader(self._context, feed, events, replay, limits)
 

@@ -21,12 +21,12 @@ STATES: tuple[State, ...] = ("closed", "half-open", "open")
 class BreakerLimits:
     """When a breaker opens, and for how long."""
 
-    in_row_max: int = 5  # failures in a row; of those that may be the requests' fault, if it lasts for a window
-    share_max: float = 0.5  # of the requests of a window that fail …
-    requests_min: int = 20  # … if there were so many
-    window_s: float = 10.0  # begins with a failure
-    open_s: float = 5.0  # the first time; doubled each time after
-    open_max_s: float = 60.0  # and a breaker that is closed for so long begins with `open_s` again
+    in_row_max: int  # failures in a row; of those that may be the requests' fault, if it lasts for a window
+    share_max: float  # of the requests of a window that fail …
+    requests_min: int  # … if there were so many
+    window_s: float  # begins with a failure
+    open_s: float  # the first time; doubled each time after
+    open_max_s: float  # and a breaker that is closed for so long begins with `open_s` again
 
 
 class Breaker:

@@ -12,7 +12,6 @@ from typing import Any
 import zmq
 
 from indexer.feed import Feed
-from router.config.events import EventsConfig
 from router.config.fleet import StaticPod
 from router.config.settings import Config
 from router.core.decision import Core
@@ -51,7 +50,7 @@ class Pods:
         self._clock = clock
         self._rate = FleetRate(config.scoring.prefill_tokens_per_second)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._limits = feed_limits(config.events)
+        self._limits = FeedLimits.of(config.events)
         self.bound = bound_endpoint(self._context, config, clock)
         self._readers: dict[str, list[FeedReader]] = {}
         self._joined_at: dict[str, float] = {}
@@ -193,31 +192,6 @@ class Pods:
         return None
 
 
-def feed_limits(events: EventsConfig) -> FeedLimits:
-    """As configured."""
-    return FeedLimits(
-        receive_hwm=events.receive_hwm,
-        batch_bytes_max=events.batch_bytes_max,
-        slice_s=events.slice_seconds,
-        replay_timeout_s=events.replay_timeout,
-        replay_stall_s=events.replay_stall,
-        replay_time_max_s=events.replay_time_max,
-        replay_retries=events.replay_retries,
-        replays_max=events.replays_max,
-        replay_batches_max=events.replay_batches_max,
-        replay_bytes_max=events.replay_bytes_max,
-        replay_waiting_max=events.replay_waiting_max,
-        reconnect_s=events.reconnect_delay,
-        reconnect_max_s=events.reconnect_delay_max,
-        connect_timeout_s=events.connect_timeout,
-        heartbeat_s=events.heartbeat_interval,
-        heartbeat_timeout_s=events.heartbeat_timeout,
-        keepalive_idle_s=events.keepalive_idle,
-        keepalive_interval_s=events.keepalive_interval,
-        keepalive_probes=events.keepalive_probes,
-    )
-
-
 def bound_endpoint(
     context: zmq.Context[zmq.Socket[bytes]], config: Config, clock: Callable[[], float]
 ) -> BoundEndpoint | None:
@@ -226,8 +200,7 @@ def bound_endpoint(
     if events.bind is None:
         return None
     ranks = max((pod.data_parallel_size for pod in config.discovery.static if pod.events is None), default=1)
-    limits = BoundLimits(events.topics_named_max, events.disputes_max, events.dispute_time)
-    return BoundEndpoint(context, events.bind, ranks, feed_limits(events), limits, clock)
+    return BoundEndpoint(context, events.bind, ranks, FeedLimits.of(events), BoundLimits.of(events), clock)
 
 
 async def _within(waits: Iterable[Coroutine[Any, Any, object]], timeout_s: float) -> None:

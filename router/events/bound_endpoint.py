@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import zmq
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -26,6 +27,9 @@ from router.events.reader import FeedReader
 from router.events.sockets import FeedLimits, Readable, port_plus, subscriber
 from router.events.turns import Turns, shared
 
+if TYPE_CHECKING:
+    from router.config.events import EventsConfig
+
 log = logging.getLogger("warmroute.feeds")
 
 _SETTLE_S = 0.2  # pods come back together: those that are silent are asked once after it
@@ -36,9 +40,14 @@ _TOPIC_SHOWN_MAX = 200
 class BoundLimits:
     """See the configuration."""
 
-    topics_named_max: int = 100
-    disputes_max: int = 4
-    dispute_s: float = 60.0
+    topics_named_max: int
+    disputes_max: int
+    dispute_s: float
+
+    @classmethod
+    def of(cls, events: EventsConfig) -> Self:
+        """As configured."""
+        return cls(events.topics_named_max, events.disputes_max, events.dispute_time)
 
 
 @dataclass(slots=True, eq=False)

@@ -14,12 +14,15 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from router.events.turns import Turns, shared
+
+if TYPE_CHECKING:
+    from router.config.events import EventsConfig
 
 log = logging.getLogger("warmroute.feeds")
 
@@ -37,25 +40,50 @@ class FeedLimits:
     A connection is dead when nothing answers for `heartbeat_timeout_s`, or as many keepalive probes.
     """
 
-    receive_hwm: int = 1000
-    batch_bytes_max: int = 16 << 20
-    slice_s: float = 0.001
-    replay_timeout_s: float = 5.0
-    replay_stall_s: float = 0.5
-    replay_time_max_s: float = 30.0
-    replay_retries: int = 2
-    replays_max: int = 32
-    replay_batches_max: int = 100_000
-    replay_bytes_max: int = 1 << 30
-    replay_waiting_max: int = 64 << 20
-    reconnect_s: float = 0.1
-    reconnect_max_s: float = 0.25
-    connect_timeout_s: float = 0.5
-    heartbeat_s: float = 1.0
-    heartbeat_timeout_s: float = 3.0
-    keepalive_idle_s: float = 30.0
-    keepalive_interval_s: float = 5.0
-    keepalive_probes: int = 3
+    receive_hwm: int
+    batch_bytes_max: int
+    slice_s: float
+    replay_timeout_s: float
+    replay_stall_s: float
+    replay_time_max_s: float
+    replay_retries: int
+    replays_max: int
+    replay_batches_max: int
+    replay_bytes_max: int
+    replay_waiting_max: int
+    reconnect_s: float
+    reconnect_max_s: float
+    connect_timeout_s: float
+    heartbeat_s: float
+    heartbeat_timeout_s: float
+    keepalive_idle_s: float
+    keepalive_interval_s: float
+    keepalive_probes: int
+
+    @classmethod
+    def of(cls, events: EventsConfig) -> Self:
+        """As configured."""
+        return cls(
+            receive_hwm=events.receive_hwm,
+            batch_bytes_max=events.batch_bytes_max,
+            slice_s=events.slice_seconds,
+            replay_timeout_s=events.replay_timeout,
+            replay_stall_s=events.replay_stall,
+            replay_time_max_s=events.replay_time_max,
+            replay_retries=events.replay_retries,
+            replays_max=events.replays_max,
+            replay_batches_max=events.replay_batches_max,
+            replay_bytes_max=events.replay_bytes_max,
+            replay_waiting_max=events.replay_waiting_max,
+            reconnect_s=events.reconnect_delay,
+            reconnect_max_s=events.reconnect_delay_max,
+            connect_timeout_s=events.connect_timeout,
+            heartbeat_s=events.heartbeat_interval,
+            heartbeat_timeout_s=events.heartbeat_timeout,
+            keepalive_idle_s=events.keepalive_idle,
+            keepalive_interval_s=events.keepalive_interval,
+            keepalive_probes=events.keepalive_probes,
+        )
 
 
 class Readable:

@@ -4,31 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 from router.server.heads import Refused
+
+if TYPE_CHECKING:
+    from router.config.gateway import GatewayConfig
+
+
+_SWEEP_S = 1.0  # between two looks at all connections
 
 
 @dataclass(frozen=True, slots=True)
 class ServingLimits:
     """Every limit of a server's connections. Times are as coarse as `sweep_interval_s`."""
 
-    header_bytes_max: int = 64 * 1024
-    header_count_max: int = 128
-    url_bytes_max: int = 32 * 1024
-    header_timeout_s: float = 15.0  # from a head's first byte to its last
-    body_bytes_max: int = 64 * 2**20
-    body_timeout_s: float = 60.0  # between two pieces of a body
-    body_rate_min: int = 1024  # bytes per second, on the average, once body_timeout_s has passed
-    bodies_bytes_max: int = 2 * 2**30  # of all requests that are not answered yet
-    send_timeout_s: float = 120.0  # for a client that takes nothing of its response
-    keep_alive_s: float = 75.0
-    requests_per_connection_max: int | None = None
-    connections_max: int = 16_384
-    connections_per_client_max: int | None = None
-    pipelined_max: int = 16  # requests that wait for the answers to those before them
-    unread_bytes_max: int = 256 * 1024  # of a body that the application does not take: reading pauses above it
-    linger_s: float = 2.0  # what a refused client still sends is read so long, so that it sees the refusal
-    sweep_interval_s: float = 1.0
+    header_bytes_max: int
+    header_count_max: int
+    url_bytes_max: int
+    header_timeout_s: float  # from a head's first byte to its last
+    body_bytes_max: int
+    body_timeout_s: float  # between two pieces of a body
+    body_rate_min: int  # bytes per second, on the average, once body_timeout_s has passed
+    bodies_bytes_max: int  # of all requests that are not answered yet
+    send_timeout_s: float  # for a client that takes nothing of its response
+    keep_alive_s: float
+    requests_per_connection_max: int | None
+    connections_max: int
+    connections_per_client_max: int | None
+    pipelined_max: int  # requests that wait for the answers to those before them
+    unread_bytes_max: int  # of a body that the application does not take: reading pauses above it
+    linger_s: float  # what a refused client still sends is read so long, so that it sees the refusal
+    sweep_interval_s: float
+
+    @classmethod
+    def of(cls, gateway: GatewayConfig) -> Self:
+        """As configured."""
+        shortest_s = min(gateway.header_timeout, gateway.body_timeout, gateway.send_timeout, gateway.keep_alive_timeout)
+        return cls(
+            header_bytes_max=gateway.header_max,
+            header_count_max=gateway.header_count_max,
+            url_bytes_max=gateway.url_max,
+            header_timeout_s=gateway.header_timeout,
+            body_bytes_max=gateway.body_max,
+            body_timeout_s=gateway.body_timeout,
+            body_rate_min=gateway.body_rate_min,
+            bodies_bytes_max=gateway.bodies_max,
+            send_timeout_s=gateway.send_timeout,
+            keep_alive_s=gateway.keep_alive_timeout,
+            requests_per_connection_max=gateway.requests_per_connection_max,
+            connections_max=gateway.connections_max,
+            connections_per_client_max=gateway.connections_per_client_max,
+            pipelined_max=gateway.pipelined_max,
+            unread_bytes_max=gateway.body_buffer_max,
+            linger_s=gateway.linger_time,
+            sweep_interval_s=min(_SWEEP_S, shortest_s / 4),
+        )
 
     def check_head(self, target: bytes, headers: Sequence[tuple[bytes, bytes]], read_bytes: int) -> None:
         """Raises `Refused` for a head that is too large; it came within `read_bytes`, perhaps with more behind it."""

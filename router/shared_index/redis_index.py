@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -40,24 +40,33 @@ from indexer.changes import TIER_BITS
 from indexer.match import Hit
 from router.shared_index import redis_scripts as scripts
 
+if TYPE_CHECKING:
+    from router.config.index import RedisConfig
+
 __all__ = ["RedisError", "SharedIndex", "SharedLimits", "Write", "hit_of"]
 
 WRITE_BLOCKS_MAX = 500
 """Blocks of one script: about 1 ms, in which Redis answers nobody else."""
 _PIPELINE_MAX = 32  # scripts sent before their answers are read
 _SEED_BITS = 64
+_QUESTIONS_MAX = 16  # each has a connection of its own
 
 
 @dataclass(slots=True, frozen=True)
 class SharedLimits:
     """See `index.redis` of the configuration, which has the reasons. `questions_max`: at the same time."""
 
-    blocks_max: int = 1_000_000
-    keys_max: int = 8192
-    block_ttl_s: float = 1800.0
-    lease_s: float = 3.0
-    timeout_s: float = 1.0
-    questions_max: int = 16
+    blocks_max: int
+    keys_max: int
+    block_ttl_s: float
+    lease_s: float
+    timeout_s: float
+    questions_max: int
+
+    @classmethod
+    def of(cls, given: RedisConfig) -> Self:
+        """As configured."""
+        return cls(given.blocks_max, given.keys_max, given.block_ttl, given.lease, given.timeout, _QUESTIONS_MAX)
 
 
 class Write(NamedTuple):

@@ -44,7 +44,7 @@ class Sharing(Collector):
         """`owner`: unique among all gateways. `reseeded` is called when all block keys have changed."""
         assert given.url is not None
         self.counts: Counter[str] = Counter(answered=0, timeout=0, error=0, refused=0)
-        self._limits = SharedLimits(given.blocks_max, given.keys_max, given.block_ttl, given.lease, given.timeout)
+        self._limits = SharedLimits.of(given)
         self._index = SharedIndex(given.url.get_secret_value(), given.key_prefix, owner, self._limits)
         self._mirror = Mirror(core.index, core.fleet, given.queue_max, given.block_ttl)
         self._given = given

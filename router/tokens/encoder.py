@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from indexer.blocks import KeySpace, Tokens
 from indexer.mappings import Ending
-from indexer.prefixes import PrefixLimits, PrefixStats, PrefixStore
+from indexer.prefixes import VARIANTS_MAX, PrefixLimits, PrefixStats, PrefixStore
 from router.config.fleet import ASK_THE_PODS, ModelConfig
 from router.config.settings import Config
 from router.core.cards import Served
@@ -108,7 +108,7 @@ class Encoding:
         `upstreams`: by pod, for those that are asked to tokenize.
         """
         kept = config.prefix_store_config
-        limits = PrefixLimits(kept.bytes_max, kept.pod_mapping_ttl, kept.max_pod_sets_per_block)
+        limits = PrefixLimits(kept.bytes_max, kept.pod_mapping_ttl, kept.max_pod_sets_per_block, VARIANTS_MAX)
         self.store = PrefixStore(space, secrets.randbits(64), core.index.unchanged, limits, config.pod_mappings_enabled)
         self._core = core
         self._recall = Recall(secrets.randbits(64), config.tokens.recall_max, config.tokens.recall_body_max)
@@ -120,9 +120,11 @@ class Encoding:
         self._space = space
         self._affinity_max = config.index.text_max
         self._keys = TokenKeys(space, self.store)
-        self.pod_tokens = PodTokens(core.fleet, upstreams, self.store, self._keys, _asking_limits(config))
+        self.pod_tokens = PodTokens(core.fleet, upstreams, self.store, self._keys, PodTokensLimits.of(config.tokens))
         self._trials = Trials(core, self.ids_by)
-        self.parity = Parity(core.fleet, self.pod_tokens, self._ours, _parity_limits(config), trials=self._trials)
+        self.parity = Parity(
+            core.fleet, self.pod_tokens, self._ours, ParityLimits.of(config.parity), trials=self._trials
+        )
         self._models: dict[str, _Model] = {}
         self._owns: dict[str, tuple[int, OwnEncoding | None]] = {}  # by base model, as of an epoch of the fleet
         self._as_served: dict[str, AsServed] = {}
@@ -437,9 +439,7 @@ class Encoding:
 
     def _load(self, model: ModelConfig, names: tuple[str, ...], space: KeySpace, config: Config) -> _Model:
         tokens = config.tokens
-        limits = TokensLimits(
-            tokens.deadline, tokens.inline_max, sliced_bytes_max=tokens.sliced_max, waiting_bytes_max=tokens.waiting_max
-        )
+        limits = TokensLimits.of(tokens)
         tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, tokens.threads)
         encoder = Encoder(model.name, tokenizer, space, self.store, self._pool, limits)
         folder = Path(model.tokenizer)
@@ -469,16 +469,6 @@ def _why_not_here(model: _Model | None, own: OwnEncoding | None) -> str | None:
 
 def _as_served(model: ModelConfig) -> AsServed:
     return AsServed(model.chat_template_kwargs, model.exclude_tools_when_tool_choice_none)
-
-
-def _asking_limits(config: Config) -> PodTokensLimits:
-    tokens = config.tokens
-    return PodTokensLimits(tokens.deadline, tokens.hedge_delay, tokens.questions_max, tokens.question_max)
-
-
-def _parity_limits(config: Config) -> ParityLimits:
-    parity = config.parity
-    return ParityLimits(parity.first, parity.share, parity.recheck_interval, parity.queue_max)
 
 
 def _further(prompt: Prompt) -> int:

@@ -11,8 +11,9 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from indexer.prefixes import PrefixStore
 from indexer.text_blocks import Family, Found, Variant
 from router.tokens.given import Encoded, Lookup, TokenKeys
 from router.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from router.config.tokens import TokensConfig
 
 Unavailable = Literal["busy", "deadline", "failed", "text"]
 
@@ -50,23 +54,37 @@ class Text(Protocol):
         """Keep the last so many tokens, those of the post-processor included."""
 
 
-class TokensLimits(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TokensLimits:
     """The bounds of an Encoder."""
 
-    deadline_s: float = 1.0
-    inline_bytes_max: int = 16 * 1024
+    deadline_s: float
+    inline_bytes_max: int
     """New text up to here is tokenized on the loop: 0.7 ms with tiktoken, 4 ms if it is made to be slow."""
-    inline_bytes_slow_max: int = 2 * 1024
+    inline_bytes_slow_max: int
     """The same where `tokenizers` does the work."""
-    sliced_bytes_max: int = 48 * 1024
+    sliced_bytes_max: int
     """New text up to here is tokenized on the loop in slices of that size, where tiktoken does the work: the pool has
     an engine of its own, whose tables (30 MB) would have to come into the CPU's caches first."""
-    job_bytes: int = 48 * 1024
+    job_bytes: int
     """New text goes to the pool in parts of about this size: the loop takes up a part's ids in about 0.3 ms."""
-    jobs_per_prompt_max: int = 2
+    jobs_per_prompt_max: int
     """Parts of one prompt in the pool at a time, so that a long one does not keep others waiting."""
-    waiting_bytes_max: int = 64 * 2**20
+    waiting_bytes_max: int
     """New text of all prompts that wait for the pool; above it: TokensUnavailable."""
+
+    @classmethod
+    def of(cls, tokens: TokensConfig) -> Self:
+        """As configured; what is not was measured."""
+        return cls(
+            deadline_s=tokens.deadline,
+            inline_bytes_max=tokens.inline_max,
+            inline_bytes_slow_max=2 * 1024,
+            sliced_bytes_max=tokens.sliced_max,
+            job_bytes=48 * 1024,
+            jobs_per_prompt_max=2,
+            waiting_bytes_max=tokens.waiting_max,
+        )
 
 
 class _Part(NamedTuple):
@@ -96,7 +114,7 @@ class Encoder:
         space: KeySpace,
         store: PrefixStore,
         pool: ThreadPoolExecutor,
-        limits: TokensLimits = TokensLimits(),  # noqa: B008 (immutable)
+        limits: TokensLimits,
     ) -> None:
         """`name`: what the store tells this model's texts from others' by; unique per tokenizer."""
         self._tokenizer = tokenizer

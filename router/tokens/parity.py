@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -27,24 +27,34 @@ from router.prompts.prompt import Prompt
 from router.tokens.questions import AsServed, NotTold, question_of
 from router.tokens.remote import PodTokens
 
+if TYPE_CHECKING:
+    from router.config.tokens import ParityConfig
+
 log = logging.getLogger("warmroute.parity")
 
 _AROUND = 3  # token ids shown on either side of the first that differs
+_LOOK_S = 1.0
 _VERSIONS_MAX = 100  # of one model; above it (pods that make them up) none is new
 
 
-class ParityLimits(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ParityLimits:
     """How much is compared, and how often."""
 
-    first: int = 8
+    first: int
     """Requests of each model, version of vLLM and shape; 0: none."""
-    share: float = 0.001
+    share: float
     """Of the requests after these; 0: none."""
-    recheck_interval_s: float = 60.0
-    queue_max: int = 8
+    recheck_interval_s: float
+    queue_max: int
     """Prompts that wait to be compared; more are not kept."""
-    look_interval_s: float = 1.0
+    look_interval_s: float
     """Between two looks at who serves what, in which version."""
+
+    @classmethod
+    def of(cls, parity: ParityConfig) -> Self:
+        """As configured."""
+        return cls(parity.first, parity.share, parity.recheck_interval, parity.queue_max, _LOOK_S)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +79,7 @@ class Parity:
         fleet: Fleet,
         pods: PodTokens,
         ours: Callable[[Prompt, str | None], Awaitable[Tokens | None]],
-        limits: ParityLimits = ParityLimits(),  # noqa: B008 (immutable)
+        limits: ParityLimits,
         clock: Callable[[], float] = monotonic,
         trials: Trials | None = None,
     ) -> None:

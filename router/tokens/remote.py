@@ -12,8 +12,9 @@ import heapq
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic, perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import orjson
@@ -26,6 +27,9 @@ from router.tokens.given import Encoded, TokenKeys
 from router.tokens.questions import NO_RENDER, RENDER_CHAT, NotTold, NotToldReason, Question
 from router.upstream.failures import UpstreamError
 from router.upstream.pool import Upstream
+
+if TYPE_CHECKING:
+    from router.config.tokens import TokensConfig
 
 _LOOKS_MAX = 16  # pods that are looked at in one go
 _OTHER_METHOD = 405
@@ -44,14 +48,20 @@ _FINAL: frozenset[NotToldReason] = frozenset(("the pods' /tokenize refuses it", 
 """Another pod would say the same."""
 
 
-class PodTokensLimits(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PodTokensLimits:
     """The bounds of PodTokens."""
 
-    deadline_s: float = 2.0
-    hedge_delay_s: float = 0.15
-    questions_max: int = 32
+    deadline_s: float
+    hedge_delay_s: float
+    questions_max: int
     """Questions under way; more wait for their turn, by the deadline."""
-    question_bytes_max: int = 2 * 2**20
+    question_bytes_max: int
+
+    @classmethod
+    def of(cls, tokens: TokensConfig) -> Self:
+        """As configured."""
+        return cls(tokens.deadline, tokens.hedge_delay, tokens.questions_max, tokens.question_max)
 
 
 class _Route(NamedTuple):
@@ -95,7 +105,7 @@ class PodTokens:
         upstreams: Mapping[str, Upstream],
         store: PrefixStore,
         keys: TokenKeys,
-        limits: PodTokensLimits = PodTokensLimits(),  # noqa: B008 (immutable)
+        limits: PodTokensLimits,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """`upstreams`: by pod; those that come later are found too."""

@@ -8,31 +8,53 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from router.upstream.failures import BrokenResponse, ConnectFailed, ResponseTimeout, StaleConnection, UpstreamError
 from router.upstream.replies import Reply, ReplyParser
 
+if TYPE_CHECKING:
+    from router.config.upstream import UpstreamConfig
+
 # A head and a body up to this size go out as one piece; above it, copying costs more than a second one.
 _JOINED_BYTES_MAX = 16 * 1024
 _READ_BYTES = 64 * 1024
+_SWEEP_S = 1.0  # between two looks at all connections of a pod, as at those of clients
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamLimits:
     """Every limit of one pod's connections. Times are as coarse as `sweep_interval_s`."""
 
-    connect_timeout_s: float = 5.0
-    first_byte_timeout_s: float = 600.0  # a request may queue and prefill for minutes
-    idle_timeout_s: float = 300.0  # between two pieces of a body
-    total_timeout_s: float | None = None
-    keep_idle_s: float = 4.0  # vLLM's server closes an idle connection after 5 s
-    idle_max: int = 256
-    connections_max: int = 4096
-    head_bytes_max: int = 64 * 1024
-    buffer_bytes_max: int = 256 * 1024  # of a body that nobody takes: reading pauses above it
-    whole_bytes_max: int = 64 * 1024  # a body with a known length up to this comes whole with its head
-    sweep_interval_s: float = 0.25
+    connect_timeout_s: float
+    first_byte_timeout_s: float  # a request may queue and prefill for minutes
+    idle_timeout_s: float  # between two pieces of a body
+    total_timeout_s: float
+    keep_idle_s: float  # vLLM's server closes an idle connection after 5 s
+    idle_max: int
+    connections_max: int
+    head_bytes_max: int
+    buffer_bytes_max: int  # of a body that nobody takes: reading pauses above it
+    whole_bytes_max: int  # a body with a known length up to this comes whole with its head
+    sweep_interval_s: float
+
+    @classmethod
+    def of(cls, upstream: UpstreamConfig) -> Self:
+        """As configured."""
+        shortest_s = min(upstream.first_byte_timeout, upstream.idle_timeout, upstream.total_timeout)
+        return cls(
+            connect_timeout_s=upstream.connect_timeout,
+            first_byte_timeout_s=upstream.first_byte_timeout,
+            idle_timeout_s=upstream.idle_timeout,
+            total_timeout_s=upstream.total_timeout,
+            keep_idle_s=upstream.keep_alive_idle,
+            idle_max=upstream.idle_connections_max,
+            connections_max=upstream.connections_max,
+            head_bytes_max=upstream.response_header_max,
+            buffer_bytes_max=upstream.response_buffer_max,
+            whole_bytes_max=min(upstream.response_whole_max, upstream.response_buffer_max),
+            sweep_interval_s=min(_SWEEP_S, shortest_s / 4),
+        )
 
     def __post_init__(self) -> None:
         if self.whole_bytes_max > self.buffer_bytes_max:
@@ -290,7 +312,7 @@ class Connection(asyncio.Protocol):
     def _overdue(self, now: float, head_done: bool) -> str | None:
         limits = self._limits
         age_s = now - self._started_at
-        if limits.total_timeout_s is not None and age_s > limits.total_timeout_s:
+        if age_s > limits.total_timeout_s:
             return f"not done within {limits.total_timeout_s:g} s"
         if not head_done and age_s > limits.first_byte_timeout_s:
             return f"no response within {limits.first_byte_timeout_s:g} s"

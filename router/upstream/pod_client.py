@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from router.config.upstream import UpstreamConfig
 from router.upstream.failures import ResponseTimeout
 from router.upstream.pod_keys import PodKey
 from router.upstream.pool import Tls, Upstream, UpstreamLimits
@@ -29,7 +31,8 @@ class PodClient:
     """Asks one pod, on a connection or two of its own: requests, however many, keep no probe out."""
 
     def __init__(self, address: str, timeout_s: float, tls: Tls | None = None, key: PodKey | None = None) -> None:
-        limits = UpstreamLimits(connect_timeout_s=timeout_s, idle_max=1, connections_max=2)
+        usual = UpstreamLimits.of(UpstreamConfig())
+        limits = replace(usual, connect_timeout_s=timeout_s, idle_max=1, connections_max=2)
         self._upstream = Upstream(address, limits, tls, key)
         self._timeout_s = timeout_s
 

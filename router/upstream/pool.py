@@ -61,12 +61,10 @@ class Tls(NamedTuple):
 class Upstream:
     """One pod as a place to send requests to. Belongs to the loop on which it is first used."""
 
-    def __init__(
-        self, address: str, limits: UpstreamLimits | None = None, tls: Tls | None = None, key: PodKey | None = None
-    ) -> None:
+    def __init__(self, address: str, limits: UpstreamLimits, tls: Tls | None = None, key: PodKey | None = None) -> None:
         """`tls`: must be given for an `https://` address."""
         self.address = Address.parse(address)
-        self.limits = limits or UpstreamLimits()
+        self.limits = limits
         if self.address.tls and tls is None:
             raise ValueError(f"{address} needs to be told whom to trust")
         self._tls = tls

@@ -8,12 +8,12 @@ from pathlib import Path
 from threading import Event
 
 from indexer.blocks import KeySpace, Tokens
-from indexer.prefixes import PrefixLimits, PrefixStore
-from router.tokens.local import TokensLimits
+from indexer.prefixes import PrefixStore
 from router.tokens.tokenizer import Tokenizer
+from tests.fakes.limits import prefix_limits, tokens_limits
 
 SPACE = KeySpace(3)
-POOLED = TokensLimits(inline_bytes_max=0, inline_bytes_slow_max=0, sliced_bytes_max=0, job_bytes=200, deadline_s=30.0)
+POOLED = tokens_limits(inline_bytes_max=0, inline_bytes_slow_max=0, sliced_bytes_max=0, job_bytes=200, deadline_s=30.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Rendered:
 
 
 def a_store(bytes_max: int = 50_000_000) -> PrefixStore:
-    return PrefixStore(SPACE, 5, lambda match: False, PrefixLimits(bytes_max))
+    return PrefixStore(SPACE, 5, lambda match: False, prefix_limits(bytes_max))
 
 
 class Waiting(Tokenizer):

@@ -20,12 +20,13 @@ from indexer.index import PrefixIndex
 from indexer.match import MISS
 from router.events.reader import FeedReader
 from router.events.sockets import FeedLimits
+from tests.fakes.limits import feed_limits
 from tests.fakes.processes import free_ports
 
 POD = "pod-0"
 SIZE = 4  # tokens a block
 END = b"\xff" * 8
-PATIENT = FeedLimits(replay_timeout_s=10.0)
+PATIENT = feed_limits(replay_timeout_s=10.0)
 Answers = Callable[[int], Iterable[list[bytes]]]
 
 

@@ -16,7 +16,8 @@ import uvicorn
 import uvloop
 
 from router.server.asgi import ClientDisconnected
-from router.server.port import Front, ServingLimits
+from router.server.port import Front
+from tests.fakes.limits import serving_limits
 
 WAIT_S = 10.0
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -225,7 +226,7 @@ class Served:
 def serving(app: Any = None, tick_s: float = 0.05, **limits: Any) -> Iterator[Served]:
     """Our protocol under uvicorn, in a thread of its own."""
     refused: list[int] = []
-    front = Front(ServingLimits(sweep_interval_s=tick_s, **limits), refused.append)
+    front = Front(serving_limits(sweep_interval_s=tick_s, **limits), refused.append)
     application = app or Application()
     settings = uvicorn.Config(
         application, loop="none", http=front, ws="none", lifespan="off", log_config=None,

@@ -16,6 +16,7 @@ from router.tokens.remote import PodTokens, PodTokensLimits
 from router.upstream.pool import Upstream
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
+from tests.fakes.limits import pod_tokens_limits, prefix_limits, upstream_limits
 from tests.fakes.peers import Call, Peer, peer
 
 MODEL = "m"
@@ -46,7 +47,7 @@ class Asking:
 
     def __init__(self, peers: list[Peer], limits: PodTokensLimits) -> None:
         self.space = KeySpace(1)
-        self.store = PrefixStore(self.space, 2, lambda match: True)
+        self.store = PrefixStore(self.space, 2, lambda match: True, prefix_limits())
         self.fleet = Fleet()
         self.peers = peers
         self.now = 1.0
@@ -55,7 +56,8 @@ class Asking:
             pod.ranks.append(Rank(RankId(pod.name, 0), pod, PodLoad(PrefillRate(1000)), None))
             self.fleet.join(pod)
             self.fleet.learned_models(pod, [{"id": MODEL}])
-        self.upstreams = {f"pod-{number}": Upstream(seen.address) for number, seen in enumerate(peers)}
+        patient = upstream_limits()
+        self.upstreams = {f"pod-{number}": Upstream(seen.address, patient) for number, seen in enumerate(peers)}
         keys = TokenKeys(self.space, self.store)
         self.pods = PodTokens(self.fleet, self.upstreams, self.store, keys, limits, lambda: self.now)
 
@@ -69,7 +71,7 @@ async def asking(*says: Says, **limits: Any) -> AsyncIterator[Asking]:
     """As many pods as there are `says`; nothing is under way afterwards."""
     async with contextlib.AsyncExitStack() as stack:
         peers = [await stack.enter_async_context(peer(each)) for each in says]
-        made = Asking(peers, PodTokensLimits(**{"hedge_delay_s": 0.05, "deadline_s": 5.0, **limits}))
+        made = Asking(peers, pod_tokens_limits(**{"hedge_delay_s": 0.05, "deadline_s": 5.0, **limits}))
         try:
             yield made
         finally:
