@@ -217,8 +217,9 @@ class Feed:
 
     def reported(self, hit: Hit, tokens: int, cached: int, block_size: int, at: float = float("inf")) -> None:
         """The pod told how many of a prompt's `tokens` it had cached; `hit` it held, by this feed as it was `at`."""
-        shows = hit.lower and KEPT in self._reasons and at > self._cleared_at
-        if shows and self._are_empty(hit, tokens, cached, block_size):
+        if at <= self._cleared_at:  # whether it was served before its blocks were cleared, or after, is not said
+            return
+        if hit.lower and KEPT in self._reasons and self._are_empty(hit, tokens, cached, block_size):
             return
         self._judged(self.trust.report(hit, tokens, cached, block_size))
 
@@ -382,7 +383,7 @@ class Feed:
     def _heed(self, event: Event, now: float) -> None:
         if event.tier == "gpu" or KEPT not in self._reasons or not self._waits(event):
             self._believe(event)
-        if isinstance(event, AllBlocksCleared) and KEPT in self._reasons:
+        if isinstance(event, AllBlocksCleared):
             self._cleared_at = now
         if ORPHANS in self._reasons and not self._index.awaits(self.pod):
             del self._reasons[ORPHANS]

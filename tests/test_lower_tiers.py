@@ -255,6 +255,20 @@ def test_a_report_of_before_the_clear_shows_nothing() -> None:
     assert pod.feed.reasons == [KEPT] and pod.hit().cpu == 8
 
 
+def test_a_clear_says_nothing_against_the_rule() -> None:
+    """What was foretold of blocks that were cleared before the pod looked is no sign of another rule."""
+    pod = _Pod()
+    pod.feed.told(drafter=True, caches=True)
+    pod.say(_stored(HASHES))
+    for _ in range(8):
+        pod.report(24)
+    before = pod.hit()
+    pod.say({"type": "AllBlocksCleared"}, now=2.0)
+    assert pod.feed.state == "exact"
+    pod.feed.reported(before, len(PROMPT), 0, SIZE, at=1.0)
+    assert pod.feed.state == "exact" and pod.hit() == MISS
+
+
 def test_proofs_of_before_do_not_make_a_clear_sure() -> None:
     """Predictions that came true when nothing was in doubt say nothing of what is now."""
     pod = _Pod()

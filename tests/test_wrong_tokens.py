@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import random
+import shutil
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -175,6 +177,25 @@ async def test_pods_that_render(fleet: PodProcess) -> None:
             promised, cached = await ask(client, path, body)
             assert (scored["state"], scored["matched_tokens"], promised) == ("exact", cached, cached)
         assert service.core.fleet.ladders[MODEL].current == "render"
+
+
+async def test_a_folder_without_a_template(fleet: PodProcess, tmp_path: Path) -> None:
+    """Pods may have been given one: chats are asked of them, and completions tokenized here."""
+    rendering: PodProcess = fleet.rendering  # type: ignore[attr-defined]
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copyfile(TOKENIZER / name, tmp_path / name)
+    rendering.fault(clear=True, restart=True)
+    models = [{"name": MODEL, "tokenizer": str(tmp_path)}]
+    async with in_process({"discovery": {"static": [rendering.configured]}, "models": models}) as (service, client):
+        await until(lambda: all(rank.state == "exact" and rank.block_size for rank in service.core.fleet.ranks))
+        await until(lambda: service.encoding.pod_tokens.renders(MODEL))
+        for path, body in bodies(0, 8):
+            await ask(client, path, body)
+            ladder = service.core.fleet.ladders[MODEL]
+            assert ladder.current == ("local" if "prompt" in body else "render")
+        for path, body in bodies(0, 8):
+            promised, cached = await ask(client, path, body)
+            assert promised == cached > 0
 
 
 async def test_recovery(fleet: PodProcess) -> None:

@@ -23,6 +23,8 @@ BLOCKS = 256  # one of them is vLLM's null block
 CONTEXT = 4096
 SPECULATIVE = os.environ.get("VLLM_SPECULATIVE", "")
 """vLLM's --speculative-config, if the servers are to have a drafter."""
+DROPPED = 1 if SPECULATIVE and "ngram" not in SPECULATIVE else 0
+"""Blocks that this vLLM finds and computes again for its drafter's sake."""
 
 _TOKENIZER = ROOT / "tests" / "vectors" / "vllm-0.32.0" / "tokenizer"
 _MODEL_TIMEOUT_S = 180

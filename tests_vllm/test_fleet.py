@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests_vllm.figures import agreement, misses
-from tests_vllm.fleet import BLOCK_SIZE, BLOCKS, MODEL, SPECULATIVE, Gateway, VllmServer
+from tests_vllm.fleet import BLOCK_SIZE, BLOCKS, DROPPED, MODEL, SPECULATIVE, Gateway, VllmServer
 from tests_vllm.processes import wait_until
 from tests_vllm.talk import Answered, Conversation, Talker, at_once, client_of, in_turns, prose, token_ids
 
@@ -107,7 +107,8 @@ async def test_conversations(gateway: Gateway, talker: Talkers, rng: random.Rand
     for talk in talks:
         assert len(set(talk.pods)) == 1, [talk.pods for talk in talks]
         for before, after in itertools.pairwise(talk.heard):  # nothing had to be evicted: the pools are large enough
-            assert after.cached >= (before.prompt_tokens - 1) // BLOCK_SIZE * BLOCK_SIZE, (str(before), str(after))
+            whole = (before.prompt_tokens - 1) // BLOCK_SIZE - DROPPED
+            assert after.cached >= whole * BLOCK_SIZE, (str(before), str(after))
     assert_exact(gateway)
 
 
@@ -134,7 +135,7 @@ async def test_token_ids(gateway: Gateway, talker: Talkers, rng: random.Random) 
                 stream = rng.random() < 0.5
                 heard.append(await asks.complete(prompt, stream, max_tokens=rng.choice((1, 4, 40)), temperature=0))
     assert_agree(heard)
-    assert sum(each.cached > 0 for each in heard) > len(heard) // 2
+    assert sum(each.cached > 0 for each in heard) > len(heard) // (3 if DROPPED else 2)
 
 
 async def test_other_forms(gateway: Gateway, talker: Talkers, rng: random.Random) -> None:
@@ -240,7 +241,10 @@ async def test_killed_and_restarted(
     waited_s = await asyncio.to_thread(victim.wait)
     began = time.monotonic()
     await asyncio.to_thread(wait_until, lambda: gateway.fit(victim.name), RECOVERY_S, "not fit again")
-    await asyncio.to_thread(wait_until, lambda: gateway.rank(victim.name)["state"] == "exact", RECOVERY_S, "not exact")
+    if not SPECULATIVE:  # by which rule it reuses blocks must be proven anew
+        await asyncio.to_thread(
+            wait_until, lambda: gateway.rank(victim.name)["state"] == "exact", RECOVERY_S, "not exact"
+        )
     notes.append(f"restarted in {waited_s:.0f} s; exact and fit again {time.monotonic() - began:.1f} s after /health")
     assert gateway.rank(victim.name)["blocks"]["gpu"] == 0
     asks.phase = "after a restart"

@@ -128,6 +128,11 @@ class Renderer:
         """Whether the same prompt may have another text at another time: a template asks for the date."""
         return self._tells_time or self.options.trust_request_chat_template
 
+    @property
+    def lacks_template(self) -> bool:
+        """Neither the model's folder nor the configuration has a chat template: pods may have been given one."""
+        return not self._templates and self._own_encoding is None
+
     def render(self, prompt: Prompt) -> Rendering:
         """The text of a chat, or of the first prompt of a completion; raises RenderError."""
         if prompt.kind == "chat":

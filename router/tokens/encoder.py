@@ -277,7 +277,7 @@ class Encoding:
         bytes_max = self.pod_tokens.limits.question_bytes_max
         trial = ladder.trial(shape, monotonic())
         model = self._models.get(base)
-        why = _why_not_here(model, own)
+        why = _why_not_here(model, own, prompt)
 
         def origin(state: TokenizerState) -> Origin:
             return Origin(state, shape, prompt.model, lora, prompt.cache_salt, trial)
@@ -456,14 +456,16 @@ def _rendered(prompt: Prompt, groups: Sequence[Group], model: _Model, origin: Or
     return _Way(rendering, model.encoder, model.name, origin, others)
 
 
-def _why_not_here(model: _Model | None, own: OwnEncoding | None) -> str | None:
-    """Why a model's prompts are not tokenized here; None: they are."""
+def _why_not_here(model: _Model | None, own: OwnEncoding | None, prompt: Prompt) -> str | None:
+    """Why a prompt is not tokenized here; None: it is."""
     if model is None:
         return "it has no tokenizer here"
     if own is not None:
         return f"vLLM encodes its chats by code of its own ({own}), not by a template"
     if model.state.state == "degraded":
         return "the tokens that are made here are not the pods'"
+    if prompt.kind == "chat" and model.renderings.renderer.lacks_template and not prompt.fields.get("chat_template"):
+        return "its folder has no chat template, and pods may have one (--chat-template)"
     return None
 
 
