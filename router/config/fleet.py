@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from router.config.discovery import DnsConfig, FileConfig, KubernetesConfig
 from router.config.upstream import PodKeyConfig, PodTlsConfig
 from router.config.values import (
     PORT_MAX,
@@ -100,9 +101,12 @@ class StaticPod(PodKeyConfig):
 
 
 class DiscoveryConfig(Section):
-    """Where the pods come from."""
+    """Where the pods come from: any of these, together. The same address from two of them is one pod."""
 
     static: tuple[StaticPod, ...] = Field(default=(), max_length=10_000, description="Pods given by hand.")
+    file: FileConfig | None = Field(default=None, description="Pods from a file that is watched.")
+    dns: DnsConfig | None = Field(default=None, description="Pods from a name.")
+    kubernetes: KubernetesConfig | None = Field(default=None, description="Pods from the API server of Kubernetes.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

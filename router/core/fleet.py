@@ -133,20 +133,22 @@ class Pod:
     failures: int = 0  # in a row
     suspect_until: float = 0.0  # a request failed to reach it: others first
     draining: bool = False
+    ready: bool = True  # as whoever told of it says
+    leaving: bool = False  # likewise: it was told to end
     breaker: Breaker = field(default_factory=Breaker)
     slow_until: float = 0.0  # its slow start ends then
     engine: dict[str, float] = field(default_factory=dict)  # scraped figures
     evidence: Evidence = field(default_factory=Evidence)
 
     def fit(self, now: float) -> bool:
-        if not self.healthy or self.draining or self.rest is not None or self.suspect_until > now:
+        if not self.usable or self.suspect_until > now:
             return False
         return self.breaker.blocked_until <= now
 
     @property
     def usable(self) -> bool:
         """It may be asked for want of a better one."""
-        return self.healthy and not self.draining and self.rest is None
+        return self.healthy and self.ready and not (self.draining or self.leaving) and self.rest is None
 
     def unfit(self, now: float) -> list[str]:
         """Why it is not fit, in words; what is said of a pod that is fit says why it might soon be otherwise."""
@@ -155,6 +157,10 @@ class Pod:
             reasons.append(self.unanswered or "it has not been probed yet")
         if self.rest is not None:
             reasons.append(f"it is {self.rest}")
+        if not self.ready:
+            reasons.append("it is not ready, its platform says")
+        if self.leaving:
+            reasons.append("it is terminating")
         if self.draining:
             reasons.append("it is being drained")
         if self.suspect_until > now:

@@ -74,6 +74,7 @@ class Upstream:
         self._connecting = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self._all_lost: asyncio.Event | None = None  # set: closed
+        self._retired = False
         self.stale_retries = 0
 
     def __repr__(self) -> str:
@@ -146,6 +147,12 @@ class Upstream:
                 raise
             connection = reusable
         return connection.start(method, head, beginning, whole=False)
+
+    def retire(self) -> None:
+        """Nothing new comes: close what is free now, and the rest as it ends."""
+        self._retired = True
+        while self._idle:
+            self._idle.popitem()[0].abort()
 
     async def aclose(self) -> None:
         """Close all connections, also those in use, and wait until they are gone. For good."""
@@ -245,7 +252,7 @@ class Upstream:
 
     def released(self, connection: Connection) -> None:
         """Free for another exchange: keep it, if there is room."""
-        if len(self._idle) >= self.limits.idle_max or self._all_lost is not None:
+        if len(self._idle) >= self.limits.idle_max or self._retired or self._all_lost is not None:
             connection.abort()
             return
         connection.idle_since = time.monotonic()

@@ -1,0 +1,61 @@
+"""Pods from a name: one for each address that it has, looked up again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+
+from router.config.discovery import DnsConfig
+from router.config.fleet import StaticPod
+from router.discovery.found import Change, Found, difference
+
+log = logging.getLogger("warmroute.discovery")
+
+
+class DnsSource:
+    """See the module. A name that can't be looked up leaves the pods as they were; one without addresses has none."""
+
+    def __init__(self, given: DnsConfig) -> None:
+        self.name = "dns"
+        self._given = given
+        self._said: str | None = None
+
+    async def changes(self) -> AsyncIterator[list[Change]]:
+        known: dict[str, Found] = {}
+        first = True
+        while True:
+            now = await self._look()
+            if now is not None or first:
+                changes = difference(known, now or {})
+                if changes or first:
+                    yield changes
+                known, first = now or {}, False
+            await asyncio.sleep(self._given.interval)
+
+    async def _look(self) -> dict[str, Found] | None:
+        given, loop = self._given, asyncio.get_running_loop()
+        try:
+            told = await loop.getaddrinfo(given.name, given.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            if error.strerror != self._said:
+                log.warning("dns: %s: %s; pods stay as they were", given.name, error.strerror or error)
+            self._said = error.strerror
+            return None
+        self._said = None
+        return {host: Found(host, self._pod(host)) for host in sorted({str(each[4][0]) for each in told})}
+
+    def _pod(self, address: str) -> StaticPod:
+        given = self._given
+        host = f"[{address}]" if ":" in address else address
+        return StaticPod.model_validate(
+            {
+                "name": "ip-" + address.replace(":", "-").replace("%", "-"),
+                "address": f"http://{host}:{given.port}",
+                "events": f"tcp://{host}:{given.events_port}" if given.events_port is not None else None,
+                "replay": f"tcp://{host}:{given.replay_port}"
+                if given.replay_port is not None and given.events_port is not None
+                else None,
+            }
+        )

@@ -1,0 +1,81 @@
+"""Pods from a file: a list as under `discovery.static`, read again when it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from router.config.fleet import StaticPod, twice
+from router.discovery.found import Change, Found, difference
+
+log = logging.getLogger("warmroute.discovery")
+
+_BYTES_MAX = 16 * 2**20
+_PODS: TypeAdapter[list[StaticPod]] = TypeAdapter(list[StaticPod])
+
+
+class FileSource:
+    """See the module. A file that can't be read, or is wrong, leaves the pods as they were, and is told once."""
+
+    def __init__(self, path: str, interval_s: float) -> None:
+        self.name = "file"
+        self._path = Path(path)
+        self._interval_s = interval_s
+        self._seen: tuple[int, int, int] | None = None
+        self._said: str | None = None
+
+    async def changes(self) -> AsyncIterator[list[Change]]:
+        known: dict[str, Found] = {}
+        first = True
+        while True:
+            now = self._read()
+            if now is not None:
+                yield difference(known, now)
+                known, first = now, False
+            elif first:
+                yield []
+                first = False
+            await asyncio.sleep(self._interval_s)
+
+    def _read(self) -> dict[str, Found] | None:
+        """The pods if the file has changed and is right."""
+        try:
+            status = os.stat(self._path)
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen == self._seen:
+                return None
+            pods = pods_of(self._path)
+        except (OSError, ValueError) as error:
+            said = f"{self._path}: {getattr(error, 'strerror', None) or error}"
+            if said != self._said:
+                log.error("pods stay as they were: %s", said)
+            self._said = said
+            return None
+        self._seen, self._said = seen, None
+        return {pod.name: Found(pod.name, pod) for pod in pods}
+
+
+def pods_of(path: Path) -> list[StaticPod]:
+    """The pods of a file; raises OSError, or ValueError in one line for what is no list of pods."""
+    with path.open("rb") as file:
+        content = file.read(_BYTES_MAX + 1)
+    if len(content) > _BYTES_MAX:
+        raise ValueError(f"is larger than {_BYTES_MAX} bytes")
+    try:
+        pods = _PODS.validate_python(yaml.safe_load(content) or [])
+    except yaml.YAMLError as error:
+        raise ValueError(f"is no YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{place or 'it'}: {first['msg']}") from None
+    for what, values in (("name", (pod.name for pod in pods)), ("address", (pod.address for pod in pods))):
+        if again := twice(values):
+            raise ValueError(f"two pods have the {what} {again}")
+    return pods

@@ -1,0 +1,224 @@
+"""Pods of Kubernetes: listed once, then watched; what is known is kept while the API server is away.
+
+A reflector. The state is listed in pages and followed from its resourceVersion. When that is too old (410, as a status or
+as an event), everything is listed anew, and what is not there any more is gone. resourceVersions are opaque: they are
+never compared. Watches end by themselves after some minutes and go on from where they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import orjson
+
+from router.config.discovery import KubernetesConfig
+from router.discovery.found import Change, Found, difference
+from router.discovery.kubernetes_api import Api
+from router.discovery.kubernetes_pods import NotAServer, Ports, servers_of
+
+log = logging.getLogger("warmroute.discovery")
+
+_PAGE = 500  # objects a page: what kubectl asks for
+_WATCH_S = (300.0, 600.0)  # a watch ends after so long, at random: not all of a fleet's at once
+_PATIENCE_S = 30.0  # beyond that the connection is dead; and for any other answer
+_BACKOFF_S = (0.2, 30.0)  # full jitter between two attempts
+_LINE_BYTES_MAX = 4 * 2**20  # an object is 1.5 MB at most
+_GONE = 410
+
+
+class _TooOld(Exception):
+    """The resourceVersion is not known any more: list anew."""
+
+
+class _Refused(Exception):
+    """The API server says no, in words."""
+
+
+class KubernetesSource:
+    """See the module; `synced`: the pods are those that the API server last told, as far as we know."""
+
+    def __init__(
+        self,
+        given: KubernetesConfig,
+        api: Api,
+        sleep: Callable[[float], Any] = asyncio.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.name = "kubernetes"
+        self.synced = False
+        self._api = api
+        self._given = given
+        self._ports = Ports(given.port, given.events_port, given.replay_port, given.scheme)
+        self._sleep = sleep
+        self._random = rng or random.Random()
+        self._known: dict[str, dict[str, Found]] = {}  # by the Pod's uid, the servers in it
+        self._version = ""
+        self._said: str | None = None
+        self._odd: set[str] = set()  # Pods of which was said why they are none of ours
+
+    async def changes(self) -> AsyncIterator[list[Change]]:
+        tries, first = 0, True
+        while True:
+            try:
+                async with self._client() as client:
+                    yield await self._listed(client)
+                    first, tries = False, 0
+                    while True:
+                        async for changes in self._watched(client):
+                            tries = 0
+                            if changes:
+                                yield changes
+            except _TooOld:
+                if not tries:  # at once, the first time
+                    tries = 1
+                    continue
+            except (httpx.HTTPError, _Refused, OSError, ValueError) as error:
+                self._say(str(error) or type(error).__name__)
+                if first:  # nobody should wait for an API server that is away
+                    yield []
+                    first = False
+            self.synced = False
+            least, most = _BACKOFF_S
+            await self._sleep(self._random.uniform(0, min(most, least * 2**tries)))
+            tries = min(tries + 1, 10)
+
+    def _client(self) -> httpx.AsyncClient:
+        """Fresh connections, with the token of now."""
+        return httpx.AsyncClient(
+            base_url=self._api.url, headers=self._api.headers(), verify=self._api.context(), timeout=_PATIENCE_S,
+            trust_env=False,
+        )  # fmt: skip
+
+    # --- list
+
+    async def _listed(self, client: httpx.AsyncClient) -> list[Change]:
+        """All Pods of the selector; what follows of it. After a 410 the newest, else what the server has at hand."""
+        selector = await self._selector(client)
+        query = {"labelSelector": selector, "limit": str(_PAGE)}
+        if not self._version:
+            query["resourceVersion"] = "0"
+        now: dict[str, dict[str, Found]] = {}
+        while True:
+            page = await self._get(client, self._path("pods"), query)
+            for pod in page.get("items") or ():
+                now[pod["metadata"]["uid"]] = self._servers(pod)
+            version, more = page["metadata"]["resourceVersion"], page["metadata"].get("continue")
+            if not more:
+                break
+            query = {"labelSelector": selector, "limit": str(_PAGE), "continue": more}
+        changes = difference(_flat(self._known), _flat(now))
+        self._known, self._version, self._query = now, version, selector
+        self.synced = True
+        self._say(None)
+        return changes
+
+    async def _selector(self, client: httpx.AsyncClient) -> str:
+        if self._given.service is None:
+            return self._given.selector or ""
+        service = await self._get(client, self._path(f"services/{self._given.service}"), {})
+        chosen = (service.get("spec") or {}).get("selector")
+        if not chosen:
+            raise _Refused(f"the Service {self._given.service} selects no Pods")
+        return ",".join(f"{name}={value}" for name, value in sorted(chosen.items()))
+
+    # --- watch
+
+    async def _watched(self, client: httpx.AsyncClient) -> AsyncIterator[list[Change]]:
+        """What changes until the watch ends by itself; raises `_TooOld`."""
+        seconds = self._random.uniform(*_WATCH_S)
+        query = {
+            "watch": "1", "allowWatchBookmarks": "true", "labelSelector": self._query,
+            "resourceVersion": self._version, "timeoutSeconds": f"{seconds:.0f}",
+        }  # fmt: skip
+        timeout = httpx.Timeout(_PATIENCE_S, read=seconds + _PATIENCE_S)
+        async with client.stream("GET", self._path("pods"), params=query, timeout=timeout) as answer:
+            if answer.status_code != 200:
+                await answer.aread()
+                self._check(answer)
+            async for line in _lines(answer):
+                yield self._event(orjson.loads(line))
+
+    def _event(self, event: dict[str, Any]) -> list[Change]:
+        kind, thing = event["type"], event["object"]
+        if kind == "ERROR":
+            if thing.get("code") == _GONE:
+                self._version = "0"  # not empty: what is listed next must not be an old state
+                raise _TooOld
+            raise _Refused(f"the watch failed: {thing.get('message') or thing.get('reason')}")
+        self._version = thing["metadata"]["resourceVersion"]
+        if kind == "BOOKMARK":
+            return []
+        uid = thing["metadata"]["uid"]
+        before = self._known.pop(uid, {})
+        now = {} if kind == "DELETED" else self._servers(thing)
+        if kind != "DELETED":
+            self._known[uid] = now
+        return difference(before, now)
+
+    # --- both
+
+    def _servers(self, pod: dict[str, Any]) -> dict[str, Found]:
+        try:
+            return {found.uid: found for found in servers_of(pod, self._ports)}
+        except NotAServer as why:
+            name = pod["metadata"]["name"]
+            if name not in self._odd and len(self._odd) < _PAGE:
+                self._odd.add(name)
+                log.warning("kubernetes: Pod %s is left out: %s", name, why)
+            return {}
+
+    def _path(self, what: str) -> str:
+        return f"/api/v1/namespaces/{self._api.namespace}/{what}"
+
+    async def _get(self, client: httpx.AsyncClient, path: str, query: dict[str, str]) -> dict[str, Any]:
+        answer = await client.get(path, params=query)
+        self._check(answer)
+        return dict(orjson.loads(answer.content))
+
+    def _check(self, answer: httpx.Response) -> None:
+        if answer.status_code == 200:
+            return
+        if answer.status_code == _GONE:
+            self._version = "0"
+            raise _TooOld
+        try:
+            said = orjson.loads(answer.content).get("message")
+        except (orjson.JSONDecodeError, AttributeError):
+            said = None
+        hint = ""
+        if answer.status_code == 403:
+            hint = (
+                f" (a Role in {self._api.namespace} has to allow get, list and watch of pods to the gateway's account)"
+            )
+        raise _Refused(f"{self._api.url} says {answer.status_code}: {said or answer.reason_phrase}{hint}")
+
+    def _say(self, trouble: str | None) -> None:
+        """Once for each change."""
+        if trouble == self._said:
+            return
+        if trouble is not None:
+            log.warning("kubernetes: %s; pods stay as they were", trouble)
+        elif self._said is not None:
+            log.info("kubernetes: the API server tells its pods again")
+        self._said = trouble
+
+
+def _flat(pods: dict[str, dict[str, Found]]) -> dict[str, Found]:
+    return {uid: found for servers in pods.values() for uid, found in servers.items()}
+
+
+async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Lines of a stream, bounded."""
+    rest = b""
+    async for piece in answer.aiter_bytes():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            if line.strip():
+                yield line
+        if len(rest) > _LINE_BYTES_MAX:
+            raise ValueError("a line of the watch is too long")

@@ -1,0 +1,102 @@
+"""A Pod object of Kubernetes to the vLLM servers in it. Pure.
+
+Ports and the rest come from annotations `warmroute.io/…`, else from the configuration. A server is ready when its Pod
+is; a Pod with a deletionTimestamp is leaving from that moment on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from router.config.fleet import StaticPod
+from router.discovery.found import Found
+
+PREFIX = "warmroute.io/"
+"""Of annotations: port (of several servers `8000,8001`), events-port, replay-port, data-parallel-size, first-rank, model,
+scheme; and of the annotation or label role."""
+
+_PREFILL_ONLY = frozenset(("prefill",))  # llm-d's role of pods that are sent to by others
+_ROLE_LABELS = (PREFIX + "role", "llm-d.ai/role")
+_NONE = frozenset(("", "0", "none", "-"))
+
+
+class Ports(NamedTuple):
+    """Where servers listen, as far as a Pod does not say it itself. None: no such socket."""
+
+    port: int
+    events: int | None
+    replay: int | None
+    scheme: str = "http"
+
+
+class NotAServer(ValueError):
+    """Why no server can be made of a Pod, in words."""
+
+
+def servers_of(pod: Mapping[str, Any], ports: Ports) -> list[Found]:
+    """The servers of a Pod object; empty while it has no address, and when it has ended. Raises `NotAServer`."""
+    meta, status = pod.get("metadata") or {}, pod.get("status") or {}
+    addresses = [each["ip"] for each in status.get("podIPs") or () if each.get("ip")]
+    host = status.get("podIP") or next(iter(addresses), None)
+    if not host or status.get("phase") in ("Succeeded", "Failed") or _role(meta) in _PREFILL_ONLY:
+        return []
+    notes = {
+        name.removeprefix(PREFIX): value
+        for name, value in (meta.get("annotations") or {}).items()
+        if name.startswith(PREFIX)
+    }
+    ready = any(each.get("type") == "Ready" and each.get("status") == "True" for each in status.get("conditions") or ())
+    leaving = meta.get("deletionTimestamp") is not None
+    given = notes.get("port", str(ports.port)).split(",")
+    found = []
+    for place, port in enumerate(given):
+        server = _server(meta["name"], host, port.strip(), place, len(given), notes, ports)
+        found.append(Found(f"{meta['uid']}/{port.strip()}", server, ready, leaving))
+    return found
+
+
+def _server(
+    name: str, host: str, port: str, place: int, count: int, notes: Mapping[str, str], ports: Ports
+) -> StaticPod:
+    host = f"[{host}]" if ":" in host else host
+    events, replay = (
+        _socket(notes.get(what), default, host, place)
+        for what, default in (("events-port", ports.events), ("replay-port", ports.replay))
+    )
+    fields: dict[str, Any] = {
+        "name": name if count == 1 else f"{name}-{port}",
+        "address": f"{notes.get('scheme', ports.scheme)}://{host}:{port}",
+        "events": events,
+        "replay": replay if events is not None else None,
+    }
+    for note, field in (("data-parallel-size", "data_parallel_size"), ("first-rank", "first_rank"), ("model", "model")):
+        if note in notes:
+            fields[field] = notes[note]
+    try:
+        return StaticPod.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise NotAServer(f"{'.'.join(str(part) for part in first['loc']) or 'it'}: {first['msg']}") from None
+
+
+def _socket(note: str | None, default: int | None, host: str, place: int) -> str | None:
+    """The endpoint of the server at `place`: of several ports the one there, of one port the one so much higher."""
+    if note is None:
+        return f"tcp://{host}:{default + place}" if default is not None else None
+    given = [each.strip() for each in note.split(",")]
+    if len(given) > 1:
+        text = given[place] if place < len(given) else ""
+        return f"tcp://{host}:{text}" if text not in _NONE else None
+    if given[0] in _NONE:
+        return None
+    if not given[0].isdigit():
+        raise NotAServer(f"{note!r} is not a port")
+    return f"tcp://{host}:{int(given[0]) + place}"
+
+
+def _role(meta: Mapping[str, Any]) -> str | None:
+    labels = meta.get("labels") or {}
+    return next((labels[name] for name in _ROLE_LABELS if name in labels), None)
