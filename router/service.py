@@ -19,9 +19,7 @@ from router.metrics import Metrics
 from router.proxy.proxy import Proxy
 from router.server.long_answers import in_turns
 from router.tokens.encoder import Encoding
-from router.upstream.certificates import Trusts
-from router.upstream.pod_keys import Keyring
-from router.upstream.pool import Upstream, UpstreamLimits
+from router.upstream.upstreams import Upstreams
 from router.workers.peers import Peers
 from router.workers.worker import Seat
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from router.shared_index.sharing import Sharing
 
 _HOUSEKEEPING_S = 0.05  # between two looks at what has expired
+_NO_PODS = "no pods yet: set discovery, or wait for its pods to start"
 _UNLOADED = "the first state of its feed is not loaded"
 _CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
 
@@ -42,14 +41,13 @@ class Service:
         self.config = config
         board = None if seat is None else seat.board(config.gateway)
         self.core = Core(config, space, board)
-        limits, trusts = UpstreamLimits.of(config.upstream), Trusts(config.upstream)
-        keyring = Keyring(config.pods)
-        self.upstreams = {
-            pod.name: Upstream(pod.address, limits, trusts.of(pod), keyring.of(pod)) for pod in config.discovery.static
-        }
+        self.upstreams = Upstreams(config)
+        for pod in config.discovery.static:
+            self.upstreams.add(pod)
         self.encoding = Encoding(config, self.core, space, self.upstreams)
         self.metrics = Metrics(self.core, self.encoding.stats, questions=self.encoding.pod_tokens.counts)
-        self.pods = Pods(self.core, config, trusts, keyring)
+        self.pods = Pods(self.core, config, self.upstreams)
+        self.metrics.join(self.pods)
         if self.pods.bound is not None:
             self.metrics.join(self.pods.bound)
         given = config.upstream
@@ -90,8 +88,7 @@ class Service:
             await self.pods.stop()
             if self.peers is not None:
                 await self.peers.aclose()
-            for upstream in self.upstreams.values():
-                await upstream.aclose()
+            await self.upstreams.aclose()
 
     async def ask_others(self, asked: Asked) -> None:
         """What other gateways know of pods that are not known exactly here; by a deadline of some ms."""
@@ -116,7 +113,10 @@ class Service:
         self._loaded = self._loaded or bool(fit and not waited)
         if len(waited) < len(fit) and self._loaded:
             return []
-        return [f"{name}: {_UNLOADED}" for name in waited] or ["no pod is fit"]
+        nobody = (
+            "no pod is fit" if self.core.fleet.pods else "no pods yet: set discovery, or wait for its pods to start"
+        )
+        return [f"{name}: {_UNLOADED}" for name in waited] or [nobody]
 
     def readiness(self) -> dict[str, Any]:
         """The same for a probe that wants to know, with each pod, and why it is not fit."""

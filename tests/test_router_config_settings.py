@@ -166,7 +166,7 @@ def fields_of(model: type[BaseModel], *above: str) -> Iterator[tuple[tuple[str, 
         section, many = section_of(field.annotation)
         if section is None:
             yield (*above, name), field
-        elif not many:
+        elif not many and not (field.default is None and not field.is_required()):  # a section that may be left out
             yield from fields_of(section, *above, name)
 
 
@@ -528,7 +528,11 @@ def row(model: type[BaseModel], name: str) -> str:
 def reference(model: type[BaseModel] = Config, path: str = "") -> str:
     """The reference of a section and of those in it, as Markdown."""
     below = {name: section_of(field.annotation) for name, field in model.model_fields.items()}
-    rows = [row(model, name) for name, (section, many) in below.items() if section is None or many]
+    rows = [
+        row(model, name)
+        for name, (section, many) in below.items()
+        if section is None or many or model.model_fields[name].default is None
+    ]
     text = f"\n## {f'`{path}`' if path else 'Top level'}\n\n{model.__doc__}\n"
     if rows:
         text += "\n| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"

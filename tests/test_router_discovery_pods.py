@@ -21,9 +21,8 @@ from router.core.fleet import RankId
 from router.discovery.pods import Pods
 from router.discovery.vllm_metrics import parse_metrics
 from router.events.sockets import port_plus
-from router.upstream.certificates import Trusts
 from router.upstream.pod_client import PodClient
-from router.upstream.pod_keys import Keyring
+from router.upstream.upstreams import Upstreams
 from tests.fakes.peers import Call, peer, until
 from tests.fakes.probes import PROBE, Told, probed
 
@@ -153,7 +152,7 @@ async def test_feed_that_never_comes() -> None:
     async with peer(Told()) as seen:
         static = [{"name": "a", "address": seen.address, "events": "tcp://127.0.0.1:1"}]
         config = Config.model_validate({"discovery": {"static": static}, "probe": {**PROBE, "timeout": 0.2}})
-        pods = Pods(Core(config, KeySpace(1)), config, Trusts(config.upstream), Keyring(config.pods), lambda: now)
+        pods = Pods(Core(config, KeySpace(1)), config, Upstreams(config), lambda: now)
         await pods.start()
         try:
             assert pods.unloaded == {"a"}
@@ -281,7 +280,7 @@ async def fleet_of(*pods: Told) -> AsyncIterator[Core]:
         probe = {"interval": 0.05, "timeout": 0.1, "failures_max": 2}
         config = Config.model_validate({"discovery": {"static": static}, "probe": probe})
         core = Core(config, KeySpace(1))
-        outside = Pods(core, config, Trusts(config.upstream), Keyring(config.pods))
+        outside = Pods(core, config, Upstreams(config))
         await outside.start()
         try:
             yield core

@@ -24,6 +24,7 @@ from router.config.fleet import ASK_THE_PODS, ModelConfig, StaticPod, middle_of
 from router.config.settings import Config
 from router.core.fleet import RankId
 from router.discovery.pods import bound_endpoint
+from router.discovery.sources import pods_now
 from router.discovery.vllm_metrics import parse_metrics
 from router.errors import ConfigError
 from router.events.bound_endpoint import BoundEndpoint
@@ -40,6 +41,7 @@ from router.upstream.pod_client import Answer, PodClient
 from router.upstream.pod_keys import Keyring
 from router.upstream.pool import Tls
 
+_DISCOVERY_S = 10.0  # for what a source of pods tells at first
 _PODS_AT_ONCE = 16
 _JOIN_GRACE_S = 1.0  # beside the replay's own timeout, for connecting
 _AROUND = 3  # token ids shown on either side of the first that differs
@@ -110,6 +112,7 @@ def check_fleet(config: Config, wait_s: float) -> int:
 
     `wait_s`: seconds that each pod has for an event to come.
     """
+    config = _with_pods(config)
     found = _load(config)
     for line in found.findings.lines:
         click.echo(line)
@@ -130,11 +133,18 @@ class _Loaded(NamedTuple):
     findings: Findings
 
 
+def _with_pods(config: Config) -> Config:
+    """The configuration as if all pods that its sources know now had been given by hand. Raises `ConfigError`."""
+    pods = asyncio.run(pods_now(config.discovery, _DISCOVERY_S))
+    discovery = config.discovery.model_copy(update={"static": tuple(pods)})
+    return config.model_copy(update={"discovery": discovery})
+
+
 def _load(config: Config) -> _Loaded:
     """The files that are named: what start-up would refuse is said in the same words."""
     findings, local, tls, trusts = Findings("configuration"), [], {}, Trusts(config.upstream)
     if not config.discovery.static:
-        findings.wrong("there are no pods in it.")
+        findings.wrong("there are no pods: neither in it nor where it says that there are some.")
     for model in config.models:
         if model.tokenizer == ASK_THE_PODS:
             continue

@@ -10,7 +10,7 @@ from router.config.values import Address, Port, Seconds, Section
 
 
 class FileConfig(Section):
-    """A file of pods, watched."""
+    """A file of pods, read again when it changes."""
 
     path: str = Field(min_length=1, description="YAML or JSON: a list as under `discovery.static`.")
     interval: Seconds = Field(default=1.0, gt=0, le=3600, description="Between two looks at whether it has changed.")

@@ -104,9 +104,9 @@ class DiscoveryConfig(Section):
     """Where the pods come from: any of these, together. The same address from two of them is one pod."""
 
     static: tuple[StaticPod, ...] = Field(default=(), max_length=10_000, description="Pods given by hand.")
-    file: FileConfig | None = Field(default=None, description="Pods from a file that is watched.")
-    dns: DnsConfig | None = Field(default=None, description="Pods from a name.")
-    kubernetes: KubernetesConfig | None = Field(default=None, description="Pods from the API server of Kubernetes.")
+    file: FileConfig | None = Field(default=None, description="Pods from a file that is watched. null: none.")
+    dns: DnsConfig | None = Field(default=None, description="Pods from a name. null: none.")
+    kubernetes: KubernetesConfig | None = Field(default=None, description="Pods of Kubernetes. null: none.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -170,7 +170,7 @@ def _value(annotation: Any, value: object, label: str, path: tuple[str, ...]) ->
     if section is None or isinstance(value, BaseModel):
         return value
     if value is None:  # `gateway:` with all its keys commented out
-        return [] if many else {}
+        return None if NoneType in get_args(annotation) else [] if many else {}
     if not many:
         return _named(section, value, label, path)
     if not isinstance(value, Sequence):
@@ -199,9 +199,9 @@ def folded(key: str) -> str:
 
 
 def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The section that a field holds, and whether it holds a list of them."""
-    many = get_origin(annotation) is tuple
-    kind = get_args(annotation)[0] if many else annotation
+    """The section that a field holds (or may hold), and whether it holds a list of them."""
+    many, parts = get_origin(annotation) is tuple, get_args(annotation)
+    kind = parts[0] if many or NoneType in parts else annotation
     return (kind, many) if isinstance(kind, type) and issubclass(kind, BaseModel) else (None, many)
 
 
@@ -235,7 +235,7 @@ def _nearest(model: type[BaseModel], at: tuple[str, ...]) -> str | None:
     whole, prefix = folded("".join(above) + last), ".".join(above)
     siblings = {folded(name): f"{prefix}.{spelling(model, name)}".lstrip(".") for name in model.model_fields}
     everywhere = {folded(key): key for key in known_keys(model, f"{prefix}." if prefix else "")}
-    leaves = {folded(key.rpartition(".")[2]): key for key in everywhere.values()}
+    leaves = {folded(key.rpartition(".")[2]): key for key in reversed(everywhere.values())}  # the first one wins
     if whole in everywhere:
         return everywhere[whole]
     for word, keys in ((folded(last), siblings), (whole, everywhere), (folded(last), leaves)):

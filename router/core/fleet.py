@@ -141,7 +141,9 @@ class Pod:
     evidence: Evidence = field(default_factory=Evidence)
 
     def fit(self, now: float) -> bool:
-        if not self.usable or self.suspect_until > now:
+        if not self.healthy or self.draining or self.rest is not None or self.suspect_until > now:
+            return False
+        if not self.ready or self.leaving:
             return False
         return self.breaker.blocked_until <= now
 

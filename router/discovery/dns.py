@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from router.config.discovery import DnsConfig
 from router.config.fleet import StaticPod
@@ -19,10 +19,11 @@ class DnsSource:
 
     def __init__(self, given: DnsConfig) -> None:
         self.name = "dns"
+        self.synced = False
         self._given = given
         self._said: str | None = None
 
-    async def changes(self) -> AsyncIterator[list[Change]]:
+    async def changes(self) -> AsyncGenerator[list[Change]]:
         known: dict[str, Found] = {}
         first = True
         while True:
@@ -41,9 +42,9 @@ class DnsSource:
         except OSError as error:
             if error.strerror != self._said:
                 log.warning("dns: %s: %s; pods stay as they were", given.name, error.strerror or error)
-            self._said = error.strerror
+            self._said, self.synced = error.strerror, False
             return None
-        self._said = None
+        self._said, self.synced = None, True
         return {host: Found(host, self._pod(host)) for host in sorted({str(each[4][0]) for each in told})}
 
     def _pod(self, address: str) -> StaticPod:

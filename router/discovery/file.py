@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import yaml
@@ -25,12 +25,13 @@ class FileSource:
 
     def __init__(self, path: str, interval_s: float) -> None:
         self.name = "file"
+        self.synced = False
         self._path = Path(path)
         self._interval_s = interval_s
         self._seen: tuple[int, int, int] | None = None
         self._said: str | None = None
 
-    async def changes(self) -> AsyncIterator[list[Change]]:
+    async def changes(self) -> AsyncGenerator[list[Change]]:
         known: dict[str, Found] = {}
         first = True
         while True:
@@ -49,15 +50,17 @@ class FileSource:
             status = os.stat(self._path)
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
             if seen == self._seen:
+                self.synced = self._said is None
                 return None
             pods = pods_of(self._path)
         except (OSError, ValueError) as error:
             said = f"{self._path}: {getattr(error, 'strerror', None) or error}"
+            self.synced = False
             if said != self._said:
                 log.error("pods stay as they were: %s", said)
             self._said = said
             return None
-        self._seen, self._said = seen, None
+        self._seen, self._said, self.synced = seen, None, True
         return {pod.name: Found(pod.name, pod) for pod in pods}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -35,7 +35,11 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...
 
-    def changes(self) -> AsyncIterator[list[Change]]:
+    @property
+    def synced(self) -> bool:
+        """What it has told is what it would tell now."""
+
+    def changes(self) -> AsyncGenerator[list[Change]]:
         """What is there, at once (perhaps nothing), then what changes; for ever. Its troubles are its own to say."""
 
 

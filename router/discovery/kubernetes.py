@@ -1,8 +1,8 @@
 """Pods of Kubernetes: listed once, then watched; what is known is kept while the API server is away.
 
-A reflector. The state is listed in pages and followed from its resourceVersion. When that is too old (410, as a status or
-as an event), everything is listed anew, and what is not there any more is gone. resourceVersions are opaque: they are
-never compared. Watches end by themselves after some minutes and go on from where they were.
+A reflector. The state is listed in pages and followed from its resourceVersion. When that is too old (410, as a status
+or as an event), everything is listed anew, and what is not there any more is gone. resourceVersions are opaque: never
+compared. Watches end by themselves after some minutes and go on from where they were.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -61,16 +61,16 @@ class KubernetesSource:
         self._said: str | None = None
         self._odd: set[str] = set()  # Pods of which was said why they are none of ours
 
-    async def changes(self) -> AsyncIterator[list[Change]]:
+    async def changes(self) -> AsyncGenerator[list[Change]]:
         tries, first = 0, True
         while True:
             try:
                 async with self._client() as client:
                     yield await self._listed(client)
-                    first, tries = False, 0
+                    first = False
                     while True:
                         async for changes in self._watched(client):
-                            tries = 0
+                            tries = 0  # a list alone proves nothing: its version may be too old at once
                             if changes:
                                 yield changes
             except _TooOld:

@@ -15,8 +15,8 @@ from router.config.fleet import StaticPod
 from router.discovery.found import Found
 
 PREFIX = "warmroute.io/"
-"""Of annotations: port (of several servers `8000,8001`), events-port, replay-port, data-parallel-size, first-rank, model,
-scheme; and of the annotation or label role."""
+"""Of annotations: port (of several servers `8000,8001`), events-port, replay-port, data-parallel-size, first-rank,
+model, scheme; and of the annotation or label role."""
 
 _PREFILL_ONLY = frozenset(("prefill",))  # llm-d's role of pods that are sent to by others
 _ROLE_LABELS = (PREFIX + "role", "llm-d.ai/role")

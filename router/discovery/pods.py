@@ -1,4 +1,4 @@
-"""Finding out about pods: where they are (static list), whether they answer, what they serve."""
+"""The fleet's outside: pods that join and leave, as sources tell, are probed, and their feeds are read."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 import zmq
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from indexer.feed import Feed
 from router.config.fleet import StaticPod
 from router.config.settings import Config
 from router.core.decision import Core
 from router.core.fleet import Pod, Rank, RankId
+from router.discovery.found import Joins, Leaves, Roster, Source, Step
 from router.discovery.prober import Prober
+from router.discovery.sources import STATIC, by_hand, sources_of
 from router.events.bound_endpoint import BoundEndpoint, BoundLimits
 from router.events.reader import FeedReader
 from router.events.sockets import FeedLimits, port_plus
-from router.upstream.certificates import Trusts
 from router.upstream.pod_client import PodClient
-from router.upstream.pod_keys import Keyring
+from router.upstream.upstreams import Upstreams
 from scorer.cost import FleetRate, PrefillRate
 
 log = logging.getLogger("warmroute.pods")
@@ -32,22 +36,24 @@ _UNVERIFIED = "%s: ITS CERTIFICATE IS NOT CHECKED (tls.verify is off): whoever a
 _MEND_S = 0.5  # between two looks at whether a feed wants its pod's history again
 
 
-class Pods:
-    """The fleet's outside: makes pods of the configuration, keeps them probed and their feeds read."""
+class Pods(Collector):
+    """See the module. `upstreams`: where requests are sent to, by pod; kept as pods come and go."""
 
     def __init__(
         self,
         core: Core,
         config: Config,
-        trusts: Trusts,
-        keyring: Keyring,
+        upstreams: Upstreams,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Raises `ConfigError` where a source of pods can't be used at all."""
         self._core = core
         self._config = config
-        self._trusts = trusts
-        self._keyring = keyring
         self._clock = clock
+        self._upstreams = upstreams
+        self._sources = sources_of(config.discovery)
+        self._roster = Roster()
+        self._following: list[asyncio.Task[None]] = []
         self._rate = FleetRate(config.scoring.prefill_tokens_per_second)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._limits = FeedLimits.of(config.events)
@@ -62,12 +68,16 @@ class Pods:
         self._look_at = float("-inf")  # not again before
 
     async def start(self) -> None:
-        """Join all configured pods, and wait until each was probed once and had time to load its first state."""
+        """Join all pods that are known, and wait until each was probed once and had time to load its first state."""
         self._mending = asyncio.get_running_loop().create_task(self._mend())
         if self.bound is not None:
             self.bound.start()
-        for given in self._config.discovery.static:
-            self.join(given)
+        await self._take(self._roster.apply(STATIC, by_hand(self._config.discovery)))
+        told = [asyncio.Event() for _ in self._sources]
+        loop = asyncio.get_running_loop()
+        for source, event in zip(self._sources, told, strict=True):
+            self._following.append(loop.create_task(self._follow(source, event)))
+        await _within([event.wait() for event in told], 2 * self._config.probe.timeout)
         waits = [prober.probed.wait() for prober in self._probers.values()]
         await _within(waits, 2 * self._config.probe.timeout)
         healthy = [name for name, pod in self._core.fleet.pods.items() if pod.healthy]
@@ -75,7 +85,7 @@ class Pods:
         await _within(joins, self._config.probe.timeout)
 
     async def stop(self) -> None:
-        for task in (self._mending, self._looking):
+        for task in (self._mending, self._looking, *self._following):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -96,12 +106,11 @@ class Pods:
             if reader is not None:
                 readers.append(reader)
         self._core.fleet.join(pod)
-        tls = self._trusts.of(given)
-        if tls is not None and not tls.verified:
+        if pod.name not in self._upstreams:
+            self._upstreams.add(given)
+        if not self._upstreams.is_verified(given):
             log.warning(_UNVERIFIED, pod.name, pod.address)
-        client = self._clients[pod.name] = PodClient(
-            pod.address, self._config.probe.timeout, tls, self._keyring.of(given)
-        )
+        client = self._clients[pod.name] = self._upstreams.client(given)
         prober = self._probers[pod.name] = Prober(self._core, pod, client, self._config.probe, given.model, self._clock)
         self._tasks[pod.name] = asyncio.get_running_loop().create_task(prober.run())
         self._readers[pod.name] = readers
@@ -112,17 +121,40 @@ class Pods:
             reader.start()
 
     async def leave(self, name: str) -> None:
-        """A pod is gone for good."""
-        task = self._tasks.pop(name)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await self._clients.pop(name).aclose()
+        """A pod is gone for good. It is in no decision from now on; what is on its way may end."""
+        self._core.leave(self._core.fleet.pods[name])
+        self._upstreams.retire(name)
+        task, client, readers = self._tasks.pop(name), self._clients.pop(name), self._readers.pop(name)
+        del self._probers[name], self._joined_at[name]
         if self.bound is not None:
             self.bound.leave(name)
-        for reader in self._readers.pop(name):
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await client.aclose()
+        for reader in readers:
             await reader.stop()
-        del self._probers[name], self._joined_at[name]
-        self._core.leave(self._core.fleet.pods[name])
+
+    async def _follow(self, source: Source, told: asyncio.Event) -> None:
+        """Take what a source says, for as long as the gateway runs."""
+        async for changes in source.changes():
+            await self._take(self._roster.apply(source.name, changes))
+            told.set()
+
+    async def _take(self, steps: Iterable[Step]) -> None:
+        """One step after the other: who comes back under a name must not meet what is left of who had it."""
+        for step in steps:
+            if isinstance(step, Leaves):
+                log.info("%s has left", step.name)
+                await self.leave(step.name)
+                continue
+            if isinstance(step, Joins):
+                found, name = step.found, step.found.pod.name
+                self.join(found.pod)
+                ready, leaving = found.ready, found.leaving
+            else:
+                name, ready, leaving = step
+            pod = self._core.fleet.pods[name]
+            pod.ready, pod.leaving = ready, leaving
 
     async def look_again(self, proven: bool = False) -> None:
         """What pods serve and what requests ask for differ: have all pods that are well say it anew.
@@ -157,6 +189,22 @@ class Pods:
             if not reader.joined.is_set()
             and now < self._joined_at[name] + (patience_s if reader.answered else min(_ANSWER_S, patience_s))
         }
+
+    @property
+    def known(self) -> dict[str, int]:
+        """How many pods each source knows, those that are there twice in both."""
+        return {STATIC: 0} | {source.name: 0 for source in self._sources} | self._roster.counts()
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        known = GaugeMetricFamily("warmroute_discovery_pods", "Pods that a source knows.", labels=("source",))
+        for source, count in self.known.items():
+            known.add_metric((source,), count)
+        synced = GaugeMetricFamily("warmroute_discovery_sync", "1: a source tells how it is now.", labels=("source",))
+        synced.add_metric((STATIC,), 1)
+        for each in self._sources:
+            synced.add_metric((each.name,), each.synced)
+        yield from (known, synced)
 
     def mend(self, name: str) -> None:
         """Have a pod's feeds ask for what they want again, now."""

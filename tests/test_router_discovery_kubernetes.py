@@ -1,0 +1,226 @@
+"""Pods of Kubernetes, followed over real sockets: what comes, what goes, and what an API server does to its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.config.discovery import KubernetesConfig
+from router.discovery.found import Change, Found, Gone
+from router.discovery.kubernetes import KubernetesSource
+from router.discovery.kubernetes_api import api_of
+from tests.kube_peer import KubePeer, kube_peer, pod
+
+
+class Follower:
+    """What a source has told so far, as a set of pods."""
+
+    def __init__(self, source: KubernetesSource) -> None:
+        self.source = source
+        self.pods: dict[str, Found] = {}
+        self.batches = 0
+        self.slept: list[float] = []
+
+    async def run(self) -> None:
+        async with contextlib.aclosing(self.source.changes()) as changes:
+            async for batch in changes:
+                self.take(batch)
+
+    def take(self, batch: list[Change]) -> None:
+        self.batches += 1
+        for change in batch:
+            if isinstance(change, Gone):
+                del self.pods[change.uid]
+            else:
+                self.pods[change.uid] = change
+
+    async def names(self, *expected: str) -> None:
+        """Wait until just these pods are known."""
+        async with asyncio.timeout(10):
+            while sorted(each.pod.name for each in self.pods.values()) != sorted(expected):
+                await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def following(peer: KubePeer, **given: Any) -> AsyncIterator[Follower]:
+    """A source of this API server that is followed."""
+    chosen = {} if "service" in given else {"selector": "app=vllm"}
+    section = KubernetesConfig.model_validate({"api": peer.address, "namespace": "inference", **chosen, **given})
+
+    async def sleep(seconds: float) -> None:
+        follower.slept.append(seconds)
+        await asyncio.sleep(0.01)
+
+    follower = Follower(KubernetesSource(section, api_of(section), sleep))
+    task = asyncio.create_task(follower.run())
+    try:
+        yield follower
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled(), task
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_listed_in_pages_then_watched() -> None:
+    """All of the selector are there; what comes, changes and goes later is told, by one list and one watch."""
+    async with kube_peer() as peer:
+        for number in range(5):
+            peer.put(pod(f"vllm-{number}", f"10.0.0.{number}"))
+        peer.put(pod("other", "10.0.0.9", labels={"app": "else"}))
+        async with following(peer) as seen:
+            await seen.names(*[f"vllm-{number}" for number in range(5)])
+            await until(lambda: peer.watches == 1)
+            peer.put(pod("vllm-5", None, ready=False))  # it has no address yet
+            peer.put(pod("vllm-5", "10.0.0.5", ready=False))
+            await seen.names(*[f"vllm-{number}" for number in range(6)])
+            assert not seen.pods["uid-vllm-5/8000"].ready
+            peer.put(pod("vllm-5", "10.0.0.5"))
+            await until(lambda: seen.pods["uid-vllm-5/8000"].ready)
+            peer.put(pod("vllm-5", "10.0.0.5", deleted=True))
+            await until(lambda: seen.pods["uid-vllm-5/8000"].leaving)
+            peer.delete("uid-vllm-5")
+            peer.bookmark()
+            await seen.names(*[f"vllm-{number}" for number in range(5)])
+            assert (peer.lists, peer.watches, seen.slept) == (1, 1, [])
+            first = seen.pods["uid-vllm-0/8000"].pod
+            assert (first.address, first.events, first.replay) == (
+                "http://10.0.0.0:8000", "tcp://10.0.0.0:5557", "tcp://10.0.0.0:5558",
+            )  # fmt: skip
+
+
+async def test_too_old() -> None:
+    """A history that is compacted while it is watched: listed anew at once, and who went meanwhile is gone."""
+    async with kube_peer() as peer:
+        peer.put(pod("a", "10.0.0.1"))
+        peer.put(pod("b", "10.0.0.2"))
+        async with following(peer) as seen:
+            await seen.names("a", "b")
+            await until(lambda: peer.watches == 1)
+            gone, again = "uid-a", pod("a", "10.0.0.1", uid="another")
+            peer.pods.pop(gone)  # the watch does not say it
+            peer.pods["another"] = {**again, "metadata": {**again["metadata"], "resourceVersion": "1"}}
+            peer.compact()
+            peer.put(pod("c", "10.0.0.3"))
+            await seen.names("a", "b", "c")
+            assert {"another/8000", "uid-b/8000", "uid-c/8000"} == set(seen.pods)
+            assert "resourceVersion" not in peer.asked[-2][1] or peer.asked[-2][1]["resourceVersion"] != "0"
+
+
+async def test_what_is_known_is_kept_while_the_server_is_away() -> None:
+    """Connections cut, nobody listening: pods stay, tries get rarer; when it is back, all that changed is told."""
+    async with kube_peer() as peer:
+        peer.put(pod("a", "10.0.0.1"))
+        peer.put(pod("b", "10.0.0.2"))
+        async with following(peer) as seen:
+            await seen.names("a", "b")
+            await peer.stop()
+            await until(lambda: len(seen.slept) > 5)
+            assert set(seen.pods) == {"uid-a/8000", "uid-b/8000"} and not seen.source.synced
+            peer.pods.pop("uid-a")
+            peer.put(pod("c", "10.0.0.3"))
+            await peer.start()
+            await seen.names("b", "c")
+            assert seen.source.synced
+
+
+async def test_a_server_that_is_away_at_first() -> None:
+    """There are no pods yet, and that is said at once; later there are."""
+    async with kube_peer() as peer:
+        await peer.stop()
+        async with following(peer) as seen:
+            await until(lambda: seen.batches == 1)
+            assert seen.pods == {}
+            peer.put(pod("a", "10.0.0.1"))
+            await peer.start()
+            await seen.names("a")
+
+
+async def test_forbidden(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a Role, one line says what is missing, once; when it is there, all is well."""
+    async with kube_peer() as peer:
+        peer.put(pod("a", "10.0.0.1"))
+        peer.forbidden = True
+        with caplog.at_level(logging.INFO, "warmroute.discovery"):
+            async with following(peer) as seen:
+                await until(lambda: len(seen.slept) > 3)
+                lines = [line for line in caplog.messages if "403" in line]
+                assert len(lines) == 1 and "get, list and watch" in lines[0] and "inference" in lines[0]
+                peer.forbidden = False
+                await seen.names("a")
+        assert caplog.messages[-1] == "kubernetes: the API server tells its pods again"
+
+
+async def test_a_token_that_ends(tmp_path: Path) -> None:
+    """A token file is read anew: the new one is shown as soon as the old one is refused."""
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    async with kube_peer() as peer:
+        peer.token = "first"
+        peer.put(pod("a", "10.0.0.1"))
+        async with following(peer, token_file=str(file)) as seen:
+            await seen.names("a")
+            peer.token = "second"
+            await peer.stop()
+            await peer.start()
+            await until(lambda: len(seen.slept) > 2)
+            assert set(seen.pods) == {"uid-a/8000"}
+            file.write_text("second\n")
+            peer.put(pod("b", "10.0.0.2"))
+            await seen.names("a", "b")
+
+
+async def test_pods_of_a_service(caplog: pytest.LogCaptureFixture) -> None:
+    """The Service's selector counts; one that is not there, or selects nothing, is told."""
+    async with kube_peer() as peer:
+        peer.put(pod("a", "10.0.0.1", labels={"app": "vllm", "tier": "hot"}))
+        peer.put(pod("b", "10.0.0.2"))
+        async with following(peer, service="vllm") as seen:
+            await until(lambda: len(seen.slept) > 1)
+            assert any("vllm" in line and "not found" in line for line in caplog.messages)
+            peer.services["vllm"] = {"spec": {}}
+            await until(lambda: any("selects no Pods" in line for line in caplog.messages))
+            peer.services["vllm"] = {"spec": {"selector": {"tier": "hot", "app": "vllm"}}}
+            await seen.names("a")
+
+
+async def test_a_pod_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    """What a Pod says wrongly of itself leaves it out, in one line; the others are there."""
+    async with kube_peer() as peer:
+        peer.put(pod("odd", "10.0.0.1", annotations={"warmroute.io/events-port": "often"}))
+        peer.put(pod("fine", "10.0.0.2"))
+        async with following(peer) as seen:
+            await seen.names("fine")
+            peer.put(pod("odd", "10.0.0.1", annotations={"warmroute.io/events-port": "often", "x": "y"}))
+            peer.put(pod("second", "10.0.0.3"))
+            await seen.names("fine", "second")
+    assert len([line for line in caplog.messages if "odd" in line]) == 1
+
+
+async def test_a_history_that_is_always_too_old_is_not_asked_without_a_pause() -> None:
+    """A server that answers every watch with 410 gets tries that are spread."""
+    async with kube_peer() as peer:
+        peer.put(pod("a", "10.0.0.1"))
+        async with following(peer) as seen:
+            await seen.names("a")
+            await until(lambda: peer.watches == 1)
+            for _ in range(4):
+                before = len(seen.slept)
+                peer.oldest = peer.version + 1_000_000
+                peer.put(pod("a", "10.0.0.1"))
+                await until(lambda before=before: len(seen.slept) > before)
+            peer.oldest = 0
+            assert peer.lists < 40
+            peer.put(pod("b", "10.0.0.2"))
+            await seen.names("a", "b")
