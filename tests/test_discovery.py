@@ -14,8 +14,8 @@ import httpx
 from router.config.settings import Config
 from router.endpoints.app import create_app
 from router.service import Service
-from tests.kube_peer import KubePeer, kube_peer, pod
-from tests.router_peers import Call, Peer, peer, until
+from tests.fakes.kube import KubePeer, kube_peer, pod
+from tests.fakes.peers import Call, Peer, peer, until
 
 BODY = {"model": "m", "prompt": "x", "max_tokens": 1}
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from router.config.discovery import KubernetesConfig
+from router.config.fleet import KubernetesConfig
 from router.discovery.found import Change, Found, Gone
 from router.discovery.kubernetes import KubernetesSource
 from router.discovery.kubernetes_api import api_of
-from tests.kube_peer import KubePeer, kube_peer, pod
+from tests.fakes.kube import KubePeer, kube_peer, pod
 
 
 class Follower:

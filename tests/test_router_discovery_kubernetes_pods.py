@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from router.discovery.kubernetes_pods import NotAServer, Ports, servers_of
-from tests.kube_peer import pod
+from tests.fakes.kube import pod
 
 PORTS = Ports(8000, 5557, 5558)
 

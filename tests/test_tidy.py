@@ -54,6 +54,7 @@ STORIES = {
     "cache_not_read": "a fact of requests, from the prompt to the ledger",
     "chart": "tests charts/",
     "cycles": "what the collector finds after a request, whoever left it",
+    "discovery": "pods that come and go, from their sources to requests",
     "evidence": "pods' figures as proof: from the prober to the index",
     "full_index": "one state of the index, over many of its modules",
     "full_report": "one fact of events, from the wire to the ledger",

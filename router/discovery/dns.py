@@ -7,8 +7,7 @@ import logging
 import socket
 from collections.abc import AsyncGenerator
 
-from router.config.discovery import DnsConfig
-from router.config.fleet import StaticPod
+from router.config.fleet import DnsConfig, StaticPod
 from router.discovery.found import Change, Found, difference
 
 log = logging.getLogger("warmroute.discovery")

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import orjson
 
-from router.config.discovery import KubernetesConfig
+from router.config.fleet import KubernetesConfig
 from router.discovery.found import Change, Found, difference
 from router.discovery.kubernetes_api import Api
 from router.discovery.kubernetes_pods import NotAServer, Ports, servers_of

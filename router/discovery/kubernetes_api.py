@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from router.config.discovery import KubernetesConfig
+from router.config.fleet import KubernetesConfig
 from router.errors import ConfigError
 
 _MOUNTED = Path("/var/run/secrets/kubernetes.io/serviceaccount")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from router.config.fleet import Discovery, StaticPod
+from router.config.fleet import DiscoveryConfig, StaticPod
 from router.discovery.dns import DnsSource
 from router.discovery.file import FileSource
 from router.discovery.found import Change, Found, Joins, Roster, Source
@@ -14,7 +14,7 @@ from router.discovery.kubernetes_api import api_of
 STATIC = "static"
 
 
-def sources_of(given: Discovery) -> list[Source]:
+def sources_of(given: DiscoveryConfig) -> list[Source]:
     """All but the list by hand. Raises `ConfigError` where one can't be used at all."""
     sources: list[Source] = []
     if given.file is not None:
@@ -26,12 +26,12 @@ def sources_of(given: Discovery) -> list[Source]:
     return sources
 
 
-def by_hand(given: Discovery) -> list[Change]:
+def by_hand(given: DiscoveryConfig) -> list[Change]:
     """What the list in the configuration says."""
     return [Found(pod.name, pod) for pod in given.static]
 
 
-async def pods_now(given: Discovery, timeout_s: float) -> list[StaticPod]:
+async def pods_now(given: DiscoveryConfig, timeout_s: float) -> list[StaticPod]:
     """All pods that are known at first, each once; sources that do not tell within `timeout_s` are left out."""
     roster = Roster()
     steps = roster.apply(STATIC, by_hand(given))

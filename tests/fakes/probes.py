@@ -12,8 +12,7 @@ from indexer.blocks import KeySpace
 from router.config.settings import Config
 from router.core.decision import Core
 from router.discovery.pods import Pods
-from router.upstream.certificates import Trusts
-from router.upstream.pod_keys import Keyring
+from router.upstream.upstreams import Upstreams
 from tests.fakes.peers import Call, Peer, peer
 
 PROBE = {"interval": 0.02, "timeout": 2.0, "failures_max": 3}
@@ -43,7 +42,7 @@ async def probed(told: Told, **more: Any) -> AsyncIterator[tuple[Core, Pods, Pee
         static = [{"name": "a", "address": seen.address, **more}]
         config = Config.model_validate({"discovery": {"static": static}, "probe": PROBE})
         core = Core(config, KeySpace(1))
-        pods = Pods(core, config, Trusts(config.upstream), Keyring(config.pods))
+        pods = Pods(core, config, Upstreams(config))
         await pods.start()
         try:
             yield core, pods, seen
