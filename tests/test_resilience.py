@@ -24,6 +24,7 @@ from tests.fakes.houses import (
     PATIENCE_S,
     STREAM,
     TOKENIZED,
+    TOKENIZER,
     BadPod,
     Behaviour,
     Client,
@@ -37,6 +38,7 @@ from tests.fakes.houses import (
     streams_for_ever,
 )
 from tests.fakes.limits import upstream_limits
+from tests.fakes.mortals import POISON, asked_for, mortals
 from tests.fakes.peers import Call, until
 
 # --- retries
@@ -148,6 +150,38 @@ async def test_a_query_of_death(warm: bool) -> None:
         posts = [pod.posts - 2 * warm for pod in here.pods.values()]
         assert sum(count > 0 for count in posts) == 2
         assert sum(posts) == 2 + warm
+
+
+@pytest.mark.parametrize("agony_s", [0.0, 0.2])
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(("tokenizer", "renders"), [(str(TOKENIZER), False), ("pod", False), ("pod", True)])
+async def test_a_prompt_of_death(tokenizer: str, renders: bool, warm: bool, agony_s: float) -> None:
+    """Who is asked for a prompt's tokens may die of it, too: two pods at most see one, on whatever path."""
+    async with mortals(tokenizer, renders, agony_s) as (service, app, pods):
+        for number in range(8 * warm):
+            assert await asked_for(app, f"{number}") == 200
+        assert await asked_for(app, POISON.decode()) == 502
+        await until(lambda: service.encoding.parity.waiting == 0)
+        assert sum(pod.dead for pod in pods) == 2
+        assert await asked_for(app, "of the two that are left, one serves this") == 200
+
+
+async def test_only_what_was_served_is_shown_to_others() -> None:
+    """Token ids are compared when a pod has answered, whole: not before, and not of what only `/score` knows."""
+    async with mortals(str(TOKENIZER)) as (service, app, pods):
+        parity = service.encoding.parity
+        async with asyncio.timeout(PATIENCE_S):
+            while not sum(pod.asked for pod in pods):  # until it wants to compare, and has
+                assert await asked_for(app, "x") == 200
+                await asyncio.sleep(0.01)
+        await until(lambda: parity.waiting == 0)
+        before = sum(pod.asked for pod in pods)
+        body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "y"}]}).encode()
+        for path in ("/score", "/v1/chat/completions"):
+            asked = await service.encoding.understood(path, body, await service.encoding.parsed(path, body))
+            assert (asked.reason, parity.waiting) == (None, 0)
+        assert await asked_for(app, "y") == 200
+        await until(lambda: sum(pod.asked for pod in pods) == before + 1)
 
 
 async def test_pods_that_can_not_be_reached_are_passed() -> None:
@@ -272,7 +306,7 @@ async def test_a_failing_pod_is_ejected_and_comes_back(caplog: pytest.LogCapture
                     await asyncio.sleep(0.005)
 
         await ask_until(lambda: here.pod("pod-0").breaker.tripped)
-        assert bad.posts == 3
+        assert len(bad.attempts) == 3
         assert await here.metric('warmroute_breaker_state{pod="pod-0"}') == 2
         assert await here.metric('warmroute_breaker_state{pod="pod-1"}') == 0
         told = pod_answer(here.pod("pod-0"), here.service.core, time.monotonic())["breaker"]
@@ -282,7 +316,7 @@ async def test_a_failing_pod_is_ejected_and_comes_back(caplog: pytest.LogCapture
             "pod-0 is ejected: 3 requests failed in a row, the last one with broken_response"
         ]
         await ask_until(lambda: here.pod("pod-0").breaker.openings == 2)
-        assert bad.posts == 4, "one request decides"
+        assert len(bad.attempts) == 4, "one request decides"
         bad.behaviour = says(200)
         await ask_until(lambda: not here.pod("pod-0").breaker.tripped)
         assert await here.metric('warmroute_breaker_state{pod="pod-0"}') == 0
@@ -341,7 +375,7 @@ async def test_the_last_pod_is_never_ejected() -> None:
     """With one pod, and with two that both fail: somebody is always asked."""
     async with house(dies, breaker={"failures_in_row": 1}) as here:
         assert [(await here.ask()).status for _ in range(4)] == [502] * 4
-        assert here.pods["pod-0"].posts == 4
+        assert len(here.pods["pod-0"].attempts) == 4
     async with house(dies, dies, breaker={"failures_in_row": 1}) as here:
         for _ in range(4):
             assert (await here.ask()).status == 502

@@ -77,6 +77,8 @@ class Taken:
 class InOrder:
     """Routes to the pods in their order; all that was taken is kept."""
 
+    broken = 0
+
     def __init__(self, addresses: Sequence[str], limits: UpstreamLimits = QUICK) -> None:
         self.upstreams = {f"pod-{number}": Upstream(address, limits) for number, address in enumerate(addresses)}
         self.taken: list[Taken] = []

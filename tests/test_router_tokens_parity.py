@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from indexer.blocks import Tokens
+from router.core.decision import Asked
+from router.core.token_states import Origin, Witness, shape_of
 from router.prompts.prompt import Prompt, parse
 from router.tokens.parity import Parity, ParityLimits, difference_of
 from router.tokens.questions import AS_BY_DEFAULT
@@ -31,10 +33,10 @@ SAME = OURS.tolist()
 OTHER = [*range(20), 99, *range(21, 50)]
 
 
-def prompt_of(number: int = 0, **more: Any) -> Prompt:
+def prompt_of(number: int = 0, **more: Any) -> Witness:
     """A request, unlike those of other numbers."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": f"{number}"}], **more}
-    return parse("/v1/chat/completions", json.dumps(body).encode())
+    return Witness("/v1/chat/completions", json.dumps(body).encode())
 
 
 class Watching:
@@ -49,11 +51,16 @@ class Watching:
     async def _ours(self, prompt: Prompt, version: str | None) -> Tokens | None:
         return self.ours
 
-    async def offer(self, *prompts: Prompt) -> None:
+    def offer_now(self, served: Witness) -> None:
+        """A pod has served this."""
+        origin = Origin(self.state, shape_of(parse(*served)), MODEL)
+        self.parity.offer(Asked(MODEL, origin=origin), served)
+
+    async def offer(self, *prompts: Witness) -> None:
         """One after the other, each with time to be compared, once the pods were looked at."""
         await asyncio.sleep(3 * LOOK_S)
         for prompt in prompts:
-            self.parity.offer(MODEL, prompt)
+            self.offer_now(prompt)
             await until(lambda: self.parity.waiting == 0)
             await asyncio.sleep(0.01)
 
@@ -110,7 +117,7 @@ async def test_few_wait() -> None:
     async with watching(says, first=1000, queue_max=2) as watched:
         await asyncio.sleep(LOOK_S)
         for number in range(30):
-            watched.parity.offer(MODEL, prompt_of(number))
+            watched.offer_now(prompt_of(number))
             await asyncio.sleep(0.001)
         says.gate.set()
         await until(lambda: watched.state.compared == 3)
@@ -148,7 +155,7 @@ async def test_a_difference(caplog: pytest.LogCaptureFixture) -> None:
     "prompt",
     [prompt_of(documents=[{"text": "x"}]), prompt_of(reasoning_effort="low"), prompt_of(truncate_prompt_tokens=4)],
 )
-async def test_what_can_not_be_compared(prompt: Prompt) -> None:
+async def test_what_can_not_be_compared(prompt: Witness) -> None:
     """What /tokenize does not know is no difference, and is not asked."""
     async with watching(Says(OTHER)) as watched:
         await watched.offer(prompt, prompt)

@@ -28,6 +28,7 @@ class Asked:
     text: Keys | None = None  # of the text's blocks, where nothing is known of the tokens
     lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
+    broken: int = 0  # pods that broke off when they were asked for its tokens, maybe because of it
     origin: Origin | None = None  # where its tokens came from; None: the client gave them
     pods: frozenset[str] | None = None  # only these
     alone: bool = False  # the cached tokens that the pod will report are those of this one prompt

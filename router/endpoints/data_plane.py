@@ -9,6 +9,7 @@ import re
 import time
 
 from router.core.decision import Asked
+from router.core.token_states import Witness
 from router.endpoints.adapters import LOAD, UNLOAD, tell_all
 from router.errors import RouterError, Saturated
 from router.prompts.prompt import Prompt, takes_prompt, unread
@@ -94,6 +95,8 @@ class Gateway:
                 service.pods.look_again,
             )  # fmt: skip
             refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
+            if routing.served and isinstance(body, bytes) and not prompt.large:
+                service.encoding.parity.offer(asked, Witness(scope["path"], body))
             if refusal is not None:
                 service.metrics.count(model, "", refusal.status)
         except ClientGone:

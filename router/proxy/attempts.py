@@ -43,7 +43,7 @@ class Routing:
 
     __slots__ = (
         "_accused", "_admission", "_claims", "_core", "_look_again", "_metrics", "_path", "_upstreams", "asked",
-        "began", "request_id", "streaming", "streams",
+        "began", "request_id", "served", "streaming", "streams",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class Routing:
         self._path = path
         self.streams = streams
         self._look_again = look_again
+        self.served = False  # a pod has answered, whole
         self._accused: list[_Accused] = []  # said what may be the client's fault, or their own
 
     def route(self, exclude: frozenset[str]) -> Attempt:
@@ -120,6 +121,11 @@ class Routing:
             if pod.suspect_until == accused.until:
                 pod.suspect_until = accused.before
         self._accused = []
+
+    @property
+    def broken(self) -> int:
+        """See `Routes`."""
+        return self.asked.broken
 
     @property
     def disputed(self) -> bool:
@@ -259,9 +265,11 @@ class Attempt:
         metrics.durations.observe(now - routing.began)
         usage = outcome.usage
         asked = routing.asked
+        whole = outcome.error is None and not outcome.client_gone
+        routing.served = whole and _served(outcome.status)
         if usage is None or not asked.keys or asked.reason is not None or not asked.tells_cached:
             return
-        if outcome.error is None and not outcome.client_gone:
+        if whole:
             self._core.reported(self._placed, usage.prompt_tokens, usage.cached_tokens)
         cached = usage.cached_tokens or 0
         metrics.actual_tokens += cached

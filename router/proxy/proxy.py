@@ -19,11 +19,11 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError, unraised
-from router.proxy.refusals import BREAKS, DISPUTES, REFUSALS, retry_after_s
+from router.proxy.refusals import DISPUTES, REFUSALS, retry_after_s
 from router.proxy.uploads import Upload
 from router.proxy.usage import Tail, Usage, read_usage
 from router.server.asgi import PUSH, Headers, Message, Receive, Scope, Send, send_error
-from router.upstream.failures import ResponseTimeout, UnsendableRequest, UpstreamError
+from router.upstream.failures import BREAKS, ResponseTimeout, UnsendableRequest, UpstreamError
 from router.upstream.pool import Response, Upstream
 from router.upstream.replies import NOT_FORWARDED
 
@@ -84,6 +84,10 @@ class Assignment(Protocol):
 
 class Routes(Protocol):
     """Where one request may go."""
+
+    @property
+    def broken(self) -> int:
+        """So many pods broke off when they were asked about it, before it was sent to any."""
 
     def acquit(self) -> None:
         """The request is over: pods that refused it, and that nobody has proven wrong, were right to."""
@@ -220,8 +224,12 @@ class Proxy:
 
     async def _serve(self, flight: _Flight, routes: Routes, error_headers: Headers) -> RouterError | None:
         tried: frozenset[str] = frozenset()
-        broken = disputed = 0
+        broken, disputed = routes.broken, 0
         failure: RouterError | None = None
+        if broken > self._breaks_max:
+            failure = PodUnreachable(f"{broken} pods broke off when they were asked for the tokens of this request.")
+            await send_error(flight.send, failure, error_headers)
+            return failure
         held: list[tuple[Assignment, Response]] = []  # the answer of a pod that could not take it, the newest
         try:
             while len(tried) < self._attempts_max:

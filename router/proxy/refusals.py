@@ -9,8 +9,6 @@ from email.utils import parsedate_to_datetime
 REFUSALS = frozenset((429, 502, 503, 504))
 DISPUTES = frozenset((401, 403, 404))
 """The client's fault, or that of this pod alone: a key that was changed, a model that is gone. Another pod knows."""
-BREAKS = frozenset((502, 504))
-"""Of those, by something before the pod, which may have had the request and died of it, or be at work on it."""
 
 
 def retry_after_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:

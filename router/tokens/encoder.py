@@ -120,7 +120,8 @@ class Encoding:
         self._space = space
         self._affinity_max = config.index.text_max
         self._keys = TokenKeys(space, self.store)
-        self.pod_tokens = PodTokens(core.fleet, upstreams, self.store, self._keys, PodTokensLimits.of(config.tokens))
+        asking = PodTokensLimits.of(config.tokens, config.upstream.breaks_max)
+        self.pod_tokens = PodTokens(core.fleet, upstreams, self.store, self._keys, asking)
         self._trials = Trials(core, self.ids_by)
         self.parity = Parity(
             core.fleet, self.pod_tokens, self._ours, ParityLimits.of(config.parity), trials=self._trials
@@ -189,11 +190,8 @@ class Encoding:
             asked, question = await self._question(prompt)  # without pods that do not render
             if question is not None:
                 await self._encode(asked, question)
-        if question is not None:
-            if question.way.others and asked.keys:
-                asked.by_version = await self._encoded_otherwise(prompt, question)
-            if question.way.local is not None and asked.reason is None and not prompt.large:
-                self.parity.offer(question.way.local, prompt)
+        if question is not None and question.way.others and asked.keys:
+            asked.by_version = await self._encoded_otherwise(prompt, question)
         if asked.reason is not None and not asked.keys:
             beginning = await self._off_loop(prompt, beginning_of, self._space, prompt, self._affinity_max)
             if beginning is not None:
@@ -206,10 +204,12 @@ class Encoding:
             way = question.way
             for size in question.sizes:
                 encoded = await way.encoder.encode(way.source, size, question.lora, question.salt)
+                asked.broken += encoded.broken
                 self._add(asked, encoded, size)
         except NotTold as untold:
             asked.reason = f"not tokenized: {untold.reason}"
-            return untold.reason != NO_RENDER
+            asked.broken += untold.broken
+            return untold.reason != NO_RENDER or untold.broken > 0  # what breaks pods is not asked in another way
         except TokensUnavailable as unavailable:
             asked.reason = f"not tokenized: {unavailable.reason}"
             if unavailable.beginning is not None:

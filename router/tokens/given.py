@@ -20,7 +20,7 @@ Lookup = Literal["partial", "miss"]
 class Encoded:
     """A prompt's tokens and keys. `ending` is where the prefix store keeps the prompt's pod mappings."""
 
-    __slots__ = ("_block", "_ids", "ending", "keys_us", "lookup", "tokenize_us")
+    __slots__ = ("_block", "_ids", "broken", "ending", "keys_us", "lookup", "tokenize_us")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Encoded:
         self._block = source if isinstance(source, TextBlock) else None
         self._ids = source if isinstance(source, np.ndarray) else None
         self.lookup = lookup
+        self.broken = 0  # pods that broke off when they were asked for the tokens
         self.tokenize_us = tokenize_us
         self.keys_us = keys_us
 

@@ -1,7 +1,9 @@
 """Are the token ids that we make the pods' own? Asked of the first of each model, version and shape, then of some.
 
-Off the hot path: `offer` puts a prompt into a small queue, `run` asks one at a time. At a difference the pods' ids are
-used in place of ours (`TokenizerState.degraded`), until the very prompt that differed does so no more.
+Off the hot path: `offer` puts a prompt into a small queue, `run` asks one at a time. Only prompts that some pod has
+served are offered: one that breaks the pod which it is sent to must not be shown to a further one. At a difference
+the pods' ids are used in place of ours (`TokenizerState.degraded`), until the very prompt that differed does so no
+more.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from indexer.blocks import Tokens, size_of
-from router.core.decision import Core
+from router.core.decision import Asked, Core
 from router.core.fleet import Fleet, Pod
 from router.core.token_proof import AHEAD, TRIALS_MAX, Doubt
 from router.core.token_states import SHAPES, Shape, TokenizerState, Witness, shape_of
 from router.errors import UnknownModel
 from router.prompts.own_encodings import by_names, is_tokenized
-from router.prompts.prompt import Prompt
+from router.prompts.prompt import Prompt, parse
 from router.tokens.questions import AsServed, NotTold, question_of
 from router.tokens.remote import PodTokens
 
@@ -91,25 +93,28 @@ class Parity:
         self._trials = trials
         self._clock = clock
         self._every = round(1 / limits.share) if limits.share else 0
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[TokenizerState, _Watched] = {}
         self._comparing = 0
-        self._queue: asyncio.Queue[tuple[_Watched, Prompt]] = asyncio.Queue(limits.queue_max)
+        self._queue: asyncio.Queue[tuple[_Watched, Witness]] = asyncio.Queue(limits.queue_max)
 
     def watch(self, names: tuple[str, ...], served: AsServed) -> TokenizerState:
         """Prompts of the model of these names are tokenized here: its state, which changes with comparisons."""
         state = TokenizerState()
-        self._watched[names[0]] = _Watched(names, state, served)
+        self._watched[state] = _Watched(names, state, served)
         self._fleet.tokenizers.update(dict.fromkeys(names, state))
         return state
 
-    def offer(self, model: str, prompt: Prompt) -> None:
-        """A request's prompt was tokenized here; `model`: its first name. Called for each: costs next to nothing."""
-        watched = self._watched[model]
+    def offer(self, asked: Asked, witness: Witness) -> None:
+        """A pod has answered a request, whole. Called for each that is not large: costs next to nothing."""
+        origin = asked.origin
+        watched = self._watched.get(origin.state) if origin is not None else None
+        if origin is None or watched is None or asked.reason is not None:
+            return
         watched.seen += 1
         if self._queue.full():
             return
-        if (watched.wanted and shape_of(prompt) in watched.wanted) or (self._every and watched.seen % self._every == 0):
-            self._queue.put_nowait((watched, prompt))
+        if origin.shape in watched.wanted or (self._every and watched.seen % self._every == 0):
+            self._queue.put_nowait((watched, witness))
 
     @property
     def waiting(self) -> int:
@@ -131,13 +136,13 @@ class Parity:
     async def _turn(self) -> None:
         try:
             async with asyncio.timeout(self.limits.look_interval_s):
-                watched, prompt = await self._queue.get()
+                watched, witness = await self._queue.get()
         except TimeoutError:
             pass
         else:
             self._comparing = 1
             if watched.state.state != "degraded":
-                await self._check(watched, prompt)
+                await self._check(watched, parse(*witness))
         for watched in self._watched.values():
             if watched.witness is not None and watched.quiet_until <= self._clock():
                 await self._recheck(watched, watched.witness)

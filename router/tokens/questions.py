@@ -72,9 +72,11 @@ _NULL = re.compile(rb"null(?<=[:,\[]null)[,}\]]").search  # as a value; or, seld
 class NotTold(Exception):
     """The pods can't tell this prompt's tokens (in time): it is routed by load alone."""
 
-    def __init__(self, reason: NotToldReason) -> None:
+    def __init__(self, reason: NotToldReason, broken: int = 0) -> None:
+        """`broken`: so many pods broke off when they were asked, maybe because of it."""
         super().__init__(reason)
         self.reason = reason
+        self.broken = broken
 
 
 class Question(NamedTuple):

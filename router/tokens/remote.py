@@ -1,7 +1,8 @@
 """Token ids from the pods' own `/render` or `/tokenize`: without a tokenizer here, for one question per prompt.
 
 A question goes to the fit pod with the least to do; after `hedge_delay_s` without an answer, or on a failure, to a
-second one. Equal questions at one time are asked once; answers are kept in the prefix store.
+second one. Equal questions at one time are asked once; answers are kept in the prefix store. Pods that break off when
+they are asked are counted: the request itself, which may be the cause, is then sent to so many fewer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from indexer.text_blocks import Family
 from router.core.fleet import Fleet, Pod
 from router.tokens.given import Encoded, TokenKeys
 from router.tokens.questions import NO_RENDER, RENDER_CHAT, NotTold, NotToldReason, Question
-from router.upstream.failures import UpstreamError
+from router.upstream.failures import BREAKS, UpstreamError
 from router.upstream.pool import Upstream
 
 if TYPE_CHECKING:
@@ -57,11 +58,24 @@ class PodTokensLimits:
     questions_max: int
     """Questions under way; more wait for their turn, by the deadline."""
     question_bytes_max: int
+    breaks_max: int
+    """When more pods than this have broken off, no further one is asked."""
 
     @classmethod
-    def of(cls, tokens: TokensConfig) -> Self:
+    def of(cls, tokens: TokensConfig, breaks_max: int) -> Self:
         """As configured."""
-        return cls(tokens.deadline, tokens.hedge_delay, tokens.questions_max, tokens.question_max)
+        return cls(tokens.deadline, tokens.hedge_delay, tokens.questions_max, tokens.question_max, breaks_max)
+
+
+class _Asking:
+    """A question under way: `task` tells the ids; `broken` pods broke off so far."""
+
+    __slots__ = ("broken", "task")
+
+    task: asyncio.Task[Tokens]
+
+    def __init__(self) -> None:
+        self.broken = 0
 
 
 class _Route(NamedTuple):
@@ -116,7 +130,7 @@ class PodTokens:
         self._keys = keys
         self._clock = clock
         self._room = asyncio.Semaphore(limits.questions_max)
-        self._asking: dict[Question, asyncio.Task[Tokens]] = {}
+        self._asking: dict[Question, _Asking] = {}
         self._avoided_until: dict[str, float] = {}
         self._no_render_until: dict[str, float] = {}
         self._routes: dict[str, _Route] = {}  # what was seen of pods' /render
@@ -127,8 +141,8 @@ class PodTokens:
 
     def close(self) -> None:
         """Nobody waits for what is under way any more."""
-        for task in self._asking.values():
-            task.cancel()
+        for asking in self._asking.values():
+            asking.task.cancel()
 
     async def run(self) -> None:
         """Look for ever, from time to time."""
@@ -195,9 +209,9 @@ class PodTokens:
         if encoded is not None:
             return encoded
         began = perf_counter()
-        ids = await self.ask(question)
+        ids, broken = await self._told(question)
         encoded = self._encoded(question, ids, (block_size, lora, salt), began)
-        encoded.lookup = "miss"
+        encoded.lookup, encoded.broken = "miss", broken
         return encoded
 
     def _encoded(
@@ -239,28 +253,35 @@ class PodTokens:
 
     async def ask(self, question: Question) -> Tokens:
         """The ids by one of the fit pods that serve the model; raises NotTold, by the deadline."""
+        ids, _ = await self._told(question)
+        return ids
+
+    async def _told(self, question: Question) -> tuple[Tokens, int]:
+        """The same, with how many pods broke off before."""
         asking = self._asking.get(question)
         if asking is None:
-            asking = asyncio.get_running_loop().create_task(self._ask(question))
-            self._asking[question] = asking
-            asking.add_done_callback(lambda done: self._asked(question, done))
+            asking = self._asking[question] = _Asking()
+            asking.task = asyncio.get_running_loop().create_task(self._ask(question, asking))
+            asking.task.add_done_callback(lambda done: self._asked(question, done))
         else:
             self.counts["joined"] += 1
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                return await asyncio.shield(asking)  # others may wait for it too
+                return await asyncio.shield(asking.task), asking.broken  # others may wait for it too
         except TimeoutError:
-            raise NotTold("the pods' /tokenize is too slow") from None
+            raise NotTold("the pods' /tokenize is too slow", asking.broken) from None
+        except NotTold as untold:
+            raise NotTold(untold.reason, asking.broken) from None
 
     def _asked(self, question: Question, done: asyncio.Task[Tokens]) -> None:
         self._asking.pop(question, None)
         if not done.cancelled():
             done.exception()  # looked at, also where nobody waits any more
 
-    async def _ask(self, question: Question) -> Tokens:
+    async def _ask(self, question: Question, asking: _Asking) -> Tokens:
         try:
             async with asyncio.timeout(self.limits.deadline_s), self._room:
-                ids = await self._hedged(question)
+                ids = await self._hedged(question, asking)
         except TimeoutError:
             self.counts["slow"] += 1
             raise NotTold("the pods' /tokenize is too slow") from None
@@ -268,7 +289,7 @@ class PodTokens:
         self._keep(question, ids)
         return ids
 
-    async def _hedged(self, question: Question) -> Tokens:
+    async def _hedged(self, question: Question, asking: _Asking) -> Tokens:
         left = self._best(question)
         why = NotTold(NO_RENDER if question.renders else "no pod is fit to be asked")
         waiting: dict[asyncio.Task[Tokens], str] = {}  # in the order in which they were asked
@@ -289,6 +310,9 @@ class PodTokens:
                     if not isinstance(error, NotTold) or error.reason in _FINAL:
                         raise error
                     why = error
+                    asking.broken += error.broken
+                    if asking.broken > self.limits.breaks_max:
+                        left = []
             raise why
         except asyncio.CancelledError:
             self._avoid(waiting.values())
@@ -329,13 +353,13 @@ class PodTokens:
                 body = await response.read(room)
             finally:
                 response.close()
-        except UpstreamError:
-            return self._failed(pod, question)
+        except UpstreamError as error:
+            return self._failed(pod, question, error.breaks)
         if response.status in _REFUSALS:
             self.counts["refused"] += 1
             raise NotTold("the pods' /tokenize refuses it")
         if response.status != 200:
-            return self._failed(pod, question)
+            return self._failed(pod, question, int(response.status in BREAKS))
         try:
             return await (_rendered(body) if question.renders else _ids(body))
         except (ValueError, KeyError, TypeError, OverflowError, IndexError):
@@ -347,13 +371,13 @@ class PodTokens:
         self._no_render_until = {name: until for name, until in self._no_render_until.items() if until > now}
         self._no_render_until.update((pod, now + _NO_RENDER_S) for pod in pods)
 
-    def _failed(self, pod: str, question: Question) -> Tokens:
+    def _failed(self, pod: str, question: Question, broken: int = 0) -> Tokens:
         if question.renders:
             self._no_render([pod])
-            raise NotTold(NO_RENDER)
+            raise NotTold(NO_RENDER, broken)
         self.counts["failed"] += 1
         self._avoid([pod])
-        raise NotTold("the pods' /tokenize fails")
+        raise NotTold("the pods' /tokenize fails", broken)
 
 
 async def _rendered(body: bytes) -> Tokens:

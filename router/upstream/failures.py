@@ -7,6 +7,9 @@ head of a response has come: nothing of this attempt can have reached a client, 
 
 from __future__ import annotations
 
+BREAKS = frozenset((502, 504))
+"""Statuses by something before the pod, which may have had the request and died of it, or be at work on it."""
+
 
 class UpstreamError(Exception):
     """The root: one exchange with one pod has failed."""

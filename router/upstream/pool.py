@@ -121,6 +121,7 @@ class Upstream:
                 if once:
                     raise
                 self.stale_retries += 1
+                return await self._exchange(await self._connect_again(), method, head, body)
         return await self._exchange(await self._connect(), method, head, body)
 
     async def begin(
@@ -184,6 +185,14 @@ class Upstream:
                 return connection
             connection.abort()
         return None
+
+    async def _connect_again(self) -> Connection:
+        """A new connection to a pod that has just lost one: if it can't be reached, it may have died of the request."""
+        try:
+            return await self._connect()
+        except ConnectFailed as failure:
+            failure.breaks = StaleConnection.breaks
+            raise
 
     async def _connect(self) -> Connection:
         limits = self.limits

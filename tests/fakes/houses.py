@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,11 +71,13 @@ async def streams_for_ever(call: Call) -> None:
 
 
 class BadPod:
-    """Fine when probed; with requests it does what its behaviour says. `posts` are those that it got."""
+    """Fine when probed; with requests it does what its behaviour says. `posts` are those that it got; `attempts` are
+    their ids: a request whose kept connection was too old comes once more, and is one attempt."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.posts = 0
+        self.attempts: set[bytes] = set()
         self.busy = 0
         self.order: list[str] = []
         self.models: list[dict[str, Any]] = [{"id": MODEL}]
@@ -90,6 +93,7 @@ class BadPod:
             await call.send(reply(404))
         else:
             self.posts += 1
+            self.attempts.add(re.findall(rb"x-request-id: (.*)\r", call.head)[0])
             self.busy += 1
             self.order.append(json.loads(call.body).get("user", ""))
             try:

@@ -46,7 +46,7 @@ def tokens_limits(**said: Any) -> TokensLimits:
 
 def pod_tokens_limits(**said: Any) -> PodTokensLimits:
     """Of asking pods to tokenize."""
-    return replace(PodTokensLimits.of(TokensConfig()), **said)
+    return replace(PodTokensLimits.of(TokensConfig(), UpstreamConfig().breaks_max), **said)
 
 
 def parity_limits(**said: Any) -> ParityLimits:
