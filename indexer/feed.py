@@ -40,6 +40,9 @@ UNPROVEN = "by which rule it reuses blocks is not proven yet"
 UNCACHED = "the pod says that it caches no prefixes"
 
 
+UNTOLD = "a lower tier has told of no removal for long: some of what it held may be gone"
+UNTOLD_S = 600.0
+"""So long a tier that tells in chunks of its own (LMCache, whose events are of stores only) is taken for complete."""
 LATER_MAX = 10_000
 """Events of lower tiers that wait until it is known whether these were cleared."""
 
@@ -83,6 +86,7 @@ class Feed:
         self._refilled_at = float("-inf")
         self._cleared_at = float("-inf")
         self._backlog = Backlog()
+        self._removals_since: float | None = None  # a lower tier of chunks is waited for to tell of one
         self._later: list[Event] = []  # of lower tiers, while it is not known whether these were cleared
         self._full_reports = 0  # requests in flight that have the pod tell again of the blocks that it reuses
         self._full_report_until: float | None = None  # their events may come until then; None: there was none yet
@@ -296,6 +300,7 @@ class Feed:
         self._reasons.clear()
         self._later.clear()
         self._backlog.clear()
+        self._removals_since = None
 
     def _are_empty(self, hit: Hit, tokens: int, cached: int, block_size: int) -> bool:
         """A report shows whether the lower tiers were cleared with the pod's own cache: are they forgotten now?"""
@@ -381,6 +386,8 @@ class Feed:
             self.reread()
 
     def _heed(self, event: Event, now: float) -> None:
+        if event.tier != "gpu":
+            self._await_removals(event, now)
         if event.tier == "gpu" or KEPT not in self._reasons or not self._waits(event):
             self._believe(event)
         if isinstance(event, AllBlocksCleared):
@@ -414,6 +421,16 @@ class Feed:
                 counts["unknown removals"] += applied.unknown
         else:
             self._clear(event)
+
+    def _await_removals(self, event: Event, now: float) -> None:
+        if not isinstance(event, BlockStored):
+            self._removals_since = None
+        elif len(event.tokens) and event.block_size > (self.block_size or event.block_size):
+            if self._removals_since is None:
+                self._removals_since = now
+            elif now - self._removals_since > UNTOLD_S:  # reports may prove it again, for as long
+                self._removals_since = now
+                self._unknown(UNTOLD)
 
     def _clear(self, event: AllBlocksCleared) -> None:
         self._settle(emptied=False)

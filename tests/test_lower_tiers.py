@@ -10,9 +10,10 @@ import pytest
 
 from indexer.blocks import KeySpace, Tokens
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Tier
-from indexer.feed import HIDDEN, KEPT, LATER_MAX, UNKNOWN, Feed
+from indexer.feed import HIDDEN, KEPT, LATER_MAX, UNKNOWN, UNTOLD, UNTOLD_S, Feed
 from indexer.index import PrefixIndex
 from indexer.match import MISS, Hit
+from indexer.trust import PROOFS
 
 SIZE = 4
 SPACE = KeySpace(7)
@@ -175,6 +176,34 @@ def test_chunks_with_tokens_and_hashes_of_their_own() -> None:
     assert pod.feed.reasons == [HIDDEN]
     pod.say(_removed(902, medium="cpu"))
     assert pod.hit().blocks == 4
+
+
+def test_a_tier_of_chunks_that_tells_of_no_removal_is_not_exact_for_ever() -> None:
+    """LMCache tells of stores only. Predictions that come true make it sure again, for a while."""
+    pod = _Pod()
+    pod.say(_stored(HASHES), _stored([901], None, PROMPT[:16], "cpu", 16))
+    pod.say(_stored([902], 901, PROMPT[16:], "cpu", 16), now=UNTOLD_S)
+    assert pod.feed.state == "exact"
+    pod.say(_stored([903], None, PROMPT[:16] + 900, "cpu", 16), now=UNTOLD_S + 1)
+    assert pod.feed.reasons == [UNTOLD]
+    for _ in range(PROOFS):
+        pod.report(32)
+    assert pod.feed.state == "exact"
+    pod.say(_stored([904], None, PROMPT[:16] + 1800, "cpu", 16), now=2 * UNTOLD_S + 2)
+    assert pod.feed.reasons == [UNTOLD]
+
+
+def test_a_tier_that_tells_of_removals_is_believed() -> None:
+    """So is one that is told of block by block, as vLLM does: it may have given up nothing yet."""
+    for chunks in (True, False):
+        pod = _Pod()
+        pod.say(_stored(HASHES))
+        for number in range(8):
+            size = 16 if chunks else SIZE
+            pod.say(_stored([901 + number], None, PROMPT[:size] + 900 * number, "cpu", size), now=number * UNTOLD_S)
+            if chunks:
+                pod.say(_removed(901 + number, medium="cpu"), now=number * UNTOLD_S)
+        assert pod.feed.state == "exact"
 
 
 @pytest.mark.parametrize(
