@@ -206,9 +206,10 @@ class PrefixIndex:
         rows = self._pages.follow(keys[start:], row)
         known.strangers.expect(before)
         again = self._table.hold(rows, known.masks[PREDICTED])
-        longer = {row: until for row in again if (until := known.predicted.get(row, 0.0)) > expires}
-        known.predicted.update(dict.fromkeys(rows, expires))
-        known.predicted.update(longer)
+        predicted = known.predicted
+        longer = {row: until for row in again if (until := predicted.get(row, 0.0)) > expires} if again else {}
+        predicted.update(dict.fromkeys(rows, expires))
+        predicted.update(longer)
         if known.groups.states:
             self._table.hold(rows[-1:], known.masks[PROMISED])
         return self._expiring_at(expires, Prediction(pod, rows))

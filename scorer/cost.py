@@ -64,12 +64,7 @@ class FleetRate:
         weight = count * (predicted_s + _NOISE_S) ** -2
         if self.samples >= _FITS_AT_ONCE:  # before, factors are not known well enough
             seconds = max(0.0, (seconds - self.base_s) * self.factor / factor + self.base_s)
-        row = (1.0, tokens / _UNITS[1], tokens * middle / _UNITS[2])
-        for one in range(3):
-            self._targets[one] = forget * self._targets[one] + weight * row[one] * seconds
-            squares = self._squares[one]
-            for other in range(3):
-                squares[other] = forget * squares[other] + weight * row[one] * row[other]
+        self._add(weight, tokens / _UNITS[1], tokens * middle / _UNITS[2], seconds, forget)
         self.samples += 1
         if self.samples < _FITS_AT_ONCE or self.samples % _FIT_EVERY == 0:
             self._fit()
@@ -79,6 +74,21 @@ class FleetRate:
         weight = (self.base_s + _NOISE_S) ** -2
         self._squares[0][0] += weight
         self._targets[0] += weight * max(0.0, seconds)
+
+    def _add(self, weight: float, one: float, two: float, seconds: float, forget: float) -> None:
+        """One more row (1, one, two) that sums up to `seconds`; written out, as most requests come by."""
+        base, token, position = self._squares
+        weight_one, weight_two = weight * one, weight * two
+        base[0] = forget * base[0] + weight
+        base[1] = token[0] = forget * base[1] + weight_one
+        base[2] = position[0] = forget * base[2] + weight_two
+        token[1] = forget * token[1] + weight_one * one
+        token[2] = position[1] = forget * token[2] + weight_one * two
+        position[2] = forget * position[2] + weight_two * two
+        targets = self._targets
+        targets[0] = forget * targets[0] + weight * seconds
+        targets[1] = forget * targets[1] + weight_one * seconds
+        targets[2] = forget * targets[2] + weight_two * seconds
 
     def _fit(self) -> None:
         """The best of the shapes in which nothing is negative."""
@@ -133,8 +143,10 @@ class PrefillRate:
 
     def look(self) -> None:
         """Have in `per_token` and `per_position` what is believed now."""
-        factor, fleet = self.slowness(), self.fleet
-        self.per_token, self.per_position = factor * fleet.per_token, factor * fleet.per_position
+        fleet = self.fleet
+        if self._at != fleet.samples:
+            self._fade()
+        self.per_token, self.per_position = self.factor * fleet.per_token, self.factor * fleet.per_position
 
     def cost_s(self, tokens: float, start: int = 0) -> float:
         """Predicted seconds of prefill of `tokens` uncached tokens behind `start` cached ones."""
@@ -189,12 +201,9 @@ def _solve(squares: list[list[float]], targets: list[float], shape: tuple[int, .
     size = len(shape)
     for place, one in enumerate(shape):
         rows[place][place] *= 1.0 + _SHRINK[one]
-    for place in range(size):
-        best = max(range(place, size), key=lambda row: abs(rows[row][place]))
-        if abs(rows[best][place]) < _SINGULAR:
+    for place, pivot in enumerate(rows):  # in their order: sums of squares need no other
+        if abs(pivot[place]) < _SINGULAR:
             return None
-        rows[place], rows[best] = rows[best], rows[place]
-        pivot = rows[place]
         for row in rows:
             if row is not pivot:
                 share = row[place] / pivot[place]
