@@ -398,9 +398,11 @@ class Feed:
     def _believe(self, event: Event) -> None:
         counts = self.counts
         if isinstance(event, BlockStored):
-            applied = self._index.apply(self.pod, event, self._adapter(event))
+            applied = self._index.apply(
+                self.pod, event, None if event.lora_id is None else self._adapter(event.lora_id)
+            )
             counts["stored"] += applied.stored
-            if applied.stored and event.tier == "gpu":
+            if applied.stored and event.tier == "gpu" and (event.block_size != self.grain or event.ahead is not None):
                 self._learn(event)
             if applied.refused:
                 counts["refused"] += applied.refused
@@ -450,9 +452,8 @@ class Feed:
 
     def _learn(self, event: BlockStored) -> None:
         """How its blocks are made: the store was of whole blocks of the indexed group."""
-        grain = event.block_size if event.ahead is None else event.grain
-        if grain != self.grain and len(event.tokens):
-            self.grain = grain
+        if event.grain != self.grain and len(event.tokens):
+            self.grain = event.grain
             self._guess()
 
     def _look_at_groups(self) -> None:
@@ -468,9 +469,9 @@ class Feed:
     def _guess(self) -> None:
         self.trust.guess(self._drafter, self.grain is not None and ahead_of(self.grain) > 0, self._unsure)
 
-    def _adapter(self, event: BlockStored) -> str | None:
-        number = event.lora_id
-        if number is None or not 0 < number <= len(self.adapters):
+    def _adapter(self, number: int) -> str | None:
+        """The name of an adapter of which an event gives only the number."""
+        if not 0 < number <= len(self.adapters):
             return None
         return self.adapters[number - 1]
 

@@ -147,8 +147,8 @@ class Ledger:
             if not row:
                 account.orphans.add(event)
                 return Applied(orphans=len(event.hashes)), ()
-        account.grain = event.grain
-        stored = self._enter(account, event, self._keys(account, event, row, lora), row)
+        account.grain = event.block_size if event.ahead is None else event.grain
+        stored = self._enter(account, event, self._keys(account, event, account.grain, row, lora), row)
         if stored == len(event.hashes):
             return Applied(stored), event.hashes
         self._refuse(account, event, stored, lora)
@@ -260,10 +260,11 @@ class Ledger:
         account.refused.lost += len(evicted)
         return len(evicted)
 
-    def _keys(self, account: Account, event: BlockStored, parent: int, lora: str | None) -> list[int]:
+    def _keys(self, account: Account, event: BlockStored, grain: Grain, parent: int, lora: str | None) -> list[int]:
         key, extras = self._table.pages.keys[parent] if parent else None, extras_of(event, lora)
-        account.special = account.special or extras is not None
-        return self._space.follow(event.covered(), event.grain, key, extras)
+        if extras is not None:
+            account.special = True
+        return self._space.follow(event.covered(), grain, key, extras)
 
     def _name(
         self,

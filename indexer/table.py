@@ -26,7 +26,7 @@ class Table:
 
     def hold(self, rows: Sequence[int], mask: int, instead_of: int = 0) -> list[int]:
         """Set the bits `mask` of rows, and clear those of `instead_of`; returns the rows that had them set before."""
-        if _many(rows):
+        if len(rows) >= _MANY and _differ(rows):
             return self._hold_many(rows, mask, instead_of)
         numbers, sets, masks = self.pages.sets, self.sets, self.sets.masks
         held: list[int] = []
@@ -60,7 +60,7 @@ class Table:
 
     def unhold(self, rows: Sequence[int], mask: int) -> None:
         """Clear the bits `mask` of rows; a page of which no row is held is given back."""
-        if _many(rows):
+        if len(rows) >= _MANY and _differ(rows):
             self._unhold_many(rows, mask)
             return
         numbers, sets, masks = self.pages.sets, self.sets, self.sets.masks
@@ -141,6 +141,6 @@ class Table:
                 pages.release(page)
 
 
-def _many(rows: Sequence[int]) -> bool:
-    """Are they enough for numpy, and all different?"""
-    return len(rows) >= _MANY and len(set(rows)) == len(rows)
+def _differ(rows: Sequence[int]) -> bool:
+    """Are they all different, as they must be for numpy?"""
+    return len(set(rows)) == len(rows)

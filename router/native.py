@@ -26,7 +26,7 @@ _HOT = {
     "router.endpoints": "data_plane",
     "router.prompts": "beginnings messages prompt rendering renderings",
     "router.proxy": "attempts proxy usage",
-    "router.server": "asgi connection exchange heads limits port",
+    "router.server": "connection exchange heads limits port",
     "router.tokens": "encoder given local recall safe_cuts",
     "router.upstream": "connection pool replies",
 }
