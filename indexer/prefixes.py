@@ -24,8 +24,8 @@ from indexer.match import Match, Pod
 from indexer.text_blocks import CUT_BYTES, Counter, Cutter, Family, Found, TextBlock, Variant
 
 # What these weigh beside the keys: measured with tracemalloc.
-_KEYS_BYTES = 200
-_ENDING_BYTES = 400
+KEYS_BYTES = 200
+ENDING_BYTES = 400
 
 VARIANTS_MAX = 16
 """Usual `variants_per_block_max`: nobody has asked for another."""
@@ -173,7 +173,7 @@ class PrefixStore:
             self._extend_keys(chain, variant)
             keys = np.frombuffer(b"".join([b.keys[variant] for b in chain]), dtype=np.uint64)
             ending = block.endings[variant] = Ending(keys, block.total, live=block.live)
-            self._weigh(block, _ENDING_BYTES + keys.nbytes)
+            self._weigh(block, ENDING_BYTES + keys.nbytes)
             self._shrink()
         return ending
 
@@ -262,15 +262,15 @@ class PrefixStore:
             if len(block.keys) >= self._limits.variants_per_block_max:
                 self._drop_variant(block, next(iter(block.keys)))
             block.keys[variant] = keys
-            self._weigh(block, _KEYS_BYTES + len(keys))
+            self._weigh(block, KEYS_BYTES + len(keys))
 
     def _drop_variant(self, block: TextBlock, variant: Variant) -> None:
-        weight = _KEYS_BYTES + len(block.keys.pop(variant))
+        weight = KEYS_BYTES + len(block.keys.pop(variant))
         ending = block.endings.pop(variant, None)
         if ending is not None:
             self.mappings.remove_all(ending, "lru")
             ending.live = False
-            weight += _ENDING_BYTES + ending.keys.nbytes
+            weight += ENDING_BYTES + ending.keys.nbytes
         self._weigh(block, -weight)
         self._evicted["variants"] += 1
 
@@ -314,7 +314,7 @@ class PrefixStore:
             nbytes = 8 * (blocks_in(head.total, variant[0]) - blocks_in(before, variant[0]))
             head.keys[variant] = keys[:nbytes]
             block.keys[variant] = keys[nbytes:]
-            head.nbytes += _KEYS_BYTES + nbytes
+            head.nbytes += KEYS_BYTES + nbytes
             self._weigh(block, -nbytes)
         self._forget(block, count)
         self._weigh(block, -4 * stop)

@@ -14,7 +14,7 @@ from router.core.fleet import Evidence, Pod
 from router.endpoints.answers import decision_answer
 from router.prompts.prompt import parse
 from scorer.pick import scored
-from tests.fakes.cores import NOBODY, SIZE, asked, core_of, store, tokens_of
+from tests.fakes.cores import NOBODY, SIZE, asked, core_of, joined_late, store, tokens_of
 from tests.fakes.peers import until
 from tests.fakes.probes import Told, probed
 
@@ -164,7 +164,7 @@ def test_unknown_history_is_proven_harmless() -> None:
     rank = core.fleet.pods["pod-0"].ranks[0]
     feed = rank.feed
     assert feed is not None
-    feed._stream.truncated = True
+    joined_late(feed)
     assert feed.state == "degraded" and not rank.tells
     core.release(core.route(asked(core, 9), NOBODY, 0.0), True, 0.0)
     core.index.expire(core.config.index.predicted_ttl + 1)
@@ -201,8 +201,8 @@ def test_counters_prove_a_stretch_that_was_all_ours() -> None:
 )  # fmt: skip
 def test_usage_of_one_prompt(more: bytes, alone: bool) -> None:
     """Siblings hit each other, and prompt_logprobs reads no cache."""
-    assert parse("/v1/completions", b'{"model":"m","prompt":"a"' + more + b"}").alone == alone
-    assert not parse("/v1/completions", b'{"model":"m","prompt":["a","b"]' + more + b"}").alone
+    assert parse("/v1/completions", b'{"model":"m","prompt":"a"' + more + b"}").is_alone == alone
+    assert not parse("/v1/completions", b'{"model":"m","prompt":["a","b"]' + more + b"}").is_alone
 
 
 async def test_a_pod_that_was_started_anew() -> None:
@@ -218,7 +218,7 @@ async def test_a_pod_that_was_started_anew() -> None:
         await until(lambda: pod.engine.get("started") == 2000.5)
         feed = pod.ranks[0].feed
         assert feed is not None and not pod.evidence.usage
-        await until(lambda: feed._stream.replaying)
+        await until(lambda: feed.replaying)
 
 
 async def test_counters_are_looked_at_where_responses_tell_nothing() -> None:

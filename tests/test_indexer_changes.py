@@ -64,8 +64,7 @@ def test_a_copy_that_follows_is_what_the_index_holds(seed: int) -> None:
     for step in range(350):
         walk.step()
         if step in (100, 180):  # rare by themselves
-            walk._predictions.clear()
-            (walk.clear if step == 100 else walk.drop)()
+            walk.do(walk.clear if step == 100 else walk.drop)
         for pod, changes in watched.items():
             copies[pod] = followed(copies[pod], changes.take())
             assert copies[pod] == copied(walk.index, pod, 7)

@@ -13,7 +13,7 @@ from indexer.blocks import Keys, KeySpace, Tokens
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored
 from indexer.index import PrefixIndex
 from indexer.match import Match
-from indexer.prefixes import _ENDING_BYTES, _KEYS_BYTES, PrefixLimits, PrefixStore
+from indexer.prefixes import ENDING_BYTES, KEYS_BYTES, PrefixLimits, PrefixStore
 from indexer.text_blocks import BLOCK_BYTES, CUT_BYTES, Family, Found, TextBlock, Variant
 from tests.fakes.limits import prefix_limits
 
@@ -83,8 +83,8 @@ def weighed(blocks: Iterable[TextBlock]) -> int:
     total = 0
     for block in blocks:
         total += BLOCK_BYTES + CUT_BYTES * len(block.cuts) + len(block.ids)
-        total += sum(_KEYS_BYTES + len(keys) for keys in block.keys.values())
-        total += sum(_ENDING_BYTES + ending.keys.nbytes for ending in block.endings.values())
+        total += sum(KEYS_BYTES + len(keys) for keys in block.keys.values())
+        total += sum(ENDING_BYTES + ending.keys.nbytes for ending in block.endings.values())
     return total
 
 
@@ -144,7 +144,7 @@ def test_texts_that_come_at_the_same_time_share_what_they_can() -> None:
             assert complete(store, found).tokens().tolist() == list(found.data)
             assert store.find_longest_tokens(family, found.data).whole is found.whole
         kept = dict.fromkeys(store._blocks.values())
-        assert store._text_bytes == weighed(kept)
+        assert store.nbytes - store.mappings.nbytes == weighed(kept)
         assert store.clear() == len(kept)
         assert store.nbytes == store.stats().blocks == 0
 
@@ -351,7 +351,7 @@ def test_any_history_gives_the_answers_of_the_moment(actions: list[tuple[str, by
         assert store.nbytes <= bytes_max
         kept = dict.fromkeys(store._blocks.values())
         assert store.stats().blocks == len(kept)
-        assert store._text_bytes == weighed(kept)
+        assert store.nbytes - store.mappings.nbytes == weighed(kept)
         assert sorted(store._blocks) == sorted(name for block in kept for name in block.names)
         assert all(block.live and (block.parent is None or block.parent.live) for block in kept)
         assert set(store._leaves) == {block for block in kept if not block.children}

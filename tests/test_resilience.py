@@ -464,7 +464,7 @@ async def test_all_that_is_accepted_is_bounded() -> None:
         client = Client(here.app, {}, {})
         await client.run()
         assert client.answer.status == 429
-        assert client._body is not None
+        assert not client.asked_for_body
         gate.release()
         gate.release()
         assert [(await task).status for task in tasks] == [200, 200]

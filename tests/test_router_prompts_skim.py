@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.errors import BadRequest
-from router.prompts import skim as module
 from router.prompts.decoding import fields_of
 from router.prompts.prompt import is_large, parse, parse_large
 from router.prompts.skim import skim
@@ -47,9 +46,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 @given(bodies(), st.sampled_from([1, 2, 3, 7, 64, 1 << 18]))
 def test_the_used_fields_are_what_a_decoder_has(body: bytes, piece_bytes: int) -> None:
     """Wherever a piece ends: in a string, behind a backslash, before the colon."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_PIECE_BYTES", piece_bytes)
-        assert fields_of(skim(body, MUCH).body) == fields_of(body)
+    assert fields_of(skim(body, MUCH, piece_bytes).body) == fields_of(body)
 
 
 @pytest.mark.parametrize(

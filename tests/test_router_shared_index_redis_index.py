@@ -19,7 +19,7 @@ from router.core.decision import Asked, Core
 from router.core.fleet import RankId
 from router.shared_index.mirror import Mirror, named
 from router.shared_index.redis_index import WRITE_BLOCKS_MAX, Write, hit_of
-from tests.fakes.cores import NOBODY, SIZE, asked, core_of, held, store
+from tests.fakes.cores import NOBODY, SIZE, asked, core_of, held, joined_late, nothing, store
 
 POD = RankId("pod-0", 0)
 
@@ -149,14 +149,14 @@ def test_only_what_is_known_exactly_is_wanted() -> None:
     pod, other, _ = core.fleet.ranks
     mirror = Mirror(core.index, core.fleet, 1000, 30.0)
     assert other.feed is not None and pod.feed is not None
-    other.feed._reasons["something"] = None
+    joined_late(other.feed)
     assert sorted(mirror.sort()[0]) == [POD, RankId("pod-2", 0)]
     mirror.own(POD)
     assert mirror.sort() == ([RankId("pod-2", 0)], [POD], [])
     assert pod.feed.connected(1.0) is not None and pod.feed.state == "degraded"
     assert mirror.sort()[1:] == ([POD], [])
     pod.feed.replay_ended(False, 2.0)
-    pod.feed._stream.truncated = True
+    joined_late(pod.feed)
     assert mirror.sort()[1:] == ([], [POD])
 
 
@@ -269,7 +269,7 @@ def test_a_reread_feed_starts_over() -> None:
     feed = rank.feed
     assert feed is not None
     store(core, "pod-0", 1)
-    feed._stream.expected = 7
+    feed.frame(0, nothing(1.0), 1.0)
     feed.reread()
     assert held(core, "pod-0", 1) == 0 and feed.state == "degraded" and feed.truncated
     assert feed.mend(1.0) == 0 and feed.mend(2.0) is None

@@ -62,17 +62,19 @@ async def test_growing_prompts_are_encoded_exactly(
     """Turn by turn, and the same prompt again, with and without special tokens, in small and large stores."""
     whole = HFTokenizer.from_file(str(folder / "tokenizer.json"))
     for bytes_max in (50_000_000, 40_000, 0):
-        encoder = an_encoder(folder, pool, limits, a_store(bytes_max))
+        store = a_store(bytes_max)
+        encoder = an_encoder(folder, pool, limits, store)
         for text in conversation(folder, 25):
             for special in (False, True, False):
                 await same(encoder, whole, Rendered(text, special), 16)
-        assert encoder._store.failures == 0
+        assert store.failures == 0
 
 
 @pytest.mark.parametrize("kept", [1, 2, 7, 30, 100_000])
 async def test_truncation_keeps_the_last_tokens(kept: int, pool: ThreadPoolExecutor) -> None:
     """BOS counts and stays in front; a limit above the prompt's length changes nothing."""
-    encoder = an_encoder(TINY_LLAMA, pool, tokens_limits())
+    store = a_store()
+    encoder = an_encoder(TINY_LLAMA, pool, tokens_limits(), store)
     text = "Some words of a prompt that is too long, " * 4
     for special in (True, False):
         full = (await encoder.encode(Rendered(text, special), 16)).tokens.tolist()
@@ -80,7 +82,7 @@ async def test_truncation_keeps_the_last_tokens(kept: int, pool: ThreadPoolExecu
         encoded = await encoder.encode(Rendered(text, special, kept), 16)
         assert encoded.tokens.tolist() == kept_ids
         assert encoded.keys.tolist() == SPACE.chain(np.array(kept_ids, np.uint32), 16).tolist()
-    assert encoder._store.failures == 0
+    assert store.failures == 0
 
 
 async def test_known_text_needs_no_await(pool: ThreadPoolExecutor) -> None:
@@ -138,7 +140,8 @@ async def test_a_cancelled_request_gives_back_its_bound(pool: ThreadPoolExecutor
 
 async def test_many_prompts_at_once(pool: ThreadPoolExecutor) -> None:
     """Requests that share a beginning, and are tokenized at the same time, get their own tokens each."""
-    encoder = an_encoder(TINY_QWEN, pool, POOLED, a_store(200_000))
+    store = a_store(200_000)
+    encoder = an_encoder(TINY_QWEN, pool, POOLED, store)
     prompts = ["shared beginning, word by word. " * 30 + f"and prompt {n} " * (n % 7 * 20) for n in range(40)]
     answers = await asyncio.gather(*(encoder.encode(Rendered(text), 16) for text in prompts))
     tokenizer = Tokenizer(TINY_QWEN)
@@ -146,7 +149,7 @@ async def test_many_prompts_at_once(pool: ThreadPoolExecutor) -> None:
         expected = tokenizer.encode(text, False)
         assert encoded.tokens.tolist() == expected.tolist()
         assert encoded.keys.tolist() == SPACE.chain(expected, 16).tolist()
-    assert encoder._store.failures == 0
+    assert store.failures == 0
 
 
 @pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
@@ -167,10 +170,11 @@ class Failing(Tokenizer):
 @pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
 async def test_a_fault_of_the_store_costs_no_answer(limits: TokensLimits, pool: ThreadPoolExecutor) -> None:
     """The prompt is encoded without it, and the fault is counted."""
-    encoder = an_encoder(TINY_LLAMA, pool, limits, broken_store(SPACE))
+    store = broken_store(SPACE)
+    encoder = an_encoder(TINY_LLAMA, pool, limits, store)
     whole = HFTokenizer.from_file(str(TINY_LLAMA / "tokenizer.json"))
     await same(encoder, whole, Rendered("Some words.", True), 2)
-    assert encoder._store.failures > 0
+    assert store.failures > 0
 
 
 @pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])

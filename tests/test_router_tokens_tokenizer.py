@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from router.errors import ConfigError
 from router.tokens.conversion import overlapping
-from router.tokens.tokenizer import Tokenizer, _surely_nfc
+from router.tokens.tokenizer import Tokenizer, surely_nfc
 from tests.fakes.hostile import TINY_LLAMA, TINY_QWEN, gpt2_style, texts
 
 SMALL_WINDOW_BYTES = 16  # many cuts in short texts
@@ -111,8 +111,8 @@ def test_long_runs_have_the_same_ids() -> None:
 
 def test_newer_scripts_are_composed_by_the_library() -> None:
     """Letters that compose in a later Unicode than Python's are left to the library that pods use."""
-    assert _surely_nfc("caf\u00e9 \u4e2d") and not _surely_nfc("cafe\u0301")
-    assert not _surely_nfc("\U00016d63\U00016d67")
+    assert surely_nfc("caf\u00e9 \u4e2d") and not surely_nfc("cafe\u0301")
+    assert not surely_nfc("\U00016d63\U00016d67")
 
 
 def test_beginning_and_end_tokens_are_added_where_asked_for(gpt2_folder: Path) -> None:

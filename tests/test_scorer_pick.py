@@ -10,7 +10,7 @@ import pytest
 from scorer.candidates import Candidate
 from scorer.pick import pick, scored
 from scorer.policies import POLICIES, PolicyName, Settings
-from tests.fakes.candidates import _TOKEN_S, a_candidate
+from tests.fakes.candidates import TOKEN_S, a_candidate
 
 
 def _best(candidates: list[Candidate], policy: PolicyName = "predicted-ttft", turn: int = 0) -> int:
@@ -35,7 +35,7 @@ def test_room_is_worth_something() -> None:
 def test_unless_its_backlog_outweighs_what_it_saves() -> None:
     """A holder that is busy for longer than its blocks are worth to the fleet is left alone."""
     settings = Settings()
-    saved_s = 7000 * _TOKEN_S * (1 + settings.beta)
+    saved_s = 7000 * TOKEN_S * (1 + settings.beta)
     for backlog_s, expected in ((0.9 * saved_s, 1), (1.3 * saved_s, 0)):
         assert _best([a_candidate(0), a_candidate(1, 7000, backlog_s=backlog_s)]) == expected
     chosen = pick([a_candidate(0), a_candidate(1, 7000, backlog_s=2 * saved_s)], settings, 0)
@@ -51,7 +51,7 @@ def test_beta_weighs_the_work_of_the_fleet() -> None:
 
 def test_a_slow_pod_is_dear() -> None:
     """Speeds are each pod's own: half of the prefix on a pod ten times slower is not worth it."""
-    assert _best([a_candidate(0), a_candidate(1, 4000, token_s=10 * _TOKEN_S)]) == 0
+    assert _best([a_candidate(0), a_candidate(1, 4000, token_s=10 * TOKEN_S)]) == 0
 
 
 def test_a_far_tier_is_worth_less() -> None:
@@ -75,9 +75,9 @@ def test_ties_rotate(policy: PolicyName) -> None:
 
 def test_speeds_are_not_known_to_the_percent() -> None:
     """Of two pods whose speeds were measured 5% apart neither gets all; a prefix of one of them is followed."""
-    candidates = [a_candidate(0), a_candidate(1, token_s=1.05 * _TOKEN_S)]
+    candidates = [a_candidate(0), a_candidate(1, token_s=1.05 * TOKEN_S)]
     assert Counter(_best(candidates, turn=turn) for turn in range(10)) == {0: 5, 1: 5}
-    holder = [a_candidate(0), a_candidate(1, 400, token_s=1.05 * _TOKEN_S)]
+    holder = [a_candidate(0), a_candidate(1, 400, token_s=1.05 * TOKEN_S)]
     assert {_best(holder, turn=turn) for turn in range(10)} == {1}
 
 
@@ -120,7 +120,7 @@ def test_scores_are_shares_of_the_best(policy: PolicyName) -> None:
                 requests=rng.randrange(40),
                 prefill_tokens=rng.randrange(100_000),
                 backlog_s=rng.choice((0.0, 1e-6, 0.3, 1000.0)),
-                token_s=rng.choice((1e-9, _TOKEN_S, 1.0)),
+                token_s=rng.choice((1e-9, TOKEN_S, 1.0)),
             )
             for number in range(rng.randint(1, 9))
         ]

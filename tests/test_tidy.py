@@ -82,6 +82,21 @@ STORIES = {
 }  # fmt: skip
 """Test modules that are named after what happens, as no one module does it: `tests/test_<story>.py`."""
 
+PRIVATE = {
+    ("test_indexer_prefixes", "_blocks"): "that its tables agree after every step is what the store stands on",
+    ("test_indexer_prefixes", "_leaves"): "as _blocks",
+    ("test_router_config_settings", "_front"): "which limits a port of the process got is not told otherwise",
+    ("test_router_proxy_proxy", "_unwatched"): "what is over leaves nothing behind, and nobody else can see it",
+    ("test_router_proxy_waiting_room", "_flows"): "as _unwatched",
+    ("test_router_proxy_waiting_room", "_levels"): "as _unwatched",
+    ("test_router_proxy_waiting_room", "_of_flow"): "as _unwatched",
+    ("test_router_proxy_waiting_room", "_of_group"): "as _unwatched",
+}  # fmt: skip
+"""What tests see of our classes that others must not: the test, the name, the reason."""
+
+_PUBLIC = {"_replace", "_asdict", "_fields", "_make"}  # of named tuples: documented, and called so for want of others
+_REACHING = {"getattr", "setattr", "delattr", "hasattr", "object", "multiple"}  # the last two: of unittest.mock.patch
+
 _EMPTY_NAMES = {"util", "helper", "manager", "base", "common", "misc"}
 
 
@@ -307,6 +322,31 @@ def no_second_defaults(source: Source) -> Iterator[str]:
                     yield f"{source.path}:{field.lineno} {ast.unparse(field.target)} has a default"
 
 
+def private(source: Source) -> Iterator[str]:
+    """Tests see of a module what others see of it. (Rule 10.) A class of the test itself may have names of its own."""
+    for line, name in private_names(source):
+        if (source.path.stem, name) not in PRIVATE:
+            yield f"{source.path}:{line} touches {name}"
+
+
+def private_names(source: Source) -> Iterator[tuple[int, str]]:
+    """Line and name of what is reached into, be it by a text."""
+    nodes = list(ast.walk(source.tree))
+    own = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    own |= {node.name for node in nodes if isinstance(node, _FUNCTIONS)}
+    for node in nodes:
+        names = []
+        if isinstance(node, ast.Attribute) and not (node.attr in own and ast.unparse(node.value) in ("self", "cls")):
+            names = [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in _REACHING:
+            names = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+        for name in (name.rpartition(".")[2] for name in names):
+            if name.startswith("_") and not name.startswith("__") and name not in _PUBLIC:
+                yield node.lineno, name  # type: ignore[attr-defined]
+
+
 # --- held ---
 
 
@@ -326,6 +366,7 @@ def no_second_defaults(source: Source) -> Iterator[str]:
         (said_of_tests, ("tests",)),
         (named_after, ("tests",)),
         (alone, _TESTS),
+        (private, _TESTS[:-1]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "-".join(value),
 )
@@ -390,6 +431,12 @@ def test_stories_are_there() -> None:
         assert story not in MODULES and not story.startswith(tuple(f"{package}_" for package in PACKAGES)), story
 
 
+def test_what_is_private_is_needed() -> None:
+    """No name is left in the list when its test no longer touches it."""
+    touched = {(source.path.stem, name) for source in sources(*_TESTS[:-1]) for _, name in private_names(source)}
+    assert set(PRIVATE) <= touched
+
+
 # --- shown to catch ---
 
 _BAD: list[tuple[Rule, str, str]] = [
@@ -446,6 +493,13 @@ _BAD: list[tuple[Rule, str, str]] = [
     (named_after, "tests/test_something.py", ""),
     (named_after, "tests/peers.py", ""),
     (alone, "tests/test_x.py", "from tests.test_y import Walk"),
+    (private, "tests/test_x.py", "assert not queue._flows"),
+    (private, "tests/test_x.py", "here.front.limits._seen.clear()"),
+    (private, "tests/test_x.py", "from router.process import _front"),
+    (private, "tests/test_x.py", "class C(Pool):\n    def f(self):\n        return self._idle"),
+    (private, "tests/test_x.py", "class C:\n    def f(self, other):\n        self._x = other._x"),
+    (private, "tests/test_x.py", "monkeypatch.setattr(module, '_LIMIT', 1)"),
+    (private, "tests/fakes/x.py", "mock.patch.object(module, 'Pool._idle')"),
     (alone, "tests/fakes/x.py", "import tests.test_y as y"),
     (alone, "tests/test_x.py", "from tests.peers import peer"),
     (alone, "tests_redis/test_x.py", "def f():\n    from tests import test_y"),
@@ -502,6 +556,10 @@ def test_tests_not_caught() -> None:
     text = "from tests.fakes.peers import peer\nfrom tests_redis.conftest import Server\nimport pytest"
     assert list(named_after(parsed("tests/fakes/peers.py", text))) == []
     assert list(alone(parsed("tests_redis/test_x.py", text))) == []
+    text = (
+        "class C:\n    def f(self):\n        self._x = limits._replace(a=1)\n        return self._f(self._x.__dict__)"
+    )
+    assert list(private(parsed("tests/test_x.py", text + "\n    def _f(self, x): ..."))) == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

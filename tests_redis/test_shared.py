@@ -74,7 +74,7 @@ class SharedWalk(Walk):
         super().drop()
         self.dropped += before - set(self.index.pods)  # type: ignore[arg-type]
 
-    def _pod(self) -> Any:
+    def any_pod(self) -> Any:
         return self.rng.choices(PODS, (6, 3, 1, 1))[0]
 
     async def write(self, index: SharedIndex) -> None:
@@ -100,9 +100,9 @@ class SharedWalk(Walk):
         for twin in self.twin.pods.values():
             twin.predicted = {}
         for chain in self.rng.sample(self.chains, min(2, len(self.chains))):
-            hits = await index.match(SPACE.chain(self._tokens(chain), self.size), [named(pod) for pod in PODS])
+            hits = await index.match(SPACE.chain(self.tokens(chain), self.size), [named(pod) for pod in PODS])
             assert len(hits) == len(PODS)
-            expected = self._expected(chain)
+            expected = self.expected(chain)
             assert hits == {named(pod): expected.get(pod, Hit(0, 0)) for pod in PODS}  # type: ignore[call-overload]
             self.compared += sum(hit.blocks > 0 for hit in hits.values())
         for pod, twin in self.twin.pods.items():
@@ -122,8 +122,7 @@ async def test_answers_as_the_twin_of_the_index(
         for step in range(steps):
             walk.step()
             if step % 40 == 30:
-                walk._predictions.clear()
-                (walk.drop if step % 80 == 30 else walk.clear)()
+                walk.do(walk.drop if step % 80 == 30 else walk.clear)
             await walk.write(writer)
             await walk.compare(reader)
         assert walk.compared > steps / 2

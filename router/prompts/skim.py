@@ -53,7 +53,7 @@ class Skimmed(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def skim(body: bytes, weight_max: int) -> Skimmed:
+def skim(body: bytes, weight_max: int, piece_bytes: int = _PIECE_BYTES) -> Skimmed:
     """The used fields of a large object, which weigh up to `weight_max` bytes together when they are decoded.
 
     Raises BadRequest for what has no object's beginning and end, as far as that can be seen: what is left out is not
@@ -61,7 +61,7 @@ def skim(body: bytes, weight_max: int) -> Skimmed:
     """
     if not _OPENS(body, len(_BOM) if body.startswith(_BOM) else 0):
         raise BadRequest("the body is not a JSON object")
-    marks = _marks(body)
+    marks = _marks(body, piece_bytes)
     kept: dict[str, tuple[int, int, int]] = {}
     for (begin, before), (end, after) in pairwise(marks):
         name, start = _name(body, begin + 1, end)
@@ -88,14 +88,12 @@ def _name(body: bytes, begin: int, end: int) -> tuple[str, int]:
         return "", end
 
 
-def _marks(body: bytes) -> list[tuple[int, int]]:
+def _marks(body: bytes, piece_bytes: int) -> list[tuple[int, int]]:
     """The places of the object's brace, its commas and its closing brace, and the weight of all up to there."""
     marks: list[tuple[int, int]] = []
     reader = _Reader()
-    for start in range(0, len(body), _PIECE_BYTES):
-        places, weights, closed = reader.read(
-            np.frombuffer(body, np.uint8, min(_PIECE_BYTES, len(body) - start), start)
-        )
+    for start in range(0, len(body), piece_bytes):
+        places, weights, closed = reader.read(np.frombuffer(body, np.uint8, min(piece_bytes, len(body) - start), start))
         marks += zip((places + start).tolist(), weights.tolist(), strict=True)
         if len(marks) > _FIELDS_MAX:
             raise BadRequest(f"the body has more than {_FIELDS_MAX} fields")

@@ -127,7 +127,7 @@ class Tokenizer:
         These are safe cuts, and `len(data)`. None in place of the counts: `count` tells what is wanted of them.
         """
         fast, text = self._fast, data.decode()
-        if fast is not None and (len(ends) == 1 or not self._nfc or _surely_nfc(text)):
+        if fast is not None and (len(ends) == 1 or not self._nfc or surely_nfc(text)):
             ids = self._encode_fast(fast.mine(), text)
             return ids, [len(ids)] if len(ends) == 1 else None
         parts = [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
@@ -145,7 +145,7 @@ class Tokenizer:
     def _encode_fast(self, fast: tiktoken.Encoding, text: str) -> Tokens:
         if len(text) > _TIKTOKEN_CHARS_MAX:
             return self._encode_whole(text)
-        if self._nfc and not _surely_nfc(text):
+        if self._nfc and not surely_nfc(text):
             return self._encode_composed(fast, text)
         special = self._special.findall(text)
         return fast.encode_to_numpy(text, allowed_special=set(special), disallowed_special=())
@@ -191,7 +191,7 @@ class Tokenizer:
                 raise NotExact("tiktoken gives other ids")
 
 
-def _surely_nfc(text: str) -> bool:
+def surely_nfc(text: str) -> bool:
     """Is `text` in NFC for every Unicode version? False where Python can't be sure."""
     return text.isascii() or (_NEWER.search(text) is None and unicodedata.is_normalized("NFC", text))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scorer.candidates import Candidate
 
 TOKENS = 8000
-_TOKEN_S = 1 / 8000
+TOKEN_S = 1 / 8000
 
 
 def a_candidate(number: int, matched: int = 0, worth: float | None = None, **load: float) -> Candidate:
@@ -18,6 +18,6 @@ def a_candidate(number: int, matched: int = 0, worth: float | None = None, **loa
         requests=int(load.get("requests", 0)),
         prefill_tokens=int(load.get("prefill_tokens", 0)),
         backlog_s=load.get("backlog_s", 0.0),
-        token_s=load.get("token_s", _TOKEN_S),
+        token_s=load.get("token_s", TOKEN_S),
         evicted=int(load.get("evicted", 0)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from indexer.blocks import Keys, KeySpace
@@ -34,6 +35,19 @@ def core_of(pods: int = 2, ranks: int = 1, feeds: bool = True, **sections: Any) 
         core.fleet.join(pod)
         core.fleet.learned_models(pod, [{"id": MODEL}])
     return core
+
+
+def nothing(clock: float) -> bytes:
+    """A batch without events."""
+    return msgspec.msgpack.encode([clock, [], 0])
+
+
+def joined_late(feed: Feed) -> None:
+    """What the pod still has of its feed begins in the middle: some of what it holds is not known."""
+    feed.connected(0.0)
+    feed.replayed(3, nothing(1.0), 0.0)
+    feed.replay_ended(True, 0.0)
+    assert feed.truncated
 
 
 def tokens_of(seed: int, count: int = 160) -> np.ndarray[Any, np.dtype[np.uint32]]:

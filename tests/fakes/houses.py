@@ -164,6 +164,10 @@ class Client:
         self._left.set()
 
     @property
+    def asked_for_body(self) -> bool:
+        return self._body is None
+
+    @property
     def started(self) -> bool:
         return bool(self._sent)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
@@ -52,6 +53,10 @@ class Walk:
             self.offload: 6, self.clear: 0.5, self.drop: 0.5, self.grow: 6,
         }  # fmt: skip
         chosen = self.rng.choices(list(operations), list(operations.values()))[0]
+        self.do(chosen)
+
+    def do(self, chosen: Callable[[], None]) -> None:
+        """One of the operations."""
         if chosen.__name__ not in ("store", "predict", "settle", "grow"):
             self._predictions.clear()  # a row may belong to another block from now on
         self.seen[chosen.__name__] += 1
@@ -60,14 +65,14 @@ class Walk:
     def check(self) -> None:
         """All that can be asked is answered as the twin would."""
         for chain in self.rng.sample(self.chains, min(3, len(self.chains))):
-            match = self.index.match(SPACE.chain(self._tokens(chain), self.size))
-            assert match.hits == self._expected(chain)
+            match = self.index.match(SPACE.chain(self.tokens(chain), self.size))
+            assert match.hits == self.expected(chain)
             assert match.blocks == len(chain) and self.index.unchanged(match)
             self.matches.append((match, chain))
         for match, chain in self.matches:
             if self.index.unchanged(match):
                 self.seen["unchanged"] += 1
-                assert match.hits == self._expected(chain)
+                assert match.hits == self.expected(chain)
             else:
                 self.seen["may have changed"] += 1
         self.matches = self.rng.sample(self.matches, min(8, len(self.matches)))
@@ -89,7 +94,7 @@ class Walk:
             self.chains.pop(rng.randrange(len(self.chains)))
 
     def store(self) -> None:
-        rng, pod = self.rng, self._pod()
+        rng, pod = self.rng, self.any_pod()
         chain, nodes = self._chain()
         start = 0
         if rng.random() < 0.6:
@@ -104,7 +109,7 @@ class Walk:
         event = BlockStored(
             hashes,
             parent,
-            self._tokens(chain[start:stop]),
+            self.tokens(chain[start:stop]),
             self.size,
             self._tier(),
         )
@@ -118,20 +123,20 @@ class Walk:
     def offload(self) -> None:
         """Blocks without tokens: some that the pod holds elsewhere, some that nobody knows."""
         tiers: tuple[Tier, ...] = ("cpu", "disk")
-        pod, tier = self._pod(), self.rng.choice(tiers)
+        pod, tier = self.any_pod(), self.rng.choice(tiers)
         _, nodes = self._chain()
         some = self.rng.sample(nodes, min(len(nodes), 20))
         hashes = [self._hash(pod, node, 0) for node in some]
         if self.full:  # there is no room for what is known from memory only
             hashes = [engine_hash for engine_hash in hashes if engine_hash not in self.twin.pod(pod).lately]
-        event = BlockStored(hashes, None, self._tokens([]), self.rng.choice((0, self.size)), tier)
+        event = BlockStored(hashes, None, self.tokens([]), self.rng.choice((0, self.size)), tier)
         hidden = sum(not self.twin.pod(pod).named(engine_hash, tier) for engine_hash in hashes)
         applied = self.index.apply(pod, event)
         assert applied.stored == self.twin.store(pod, event) and applied.hidden == hidden
 
     def remove(self) -> None:
         """Copies in any order: tails, holes, parents before their children, orphans, and blocks never stored."""
-        rng, pod, tier = self.rng, self._pod(), self._tier()
+        rng, pod, tier = self.rng, self.any_pod(), self._tier()
         twin = self.twin.pods.get(pod)
         known = list(twin.tiers.get(tier, {})) if twin is not None else []
         waiting = [h for event in twin.waiting for h in event.hashes] if twin is not None else []
@@ -145,10 +150,10 @@ class Walk:
         assert self.index.apply(pod, event).removed == self.twin.remove(pod, event)
 
     def predict(self) -> None:
-        rng, pod = self.rng, self._pod()
+        rng, pod = self.rng, self.any_pod()
         chain, nodes = self._chain()
         start = self._leading(pod, nodes) if rng.random() < 0.8 else rng.randrange(len(nodes))
-        keys = SPACE.chain(self._tokens(chain), self.size)
+        keys = SPACE.chain(self.tokens(chain), self.size)
         expires = self.now + rng.random() * 10
         prediction = self.index.predict(pod, keys, start, expires)
         assert self.full or len(prediction.rows) == len(nodes) - start
@@ -174,23 +179,23 @@ class Walk:
         self.index.sweep(self.rng.choice((1, 10, 500)))
 
     def clear(self) -> None:
-        pod = self._pod()
+        pod = self.any_pod()
         tiers: tuple[Tier, ...] = ("gpu", "cpu", "disk")
         tier = self.rng.choice(tiers)
         self.index.apply(pod, AllBlocksCleared(tier))
         self.twin.clear(pod, tier)
 
     def drop(self) -> None:
-        pod = self._pod()
+        pod = self.any_pod()
         self.index.drop(pod)
         self.twin.pods.pop(pod, None)
 
     # --- material ---
 
-    def _expected(self, chain: list[int]) -> dict[str, Hit]:
-        return self.twin.match(self._tokens(chain).tolist(), self.size)
+    def expected(self, chain: list[int]) -> dict[str, Hit]:
+        return self.twin.match(self.tokens(chain).tolist(), self.size)
 
-    def _pod(self) -> str:
+    def any_pod(self) -> str:
         """In a full index one pod only: several would give up blocks for each other's sake."""
         if self.full:
             return PODS[0]
@@ -200,9 +205,9 @@ class Walk:
         if not self.chains:
             self.grow()
         chain = self.rng.choice(self.chains)
-        return chain, self.twin.path(self._tokens(chain).tolist(), self.size)
+        return chain, self.twin.path(self.tokens(chain).tolist(), self.size)
 
-    def _tokens(self, chain: list[int]) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    def tokens(self, chain: list[int]) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
         return np.repeat(np.array(chain, np.uint32), self.size)
 
     def _tier(self) -> Tier:
