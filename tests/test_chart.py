@@ -331,6 +331,23 @@ def test_engine_refuses_bad_values(tmp_path: Path, values: dict[str, Any]) -> No
 
 
 @engine
+def test_pods_of_kubernetes(tmp_path: Path) -> None:
+    """With them, and only with them, the gateway has a token, and a Role that lets it list and watch pods."""
+    found = {"kubernetes": {"selector": "app=vllm", "namespace": "inference", "service": None}}
+    objects = installed(tmp_path, {"config": {"discovery": found}})
+    assert objects["Deployment"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
+    role, binding = objects["Role"], objects["RoleBinding"]
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "inference"
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"][0]["name"] == objects["ServiceAccount"]["metadata"]["name"]
+    config = config_of(objects, tmp_path)
+    assert config.discovery.kubernetes is not None and config.discovery.kubernetes.selector == "app=vllm"
+    service = installed(tmp_path, {"config": {"discovery": {"kubernetes": {"service": "vllm"}}}})["Role"]["rules"]
+    assert service[1] == {"apiGroups": [""], "resources": ["services"], "resourceNames": ["vllm"], "verbs": ["get"]}
+
+
+@engine
 def test_notes_say_what_is_missing(tmp_path: Path) -> None:
     """The notes warn of no pods, of open operators' endpoints and of an open data plane, and only then."""
     bare, full = (helm(tmp_path, "install", values)["info"]["notes"] for values in ({}, FULL))
