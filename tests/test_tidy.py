@@ -62,6 +62,7 @@ STORIES = {
     "gateway_bound": "the whole gateway, before pods that connect to it",
     "gateway_bytes": "the whole gateway between raw clients and raw pods",
     "gateway_faults": "the whole gateway before pods with faults",
+    "growth": "a year of coming and going, over all tables of a gateway",
     "lower_tiers": "one fact of events, from the wire to the holders",
     "offloading": "the whole gateway before pods with an offloading tier",
     "package": "tests the distribution",

@@ -26,6 +26,7 @@ from tests_chaos.troubles import Span, carry_out, plan
 from tests_soak.mixture import Mixture
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "60"))
+EVERY_S = 7.0  # between two troubles: a pod that was killed is back when its turn comes again
 WARM_ROUNDS = 2  # all that fills up in time is full then
 MEMORY_SLACK_BYTES = 12 * 2**20  # as large bodies come and go, the allocator keeps more or less of them
 FILES_SLACK = 4
@@ -87,7 +88,9 @@ async def test_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
                 pod.options = (*PACE, "--lora", f"adapter-{seed}")
             load, mixture = Load(served.url, seed), Mixture(served, seed)
             turns = plan(seed, len(fleet))
-            await mixture.during(lambda load=load, turns=turns: load.during(lambda: carry_out(turns, fleet, spans)))  # type: ignore[misc]
+            await mixture.during(
+                lambda load=load, turns=turns: load.during(lambda: carry_out(turns, fleet, spans, EVERY_S))
+            )  # type: ignore[misc]
             assert load.sent == len(load.told)
             ends.update(one.end for one in load.told)
             mixed.update(mixture.ends)

@@ -311,9 +311,18 @@ class Encoding:
         ladders = self._core.fleet.ladders
         ladder = ladders.get(base)
         if ladder is None:
+            self._forget_bases()
             model = self._models.get(base)
             ladder = ladders[base] = Ladder(model.state if model is not None else None)
         return ladder
+
+    def _forget_bases(self) -> None:
+        """Of base models that no pod serves any more: a new one comes in their place."""
+        tables: tuple[dict[str, Any], ...] = (self._core.fleet.ladders, self._owns)
+        served = {"", *self._core.fleet.base_models()}
+        for table in tables:
+            for base in table.keys() - served:
+                del table[base]
 
     def _by_text(self, prompt: Prompt, served: Served | None, shape: Shape) -> Origin | None:
         """Of a prompt that no source tells the tokens of: one that was wrong may be tried on it."""

@@ -159,7 +159,7 @@ class GatewayProcess:
 
 @contextlib.contextmanager
 def gateway(
-    folder: Path, static: Sequence[dict[str, Any]], ready: bool = True, **sections: dict[str, Any]
+    folder: Path, static: Sequence[dict[str, Any]], ready: bool = True, **sections: Any
 ) -> Iterator[GatewayProcess]:
     """The gateway in front of `static` pods, configured by a file; its log is shown if something goes wrong.
 
@@ -171,10 +171,11 @@ def gateway(
         "gateway": {"host": "127.0.0.1", "port": port, **own},
         "discovery": {"static": list(static)},
         "models": [{"name": MODEL, "tokenizer": str(TOKENIZER)}],
-        **{name: {**_QUICK.get(name, {}), **sections.get(name, {})} for name in {*_QUICK, *sections}},
+        **sections,
+        **{name: {**quick, **sections.get(name, {})} for name, quick in _QUICK.items()},
     }
     if own.get("ops_port") == 0:
-        config["gateway"]["ops_port"] = ops_port  # type: ignore[index]
+        config["gateway"]["ops_port"] = ops_port
     file, log = folder / f"{port}.json", folder / f"{port}.log"
     file.write_text(json.dumps(config))
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WARMROUTE_")}
