@@ -26,6 +26,7 @@ from router.prompts.messages import (
     tool_dicts,
 )
 from router.prompts.prompt import Prompt, flag
+from router.prompts.request_templates import RequestEnvironment
 from router.prompts.templates import ChatEnvironment, ChatTemplate
 
 OWN_ENCODINGS = frozenset(("gpt_oss", "deepseek_v32", "deepseek_v4", "kimi_k3"))
@@ -97,6 +98,7 @@ class Renderer:
         self._request_templates: LRUCache[str, ChatTemplate] = LRUCache(options.request_templates_max)
         self._least_effort: str | None = None  # what stands for no thinking, once that was asked for
         self._environment: ChatEnvironment = ChatEnvironment(clock) if kin is None else kin._environment
+        self._of_requests: RequestEnvironment = RequestEnvironment(clock) if kin is None else kin._of_requests
         self._special_tokens: dict[str, str]
         self._templates: dict[str, ChatTemplate]
         self._tells_time: bool
@@ -251,7 +253,7 @@ class Renderer:
             if len(source) > self.options.request_template_chars_max:
                 raise RenderError("the request's chat template is too long")
             try:
-                template = ChatTemplate(source, self._environment, self.rules)
+                template = ChatTemplate(source, self._of_requests, self.rules)
             except (TemplateError, RecursionError) as error:
                 raise RenderError(f"the request's chat template can't be compiled: {error}") from None
             self._request_templates[source] = template

@@ -2,7 +2,7 @@
 
 A template is a program. Model folders are trusted as far as the pods trust them; a request's own template is the
 client's program. So loops, calls, `range` and repetition are counted against a budget of steps, and the output is
-cut off while it is made. What is not bounded: how fast a template can double a string of its own (`a ~ a`).
+cut off while it is made. What is not bounded here is the memory that a template takes: see `request_templates`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from router.prompts.messages import Format, Rules
 
-_STEPS = "steps "  # with a blank, so that no template can name it
+STEPS = "steps "  # with a blank, so that no template can name it
 _COUNTED = "counted "
 _BITS_MAX = 4_096  # of an integer that a template calculates: nobody counts further in a chat
 _DICT_NAMES = frozenset(dir(dict))
@@ -36,17 +36,25 @@ class TemplateTooLarge(TemplateError):
 class Steps:
     """A budget: what one rendering may still do."""
 
-    __slots__ = ("chars_max", "left")
+    __slots__ = ("call_cost", "chars_max", "left", "room")
 
-    def __init__(self, steps_max: int, chars_max: int) -> None:
+    def __init__(self, steps_max: int, chars_max: int, call_cost: int = 1) -> None:
+        """`call_cost`: steps of a call of something that the template itself defines."""
         self.left = steps_max
-        self.chars_max = chars_max
+        self.chars_max = self.room = chars_max
+        self.call_cost = call_cost
 
     def take(self, steps: int) -> None:
         """Raises TemplateTooLarge when less than that is left."""
         self.left -= steps
         if self.left < 0:
             raise TemplateTooLarge("the template works without end")
+
+    def make(self, chars: int) -> None:
+        """Raises TemplateTooLarge when less room than that is left for what is made, and need not be put out."""
+        self.room -= chars
+        if self.room < 0:
+            raise TemplateTooLarge("the template makes too much")
 
 
 class ChatTemplate:
@@ -57,7 +65,7 @@ class ChatTemplate:
         self.source = source
         self.content_format: Format = content_format(tree, rules)
         self.knows_developer = '"developer"' in source or "'developer'" in source
-        _count_loops(tree)
+        self._call_cost = environment.prepare(tree)
         # A plain dict of globals: a rendering copies it several times faster than Jinja's own chain of maps.
         self._template = Template.from_code(environment, environment.compile(tree), dict(environment.globals))
 
@@ -70,7 +78,7 @@ class ChatTemplate:
     def render(self, variables: Mapping[str, Any], steps_max: int, chars_max: int) -> str:
         """The text; raises TemplateTooLarge, or anything that the template's own mistakes raise."""
         template = self._template
-        context = template.new_context({**variables, _STEPS: Steps(steps_max, chars_max)})
+        context = template.new_context({**variables, STEPS: Steps(steps_max, chars_max, self._call_cost)})
         pieces = []
         chars = 0
         for piece in template.root_render_func(context):
@@ -94,6 +102,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda format: clock().strftime(format)
 
+    def prepare(self, tree: nodes.Template) -> int:
+        """Have it counted what a template does; returns what a call of its own parts costs."""
+        count_loops(tree, lambda loop: 1)
+        return 1
+
     def getattr(self, obj: Any, attribute: str) -> Any:
         # Same result as the sandbox's for plain dicts, without an exception raised and caught for each key.
         if type(obj) is dict and attribute not in _DICT_NAMES:
@@ -112,9 +125,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        context.parent[_STEPS].take(1)
+        context.parent[STEPS].take(1)
         if isinstance(function, LoopContext) and args:  # `loop(children)` of a recursive loop
-            args = (_counted(context, args[0]), *args[1:])
+            args = (_counted(context, args[0], context.parent[STEPS].call_cost), *args[1:])
         return super().call(context, function, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -123,7 +136,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         elif isinstance(left, int) and isinstance(right, int):
             too_much = _bits(left) + _bits(right) > _BITS_MAX
         else:
-            too_much = _repeated(left, right) > context.parent[_STEPS].chars_max
+            too_much = _repeated(left, right) > context.parent[STEPS].chars_max
         if too_much:
             raise TemplateTooLarge("a number or a repetition is too large")
         return super().call_binop(context, operator, left, right)
@@ -166,26 +179,27 @@ def _raise_exception(message: str) -> None:
 
 
 @pass_context
-def _counted(context: Context, iterable: Any) -> Any:
+def _counted(context: Context, iterable: Any, weight: int = 1) -> Any:
     """What a loop goes over, its length taken from the budget at once, or step by step where it has none."""
-    steps: Steps = context.parent[_STEPS]
+    steps: Steps = context.parent[STEPS]
     try:
-        steps.take(len(iterable))
+        steps.take(weight * len(iterable))
     except TypeError:
-        return _step_by_step(iterable, steps)
+        return _step_by_step(iterable, steps, weight)
     return iterable
 
 
-def _step_by_step(iterable: Iterable[Any], steps: Steps) -> Iterator[Any]:
+def _step_by_step(iterable: Iterable[Any], steps: Steps, weight: int) -> Iterator[Any]:
     for value in iterable:
-        steps.take(1)
+        steps.take(weight)
         yield value
 
 
-def _count_loops(tree: nodes.Template) -> None:
-    """Make every `for` of the template go through `_counted`."""
+def count_loops(tree: nodes.Template, weight: Callable[[nodes.For], int]) -> None:
+    """Make every `for` of the template go through `_counted`; `weight`: the steps of one round."""
     for loop in tree.find_all(nodes.For):
-        loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
+        weighed: list[nodes.Expr] = [nodes.Const(weight(loop))]
+        loop.iter = nodes.Filter(loop.iter, _COUNTED, weighed, [], None, None, lineno=loop.lineno)
 
 
 class _Unclear(Exception):
