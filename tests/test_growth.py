@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 
 from indexer.events import BlockStored
 from indexer.feed import Feed
+from router.config.gateway import GatewayConfig
 from router.config.settings import Config
 from router.core.decision import Core
 from router.core.fleet import Pod, Rank, RankId
@@ -65,7 +66,7 @@ class Year:
     def __init__(self) -> None:
         self.service = Service(Config.model_validate(CONFIG))
         self.core: Core = self.service.core
-        self.front = Front(ServingLimits(connections_max=100, connections_per_client_max=5))
+        self.front = Front(ServingLimits.of(GatewayConfig(connections_max=100, connections_per_client_max=5)))
         self.uvicorn = uvicorn.Config("")
         self.uvicorn.loaded_app = None
         self.now = 0.0
