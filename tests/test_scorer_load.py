@@ -182,3 +182,40 @@ def test_nothing_is_left_after_any_order_of_ends() -> None:
         for ticket in out:
             load.release(ticket)
         assert _idle(load)
+
+
+def test_a_late_first_byte_moves_what_follows() -> None:
+    """A prefill that took longer than it was thought to: what waits behind it starts only now."""
+    load = _load()
+    late, _ = load.admit(1000, 0.0), load.admit(1000, 0.0)
+    load.first_byte(late, 5.0, measured=True)
+    assert load.backlog_s(5.0) == pytest.approx(1.0)
+
+
+def test_an_early_first_byte_says_that_all_before_is_done() -> None:
+    """Prefills come one after the other: what was taken before the one that is done does not count again."""
+    load = _load()
+    _, early, _ = load.admit(1000, 0.0), load.admit(10_000, 0.0), load.admit(1000, 0.0)
+    load.first_byte(early, 0.5, measured=False)
+    assert load.backlog_s(0.5) == pytest.approx(1.0)
+
+
+def test_what_waits_at_the_pod_is_no_less_than_what_was_promised() -> None:
+    """A look at the pod's queue raises the backlog, and never lowers it; without known costs it is none."""
+    load = _load()
+    for tokens in (2000, 1000):
+        load.admit(tokens, 0.0)
+    load.stated(1, 0.5)
+    assert load.backlog_s(0.5) == pytest.approx(2.5)
+    unknown = _load()
+    unknown.stated(3, 0.0)
+    assert unknown.backlog_s(0.0) == 0.0
+
+
+def test_others_requests_leave_nobody_alone() -> None:
+    """What waits at the pod and is not ours is taken to be like ours: who comes then does not teach a speed."""
+    load = _load()
+    load.first_byte(load.admit(1000, 0.0), 0.5, measured=False)
+    load.stated(2, 0.6)
+    assert load.backlog_s(0.6) == pytest.approx(2.0)
+    assert not load.admit(100, 0.6).alone
