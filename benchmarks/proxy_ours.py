@@ -17,7 +17,7 @@ from router.errors import BadRequest, NoFitPod
 from router.proxy.proxy import Outcome, Proxy
 from router.server.asgi import Headers, Receive, Scope, Send, send_error
 from router.server.limits import ServingLimits
-from router.server.port import Front
+from router.server.port import Port
 from router.upstream.connection import UpstreamLimits
 from router.upstream.pool import Upstream
 
@@ -106,7 +106,7 @@ def main() -> None:
         host="127.0.0.1",
         port=options.port,
         loop="uvloop",
-        http=Front(ServingLimits.of(GatewayConfig())),  # type: ignore[arg-type]
+        http=Port(ServingLimits.of(GatewayConfig())),  # type: ignore[arg-type]
         lifespan="off",
         access_log=False,
         log_level="warning",

@@ -19,7 +19,7 @@ from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, E
 from indexer.index import PrefixIndex
 from indexer.match import Hit, Pod
 from indexer.stream import Ready, Stream
-from indexer.trust import RESYNC_INTERVAL_S, Trust, Verdict
+from indexer.trust import RESYNC_INTERVAL_S, ReportVerdict, Trust
 
 State: TypeAlias = Literal["exact", "degraded", "blind"]
 
@@ -231,7 +231,7 @@ class Feed:
         """As `reported`, of some requests together: so many cached tokens were foretold by this feed."""
         self._judged(self.trust.compare(predicted, reported, self.block_size or 1))
 
-    def _judged(self, verdict: Verdict) -> None:
+    def _judged(self, verdict: ReportVerdict) -> None:
         self.counts[f"predictions {verdict}"] += 1
         if self.trust.proven:  # what was missed no longer matters
             self._stream.cleared()

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from indexer.match import Hit
 from indexer.rule import Calibration, Rule
 
-Verdict: TypeAlias = Literal["equal", "over", "under"]
+ReportVerdict: TypeAlias = Literal["equal", "over", "under"]
 """The prediction was right; too high: blocks are believed that are gone; too low: blocks are not known."""
 
 REPORTS = 16
@@ -59,7 +59,7 @@ class Trust:
         self.calibration.guess(drafter, ahead, unsure)
         self._renew()
 
-    def report(self, hit: Hit, tokens: int, cached: int, block_size: int) -> Verdict:
+    def report(self, hit: Hit, tokens: int, cached: int, block_size: int) -> ReportVerdict:
         """The pod reports the cached tokens of one prompt of so many `tokens`, of which it held `hit`."""
         if not self.caches:
             return self.compare(0, cached, block_size)
@@ -70,7 +70,7 @@ class Trust:
         self._renew()
         return verdict
 
-    def compare(self, predicted: int, reported: int, block_size: int) -> Verdict:
+    def compare(self, predicted: int, reported: int, block_size: int) -> ReportVerdict:
         """So many tokens were foretold to be cached, and so many were."""
         error = self.error_tokens = reported - predicted
         self._wrong.append(abs(error) > LATE_BLOCKS * block_size)

@@ -26,7 +26,7 @@ from router.metrics import Departures
 from router.server.asgi import App
 from router.server.listening import shared_sockets
 from router.server.operator_access import OperatorAccess
-from router.server.port import Front, ServingLimits
+from router.server.port import Port, ServingLimits
 from router.service import Service
 from router.workers.kept_counters import Counts
 from router.workers.peers import Gathering
@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
     """A uvicorn server that, told to stop, is unready for `drain_delay` before it refuses connections."""
 
     def __init__(
-        self, settings: uvicorn.Config, service: Service, front: Front, started: Callable[[], None] | None = None
+        self, settings: uvicorn.Config, service: Service, front: Port, started: Callable[[], None] | None = None
     ) -> None:
         """`started` is called once connections are taken."""
         super().__init__(settings)
@@ -193,13 +193,13 @@ async def _without_signals(server: uvicorn.Server, sockets: list[socket.socket] 
     await server.shutdown(sockets)
 
 
-def _front(service: Service) -> Front:
+def _front(service: Service) -> Port:
     """One port's connections; what is refused for their limits is counted."""
     limits = ServingLimits.of(service.config.gateway)
-    return Front(limits, lambda status: service.metrics.count(None, "", status))
+    return Port(limits, lambda status: service.metrics.count(None, "", status))
 
 
-def _settings(service: Service, app: object, port: int, front: Front) -> uvicorn.Config:
+def _settings(service: Service, app: object, port: int, front: Port) -> uvicorn.Config:
     gateway = service.config.gateway
     tls = gateway.tls
     return uvicorn.Config(

@@ -13,7 +13,7 @@ from uvicorn import Config as UvicornConfig
 from uvicorn.server import ServerState
 
 from router.proxy.proxy import Proxy
-from router.server.port import Front
+from router.server.port import Port
 from tests.fakes.cycles import garbage
 from tests.fakes.houses import (
     MODEL,
@@ -44,7 +44,7 @@ async def served(here: House, **limits: Any) -> AsyncIterator[int]:
     """The gateway behind our own server; its port."""
     config = UvicornConfig(here.app)
     config.load()
-    front, state, loop = Front(serving_limits(**limits)), ServerState(), asyncio.get_running_loop()
+    front, state, loop = Port(serving_limits(**limits)), ServerState(), asyncio.get_running_loop()
     server = await loop.create_server(lambda: front(config, state, {}), "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from router.commands.demo.processes import MODEL, fleet, forget_all, gateway
 from router.commands.demo.run import free_port, print_table
-from router.commands.demo.workload import Measured, Shape, conversations, play
+from router.commands.demo.workload import Measured, WorkloadShape, conversations, play
 
-SMALL = Shape(
+SMALL = WorkloadShape(
     conversations=6,
     turns=4,
     documents=6,

@@ -18,7 +18,7 @@ from router.errors import NoFitPod, Saturated
 from router.proxy.proxy import Outcome, Proxy
 from router.proxy.usage import Usage
 from router.server.asgi import Headers, Message, Receive, Scope, Send
-from router.server.port import Front
+from router.server.port import Port
 from router.upstream.pool import Upstream, UpstreamLimits
 from tests.fakes.limits import serving_limits, upstream_limits
 from tests.fakes.peers import OK, Call, answer, peer, settled, until
@@ -30,7 +30,7 @@ served_by: Callable[..., asyncio.Protocol] = HttpToolsProtocol
 @pytest.fixture(autouse=True, params=["uvicorn", "ours"])
 def _server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any ASGI server will do; ours also takes pieces of a body without a task's turn."""
-    protocol = HttpToolsProtocol if request.param == "uvicorn" else Front(serving_limits())
+    protocol = HttpToolsProtocol if request.param == "uvicorn" else Port(serving_limits())
     monkeypatch.setattr(f"{__name__}.served_by", protocol)
 
 

@@ -20,11 +20,12 @@ from uvicorn.server import ServerState
 from router.config.settings import Config
 from router.endpoints.app import create_app
 from router.prompts.multipart import ModelOfForm, model_of_form
-from router.server.port import Front, ServingLimits
+from router.server.port import Port
 from router.service import Service
 from router.upstream.pool import Upstream
 from tests.fakes.cycles import garbage
 from tests.fakes.houses import BadPod, House, reply
+from tests.fakes.limits import serving_limits, upstream_limits
 from tests.fakes.peers import Call, peer, settled, until
 from tests.fakes.processes import gateway
 
@@ -133,7 +134,7 @@ class Uploads(House):
     def __init__(self, service: Service, pods: dict[str, Pod], **limits: Any) -> None:
         super().__init__(service, create_app(service), dict(pods))
         self.heard = pods
-        self.front = Front(ServingLimits(sweep_interval_s=0.02, **limits))
+        self.front = Port(serving_limits(sweep_interval_s=0.02, **limits))
         self.port = 0
 
     @contextlib.asynccontextmanager
@@ -351,7 +352,7 @@ async def test_a_pod_that_can_not_be_reached() -> None:
     body = form(LARGE, "speech")
     async with uploads(hears, hears, hears) as here:
         for name in ("pod-0", "pod-1"):
-            here.service.upstreams[name] = Upstream("127.0.0.1:1")
+            here.service.upstreams[name] = Upstream("127.0.0.1:1", upstream_limits())
         for _ in range(3):
             async with here.client() as client:
                 assert await client.ask(body) == (200, b"heard")

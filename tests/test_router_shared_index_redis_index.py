@@ -17,8 +17,8 @@ from router.config.index import RedisConfig
 from router.config.settings import Config
 from router.core.decision import Asked, Core
 from router.core.fleet import RankId
-from router.shared_index.mirror import Mirror, named
-from router.shared_index.redis_index import WRITE_BLOCKS_MAX, Write, hit_of
+from router.shared_index.mirror import WRITE_BLOCKS_MAX, Mirror, Write, named
+from router.shared_index.redis_index import hit_of
 from tests.fakes.cores import NOBODY, SIZE, asked, core_of, held, joined_late, nothing, store
 
 POD = RankId("pod-0", 0)

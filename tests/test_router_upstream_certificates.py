@@ -19,7 +19,7 @@ from click.testing import Result
 from router.config.fleet import StaticPod
 from router.config.settings import Config
 from router.errors import ConfigError
-from router.upstream.certificates import Trust, Trusts
+from router.upstream.certificates import Certificates, PodCertificates
 from router.upstream.failures import UpstreamError
 from router.upstream.pod_client import PodClient
 from router.upstream.pool import Tls
@@ -74,7 +74,7 @@ def of(seen: Peer, default: dict[str, Any], **own: Any) -> Tls:
     """What the configuration makes of `upstream.tls` and the pod's own `tls`."""
     config = Config.model_validate({"upstream": {"tls": default}})
     pod = StaticPod.model_validate({"name": "a", "address": seen.address, **({"tls": own} if own else {})})
-    tls = Trusts(config.upstream).of(pod)
+    tls = Certificates(config.upstream).of(pod)
     assert tls is not None
     return tls
 
@@ -145,7 +145,7 @@ def test_files_that_can_not_be_used(authority: Authority, pods_own: Certificate,
     ):
         pod = StaticPod.model_validate({"name": "a", "address": "https://h", "tls": {"ca_file": ca, **given}})
         with pytest.raises(ConfigError) as caught:
-            Trusts(Config().upstream).of(pod)
+            Certificates(Config().upstream).of(pod)
         assert named in caught.value.message and "\n" not in caught.value.message
 
 
@@ -153,7 +153,7 @@ def test_tls_for_a_pod_without() -> None:
     """Settings that would do nothing are refused: somebody believes that there is TLS."""
     with pytest.raises(ValueError, match="not https"):
         StaticPod.model_validate({"name": "a", "address": "http://h", "tls": {"verify": True}})
-    assert Trusts(Config().upstream).of(StaticPod(name="a", address="http://h")) is None
+    assert Certificates(Config().upstream).of(StaticPod(name="a", address="http://h")) is None
 
 
 async def test_rotation(authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -170,7 +170,7 @@ async def test_rotation(authority: Authority, tmp_path: Path, caplog: pytest.Log
 
     put(new)
     config = Config.model_validate({"upstream": {"tls": {"ca_file": str(file)}}})
-    trust = Trust(config.upstream.tls, "a: tls", LOOK_S, lambda: now)
+    trust = PodCertificates(config.upstream.tls, "a: tls", LOOK_S, lambda: now)
     tls = Tls(trust.context)
     async with secured(authority.issue("rotated")) as seen:
         assert not await answers(seen, tls)
@@ -198,7 +198,7 @@ async def test_rotation(authority: Authority, tmp_path: Path, caplog: pytest.Log
 
 def test_pods_with_equal_settings_share(authority: Authority) -> None:
     """One set of certificates for a fleet, whatever its pods' names; another one where a file differs."""
-    trusts = Trusts(Config.model_validate({"upstream": {"tls": {"ca_file": authority.root.cert}}}).upstream)
+    trusts = Certificates(Config.model_validate({"upstream": {"tls": {"ca_file": authority.root.cert}}}).upstream)
     made = [
         trusts.of(StaticPod.model_validate({"name": "a", "address": "https://h", "tls": tls}))
         for tls in ({}, {"server_name": "x"}, {"verify": False})

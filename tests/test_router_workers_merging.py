@@ -17,7 +17,7 @@ from router.server.long_answers import at_once
 from router.tokens.encoder import PrefixStats
 from router.workers import merging
 from router.workers.kept_counters import Counts, kept
-from router.workers.merging import Family, families_of, merged, metrics_of, read, written
+from router.workers.merging import MetricFamily, families_of, merged, metrics_of, read, written
 from router.workers.worker import Seat
 from tests.fakes.cores import core_of
 
@@ -34,7 +34,7 @@ def metrics_with(core: Core, requests: int) -> Metrics:
     return metrics
 
 
-def values_of(families: list[Family]) -> dict[str, float]:
+def values_of(families: list[MetricFamily]) -> dict[str, float]:
     """By series, as it is written."""
     return {
         name + json.dumps(dict(sorted(labels.items()))) * bool(labels): value
@@ -43,7 +43,7 @@ def values_of(families: list[Family]) -> dict[str, float]:
     }
 
 
-def told(families: Any) -> list[Family]:
+def told(families: Any) -> list[MetricFamily]:
     """As it comes from another process."""
     return at_once(read(at_once(written(at_once(families_of(families))))))
 

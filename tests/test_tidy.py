@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +37,35 @@ _PURE_IMPORTS = {
     "itertools", "math", "operator", "types", "typing", "cachetools", "msgspec", "numba", "numpy", "xxhash",
 }  # fmt: skip
 """What cannot reach a socket, clock, random source, environment, log or metric. Add to it what can't either."""
+_PURE_AT_THE_EDGE = _PURE_IMPORTS | {
+    "indexer",
+    "scorer",
+    "re",
+    "json",
+    "orjson",
+    "http",
+    "urllib",
+    "httptools",
+    "pathlib",
+}
+"""The same for modules of `router`: text has its parsers, and a path is a name."""
+_PURE_SAMPLES = {"router/workers/merging.py": {"prometheus_client"}}
+"""It takes metrics that others have read as values, and touches none."""
+
+PARAMETERS_MAX = 7
+_MANY_PARAMETERS = {"router/proxy/attempts.py"}
+_TWINS = {
+    "serve": "a command, and what it does",
+    "check": "a command, and a type's",
+    "Message": "ASGI's, and a chat's: each is its standard's own word",
+    "Pod": "whom the index takes for one is a name to it, and a vLLM server to the router",
+    "Change": "of a breaker, and of the pods that there are",
+    "Found": "of a text, and of a fleet",
+    "Source": "of tokens, and of pods",
+    "Steps": "what is made piece by piece, of metrics and of a template",
+    "written": "a prompt, and metrics, as text",
+}
+"""Public names that stand for two things, and which."""
 
 _IMPURE_CALLS = {"open", "input", "print", "__import__", "exec", "eval", "breakpoint"}
 _LOCKS = {"Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Barrier"}
@@ -198,6 +229,60 @@ def pure(source: Source) -> Iterator[str]:
             yield f"{source.path}:{node.lineno} calls {node.func.id}"
 
 
+def says_pure(source: Source) -> bool:
+    """Whether the module's docstring says so."""
+    return re.search(r"\bPure\b", ast.get_docstring(source.tree) or "") is not None
+
+
+def pure_at_the_edge(source: Source) -> Iterator[str]:
+    """`router/core` is as pure as `indexer` and `scorer`, and so is each module of `router` that says it is. (Rule 2.)
+
+    Of `router` it imports errors, the core, sections of the configuration (not in the core), and others that say so.
+    """
+    if _room(source) != "core" and not says_pure(source):
+        return
+    may = _PURE_AT_THE_EDGE | _PURE_SAMPLES.get(str(source.path), set()) | {"router"}
+    yield from (f"{source.path}:{line} imports {name}" for line, name in imported(source) if name not in may)
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("router."):
+            if not _is_for_the_pure(source, node.module or ""):
+                yield f"{source.path}:{node.lineno} imports {node.module}, which does not say that it is pure"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _IMPURE_CALLS:
+            yield f"{source.path}:{node.lineno} calls {node.func.id}"
+    yield from sync(source)
+
+
+def _is_for_the_pure(source: Source, module: str) -> bool:
+    room = module.split(".")[1]
+    if (
+        room in ("errors", "core")
+        or (room == "config" and _room(source) != "core")
+        or (str(source.path)[7:], room) in _NOT_YET
+    ):
+        return True
+    path = Path(*module.split(".")).with_suffix(".py")
+    return (ROOT / path).is_file() and says_pure(parsed(str(path), (ROOT / path).read_text("utf-8")))
+
+
+def frozen(source: Source) -> Iterator[str]:
+    """What crosses rooms is not changed by who gets it. (Rule 5.)"""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ClassDef) and re.search(r"(Limits|Settings|Demand|Prompt)$", node.name):
+            made = [ast.unparse(part) for part in (*node.bases, *node.decorator_list)]
+            if not any("NamedTuple" in part or "frozen=True" in part for part in made):
+                yield f"{source.path}:{node.lineno} {node.name} is not frozen"
+
+
+def few_parameters(source: Source) -> Iterator[str]:
+    """What takes more than so many things has not found its record yet. (Rule 8.)"""
+    for node in ast.walk(source.tree):
+        if isinstance(node, _FUNCTIONS) and str(source.path) not in _MANY_PARAMETERS:
+            names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len(names) - (names[:1] in (["self"], ["cls"]))
+            if count > PARAMETERS_MAX:
+                yield f"{source.path}:{node.lineno} {node.name} takes {count}"
+
+
 def sync(source: Source) -> Iterator[str]:
     """A decision never waits. (Rule 3.)"""
     waits = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
@@ -358,6 +443,9 @@ def private_names(source: Source) -> Iterator[tuple[int, str]]:
         (the_line, ("router",)),
         (pure, PURE),
         (no_locks, PURE),
+        (pure_at_the_edge, ("router",)),
+        (frozen, ("indexer", "scorer", "router")),
+        (few_parameters, ("indexer", "scorer", "router")),
         (no_second_defaults, ("indexer", "scorer", "router")),
         (words, (*PACKAGES, "benchmarks", "tests")),
         (short, (*PACKAGES, "benchmarks")),
@@ -392,6 +480,38 @@ def small_rooms(files: list[Source]) -> Iterator[str]:
             yield f"{folder} does not say what it is for"
         elif len(own[0].tree.body) > 1:
             yield f"{folder}/__init__.py has more than a docstring"
+
+
+def public(source: Source) -> Iterator[str]:
+    """Classes, functions and types that a module defines for others."""
+    for node in source.tree.body:
+        names: list[str] = []
+        if isinstance(node, _FUNCTIONS | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        if isinstance(node, ast.Assign | ast.AnnAssign):  # types, not constants, nor variables of types
+            names = [name for name in names if name[0].isupper() and not name.isupper()]
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def defined_twice(files: list[Source]) -> set[str]:
+    """One word for one thing. (Rule 7.)"""
+    counts = Counter(name for file in files for name in public(file))
+    return {name for name, count in counts.items() if count > 1}
+
+
+def test_one_word() -> None:
+    """No public class, function or type is defined twice, but those that are listed, and all of these are."""
+    assert defined_twice(sources("router", "indexer", "scorer")) == set(_TWINS)
+
+
+def test_one_word_catches() -> None:
+    """Classes, functions and types; not constants, nor what is private."""
+    text = "class A: ...\ndef f(): ...\nKind = Literal['a']\nLIMIT = 5\nlog = 1\ndef _own(): ..."
+    assert defined_twice([parsed("router/x.py", text), parsed("indexer/y.py", text)]) == {"A", "f", "Kind"}
 
 
 def test_rooms_are_small() -> None:
@@ -470,6 +590,13 @@ _BAD: list[tuple[Rule, str, str]] = [
     (no_locks, "router/core/decision.py", "from threading import RLock"),
     (no_locks, "router/core/decision.py", "def f():\n    return threading.Semaphore(1)"),
     (no_second_defaults, "router/x.py", "class FeedLimits:\n    replays_max: int = 32"),
+    (pure_at_the_edge, "router/core/x.py", "import time"),
+    (pure_at_the_edge, "router/core/x.py", "async def f(): ..."),
+    (pure_at_the_edge, "router/core/x.py", "from router.config.settings import Config"),
+    (pure_at_the_edge, "router/proxy/x.py", '"""M. Pure."""\nimport asyncio'),
+    (pure_at_the_edge, "router/proxy/x.py", '"""M. Pure."""\nfrom router.upstream.pool import Upstream'),
+    (frozen, "router/x.py", "@dataclass(slots=True)\nclass FeedLimits: ..."),
+    (few_parameters, "router/x.py", "class C:\n    def f(self, a, b, c, d, e, f, g, *, h): ..."),
     (words, "router/utils.py", ""),
     (words, "router/http_helpers.py", ""),
     (words, "scorer/base.py", ""),

@@ -18,8 +18,8 @@ from indexer.match import Hit
 from router.config.index import RedisConfig
 from router.config.settings import Config
 from router.core.fleet import Fleet, RankId
-from router.shared_index.mirror import Mirror, named
-from router.shared_index.redis_index import RedisError, SharedIndex, SharedLimits, Write
+from router.shared_index.mirror import Mirror, Write, named
+from router.shared_index.redis_index import RedisError, SharedIndex, SharedLimits
 from router.shared_index.sharing import Sharing
 from tests.fakes.cores import core_of
 from tests.fakes.index_walk import LONG, SHORT, Walk

@@ -35,9 +35,9 @@ from router.prompts.prompt import parse
 from router.prompts.rendering import RenderError, config_of
 from router.prompts.renderings import Renderings, renderings_of
 from router.tokens.tokenizer import Tokenizer
-from router.upstream.certificates import Trusts
+from router.upstream.certificates import Certificates
 from router.upstream.failures import UpstreamError
-from router.upstream.pod_client import Answer, PodClient
+from router.upstream.pod_client import PodAnswer, PodClient
 from router.upstream.pod_keys import Keyring
 from router.upstream.pool import Tls
 
@@ -142,7 +142,7 @@ def _with_pods(config: Config) -> Config:
 
 def _load(config: Config) -> _Loaded:
     """The files that are named: what start-up would refuse is said in the same words."""
-    findings, local, tls, trusts = Findings("configuration"), [], {}, Trusts(config.upstream)
+    findings, local, tls, trusts = Findings("configuration"), [], {}, Certificates(config.upstream)
     if not config.discovery.static:
         findings.wrong("there are no pods: neither in it nor where it says that there are some.")
     for model in config.models:
@@ -477,7 +477,7 @@ async def _until(condition: Callable[[], bool], timeout_s: float) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _json(asked: Awaitable[Answer]) -> Any:
+async def _json(asked: Awaitable[PodAnswer]) -> Any:
     try:
         answer = await asked
         return orjson.loads(answer.body) if answer.fine else None

@@ -13,12 +13,12 @@ _TIMEOUT_S = 30.0
 _WIDTH_ELSEWHERE = 160  # columns, where stdout is no terminal that has a width of its own
 _SHOWN_CHARS_MAX = 300  # of an answer that is no answer of ours
 
-Answer = dict[str, Any]
+ScoreAnswer = dict[str, Any]
 
 
 def ask_score(
     url: str, key: str | None, model: str | None, prompt: str | None, messages: str | None, token_ids: str | None
-) -> Answer:
+) -> ScoreAnswer:
     """The answer of POST /score. Exactly one of `prompt` (a text), `messages` and `token_ids` (JSON files) is given.
 
     Raises click.ClickException: one plain line.
@@ -36,7 +36,7 @@ def ask_score(
         raise click.ClickException(f"{url} can't be asked: {error or type(error).__name__}") from error
 
 
-def print_score(answer: Answer, as_json: bool) -> None:
+def print_score(answer: ScoreAnswer, as_json: bool) -> None:
     """The answer as a table, or as it came."""
     if as_json:
         click.echo(json.dumps(answer, ensure_ascii=False))
@@ -45,7 +45,7 @@ def print_score(answer: Answer, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    pods: list[Answer] = answer["pods"]
+    pods: list[ScoreAnswer] = answer["pods"]
     ranked = any(pod.get("rank") for pod in pods)
     table = Table(box=box.SIMPLE, title=_title(answer), title_justify="left")
     table.add_column("pod", overflow="fold")
@@ -65,13 +65,13 @@ def print_score(answer: Answer, as_json: bool) -> None:
     console.print(f"timing: {timing}", soft_wrap=True)
 
 
-def _title(answer: Answer) -> str:
+def _title(answer: ScoreAnswer) -> str:
     size = answer["block_size"]
     blocks = f", {answer['blocks']} blocks of {size}" if size else ""
     return f"{answer['model']}: {answer['tokens']} tokens{blocks}"
 
 
-def _row(pod: Answer, picked: bool, ranked: bool) -> list[str]:
+def _row(pod: ScoreAnswer, picked: bool, ranked: bool) -> list[str]:
     tiers = ", ".join(f"{tier} {blocks}" for tier, blocks in pod["matched_by_tier"].items())
     row = [f"{'→' if picked else ' '} {pod['pod']}"]
     if ranked:
@@ -88,7 +88,7 @@ def _row(pod: Answer, picked: bool, ranked: bool) -> list[str]:
     ]
 
 
-def _body(prompt: str | None, messages: str | None, token_ids: str | None) -> Answer:
+def _body(prompt: str | None, messages: str | None, token_ids: str | None) -> ScoreAnswer:
     given = [value for value in (prompt, messages, token_ids) if value is not None]
     if len(given) != 1:
         raise click.ClickException("Give exactly one of --prompt, --messages, --token-ids.")
@@ -129,7 +129,7 @@ def _only_model(client: httpx.Client) -> str:
     return str(names[0])
 
 
-def _read(response: httpx.Response) -> Answer:
+def _read(response: httpx.Response) -> ScoreAnswer:
     """The JSON object of a successful answer; the message of an error."""
     try:
         answer = response.json()

@@ -28,7 +28,7 @@ def load(path: str | None, environ: Mapping[str, str], flags: Mapping[str, objec
     layers += sources.environment_layers(Config, environ)
     layers += sources.flag_layers(Config, flags)
     try:
-        config = Config.model_validate(sources.merged(layers))
+        config = Config.model_validate(sources.joined(layers))
     except ValidationError as error:
         raise ConfigError(_line(Config, error, layers)) from None
     _check_files(config)

@@ -43,7 +43,7 @@ class Layer:
     values: Raw
 
 
-def merged(layers: Iterable[Layer]) -> dict[str, object]:
+def joined(layers: Iterable[Layer]) -> dict[str, object]:
     """All layers in one, the later ones winning."""
     result: dict[str, object] = {}
     for layer in layers:

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["closed", "half-open", "open"]
-STATES: tuple[State, ...] = ("closed", "half-open", "open")
+BreakerState = Literal["closed", "half-open", "open"]
+STATES: tuple[BreakerState, ...] = ("closed", "half-open", "open")
 """In the order of their number in metrics."""
 
 
@@ -58,7 +58,7 @@ class Breaker:
         self._window_began = float("-inf")
         self._served = self._failed = 0  # since the window began
 
-    def state(self, now: float) -> State:
+    def state(self, now: float) -> BreakerState:
         """Half-open: it is time for one request, or that is on its way."""
         if not self.tripped:
             return "closed"

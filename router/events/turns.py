@@ -23,7 +23,7 @@ T = TypeVar("T")
 _SHARE = 8  # sources that have a part of one stretch, if all of them have much to do
 
 
-class Source(Protocol):
+class TurnTaker(Protocol):
     """Somebody with work that comes in pieces. `credit`: seconds that it may take now; it starts with 0."""
 
     credit: float
@@ -39,12 +39,12 @@ class Turns:
         self._clock = clock
         self._slice_s = slice_s
         self._quantum_s = slice_s / _SHARE
-        self._first: deque[Source] = deque()
-        self._waiting: deque[Source] = deque()
-        self._known: set[Source] = set()  # those in either line
+        self._first: deque[TurnTaker] = deque()
+        self._waiting: deque[TurnTaker] = deque()
+        self._known: set[TurnTaker] = set()  # those in either line
         self._next: asyncio.Handle | None = None
 
-    def wake(self, source: Source, first: bool = False) -> None:
+    def wake(self, source: TurnTaker, first: bool = False) -> None:
         """The source has work. `first`: others wait until it is done; for what is bounded."""
         if source not in self._known:
             self._known.add(source)
@@ -52,7 +52,7 @@ class Turns:
         if self._next is None:
             self._next = asyncio.get_running_loop().call_soon(self._run)
 
-    def forget(self, source: Source) -> None:
+    def forget(self, source: TurnTaker) -> None:
         """The source is gone."""
         if source in self._known:
             self._known.remove(source)
@@ -67,7 +67,7 @@ class Turns:
         if self._known:
             self._next = asyncio.get_running_loop().call_soon(self._run)
 
-    def _serve(self, line: deque[Source], now: float, until: float) -> float:
+    def _serve(self, line: deque[TurnTaker], now: float, until: float) -> float:
         """Have the first in line work while it may; then it is the others' turn. Returns what time it is."""
         source, more = line[0], True
         source.credit = min(source.credit, 0.0) + self._quantum_s

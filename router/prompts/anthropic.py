@@ -6,11 +6,8 @@ sure is routed by load.
 
 from __future__ import annotations
 
-from typing import Any
-
+from router.prompts.decoding import Fields
 from router.prompts.messages import BILLING_HEADER
-
-Fields = dict[str, Any]
 
 _UNSURE = ("tools", "chat_template_kwargs", "output_config")
 _TAKEN = ("model", "max_tokens", "stream", "priority")

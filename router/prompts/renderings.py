@@ -1,4 +1,4 @@
-"""A model's prompts as each version of vLLM in use writes them: one text where they all write the same. Pure."""
+"""A model's prompts as each version of vLLM in use writes them: one text where they all write the same."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Our HTTP/1.1 server for uvicorn: all connections of clients, and the limits that they are held to.
 
-uvicorn keeps the process, its signals, sockets and lifespan; it takes a `Front` as `Config(http=front)`.
+uvicorn keeps the process, its signals, sockets and lifespan; it takes a `Port` as `Config(http=front)`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from router.server.connection import ClientConnection
 from router.server.heads import Refused
 from router.server.limits import ServingLimits
 
-__all__ = ["Front", "ServingLimits"]
+__all__ = ["Port", "ServingLimits"]
 
 log = logging.getLogger("warmroute")
 
 _LOOKED_AT = 500  # connections in one go of the sweeper: well under 1 ms
 
 
-class Front:
+class Port:
     """All connections of one server: what they share, what they are counted for, and one sweeper for all."""
 
     def __init__(self, limits: ServingLimits, refused: Callable[[int], None] | None = None) -> None:

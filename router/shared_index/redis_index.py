@@ -24,9 +24,9 @@ write what is held anew in a third of it, which also brings back what Redis may 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -39,14 +39,13 @@ from indexer.blocks import Keys
 from indexer.changes import TIER_BITS
 from indexer.match import Hit
 from router.shared_index import redis_scripts as scripts
+from router.shared_index.mirror import WRITE_BLOCKS_MAX, Write
 
 if TYPE_CHECKING:
     from router.config.index import RedisConfig
 
-__all__ = ["RedisError", "SharedIndex", "SharedLimits", "Write", "hit_of"]
+__all__ = ["RedisError", "SharedIndex", "SharedLimits", "hit_of"]
 
-WRITE_BLOCKS_MAX = 500
-"""Blocks of one script: about 1 ms, in which Redis answers nobody else."""
 _PIPELINE_MAX = 32  # scripts sent before their answers are read
 _SEED_BITS = 64
 _QUESTIONS_MAX = 16  # each has a connection of its own
@@ -67,18 +66,6 @@ class SharedLimits:
     def of(cls, given: RedisConfig) -> Self:
         """As configured."""
         return cls(given.blocks_max, given.keys_max, given.block_ttl, given.lease, given.timeout, _QUESTIONS_MAX)
-
-
-class Write(NamedTuple):
-    """One change of one pod, in order: `anew` first (it holds nothing, in a new slot), then `codes` by block key.
-
-    `complete`: from now on it is known whether all is there; None: as before.
-    """
-
-    pod: str
-    codes: Mapping[int, int]
-    anew: bool = False
-    complete: bool | None = None
 
 
 class SharedIndex:

@@ -21,8 +21,8 @@ from indexer.match import Hit
 from router.config.index import RedisConfig
 from router.core.decision import Asked, Core
 from router.core.fleet import RankId
-from router.shared_index.mirror import Mirror, named
-from router.shared_index.redis_index import RedisError, SharedIndex, SharedLimits, Write
+from router.shared_index.mirror import Mirror, Write, named
+from router.shared_index.redis_index import RedisError, SharedIndex, SharedLimits
 
 log = logging.getLogger("warmroute.shared")
 

@@ -13,7 +13,7 @@ from indexer.prefixes import PrefixStore
 from indexer.text_blocks import TextBlock
 from router.tokens.safe_cuts import RawCuts
 
-Lookup = Literal["partial", "miss"]
+LookupResult = Literal["partial", "miss"]
 """`miss`: nothing was known of this prompt; `partial`: the tokens of some or all of it were."""
 
 
@@ -26,7 +26,7 @@ class Encoded:
         self,
         ending: Ending,
         source: TextBlock | Tokens,
-        lookup: Lookup,
+        lookup: LookupResult,
         tokenize_us: float,
         keys_us: float,
     ) -> None:
@@ -69,7 +69,7 @@ class TokenKeys:
         """The keys of `ids`; of those that begin as others did before, only the new ones are computed."""
         began = perf_counter()
         variant = (block_size, lora, salt)
-        lookup: Lookup = "miss"
+        lookup: LookupResult = "miss"
         try:
             found = self._store.find_longest_tokens(self._family, ids.tobytes())
             if found.block is not None:

@@ -20,7 +20,7 @@ import numpy as np
 from indexer.blocks import KeySpace, Tokens
 from indexer.prefixes import PrefixStore
 from indexer.text_blocks import Family, Found, Variant
-from router.tokens.given import Encoded, Lookup, TokenKeys
+from router.tokens.given import Encoded, LookupResult, TokenKeys
 from router.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class _Begun(NamedTuple):
     started: float
     data: bytes
     found: Found | None
-    lookup: Lookup
+    lookup: LookupResult
 
 
 class Encoder:

@@ -16,7 +16,7 @@ from router.upstream.pool import Tls
 log = logging.getLogger("warmroute.pods")
 
 
-class Trust:
+class PodCertificates:
     """The certificates of connections to pods that have the same settings."""
 
     def __init__(
@@ -61,13 +61,13 @@ class Trust:
         return [_stamp(file) for file in self._files]
 
 
-class Trusts:
+class Certificates:
     """The trust of every pod; the system's certificates take 20 ms to load, so pods with equal settings share one."""
 
     def __init__(self, upstream: UpstreamConfig) -> None:
         self._default = upstream.tls
         self._look_s = upstream.tls_reload_interval
-        self._known: dict[PodTlsConfig, Trust] = {}
+        self._known: dict[PodTlsConfig, PodCertificates] = {}
 
     def of(self, pod: StaticPod) -> Tls | None:
         """None for a pod without TLS. Raises `ConfigError` naming the pod, the key and the file that can't be used."""
@@ -77,7 +77,7 @@ class Trusts:
         files = given.model_copy(update={"server_name": None})
         trust = self._known.get(files)
         if trust is None:
-            trust = self._known[files] = Trust(files, f"{pod.name}: tls", self._look_s)
+            trust = self._known[files] = PodCertificates(files, f"{pod.name}: tls", self._look_s)
         return Tls(trust.context, given.server_name, given.verify)
 
 

@@ -61,7 +61,7 @@ class UpstreamLimits:
             raise ValueError("whole_bytes_max is over buffer_bytes_max: such a body could never come whole")
 
 
-class Owner(Protocol):
+class Keeper(Protocol):
     """Who holds the connections; both are called on the loop and must not block."""
 
     def released(self, connection: Connection) -> None:
@@ -217,7 +217,7 @@ class Connection(asyncio.Protocol):
         "write_paused",
     )
 
-    def __init__(self, owner: Owner, limits: UpstreamLimits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: Keeper, limits: UpstreamLimits, loop: asyncio.AbstractEventLoop) -> None:
         self._owner = owner
         self._limits = limits
         self._loop = loop

@@ -16,7 +16,7 @@ _ANSWER_BYTES_MAX = 16 * 2**20  # metrics of many adapters are some hundred KB
 _JSON = [(b"content-type", b"application/json")]
 
 
-class Answer(NamedTuple):
+class PodAnswer(NamedTuple):
     """What the pod said."""
 
     status: int
@@ -44,24 +44,24 @@ class PodClient:
     ) -> None:
         await self.aclose()
 
-    async def get(self, target: bytes) -> Answer:
+    async def get(self, target: bytes) -> PodAnswer:
         """Raises `UpstreamError`, after `timeout_s` at the latest."""
         return await self._ask("GET", target, b"")
 
-    async def post(self, target: bytes, body: bytes) -> Answer:
+    async def post(self, target: bytes, body: bytes) -> PodAnswer:
         """The same with a body of JSON."""
         return await self._ask("POST", target, body)
 
     async def aclose(self) -> None:
         await self._upstream.aclose()
 
-    async def _ask(self, method: str, target: bytes, body: bytes) -> Answer:
+    async def _ask(self, method: str, target: bytes, body: bytes) -> PodAnswer:
         try:
             async with asyncio.timeout(self._timeout_s):
                 headers = [*(_JSON if body else ()), *self._upstream.own_key()]
                 response = await self._upstream.request(method, target, headers, body)
                 try:
-                    return Answer(response.status, await response.read(_ANSWER_BYTES_MAX))
+                    return PodAnswer(response.status, await response.read(_ANSWER_BYTES_MAX))
                 finally:
                     response.close()
         except TimeoutError:

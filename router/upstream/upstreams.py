@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from router.config.fleet import StaticPod
 from router.config.settings import Config
-from router.upstream.certificates import Trusts
+from router.upstream.certificates import Certificates
 from router.upstream.pod_client import PodClient
 from router.upstream.pod_keys import Keyring
 from router.upstream.pool import Upstream, UpstreamLimits
@@ -16,7 +16,7 @@ class Upstreams(dict[str, Upstream]):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self._limits = UpstreamLimits.of(config.upstream)
-        self._trusts = Trusts(config.upstream)
+        self._trusts = Certificates(config.upstream)
         self._keyring = Keyring(config.pods)
         self._probe_timeout_s = config.probe.timeout
         self._retired: list[Upstream] = []

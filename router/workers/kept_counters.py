@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily
 
 from router.metrics import Departures, Steps
 from router.server.long_answers import at_once
-from router.workers.merging import Family, counters_of, families_of, gauges_of, merged, read, written
+from router.workers.merging import MetricFamily, counters_of, families_of, gauges_of, merged, read, written
 from router.workers.worker import Seat
 
 _RESTARTS = "warmroute_worker_restarts"
@@ -46,7 +46,7 @@ class Counts:
 
     def _end_departed(self, now: float) -> Generator[None, None, None]:
         """Of former lives as of this one: the series of pods and models that left long ago end."""
-        lasting: list[Family] = []
+        lasting: list[MetricFamily] = []
         for name, text, kind, samples in self._before:
             lasting.append((name, text, kind, [each for each in samples if not self._is_over(each[1], now)]))
             yield
@@ -57,7 +57,7 @@ class Counts:
         return any(self._departures.is_over(labels.get(label, ""), now) for label in ("pod", "model"))
 
 
-def kept(file: Path) -> Generator[None, None, list[Family]]:
+def kept(file: Path) -> Generator[None, None, list[MetricFamily]]:
     """The counters that a worker has told last; none if it has told none."""
     with contextlib.suppress(OSError, orjson.JSONDecodeError):
         families = yield from read(file.read_bytes())

@@ -14,7 +14,7 @@ import orjson
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
-Family: TypeAlias = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
+MetricFamily: TypeAlias = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
 """Name, help, type, and samples: (name, labels, value). As JSON."""
 
 _ADDED_TYPES = frozenset(("counter", "histogram"))
@@ -33,9 +33,9 @@ _LEAST = frozenset(("warmroute_shared_index_up",))
 _RATIOS = ("warmroute_cache_hit_ratio", "warmroute_cache_miss_ratio")
 
 
-def families_of(metrics: Iterable[Metric | None]) -> Generator[None, None, list[Family]]:
+def families_of(metrics: Iterable[Metric | None]) -> Generator[None, None, list[MetricFamily]]:
     """Plain values of metric families; in steps, as they come."""
-    families: list[Family] = []
+    families: list[MetricFamily] = []
     for each in metrics:
         if each is not None:
             samples = [(s.name, s.labels, s.value) for s in each.samples]
@@ -44,7 +44,7 @@ def families_of(metrics: Iterable[Metric | None]) -> Generator[None, None, list[
     return families
 
 
-def written(families: Iterable[Family]) -> Generator[None, None, bytes]:
+def written(families: Iterable[MetricFamily]) -> Generator[None, None, bytes]:
     """As JSON, each on a line of its own: so they can be read in steps, too."""
     lines = []
     for family in families:
@@ -53,26 +53,26 @@ def written(families: Iterable[Family]) -> Generator[None, None, bytes]:
     return b"\n".join(lines)
 
 
-def read(lines: bytes) -> Generator[None, None, list[Family]]:
+def read(lines: bytes) -> Generator[None, None, list[MetricFamily]]:
     """What `written` wrote; raises `orjson.JSONDecodeError`."""
-    families: list[Family] = []
+    families: list[MetricFamily] = []
     for line in lines.splitlines():
         families.append(orjson.loads(line))
         yield
     return families
 
 
-def counters_of(families: Iterable[Family]) -> list[Family]:
+def counters_of(families: Iterable[MetricFamily]) -> list[MetricFamily]:
     """Those that only grow."""
     return [family for family in families if family[2] in _ADDED_TYPES]
 
 
-def gauges_of(families: Iterable[Family]) -> list[Family]:
+def gauges_of(families: Iterable[MetricFamily]) -> list[MetricFamily]:
     """Those that hold now."""
     return [family for family in families if family[2] not in _ADDED_TYPES]
 
 
-def metrics_of(families: list[Family]) -> Iterator[Metric]:
+def metrics_of(families: list[MetricFamily]) -> Iterator[Metric]:
     """What `families_of` made plain; taken out of `families`, as in `merged`."""
     families.reverse()
     while families:
@@ -82,7 +82,9 @@ def metrics_of(families: list[Family]) -> Iterator[Metric]:
         yield metric
 
 
-def merged(workers: list[list[Family]], hit_ratio: float | None = None) -> Generator[None, None, list[Family]]:
+def merged(
+    workers: list[list[MetricFamily]], hit_ratio: float | None = None
+) -> Generator[None, None, list[MetricFamily]]:
     """The families of all workers as those of one gateway. `hit_ratio`: over all; None: it is not told.
 
     What is merged is taken out of `workers`: to let go of all of it at once would take many milliseconds.
@@ -105,7 +107,7 @@ def merged(workers: list[list[Family]], hit_ratio: float | None = None) -> Gener
     if hit_ratio is not None:
         for name, ratio in zip(_RATIOS, (hit_ratio, 1 - hit_ratio), strict=True):
             values[name] = {(name, ()): ratio}
-    result: list[Family] = []
+    result: list[MetricFamily] = []
     for name, (text, kind) in families.items():
         told = [(sample, dict(labels), value) for (sample, labels), value in values.pop(name).items()]
         result.append((name, text, kind, told))

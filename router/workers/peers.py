@@ -51,7 +51,7 @@ class WorkerSilent(RouterError):
     retry_after_s = 1
 
 
-class Answer(NamedTuple):
+class WorkerAnswer(NamedTuple):
     """What one worker says."""
 
     status: int
@@ -70,7 +70,7 @@ class Peers:
 
     async def ask(
         self, method: str, target: str, headers: Mapping[bytes, bytes], body: bytes = b""
-    ) -> dict[int, Answer | None]:
+    ) -> dict[int, WorkerAnswer | None]:
         """What each says, at the same time; None: nothing, in time."""
         asked = [self._ask(client, method, target, headers, body) for client in self._clients.values()]
         return dict(zip(self._clients, await asyncio.gather(*asked), strict=True))
@@ -100,11 +100,11 @@ class Peers:
 
     async def _ask(
         self, client: httpx.AsyncClient, method: str, target: str, headers: Mapping[bytes, bytes], body: bytes
-    ) -> Answer | None:
+    ) -> WorkerAnswer | None:
         with contextlib.suppress(httpx.HTTPError, OSError, TimeoutError):
             async with asyncio.timeout(self._timeout_s):
                 said = await client.request(method, target, headers=dict(headers), content=body)
-                return Answer(said.status_code, said.headers.get("content-type", ""), said.content)
+                return WorkerAnswer(said.status_code, said.headers.get("content-type", ""), said.content)
         return None
 
 
@@ -134,7 +134,7 @@ class Gathering:
         await send({"type": "http.response.start", "status": answer.status, "headers": head})
         await send({"type": "http.response.body", "body": answer.body})
 
-    async def _gather(self, scope: Scope, receive: Receive, changes: bool, merge: _Merge | None) -> Answer:
+    async def _gather(self, scope: Scope, receive: Receive, changes: bool, merge: _Merge | None) -> WorkerAnswer:
         headers = {name: value for name, value in scope["headers"] if name in _FORWARDED}
         body = await read_body(scope, receive, _BODY_MAX) if changes else b""
         query = scope["query_string"].decode("latin-1")
@@ -150,10 +150,10 @@ class Gathering:
             raise WorkerSilent(f"Of the workers, {silent} did not answer: ask again.")
         if merge is None:
             text = await in_turns(self._metrics([answer.body for answer in heard.values()], silent))
-            return Answer(200, "text/plain; version=0.0.4; charset=utf-8", text)
+            return WorkerAnswer(200, "text/plain; version=0.0.4; charset=utf-8", text)
         told = {worker: orjson.loads(answer.body) for worker, answer in heard.items()}
         limit = int(parse_qs(query).get("limit", [_DECISIONS])[0])
-        return Answer(200, "application/json", orjson.dumps(merge(told, limit)))
+        return WorkerAnswer(200, "application/json", orjson.dumps(merge(told, limit)))
 
     def _metrics(self, told: list[bytes], silent: list[int]) -> Generator[None, None, bytes]:
         """Of a worker that is silent, what it has counted until it told last."""

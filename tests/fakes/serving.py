@@ -16,7 +16,7 @@ import uvicorn
 import uvloop
 
 from router.server.asgi import ClientDisconnected
-from router.server.port import Front
+from router.server.port import Port
 from tests.fakes.limits import serving_limits
 
 WAIT_S = 10.0
@@ -194,7 +194,7 @@ class Served:
 
     port: int
     app: Application
-    front: Front
+    front: Port
     server: uvicorn.Server
     refused: list[int]
     thread: threading.Thread
@@ -226,7 +226,7 @@ class Served:
 def serving(app: Any = None, tick_s: float = 0.05, **limits: Any) -> Iterator[Served]:
     """Our protocol under uvicorn, in a thread of its own."""
     refused: list[int] = []
-    front = Front(serving_limits(sweep_interval_s=tick_s, **limits), refused.append)
+    front = Port(serving_limits(sweep_interval_s=tick_s, **limits), refused.append)
     application = app or Application()
     settings = uvicorn.Config(
         application, loop="none", http=front, ws="none", lifespan="off", log_config=None,

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from router.commands.demo.processes import MODEL, SimulatedPod, fleet, forget_all, gateway
-from router.commands.demo.workload import Conversation, Measured, Shape, conversations, play
+from router.commands.demo.workload import Conversation, Measured, WorkloadShape, conversations, play
 
 _POLICIES = (("round-robin", "round-robin"), ("cache-aware", "predicted-ttft"))
 _POD = ["--num-blocks", "1300", "--prefill-tokens-per-s", "6000", "--max-num-seqs", "64"]
@@ -23,7 +23,7 @@ def run_demo(pods: int, keep: bool, port: int, seed: int) -> None:
 
 
 async def _demo(count: int, keep: bool, port: int, seed: int) -> None:
-    console, shape = Console(), Shape()
+    console, shape = Console(), WorkloadShape()
     work = conversations(shape, seed)
     console.print(
         f"[bold]warmroute demo[/]: {count} simulated vLLM pods, {shape.conversations} conversations of {shape.turns} "
@@ -43,7 +43,9 @@ async def _demo(count: int, keep: bool, port: int, seed: int) -> None:
                 await forget_all(pods)
 
 
-async def _measure(console: Console, title: str, address: str, work: list[Conversation], shape: Shape) -> Measured:
+async def _measure(
+    console: Console, title: str, address: str, work: list[Conversation], shape: WorkloadShape
+) -> Measured:
     total = shape.conversations * shape.turns
     columns = (
         TextColumn(f"{title:12}"), BarColumn(), TextColumn("{task.completed}/{task.total} requests"),

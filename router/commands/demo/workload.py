@@ -23,7 +23,7 @@ _WORDS = (
 
 
 @dataclass(slots=True, frozen=True)
-class Shape:
+class WorkloadShape:
     """Sizes of the workload; words are roughly tokens."""
 
     conversations: int = 20
@@ -71,7 +71,7 @@ class Measured:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
-def conversations(shape: Shape, seed: int) -> list[Conversation]:
+def conversations(shape: WorkloadShape, seed: int) -> list[Conversation]:
     """The same work for the same seed."""
     rng = random.Random(seed)
 
@@ -97,7 +97,7 @@ def conversations(shape: Shape, seed: int) -> list[Conversation]:
 
 
 async def play(
-    address: str, model: str, work: list[Conversation], shape: Shape, on_request: Callable[[Measured], None]
+    address: str, model: str, work: list[Conversation], shape: WorkloadShape, on_request: Callable[[Measured], None]
 ) -> Measured:
     """All conversations at once, each turn by turn, against the gateway at `address`."""
     measured = Measured()
@@ -116,7 +116,7 @@ async def _converse(
     client: httpx.AsyncClient,
     model: str,
     conversation: Conversation,
-    shape: Shape,
+    shape: WorkloadShape,
     measured: Measured,
     on_request: Callable[[Measured], None],
 ) -> None:
