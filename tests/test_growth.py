@@ -22,7 +22,7 @@ from router.core.decision import Core
 from router.core.fleet import Pod, Rank, RankId
 from router.server.limits import ServingLimits
 from router.server.long_answers import at_once
-from router.server.port import Front
+from router.server.port import Port
 from router.service import Service
 from scorer.cost import PrefillRate
 from tests.fakes.processes import MODEL, TOKENIZER
@@ -66,7 +66,7 @@ class Year:
     def __init__(self) -> None:
         self.service = Service(Config.model_validate(CONFIG))
         self.core: Core = self.service.core
-        self.front = Front(ServingLimits.of(GatewayConfig(connections_max=100, connections_per_client_max=5)))
+        self.front = Port(ServingLimits.of(GatewayConfig(connections_max=100, connections_per_client_max=5)))
         self.uvicorn = uvicorn.Config("")
         self.uvicorn.loaded_app = None
         self.now = 0.0

@@ -244,6 +244,7 @@ from router.errors import ConfigError
 from router.service import Service
 async def main():
     assert Service(Config()).sharing is None
+    assert not [name for name in sys.modules if name.startswith("router.shared_index.")], "imported"
     try:
         Service(Config.model_validate({"index": {"redis": {"url": "redis://nowhere"}}}))
     except ConfigError as error:
@@ -252,7 +253,6 @@ async def main():
         raise AssertionError("nothing was said")
 import asyncio
 asyncio.run(main())
-assert not [name for name in sys.modules if name.startswith("router.shared_index.")], "imported"
 """
 
 
