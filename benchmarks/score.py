@@ -24,7 +24,7 @@ from benchmarks.proxy_pods import MODEL
 from benchmarks.steady import Steady, Work
 from indexer.events import BlockStored
 from router.config.reading import load, parse_model
-from router.core.decision import Asked
+from router.core.demand import Demand
 from router.core.fleet import Pod, Rank, RankId
 from router.prompts.prompt import parse
 from router.prompts.rendering import Renderer
@@ -67,32 +67,33 @@ class Bench:
         self.core = service.core
         self.renderer, self.tokenizer = Renderer(folder), Tokenizer(folder)
 
-    def without(self, body: bytes) -> Asked:
+    def without(self, body: bytes) -> Demand:
         """No cache at all."""
         rendering = self.renderer.render(parse(PATH, body))
         tokens = self.tokenizer.encode(rendering.text, rendering.add_special_tokens)
         keys = self.core.space.chain(tokens, BLOCK)
-        asked = Asked(MODEL, len(tokens))
-        asked.keys[BLOCK], asked.matches[BLOCK] = keys, self.core.match(keys)
-        self.decide(asked)
-        return asked
+        demand = Demand(MODEL, len(tokens), keys={BLOCK: keys})
+        self.decide(demand)
+        return demand
 
-    async def within(self, body: bytes) -> Asked:
+    async def within(self, body: bytes) -> Demand:
         """As the gateway does it."""
         encoding = self.service.encoding
-        known = encoding.recalled(PATH, body)
-        asked = known[1] if known is not None else await encoding.understood(PATH, body, parse(PATH, body))
-        self.decide(asked)
-        return asked
+        known = encoding.recalled(PATH, body) or await encoding.understood(PATH, body, parse(PATH, body))
+        self.decide(known.demand)
+        return known.demand
 
-    def decide(self, asked: Asked) -> None:
-        self.core.decide(asked, frozenset(), 0.0)
+    def decide(self, demand: Demand) -> bool:
+        """Whether its mapping still held."""
+        holders = self.core.look_up(demand, None, 0.0)
+        self.core.decide(demand, holders, frozenset(), 0.0)
+        return holders.kept
 
-    def hold(self, asked: Asked, body: bytes) -> None:
+    def hold(self, demand: Demand, body: bytes) -> None:
         """A third of the pods hold all of it, another third its first half."""
         rendering = self.renderer.render(parse(PATH, body))
         tokens = self.tokenizer.encode(rendering.text, rendering.add_special_tokens)
-        hashes = asked.keys[BLOCK].tolist()
+        hashes = demand.keys[BLOCK].tolist()
         for number, rank in enumerate(self.core.fleet.ranks):
             count = len(hashes) // (number % 3 + 1) if number % 3 < 2 else 0
             if count:
@@ -126,18 +127,18 @@ class Prompts:
     async def partial(self) -> Work:
         """The tokens are known; the mapping has been touched by an event."""
         body = chat(self.rng, self.size)
-        asked = await self.bench.within(body)
-        self.tokens = asked.tokens
-        self.bench.hold(asked, body)
+        demand = await self.bench.within(body)
+        self.tokens = demand.tokens
+        self.bench.hold(demand, body)
         self.bench.touch()
         return lambda: self.bench.within(body)
 
     async def hit(self) -> Work:
         body = chat(self.rng, self.size)
-        asked = await self.bench.within(body)
-        self.bench.hold(asked, body)
+        demand = await self.bench.within(body)
+        self.bench.hold(demand, body)
         await self.bench.within(body)
-        assert (await self.bench.within(body)).lookup == "hit"
+        assert self.bench.decide(await self.bench.within(body))
         return lambda: self.bench.within(body)
 
 

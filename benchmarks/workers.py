@@ -36,8 +36,10 @@ from indexer.blocks import KeySpace
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
 from router.config.settings import Config
-from router.core.decision import Asked, Core, Placed
+from router.core.decision import Core
+from router.core.demand import Demand, End, Placement
 from router.core.fleet import Pod, Rank, RankId
+from router.service import core_settings
 from scorer.board import Board, row_of
 from scorer.cost import PrefillRate
 
@@ -176,7 +178,7 @@ def cores(count: int, pods: int, shared: bool) -> list[Core]:
     memory, made = memoryview(bytearray(count * ROW.itemsize)), []
     for number in range(count):
         board = Board(memory, count, number, ROW) if shared else None
-        core = Core(Config.model_validate({"scoring": {"slow_start": 0}}), KeySpace(1), board=board)
+        core = Core(core_settings(Config.model_validate({"scoring": {"slow_start": 0}})), KeySpace(1), board=board)
         for place_of in range(pods):
             pod, name = Pod(f"pod-{place_of}", "", healthy=True, block_size=BLOCK), RankId(f"pod-{place_of}", 0)
             pod.ranks.append(Rank(name, pod, core.load_of(name, PrefillRate(8000.0)), None))
@@ -194,20 +196,20 @@ def decision_us(workers: list[Core]) -> float:
     """
     rng, now = np.random.default_rng(1), 0.0
     times: list[float] = []
-    flying: deque[tuple[Core, Placed]] = deque()
+    flying: deque[tuple[Core, Placement]] = deque()
     for _ in range(DECISIONS):
         now += DECISION_GAP_S
         for worker in workers:
             keys = worker.space.chain(rng.integers(0, 100_000, NEW_BLOCKS * BLOCK, dtype=np.uint32), BLOCK)
-            asking = Asked(MODEL, len(keys) * BLOCK, keys={BLOCK: keys})
+            asking = Demand(MODEL, len(keys) * BLOCK, keys={BLOCK: keys})
             began = time.perf_counter()
-            placed = worker.route(asking, NOBODY, now)
+            placed = worker.route(asking, worker.look_up(asking, None, now), NOBODY, now)
             worker.first_byte(placed, True, now)
             times += [time.perf_counter() - began] if worker is workers[0] else []
             flying.append((worker, placed))
         while len(flying) > FLYING * len(workers):
             worker, placed = flying.popleft()
-            worker.release(placed, False, now)
+            worker.finish(placed, End("void"), now)
             worker.index.expire(now)
     return statistics.fmean(sorted(times)[: len(times) * 19 // 20]) * 1e6
 

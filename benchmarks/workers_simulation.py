@@ -25,8 +25,10 @@ from indexer.blocks import Keys, KeySpace, Tokens
 from indexer.events import BlockRemoved, BlockStored
 from indexer.feed import Feed
 from router.config.settings import Config
-from router.core.decision import Asked, Core
+from router.core.decision import Core
+from router.core.demand import Demand, End
 from router.core.fleet import Pod, Rank, RankId
+from router.service import core_settings
 from scorer.board import Board, row_of
 from scorer.cost import FleetRate, PrefillRate
 
@@ -97,14 +99,14 @@ class World:
         self.cores = [self._core(number, memory, pods) for number in range(way.workers)]
         self.ttft_s: list[float] = []
         self.computed = self._count = 0
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._agenda: list[tuple[float, int, Callable[[], object]]] = []
 
     def _core(self, number: int, memory: memoryview, pods: int) -> Core:
         config = Config.model_validate({"index": {"blocks_max": 1_000_000}, "scoring": {"slow_start": 0}})
         look_s = self.way.look_s
         kind = Board if self.way.sendings else Reserved
         board = None if look_s is None else kind(memory, self.way.workers, number, ROW, look_s)
-        core, fleet = Core(config, self.space, board=board), FleetRate(SPEED)
+        core, fleet = Core(core_settings(config), self.space, board=board), FleetRate(SPEED)
         for place in range(pods):
             pod = Pod(f"pod-{place}", "", healthy=True, block_size=BLOCK, blocks=CACHE_BLOCKS)
             name = RankId(pod.name, 0)
@@ -115,7 +117,7 @@ class World:
             core.fleet.learned_models(pod, [{"id": MODEL}])
         return core
 
-    def at(self, time_s: float, call: Callable[[], None]) -> None:
+    def at(self, time_s: float, call: Callable[[], object]) -> None:
         self._count += 1
         heapq.heappush(self._agenda, (time_s, self._count, call))
 
@@ -129,7 +131,8 @@ class World:
         keys: Keys = self.space.chain(tokens, BLOCK)
         core = self.rng.choice(self.cores)
         core.index.expire(self.now)
-        placed = core.route(Asked(MODEL, len(tokens), keys={BLOCK: keys}), NOBODY, self.now)
+        demand = Demand(MODEL, len(tokens), keys={BLOCK: keys})
+        placed = core.route(demand, core.look_up(demand, None, self.now), NOBODY, self.now)
         rank, number = placed.decision.rank.id, int(placed.decision.rank.id.pod[4:])
         names = keys.tolist()
         first_s, held, computed, gone = self.engines[number].serve(names, len(tokens), self.now)
@@ -137,7 +140,7 @@ class World:
         self.computed += computed
         self.at(first_s, lambda: core.first_byte(placed, True, self.now))
         self.at(first_s + EVENT_DELAY_S, lambda: self._tell(rank, names, tokens, held, gone))
-        self.at(first_s + DECODE_S, lambda: core.release(placed, True, self.now))
+        self.at(first_s + DECODE_S, lambda: core.finish(placed, End("served", 200), self.now))
         if then is not None:
             self.at(first_s + DECODE_S, then)
 

@@ -19,8 +19,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from indexer.prefixes import PrefixStats
+from router.config.settings import SeriesConfig
 from router.core.breaker import STATES
-from router.core.decision import Asked, Core
+from router.core.decision import Core
 from router.core.fair_queue import RESULTS
 from router.core.fleet import Fleet
 from router.core.token_states import SOURCES
@@ -122,6 +123,7 @@ class Metrics:
         store: Callable[[], PrefixStats],
         clock: Callable[[], float] = time.monotonic,
         questions: Mapping[str, int] | None = None,
+        given: SeriesConfig | None = None,
     ) -> None:
         """`questions`: to the pods' /tokenize, by what came of them."""
         self._questions = questions or {}
@@ -142,8 +144,9 @@ class Metrics:
         self.retries_refused = 0  # by the budget
         self.admissions: Counter[str] = Counter(dict.fromkeys(RESULTS, 0))  # how waiting for room ended
         self.picks: Counter[str] = Counter()
-        self._series_max = core.config.metrics.series_max
-        self._departures = Departures(core.fleet, core.config.metrics.departed_kept)
+        given = given or SeriesConfig()
+        self._series_max = given.series_max
+        self._departures = Departures(core.fleet, given.departed_kept)
         self._joined: list[Collector] = []
 
     def join(self, collector: Collector) -> None:
@@ -184,15 +187,16 @@ class Metrics:
                 yield
         self._departures.forget(now)
 
-    def understood(self, asked: Asked) -> None:
-        """One prompt was looked up."""
-        if not asked.keys:
-            return
-        self.prefix_lookups[asked.lookup] += 1
-        timing, stages = asked.timing_us, self.stages
-        for stage, spent_us in timing.items():
-            stages[stage].observe(spent_us * 1e-6)
-        self.lookups.observe((timing["lookup"] + timing.get("keys", 0)) * 1e-6)
+    def understood(self, timing_us: Mapping[str, int]) -> None:
+        """The tokens of a prompt became known; how long each stage took."""
+        for stage, spent_us in timing_us.items():
+            self.stages[stage].observe(spent_us * 1e-6)
+
+    def looked_up(self, result: str, spent_s: float, keys_s: float) -> None:
+        """A prompt that has keys was looked up; to make these had taken so long."""
+        self.prefix_lookups[result] += 1
+        self.stages["lookup"].observe(spent_s)
+        self.lookups.observe(spent_s + keys_s)
 
     def _of_requests(self) -> Steps:
         labelled = [((model, pod, str(code)), n) for (model, pod, code), n in list(self.requests.items())]

@@ -22,12 +22,12 @@ _HOT = {
     """,
     "scorer": "board candidates cost load pick policies sendings slow_start",
     "router": "metrics",
-    "router.core": "breaker comparison decision demand fleet retry_budget token_states",
+    "router.core": "breaker comparison decision demand fleet holdings retry_budget token_states",
     "router.endpoints": "data_plane",
     "router.prompts": "beginnings messages prompt rendering renderings",
     "router.proxy": "attempts proxy usage",
     "router.server": "connection exchange heads limits port",
-    "router.tokens": "encoder given local recall safe_cuts",
+    "router.tokens": "encoder given local recall safe_cuts understanding",
     "router.upstream": "connection pool replies",
 }
 MODULES = tuple(f"{package}.{name}" for package, names in _HOT.items() for name in names.split())

@@ -11,8 +11,11 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from indexer.blocks import KeySpace
+from indexer.prefixes import VARIANTS_MAX, PrefixLimits
 from router.config.settings import Config
-from router.core.decision import Asked, Core
+from router.core.breaker import BreakerLimits
+from router.core.decision import Core
+from router.core.settings import Bounds, CoreSettings, IndexSettings
 from router.discovery.pods import Pods
 from router.errors import ConfigError
 from router.metrics import Metrics
@@ -22,6 +25,7 @@ from router.tokens.encoder import Encoding
 from router.upstream.upstreams import Upstreams
 from router.workers.peers import Peers
 from router.workers.worker import Seat
+from scorer.policies import Settings
 
 if TYPE_CHECKING:
     from router.shared_index.sharing import Sharing
@@ -40,12 +44,14 @@ class Service:
         space = KeySpace(secrets.randbits(64) if seat is None else seat.seed)
         self.config = config
         board = None if seat is None else seat.board(config.gateway)
-        self.core = Core(config, space, board)
+        self.core = Core(core_settings(config), space, board)
         self.upstreams = Upstreams(config)
         for pod in config.discovery.static:
             self.upstreams.add(pod)
         self.encoding = Encoding(config, self.core, space, self.upstreams)
-        self.metrics = Metrics(self.core, self.encoding.stats, questions=self.encoding.pod_tokens.counts)
+        self.metrics = Metrics(
+            self.core, self.encoding.stats, questions=self.encoding.pod_tokens.counts, given=config.metrics
+        )
         self.pods = Pods(self.core, config, self.upstreams)
         self.metrics.join(self.pods)
         if self.pods.bound is not None:
@@ -89,12 +95,6 @@ class Service:
             if self.peers is not None:
                 await self.peers.aclose()
             await self.upstreams.aclose()
-
-    async def ask_others(self, asked: Asked) -> None:
-        """What other gateways know of pods that are not known exactly here; by a deadline of some ms."""
-        if self.sharing is not None:
-            for each in (asked, *(asked.by_version or {}).values()):
-                await self.sharing.ask(each)
 
     def request_id(self) -> bytes:
         """A new request id: unique among all gateways' by chance, in this one by counting."""
@@ -158,12 +158,12 @@ class Service:
             asyncio.get_running_loop().call_later(2 * self.config.tokens.deadline, self._forget_keys)
 
     def _forget_keys(self) -> None:
-        self.encoding.store.clear()
+        self.core.store.clear()
         self.core.fleet.changed()
 
     async def _housekeeping(self) -> None:
         """What expires, in slices."""
-        indexes, store = (self.core.index, self.core.texts), self.encoding.store
+        indexes, store = (self.core.index, self.core.texts), self.core.store
         cleanup_at = time.monotonic() + self.config.cache_cleanup_interval
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
@@ -181,3 +181,48 @@ class Service:
                 while not store.cleanup_expired(now, _CLEANUP_SLICE).done:
                     await asyncio.sleep(0)
                 await in_turns(self.metrics.end_departed(now))
+
+
+def core_settings(config: Config) -> CoreSettings:
+    """What the decision is set to by a configuration."""
+    gateway, admission, breaker, index = config.gateway, config.admission, config.breaker, config.index
+    weights, upstream, scoring, kept = index.tier_weights, config.upstream, config.scoring, config.prefix_store_config
+    return CoreSettings(
+        index=IndexSettings(
+            blocks_max=index.blocks_max,
+            pods_max=index.pods_max,
+            orphans_max=index.orphans_max,
+            text_blocks_max=index.text_blocks_max,
+            predicted_ttl_s=index.predicted_ttl,
+            predicted_grace_s=index.predicted_grace,
+            blind_ttl_s=index.blind_ttl,
+            prefixes=PrefixLimits(kept.bytes_max, kept.pod_mapping_ttl, kept.max_pod_sets_per_block, VARIANTS_MAX),
+            maps=config.pod_mappings_enabled,
+        ),
+        tier_weights=(weights.gpu, weights.cpu, weights.disk),
+        bounds=Bounds(
+            requests=gateway.requests_max,
+            prefill_tokens=admission.prefill_tokens_max,
+            pod_requests=admission.pod_requests_max,
+            pod_prefill_tokens=admission.pod_prefill_tokens_max,
+        ),
+        queue_max=admission.queue_max,
+        flow_queue_max=admission.flow_queue_max,
+        breaker=BreakerLimits(
+            in_row_max=breaker.failures_in_row,
+            share_max=breaker.failure_share,
+            requests_min=breaker.requests_min,
+            window_s=breaker.window,
+            open_s=breaker.open_time,
+            open_max_s=breaker.open_time_max,
+        ),
+        panic_share=config.probe.panic_share,
+        suspect_s=config.probe.interval,
+        retry_after_max_s=upstream.retry_after_max,
+        retry_share=upstream.retry_share,
+        retry_floor=upstream.retry_floor,
+        scoring=Settings(scoring.policy, scoring.beta),
+        slow_start_s=scoring.slow_start,
+        slow_start_factor=scoring.slow_start_factor,
+        decisions_kept=config.decisions.kept,
+    )

@@ -10,9 +10,9 @@ import httpx
 import orjson
 import pytest
 
-from router.core.decision import Asked
+from router.core.demand import Demand
 from router.prompts.prompt import parse
-from tests.fakes.cores import NOBODY, asked, core_of, held, store, tokens_of
+from tests.fakes.cores import NOBODY, VOID, asked, core_of, counted, decide, held, route, store, tokens_of
 from tests.fakes.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
 
 
@@ -70,20 +70,20 @@ def test_nothing_is_promised_or_priced() -> None:
     """The holder is as dear as the others, and takes its turn; the ticket is for all of the prompt."""
     core = core_of(4)
     store(core, "pod-1", 1)
-    placed = [core.route(asked(core, 1, reads_cache=False), NOBODY, 0.0) for _ in range(8)]
+    placed = [route(core, asked(core, 1, reads_cache=False), NOBODY, 0.0) for _ in range(8)]
     assert set(Counter(each.pod.name for each in placed).values()) == {2}
     assert {each.decision.matched_tokens for each in placed} == {0}
     assert {each.ticket.tokens for each in placed} == {160}
-    assert core.decide(asked(core, 1), NOBODY, 0.0).matched_tokens == 144
+    assert decide(core, asked(core, 1), NOBODY, 0.0).matched_tokens == 144
 
 
 def test_its_blocks_are_there_after_it() -> None:
     """They are stored as always: the next one with the same beginning follows, and what was held stays as it was."""
     core = core_of(2)
     store(core, "pod-1", 1, 80)
-    placed = core.route(asked(core, 1, reads_cache=False), NOBODY, 0.0)
+    placed = route(core, asked(core, 1, reads_cache=False), NOBODY, 0.0)
     assert held(core, placed.pod.name, 1) == 10
-    core.release(placed, False, 0.0)
+    core.finish(placed, VOID, 0.0)
     core.index.expire(0.1)
     assert (held(core, "pod-0", 1), held(core, "pod-1", 1)) == (0, 5)
 
@@ -92,9 +92,9 @@ def test_nor_for_a_text() -> None:
     """Where only the text is known, it is followed by who can use it alone."""
     core = core_of(2)
     text = core.space.chain(tokens_of(1), 16)
-    first = core.route(Asked("m", 320, text=text), NOBODY, 0.0)
-    assert core.route(Asked("m", 320, text=text), NOBODY, 0.0).pod is first.pod
-    other = core.route(Asked("m", 320, text=text, reads_cache=False), NOBODY, 0.0)
+    first = route(core, Demand("m", 320, text=text), NOBODY, 0.0)
+    assert route(core, Demand("m", 320, text=text), NOBODY, 0.0).pod is first.pod
+    other = route(core, Demand("m", 320, text=text, reads_cache=False), NOBODY, 0.0)
     assert other.pod is not first.pod
     assert core.texts.match(text).hits[other.decision.rank.id].blocks == 10
 
@@ -110,8 +110,8 @@ def test_it_proves_nothing() -> None:
     for usage in (True, False):
         pod.evidence.usage = usage
         for _ in range(20):
-            placed = core.route(asked(core, 1, 161, reads_cache=False, alone=True), NOBODY, 0.0)
-            core.reported(placed, 161, 0 if usage else None)
+            placed = route(core, asked(core, 1, 161, reads_cache=False, is_alone=True), NOBODY, 0.0)
+            core.finish(placed, counted(161, 0 if usage else None), 0.0)
     assert feed.state == "exact" and pod.evidence.asked_tokens == 0
 
 

@@ -9,19 +9,33 @@ import pytest
 from indexer.events import BlockStored
 from indexer.feed import DOUBTED, UNPROVEN
 from indexer.trust import PROOFS, WRONG_MIN
-from router.core.decision import Core, Placed
+from router.config.settings import Config
+from router.core.decision import Core
+from router.core.demand import Placement
 from router.core.fleet import Evidence, Pod
 from router.endpoints.answers import decision_answer
 from router.prompts.prompt import parse
 from scorer.pick import scored
-from tests.fakes.cores import NOBODY, SIZE, asked, core_of, joined_late, store, tokens_of
+from tests.fakes.cores import (
+    NOBODY,
+    SERVED,
+    SIZE,
+    asked,
+    core_of,
+    counted,
+    decide,
+    joined_late,
+    route,
+    store,
+    tokens_of,
+)
 from tests.fakes.peers import until
 from tests.fakes.probes import Told, probed
 
 
-def _served(core: Core, seed: int, count: int = 161, **more: Any) -> Placed:
-    placed = core.route(asked(core, seed, count, **{"alone": True, **more}), NOBODY, 0.0)
-    core.release(placed, True, 0.0)
+def _served(core: Core, seed: int, count: int = 161, **more: Any) -> Placement:
+    placed = route(core, asked(core, seed, count, **{"is_alone": True, **more}), NOBODY, 0.0)
+    core.finish(placed, SERVED, 0.0)
     core.index.expire(1e6)
     return placed
 
@@ -37,7 +51,7 @@ def test_reports_are_told_apart() -> None:
     core = core_of(1)
     store(core, "pod-0", 1)
     for reported in (160, 160, 0, 320):
-        core.reported(_served(core, 1, 400), 400, reported)
+        core.finish(_served(core, 1, 400), counted(400, reported), 0.0)
     assert _counts(core) == {"equal": 2, "over": 1, "under": 1}
 
 
@@ -48,28 +62,28 @@ def test_an_error_that_persists_degrades_the_feed() -> None:
     feed = core.fleet.pods["pod-0"].ranks[0].feed
     assert feed is not None and feed.state == "exact"
     for _ in range(WRONG_MIN):
-        core.reported(_served(core, 1), 161, 0)
+        core.finish(_served(core, 1), counted(161, 0), 0.0)
     assert feed.state == "degraded" and feed.reasons == [DOUBTED]
     assert feed.mend(5.0) == 0 and feed.mend(5.0) is None
-    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 0, "nobody believes it"
+    assert decide(core, asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 0, "nobody believes it"
     feed.replay_ended(True, 5.0)
-    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 0, "the pod has none"
+    assert decide(core, asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 0, "the pod has none"
     for _ in range(WRONG_MIN):
-        core.reported(_served(core, 1), 161, 0)
+        core.finish(_served(core, 1), counted(161, 0), 0.0)
     assert feed.state == "exact" and feed.counts["resyncs"] == 1
 
 
 def test_what_is_no_proof() -> None:
     """Several prompts or answers, other tokens than ours, our own guess that the pod will hold a block."""
     core = core_of(1)
-    core.reported(_served(core, 1, alone=False), 161, 160)
-    core.reported(_served(core, 2), 162, 160)
-    first = core.route(asked(core, 3, 161, alone=True), NOBODY, 0.0)
-    second = core.route(asked(core, 3, 161, alone=True), NOBODY, 0.0)
+    core.finish(_served(core, 1, is_alone=False), counted(161, 160), 0.0)
+    core.finish(_served(core, 2), counted(162, 160), 0.0)
+    first = route(core, asked(core, 3, 161, is_alone=True), NOBODY, 0.0)
+    second = route(core, asked(core, 3, 161, is_alone=True), NOBODY, 0.0)
     assert second.decision.matched_tokens == 160
-    core.reported(second, 161, 0)
+    core.finish(second, counted(161, 0), 0.0)
     assert _counts(core) == {"equal": 0, "over": 0, "under": 0}
-    core.reported(first, 161, 0)
+    core.finish(first, counted(161, 0), 0.0)
     assert _counts(core) == {"equal": 1, "over": 0, "under": 0}
 
 
@@ -77,23 +91,23 @@ def _doubted(core: Core) -> None:
     """pod-0's feed says 160 tokens of prompt 1, and the pod says 0 again and again."""
     store(core, "pod-0", 1)
     for _ in range(WRONG_MIN):
-        core.reported(_served(core, 1, pods=frozenset({"pod-0"})), 161, 0)
+        core.finish(_served(core, 1, pods=frozenset({"pod-0"})), counted(161, 0), 0.0)
 
 
 def test_a_feed_that_is_wrong_is_no_reason_to_go_there() -> None:
     """Neither a promise nor a credit in the price; what the pod reports goes on to be held against it."""
     core = core_of(2)
     _doubted(core)
-    decision = core.decide(asked(core, 1, 161), NOBODY, 0.0)
+    decision = decide(core, asked(core, 1, 161), NOBODY, 0.0)
     assert [one.candidate.matched for one in scored(decision.pick)] == [0, 0]
     assert len({one.price for one in scored(decision.pick)}) == 1
     first = decision_answer(decision, 0.0)["pods"][0]
     assert (first["matched_blocks"], first["matched_tokens"]) == (0, 0)
     store(core, "pod-1", 1)
-    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).rank.pod.name == "pod-1"
+    assert decide(core, asked(core, 1, 161), NOBODY, 0.0).rank.pod.name == "pod-1"
     for _ in range(WRONG_MIN + PROOFS):
-        core.reported(_served(core, 1, pods=frozenset({"pod-0"})), 161, 160)
-    again = core.decide(asked(core, 1, 161, pods=frozenset({"pod-0"})), NOBODY, 0.0)
+        core.finish(_served(core, 1, pods=frozenset({"pod-0"})), counted(161, 160), 0.0)
+    again = decide(core, asked(core, 1, 161, pods=frozenset({"pod-0"})), NOBODY, 0.0)
     assert again.matched_tokens == 160, "proven again"
 
 
@@ -101,10 +115,10 @@ def test_predicted_blocks_are_proof_where_the_pod_was_quiet() -> None:
     """What was to be computed before is computed, if nothing else was on its way."""
     core = core_of(1)
     for cached in (0, 160):
-        placed = core.route(asked(core, 3, 161, alone=True), NOBODY, 0.0)
-        core.release(placed, True, 0.0)
+        placed = route(core, asked(core, 3, 161, is_alone=True), NOBODY, 0.0)
+        core.finish(placed, SERVED, 0.0)
         assert placed.decision.matched_tokens == cached
-        core.reported(placed, 161, cached)
+        core.finish(placed, counted(161, cached), 0.0)
     assert _counts(core) == {"equal": 2, "over": 0, "under": 0}
 
 
@@ -113,16 +127,16 @@ def test_a_pod_that_caches_nothing_gets_no_credit() -> None:
     for feeds in (True, False):
         core = core_of(1, feeds=feeds)
         rank = core.fleet.pods["pod-0"].ranks[0]
-        core.release(core.route(asked(core, 1), NOBODY, 0.0), True, 0.0)
-        assert core.decide(asked(core, 1), NOBODY, 0.0).matched_tokens == 144
+        core.finish(route(core, asked(core, 1), NOBODY, 0.0), SERVED, 0.0)
+        assert decide(core, asked(core, 1), NOBODY, 0.0).matched_tokens == 144
         rank.trust.told(caches=False)
-        assert core.decide(asked(core, 1), NOBODY, 0.0).matched_tokens == 0
+        assert decide(core, asked(core, 1), NOBODY, 0.0).matched_tokens == 0
         rank.trust.told(caches=True)
         for _ in range(WRONG_MIN):
-            placed = core.route(asked(core, 1, alone=True), NOBODY, 0.0)
-            core.release(placed, True, 0.0)
-            core.reported(placed, 160, 0)
-        assert core.decide(asked(core, 1), NOBODY, 0.0).matched_tokens == 0
+            placed = route(core, asked(core, 1, is_alone=True), NOBODY, 0.0)
+            core.finish(placed, SERVED, 0.0)
+            core.finish(placed, counted(160, 0), 0.0)
+        assert decide(core, asked(core, 1), NOBODY, 0.0).matched_tokens == 0
 
 
 def test_a_drafter_that_computes_the_last_block_again() -> None:
@@ -136,7 +150,7 @@ def test_a_drafter_that_computes_the_last_block_again() -> None:
     for _ in range(4):
         placed = _served(core, 1)
         assert placed.decision.matched_tokens == 144
-        core.reported(placed, 161, 144)
+        core.finish(placed, counted(161, 144), 0.0)
     assert feed.state == "exact"
 
 
@@ -144,7 +158,7 @@ def test_silence_is_zero_only_of_old_versions_that_report() -> None:
     """Up to 0.23 a zero is left out; of a pod that never reports, and of newer ones, silence is no number."""
     core = core_of(1)
     pod = core.fleet.pods["pod-0"]
-    for version, reports, counted in (
+    for version, reports, expected in (
         (None, False, 0),
         ("0.20.2", True, 2),
         ("0.23.1rc1", True, 2),
@@ -153,9 +167,9 @@ def test_silence_is_zero_only_of_old_versions_that_report() -> None:
         pod.version, pod.evidence = version, Evidence()
         before = sum(_counts(core).values())
         if reports:
-            core.reported(_served(core, 1), 161, 0)
-        core.reported(_served(core, 1), 161, None)
-        assert sum(_counts(core).values()) - before == counted, version
+            core.finish(_served(core, 1), counted(161, 0), 0.0)
+        core.finish(_served(core, 1), counted(161, None), 0.0)
+        assert sum(_counts(core).values()) - before == expected, version
 
 
 def test_unknown_history_is_proven_harmless() -> None:
@@ -166,12 +180,12 @@ def test_unknown_history_is_proven_harmless() -> None:
     assert feed is not None
     joined_late(feed)
     assert feed.state == "degraded" and not rank.tells
-    core.release(core.route(asked(core, 9), NOBODY, 0.0), True, 0.0)
-    core.index.expire(core.config.index.predicted_ttl + 1)
-    assert core.decide(asked(core, 9), NOBODY, 0.0).matched_tokens == 144, "nobody else would tell of it"
+    core.finish(route(core, asked(core, 9), NOBODY, 0.0), SERVED, 0.0)
+    core.index.expire(Config().index.predicted_ttl + 1)
+    assert decide(core, asked(core, 9), NOBODY, 0.0).matched_tokens == 144, "nobody else would tell of it"
     store(core, "pod-0", 1)
     for _ in range(PROOFS):
-        core.reported(_served(core, 1), 161, 160)
+        core.finish(_served(core, 1), counted(161, 160), 0.0)
     assert feed.state == "exact" and rank.tells
 
 

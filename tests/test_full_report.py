@@ -15,14 +15,14 @@ from indexer.feed import Feed
 from indexer.index import PrefixIndex
 from indexer.match import MISS
 from router.core.decision import Core
+from router.core.demand import Demand
 from router.core.fleet import RankId
 from router.prompts.prompt import parse
 from simulator.blocks import BlockPool
 from simulator.events import NEWEST, Dialect, Origin
 from simulator.hashes import root_digest
 from simulator.scheduler import Request, Scheduler
-from tests.fakes.cores import NOBODY, SIZE, core_of
-from tests.fakes.cores import asked as asked_of
+from tests.fakes.cores import MODEL, NOBODY, SERVED, SIZE, core_of, route
 from tests.fakes.recordings import frames, lines
 
 POD = RankId("pod-0", 0)
@@ -57,10 +57,9 @@ class Pod:
     def serve(self, full: bool, held_back: bool = False) -> None:
         """One request through the core to the pod and back. `held_back`: its events come after a gap, by a replay."""
         prompt = [*self.rng.choice(self._prompts), *(self.rng.randrange(5000) for _ in range(self.rng.randrange(40)))]
-        asked = asked_of(self.core, 0, 16)
-        asked.keys, asked.tokens = {SIZE: self.core.space.chain(np.array(prompt, np.uint32), SIZE)}, len(prompt)
-        asked.full_report = full and self._told
-        placed = self.core.route(asked, NOBODY, self.now)
+        keys = {SIZE: self.core.space.chain(np.array(prompt, np.uint32), SIZE)}
+        demand = Demand(MODEL, len(prompt), keys=keys, asks_full_report=full and self._told)
+        placed = route(self.core, demand, NOBODY, self.now)
         self._scheduler.add(Request(prompt, [1], Origin(), full_report=full))
         batches = []
         while self._scheduler.busy:
@@ -69,11 +68,11 @@ class Pod:
                 batches.append(self._dialect.encode(self.now, events, SIZE, 0))
                 self._clock = self.now
         if held_back:
-            self.core.release(placed, True, self.now)
+            self.core.finish(placed, SERVED, self.now)
             self.now += 60
         self._hear(batches, held_back)
         if not held_back:
-            self.core.release(placed, True, self.now)
+            self.core.finish(placed, SERVED, self.now)
         self.now += STEP_S
         self.core.index.expire(self.now)
 
@@ -102,7 +101,7 @@ class Pod:
 
     def _held(self, prompt: list[int]) -> int:
         keys = self.core.space.chain(np.array(prompt, np.uint32), SIZE)
-        hit = self.core.match(keys).hits.get(POD, MISS)
+        hit = self.core.index.match(keys).hits.get(POD, MISS)
         return hit.usable((len(prompt) - 1) // SIZE) if hit.blocks else 0
 
     def _cached(self, prompt: list[int]) -> int:

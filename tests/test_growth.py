@@ -19,12 +19,14 @@ from indexer.feed import Feed
 from router.config.gateway import GatewayConfig
 from router.config.settings import Config
 from router.core.decision import Core
+from router.core.demand import End
 from router.core.fleet import Pod, Rank, RankId
 from router.server.limits import ServingLimits
 from router.server.long_answers import at_once
 from router.server.port import Port
 from router.service import Service
 from scorer.cost import PrefillRate
+from tests.fakes.cores import NOBODY, counted, route
 from tests.fakes.processes import MODEL, TOKENIZER
 
 DAY_S = 86_400.0
@@ -110,22 +112,20 @@ class Year:
         core.queue.put(object(), f"flow {number}".encode(), number % 3, 10, body["model"])
         core.queue.serve(lambda entry: True)
         prompt = await service.encoding.parsed(path, raw)
-        asked = await service.encoding.understood(path, raw, prompt)
-        service.metrics.understood(asked)
-        placed = core.route(asked, frozenset(), self.now)
+        meaning = await service.encoding.understood(path, raw, prompt)
+        service.metrics.understood(meaning.timing_us)
+        placed = route(core, meaning.demand, NOBODY, self.now)
         if fails:
-            core.failed(placed, True, self.now)
+            core.finish(placed, End("failed"), self.now + 0.2)
         else:
             core.first_byte(placed, True, self.now + 0.1)
-            core.reported(placed, asked.tokens, 0)
-            core.succeeded(placed, self.now + 0.2)
-        core.release(placed, not fails, self.now + 0.2)
+            core.finish(placed, counted(meaning.demand.tokens, 0), self.now + 0.2)
         service.metrics.count(body["model"], placed.decision.rank.id.pod, 502 if fails else 200)
         self.front.lost(connection, f"2001:db8::{number:x}")
 
     def night(self) -> None:
         """What the service's housekeeping does, until nothing is left to do."""
-        core, store = self.core, self.service.encoding.store
+        core, store = self.core, self.core.store
         self.now += DAY_S
         core.fleet.notice_grains()
         self.service.encoding.judge(self.now)

@@ -178,8 +178,8 @@ async def test_only_what_was_served_is_shown_to_others() -> None:
         before = sum(pod.asked for pod in pods)
         body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "y"}]}).encode()
         for path in ("/score", "/v1/chat/completions"):
-            asked = await service.encoding.understood(path, body, await service.encoding.parsed(path, body))
-            assert (asked.reason, parity.waiting) == (None, 0)
+            known = await service.encoding.understood(path, body, await service.encoding.parsed(path, body))
+            assert (known.demand.reason, parity.waiting) == (None, 0)
         assert await asked_for(app, "y") == 200
         await until(lambda: sum(pod.asked for pod in pods) == before + 1)
 

@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.core.breaker import Breaker, BreakerLimits
-from router.core.decision import Asked, Core, Placed
+from router.core.decision import Core
+from router.core.demand import Demand, End, Placement
 from router.errors import NoFitPod
-from tests.fakes.cores import MODEL, NOBODY, core_of
+from tests.fakes.cores import MODEL, NOBODY, SERVED, VOID, core_of, decide, route
 
+CUT = End("cut", 200)
+ENDS = {"f": SERVED, "b": CUT, "x": End("served", 500), "u": VOID}
 LIMITS = BreakerLimits(in_row_max=3, share_max=0.5, requests_min=10, window_s=10.0, open_s=4.0, open_max_s=20.0)
 
 
@@ -154,9 +157,9 @@ def test_asked_for_peace() -> None:
     assert breaker.blocked_until == 10.0
 
 
-def placed_on(core: Core, pod: str, now: float) -> Placed:
+def placed_on(core: Core, pod: str, now: float) -> Placement:
     """A request that goes to this pod."""
-    return core.route(Asked(MODEL, 100, pods=frozenset((pod,))), NOBODY, now)
+    return route(core, Demand(MODEL, 100, pods=frozenset((pod,))), NOBODY, now)
 
 
 @pytest.mark.parametrize(("pods", "ejected"), [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)])
@@ -165,7 +168,7 @@ def test_never_more_than_half(pods: int, ejected: int) -> None:
     core = core_of(pods, breaker={"failures_in_row": 1})
     for _ in range(5):
         for name in core.fleet.pods:
-            core.failed(placed_on(core, name, 0.0), True, 0.0)
+            core.finish(placed_on(core, name, 0.0), CUT, 0.0)
     assert sum(pod.breaker.tripped for pod in core.fleet.pods.values()) == ejected
 
 
@@ -175,20 +178,20 @@ def test_the_unhealthy_are_not_counted() -> None:
     placed = [placed_on(core, name, 0.0) for name in core.fleet.pods]
     for name in ("pod-0", "pod-1"):
         core.fleet.pods[name].healthy = False
-    changes = [core.failed(each, True, 0.0) for each in placed[2:]]
+    changes = [core.finish(each, CUT, 0.0) for each in placed[2:]]
     assert [change is not None for change in changes] == [True, False]
 
 
 def test_the_ejected_come_last_and_come_back() -> None:
     """An ejected pod is picked only for want of another; after its time it gets one request, that decides."""
     core = core_of(2, breaker={"failures_in_row": 1, "open_time": 4})
-    assert core.failed(placed_on(core, "pod-0", 0.0), True, 0.0) is not None
-    picked = [core.route(Asked(MODEL, 100), NOBODY, 1.0).decision.rank.id.pod for _ in range(4)]
+    assert core.finish(placed_on(core, "pod-0", 0.0), CUT, 0.0) is not None
+    picked = [route(core, Demand(MODEL, 100), NOBODY, 1.0).decision.rank.id.pod for _ in range(4)]
     assert picked == ["pod-1"] * 4
-    assert core.route(Asked(MODEL, 100), frozenset(("pod-1",)), 1.0).decision.rank.id.pod == "pod-0"
-    placed = [core.route(Asked(MODEL, 100), NOBODY, 4.0) for _ in range(3)]
+    assert route(core, Demand(MODEL, 100), frozenset(("pod-1",)), 1.0).decision.rank.id.pod == "pod-0"
+    placed = [route(core, Demand(MODEL, 100), NOBODY, 4.0) for _ in range(3)]
     assert [each.pod.name for each in placed] == ["pod-0", "pod-1", "pod-1"]
-    change = core.succeeded(placed[0], 4.5)
+    change = core.finish(placed[0], SERVED, 4.5)
     assert change is not None and not change.open
     assert core.fleet.pods["pod-0"].fit(4.5)
 
@@ -196,11 +199,11 @@ def test_the_ejected_come_last_and_come_back() -> None:
 def test_a_retry_leaves_them_in_peace() -> None:
     """A pod that asked for it takes no retry; a first attempt goes there rather than nowhere."""
     core = core_of(2)
-    core.avoid(placed_on(core, "pod-0", 0.0), 0.0, 10.0)
+    core.finish(placed_on(core, "pod-0", 0.0), End("refused", 429, 10.0), 0.0)
     with pytest.raises(NoFitPod):
-        core.decide(Asked(MODEL, 100), frozenset(("pod-1",)), 1.0)
-    core.avoid(placed_on(core, "pod-1", 0.0), 0.0, 1e9)
-    assert core.decide(Asked(MODEL, 100), NOBODY, 1.0)
+        decide(core, Demand(MODEL, 100), frozenset(("pod-1",)), 1.0)
+    core.finish(placed_on(core, "pod-1", 0.0), End("refused", 429, 1e9), 0.0)
+    assert decide(core, Demand(MODEL, 100), NOBODY, 1.0)
     assert not core.fleet.pods["pod-1"].fit(29.9), "at most for retry_after_max"
     assert core.fleet.pods["pod-1"].fit(30.0)
 
@@ -215,17 +218,10 @@ def test_any_story(story: list[tuple[str, int, float]]) -> None:
     for what, number, later in story:
         now += later
         if what == "s" or not out:
-            out.append(core.route(Asked(MODEL, 100), NOBODY, now))
+            out.append(route(core, Demand(MODEL, 100), NOBODY, now))
             continue
-        placed = out.pop(number % len(out)) if what != "w" else None
-        if placed is not None:
-            core.release(placed, what == "f", now)
-        if what == "f" and placed is not None:
-            core.succeeded(placed, now)
-        elif what in "bx" and placed is not None:
-            core.failed(placed, what == "b", now)
-        elif what == "u" and placed is not None:
-            core.unproven(placed, now)
+        if what in ENDS:
+            core.finish(out.pop(number % len(out)), ENDS[what], now)
         breakers = [pod.breaker for pod in core.fleet.pods.values()]
         assert sum(breaker.tripped for breaker in breakers) <= 2
         assert all(breaker.blocked_until <= now + longest for breaker in breakers)

@@ -7,13 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from router.core.decision import Asked, Core
+from indexer.mappings import Ending
+from router.config.settings import Config
+from router.core.decision import Core
+from router.core.demand import Demand
 from router.core.fleet import RankId
 from router.errors import Full, NoFitPod, UnknownModel
 from scorer.board import Board, row_of
 from scorer.cost import PrefillRate
 from scorer.pick import scored
-from tests.fakes.cores import MODEL, NOBODY, SIZE, asked, core_of, held, store, tokens_of
+from tests.fakes.cores import MODEL, NOBODY, SERVED, SIZE, VOID, asked, core_of, decide, held, route, store, tokens_of
 
 
 def test_the_holder_is_picked() -> None:
@@ -21,16 +24,34 @@ def test_the_holder_is_picked() -> None:
     core = core_of()
     store(core, "pod-1", 1)
     for _ in range(3):
-        decision = core.decide(asked(core, 1), NOBODY, 0.0)
+        decision = decide(core, asked(core, 1), NOBODY, 0.0)
         assert (decision.rank.id.pod, decision.matched_tokens) == ("pod-1", 144)
-    assert core.decide(asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 160
+    assert decide(core, asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 160
+
+
+def test_mappings_are_kept_by_the_pods_that_were_asked_for() -> None:
+    """Two lists of pods, two mappings; of more than are allowed, the one used least recently goes."""
+    core = core_of(3)
+    keys = asked(core, 1).keys[SIZE]
+    ending = Ending(keys, 160)
+    most = Config().prefix_store_config.max_pod_sets_per_block
+
+    def kept(*pods: str) -> bool:
+        demand = Demand(MODEL, 160, keys={SIZE: keys}, endings={SIZE: ending}, pods=frozenset(pods) or None)
+        return core.look_up(demand, None, 0.0).kept
+
+    assert not kept("pod-0") and not kept("pod-0", "pod-1") and not kept()
+    assert kept("pod-1", "pod-0") and kept("pod-0") and len(ending.mappings) == 3
+    for number in range(most):
+        assert not kept(f"pod-{number + 10}")
+    assert len(ending.mappings) == most and not kept("pod-0")
 
 
 def test_deciding_takes_nothing() -> None:
     """`decide` leaves load, index, turns and the list of decisions as they were."""
     core = core_of()
     for _ in range(5):
-        core.decide(asked(core, 1), NOBODY, 0.0)
+        decide(core, asked(core, 1), NOBODY, 0.0)
     assert [rank.load.requests for rank in core.fleet.ranks] == [0, 0]
     assert (core.turn, len(core.decisions), held(core, "pod-0", 1), held(core, "pod-1", 1)) == (0, 0, 0, 0)
 
@@ -38,8 +59,8 @@ def test_deciding_takes_nothing() -> None:
 def test_a_routed_prompt_counts_as_held() -> None:
     """From the decision on, before any event: a second one like it follows the first."""
     core = core_of()
-    first = core.route(asked(core, 1), NOBODY, 0.0)
-    second = core.route(asked(core, 1), NOBODY, 0.0)
+    first = route(core, asked(core, 1), NOBODY, 0.0)
+    second = route(core, asked(core, 1), NOBODY, 0.0)
     assert second.decision.rank is first.decision.rank
     assert second.decision.matched_tokens == 144
     assert second.decision.rank.load.requests == 2
@@ -48,24 +69,24 @@ def test_a_routed_prompt_counts_as_held() -> None:
 def test_given_back_once() -> None:
     """However often it is released, load falls by what was taken."""
     core = core_of(1)
-    placed = [core.route(asked(core, seed), NOBODY, 0.0) for seed in (1, 2)]
+    placed = [route(core, asked(core, seed), NOBODY, 0.0) for seed in (1, 2)]
     load = placed[0].ticket.load
     assert (load.requests, load.prefill_tokens) == (2, 320)
     for _ in range(3):
-        core.release(placed[0], True, 1.0)
+        core.finish(placed[0], SERVED, 1.0)
     assert (load.requests, load.prefill_tokens) == (1, 160)
     core.first_byte(placed[1], True, 1.0)
     assert (load.requests, load.prefill_tokens) == (1, 0)
-    core.release(placed[1], True, 2.0)
+    core.finish(placed[1], SERVED, 2.0)
     assert (load.requests, load.prefill_tokens, load.backlog_s(2.0)) == (0, 0, 0.0)
 
 
 def test_predictions_end() -> None:
     """Served: believed for the grace that events need. Not served: not at all. No end heard: until the TTL."""
     core = core_of(1, index={"predicted_grace": 2, "predicted_ttl": 50, "blocks_max": 10_000})
-    served, failed, _ = (core.route(asked(core, seed), NOBODY, 0.0) for seed in (1, 2, 3))
-    core.release(served, True, 10.0)
-    core.release(failed, False, 10.0)
+    served, failed, _ = (route(core, asked(core, seed), NOBODY, 0.0) for seed in (1, 2, 3))
+    core.finish(served, SERVED, 10.0)
+    core.finish(failed, VOID, 10.0)
     for now, expected in ((10.0, [10, 0, 10]), (11.9, [10, 0, 10]), (12.0, [0, 0, 10]), (50.0, [0, 0, 0])):
         core.index.expire(now)
         assert [held(core, "pod-0", seed) for seed in (1, 2, 3)] == expected, now
@@ -74,9 +95,9 @@ def test_predictions_end() -> None:
 def test_confirmed_predictions_stay() -> None:
     """What an event confirmed does not expire."""
     core = core_of(1)
-    placed = core.route(asked(core, 1), NOBODY, 0.0)
+    placed = route(core, asked(core, 1), NOBODY, 0.0)
     store(core, "pod-0", 1)
-    core.release(placed, True, 1.0)
+    core.finish(placed, SERVED, 1.0)
     core.index.expire(1e6)
     assert held(core, "pod-0", 1) == 10
 
@@ -84,7 +105,7 @@ def test_confirmed_predictions_stay() -> None:
 def test_blind_pods_are_believed_longer() -> None:
     """Without a feed nothing confirms: what was served is believed for the blind TTL."""
     core = core_of(1, feeds=False)
-    core.release(core.route(asked(core, 1), NOBODY, 0.0), True, 1.0)
+    core.finish(route(core, asked(core, 1), NOBODY, 0.0), SERVED, 1.0)
     core.index.expire(299.0)
     assert held(core, "pod-0", 1) == 10
     core.index.expire(300.0)
@@ -97,35 +118,34 @@ def test_who_is_fit() -> None:
     pods = core.fleet.pods
     pods["pod-0"].draining = True
     pods["pod-1"].healthy = False
-    assert core.decide(asked(core, 1), NOBODY, 0.0).rank.id.pod == "pod-2"
+    assert decide(core, asked(core, 1), NOBODY, 0.0).rank.id.pod == "pod-2"
     with pytest.raises(NoFitPod):
-        core.decide(asked(core, 1), frozenset(("pod-2",)), 0.0)
+        decide(core, asked(core, 1), frozenset(("pod-2",)), 0.0)
     pods["pod-1"].healthy = True
-    core.suspect("pod-1", 0.0)
-    assert {core.route(asked(core, seed), NOBODY, 0.1).decision.rank.id.pod for seed in range(4)} == {"pod-2"}
-    assert core.decide(asked(core, 1), frozenset(("pod-2",)), 0.1).rank.id.pod == "pod-1"
-    later = core.config.probe.interval
-    picked = {core.route(asked(core, seed), NOBODY, later).decision.rank.id.pod for seed in range(10, 16)}
+    pods["pod-1"].suspect_until = later = 2.0
+    assert {route(core, asked(core, seed), NOBODY, 0.1).decision.rank.id.pod for seed in range(4)} == {"pod-2"}
+    assert decide(core, asked(core, 1), frozenset(("pod-2",)), 0.1).rank.id.pod == "pod-1"
+    picked = {route(core, asked(core, seed), NOBODY, later).decision.rank.id.pod for seed in range(10, 16)}
     assert picked == {"pod-1", "pod-2"}
 
 
 def test_only_these_pods() -> None:
     """`pods` narrows the choice; of none that is known, nobody is left."""
     core = core_of(3)
-    decision = core.decide(asked(core, 1, pods=frozenset(("pod-1",))), NOBODY, 0.0)
+    decision = decide(core, asked(core, 1, pods=frozenset(("pod-1",))), NOBODY, 0.0)
     assert [rank.id.pod for rank in decision.ranks] == ["pod-1"]
     with pytest.raises(NoFitPod):
-        core.decide(asked(core, 1, pods=frozenset(("pod-9",))), NOBODY, 0.0)
+        decide(core, asked(core, 1, pods=frozenset(("pod-9",))), NOBODY, 0.0)
 
 
 def test_unknown_model() -> None:
     """The message names those that are known, and not more than a few."""
     core = core_of(1)
     with pytest.raises(UnknownModel, match="Known models: m\\."):
-        core.decide(Asked("n"), NOBODY, 0.0)
+        decide(core, Demand("n"), NOBODY, 0.0)
     core.fleet.learned_models(core.fleet.pods["pod-0"], [{"id": f"m{number:02}"} for number in range(30)])
     with pytest.raises(UnknownModel, match="m09 and 20 more"):
-        core.decide(Asked("n"), NOBODY, 0.0)
+        decide(core, Demand("n"), NOBODY, 0.0)
 
 
 def test_adapters() -> None:
@@ -147,7 +167,7 @@ def test_tiers_have_their_worth() -> None:
     core = core_of(4)
     for pod, tier in (("pod-1", "disk"), ("pod-2", "gpu"), ("pod-3", "cpu")):
         store(core, pod, 1, tier=tier)
-    decision = core.decide(asked(core, 1), NOBODY, 0.0)
+    decision = decide(core, asked(core, 1), NOBODY, 0.0)
     order = sorted(scored(decision.pick), key=lambda one: one.price)
     assert [decision.ranks[one.candidate.number].id.pod for one in order] == ["pod-2", "pod-3", "pod-1", "pod-0"]
     assert [one.candidate.matched for one in order] == [
@@ -161,9 +181,9 @@ def test_tiers_have_their_worth() -> None:
 def test_ranks_are_candidates() -> None:
     """Each rank of a pod has its own blocks and load; a tried pod excludes all its ranks."""
     core = core_of(2, ranks=2)
-    picked = [core.route(asked(core, seed), NOBODY, 0.0).decision.rank.id for seed in range(4)]
+    picked = [route(core, asked(core, seed), NOBODY, 0.0).decision.rank.id for seed in range(4)]
     assert sorted(picked) == [RankId(f"pod-{pod}", rank) for pod in (0, 1) for rank in (0, 1)]
-    ranks = core.decide(asked(core, 9), frozenset(("pod-0",)), 0.0).ranks
+    ranks = decide(core, asked(core, 9), frozenset(("pod-0",)), 0.0).ranks
     assert [rank.id for rank in ranks] == [RankId("pod-1", 0), RankId("pod-1", 1)]
 
 
@@ -171,28 +191,28 @@ def test_a_pod_that_left() -> None:
     """Its blocks and its name are gone, and what was on its way can still be given back."""
     core = core_of(2)
     store(core, "pod-0", 1)
-    placed = core.route(asked(core, 1), NOBODY, 0.0)
+    placed = route(core, asked(core, 1), NOBODY, 0.0)
     assert placed.decision.rank.id.pod == "pod-0"
     core.leave(core.fleet.pods["pod-0"])
-    core.release(placed, True, 1.0)
+    core.finish(placed, SERVED, 1.0)
     assert held(core, "pod-0", 1) == 0
-    assert [rank.id.pod for rank in core.decide(asked(core, 1), NOBODY, 1.0).ranks] == ["pod-1"]
+    assert [rank.id.pod for rank in decide(core, asked(core, 1), NOBODY, 1.0).ranks] == ["pod-1"]
 
 
 def test_without_tokens() -> None:
     """A prompt that could not be tokenized is routed by load, and the reason says why."""
     core = core_of(2)
-    first = core.route(Asked(MODEL, tokens=500, reason="not tokenized: deadline"), NOBODY, 0.0)
-    second = core.route(Asked(MODEL, tokens=500, reason="not tokenized: deadline"), NOBODY, 0.0)
+    first = route(core, Demand(MODEL, tokens=500, reason="not tokenized: deadline"), NOBODY, 0.0)
+    second = route(core, Demand(MODEL, tokens=500, reason="not tokenized: deadline"), NOBODY, 0.0)
     assert first.decision.rank is not second.decision.rank
-    assert (first.prediction, first.decision.reason) == (None, "not tokenized: deadline")
+    assert (first.expected.prediction, first.decision.reason) == (None, "not tokenized: deadline")
 
 
 def test_decisions_are_bounded() -> None:
     """The list of the last picks keeps as many as it is told."""
     core = core_of(1, decisions={"kept": 3})
     for seed in range(10):
-        core.release(core.route(asked(core, seed), NOBODY, float(seed)), True, float(seed))
+        core.finish(route(core, asked(core, seed), NOBODY, float(seed)), SERVED, float(seed))
     assert [decision.at for decision in core.decisions] == [7.0, 8.0, 9.0]
 
 
@@ -216,21 +236,23 @@ def cores_on_one_board(count: int = 2, **sections: Any) -> list[Core]:
 def test_what_others_have_sent_decides() -> None:
     """A pod that another worker keeps busy is not picked, and is told with its load."""
     here, there = cores_on_one_board()
-    first = here.route(asked(here, 1), NOBODY, 0.0)
-    decision = there.decide(asked(there, 2), NOBODY, 0.0)
+    first = route(here, asked(here, 1), NOBODY, 0.0)
+    decision = decide(there, asked(there, 2), NOBODY, 0.0)
     assert decision.rank.id != first.decision.rank.id
     assert sorted(candidate.requests for candidate in decision.pick.candidates) == [0, 1]
-    here.release(first, False, 0.1)
-    assert [c.requests for c in there.decide(asked(there, 2), NOBODY, 0.1).pick.candidates] == [0, 0]
+    here.finish(first, VOID, 0.1)
+    assert [c.requests for c in decide(there, asked(there, 2), NOBODY, 0.1).pick.candidates] == [0, 0]
 
 
 def test_a_prompt_that_another_worker_has_sent() -> None:
     """It is followed before an event tells, also where the match was made before; and believed for a moment only."""
     here, there = cores_on_one_board()
     early = asked(there, 1)
-    early.matches[SIZE] = there.match(early.keys[SIZE])
-    placed = here.route(asked(here, 1), NOBODY, 0.0)
-    decision = there.decide(early, NOBODY, 0.0)
+    ending = Ending(early.keys[SIZE], early.tokens)
+    early = Demand(MODEL, early.tokens, keys=early.keys, endings={SIZE: ending})
+    assert not decide(there, early, NOBODY, 0.0).matched_tokens and ending.mappings
+    placed = route(here, asked(here, 1), NOBODY, 0.0)
+    decision = decide(there, early, NOBODY, 0.0)
     assert (decision.rank.id, decision.matched_tokens) == (placed.decision.rank.id, 144)
     assert held(there, decision.rank.id.pod, 1) == 10
     there.index.expire(0.16 * 2 + 1.01)  # twice its prefill, and the grace for events
@@ -242,8 +264,8 @@ def test_a_text_that_another_worker_has_sent() -> None:
     """Prompts without tokens follow their text through all workers, as long as they would through one."""
     here, there = cores_on_one_board()
     text = here.space.chain(tokens_of(1), SIZE)
-    placed = here.route(Asked(MODEL, 160, text=text), NOBODY, 0.0)
-    decision = there.decide(Asked(MODEL, 160, text=text), NOBODY, 200.0)
+    placed = route(here, Demand(MODEL, 160, text=text), NOBODY, 0.0)
+    decision = decide(there, Demand(MODEL, 160, text=text), NOBODY, 200.0)
     assert decision.rank.id == placed.decision.rank.id
     assert decision.hits[decision.pick.best.number].blocks == 10
 
@@ -251,26 +273,26 @@ def test_a_text_that_another_worker_has_sent() -> None:
 def test_bounds_of_all_workers() -> None:
     """Requests in flight are bounded over all of them; a pod's, too."""
     here, there = cores_on_one_board(gateway={"requests_max": 2})
-    placed = [core.route(asked(core, 1), NOBODY, 0.0) for core in (here, there)]
+    placed = [route(core, asked(core, 1), NOBODY, 0.0) for core in (here, there)]
     for core in (here, there):
         with pytest.raises(Full):
-            core.route(asked(core, 2), NOBODY, 0.0)
-    here.release(placed[0], False, 0.1)
-    there.route(asked(there, 2), NOBODY, 0.1)
+            route(core, asked(core, 2), NOBODY, 0.0)
+    here.finish(placed[0], VOID, 0.1)
+    route(there, asked(there, 2), NOBODY, 0.1)
     here, there = cores_on_one_board(admission={"pod_requests_max": 1})
-    picked = {core.route(asked(core, seed), NOBODY, 0.0).decision.rank.id for seed, core in ((1, here), (2, there))}
+    picked = {route(core, asked(core, seed), NOBODY, 0.0).decision.rank.id for seed, core in ((1, here), (2, there))}
     assert len(picked) == 2
     with pytest.raises(Full):
-        there.route(asked(there, 3), NOBODY, 0.0)
+        route(there, asked(there, 3), NOBODY, 0.0)
 
 
 def test_a_pod_that_leaves_is_told_no_more() -> None:
     """Its load is gone for the others; a pod of the same name begins with what they have there."""
     here, there = cores_on_one_board()
-    placed = here.route(asked(here, 1), NOBODY, 0.0)
+    placed = route(here, asked(here, 1), NOBODY, 0.0)
     pod = placed.decision.rank.pod
     here.leave(pod)
-    decision = there.decide(asked(there, 2), NOBODY, 0.0)
+    decision = decide(there, asked(there, 2), NOBODY, 0.0)
     assert [candidate.requests for candidate in decision.pick.candidates] == [0, 0]
     assert there.board is not None and there.board.in_flight == 0
 
@@ -284,7 +306,7 @@ def test_who_can_take_it() -> None:
 
     def picked(tokens: int, answer: int | None, exclude: frozenset[str] = NOBODY) -> set[str]:
         prompt = asked(core, 1, tokens, answer=answer)
-        return {core.fleet.pods[rank.id.pod].name for rank in core.decide(prompt, exclude, 0.0).ranks}
+        return {core.fleet.pods[rank.id.pod].name for rank in decide(core, prompt, exclude, 0.0).ranks}
 
     everyone = {"pod-0", "pod-1", "pod-2"}
     assert picked(992, 8) == picked(992, None) == picked(5000, None) == everyone
@@ -343,20 +365,20 @@ def test_a_full_pod_gives_something_up() -> None:
     for seed in (1, 2):
         store(core, "pod-0", seed)
     for _ in range(4):
-        placed = core.route(asked(core, 3), NOBODY, 0.0)
+        placed = route(core, asked(core, 3), NOBODY, 0.0)
         assert placed.pod.name == "pod-1"
         assert [candidate.evicted for candidate in placed.decision.pick.candidates] == [160, 0]
-        core.release(placed, False, 0.0)
+        core.finish(placed, VOID, 0.0)
         core.index.expire(0.1)
 
 
 def test_what_is_used_again_lives_on() -> None:
     """A pod without events: what was sent there is believed for a time, and anew when half of it has passed."""
-    ttl_s = core_of().config.index.blind_ttl
+    ttl_s = Config().index.blind_ttl
     for again, gone in ((0.4, 1.01), (0.6, 1.61)):
         core = core_of(1, feeds=False)
-        core.route(asked(core, 1), NOBODY, 0.0)
-        core.route(asked(core, 1), NOBODY, again * ttl_s)
+        route(core, asked(core, 1), NOBODY, 0.0)
+        route(core, asked(core, 1), NOBODY, again * ttl_s)
         core.index.expire((gone - 0.02) * ttl_s)
         assert held(core, "pod-0", 1) == 10
         core.index.expire(gone * ttl_s)
@@ -370,23 +392,23 @@ def test_far_more_pods_are_looked_at_now_and_then() -> None:
         pod.blocks = 20
     for seed in (1, 2):
         store(core, "pod-7", seed)
-    placed = [core.route(asked(core, seed), NOBODY, 0.0) for seed in range(3, 42)]
+    placed = [route(core, asked(core, seed), NOBODY, 0.0) for seed in range(3, 42)]
     assert {each.pod.name for each in placed} == {f"pod-{n}" for n in range(40)} - {"pod-7"}
     store(core, "pod-9", 1)
-    last = core.decide(asked(core, 50), NOBODY, 0.05).pick.candidates
+    last = decide(core, asked(core, 50), NOBODY, 0.05).pick.candidates
     assert [candidate.requests for candidate in last] == [int(n != 7) for n in range(40)]
     assert sum(candidate.backlog_s > 0 for candidate in last) == 39
-    assert {candidate.evicted for candidate in core.decide(asked(core, 50), NOBODY, 0.2).pick.candidates} == {0, 160}
+    assert {candidate.evicted for candidate in decide(core, asked(core, 50), NOBODY, 0.2).pick.candidates} == {0, 160}
 
 
 def test_only_what_is_known_of_a_prompt_teaches() -> None:
     """A pod's speed is learned where its tokens are known, and what it holds of them."""
     core = core_of(1)
     rate = core.fleet.pods["pod-0"].ranks[0].load.rate
-    for unsure in (Asked(MODEL, 1600, tells=True), asked(core, 1, 1600, further=100, tells=True)):
-        placed = core.route(unsure, NOBODY, 0.0)
+    for unsure in (Demand(MODEL, 1600, tells_prefill=True), asked(core, 1, 1600, further=100, tells_prefill=True)):
+        placed = route(core, unsure, NOBODY, 0.0)
         core.first_byte(placed, True, 9.0)
-        core.release(placed, True, 9.0)
+        core.finish(placed, SERVED, 9.0)
     assert rate.samples == 0
-    core.first_byte(core.route(asked(core, 3, 1600, tells=True), NOBODY, 20.0), True, 21.0)
+    core.first_byte(route(core, asked(core, 3, 1600, tells_prefill=True), NOBODY, 20.0), True, 21.0)
     assert rate.samples == 1

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.core.decision import Asked
+from router.core.demand import Demand
 from router.core.retry_budget import FLOOR_S, RetryBudget
 from router.errors import NoRetry
-from tests.fakes.cores import MODEL, NOBODY, core_of
+from tests.fakes.cores import MODEL, NOBODY, core_of, route
 
 
 def spent(budget: RetryBudget, now: float, most: int = 1000) -> int:
@@ -70,10 +70,10 @@ def test_retries_are_paid_for() -> None:
     """The core counts: a first attempt pays in, a retry takes out, and is refused without a trace of load."""
     core = core_of(2, upstream={"retry_share": 0.5, "retry_floor": 1})
     elsewhere = frozenset(("pod-0",))
-    core.route(Asked(MODEL, 100), elsewhere, 0.0)
+    route(core, Demand(MODEL, 100), elsewhere, 0.0)
     with pytest.raises(NoRetry):
-        core.route(Asked(MODEL, 100), elsewhere, 0.0)
+        route(core, Demand(MODEL, 100), elsewhere, 0.0)
     assert core.in_flight == sum(pod.requests for pod in core.fleet.pods.values()) == 1
     for _ in range(2):
-        core.route(Asked(MODEL, 100), NOBODY, 0.0)
-    core.route(Asked(MODEL, 100), elsewhere, 0.0)
+        route(core, Demand(MODEL, 100), NOBODY, 0.0)
+    route(core, Demand(MODEL, 100), elsewhere, 0.0)

@@ -11,13 +11,17 @@ import pytest
 from indexer.blocks import KeySpace, Tokens
 from indexer.feed import Feed
 from router.config.settings import Config
-from router.core.decision import Asked, Core, Placed
+from router.core.decision import Core
+from router.core.demand import Demand, Placement
 from router.core.fleet import Pod, Rank, RankId
 from router.core.token_proof import Doubt
-from router.core.token_states import Origin, TokenizerState, shape_of
+from router.core.token_states import Origin, TokenizerState
 from router.prompts.prompt import parse
+from router.service import core_settings
+from router.tokens.understanding import shape_of
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
+from tests.fakes.cores import counted, route
 from tests.fakes.recordings import VERSIONS, Ask, Recording, recording, small_recording
 
 MODEL = "m"
@@ -35,7 +39,7 @@ class Replay:
         self.state = TokenizerState()
         self.doubts: list[Doubt] = []
         self._twist = twist
-        self.core = Core(Config.model_validate({"index": {"blocks_max": 10_000}}), KeySpace(3))
+        self.core = Core(core_settings(Config.model_validate({"index": {"blocks_max": 10_000}})), KeySpace(3))
         pod = Pod("pod-0", "http://pod-0", healthy=True, block_size=recorded.block_size)
         self.feed = Feed(self.core.index, RankId("pod-0", 0), 10_000)
         pod.ranks.append(Rank(RankId("pod-0", 0), pod, PodLoad(PrefillRate(1000)), self.feed))
@@ -52,8 +56,7 @@ class Replay:
             placed = self._route(ask)
             self.now += STEP_S
             self.core.first_byte(placed, False, self.now)
-            self.core.release(placed, True, self.now)
-            self.core.reported(placed, len(ask.tokens), ask.cached)
+            self.core.finish(placed, counted(len(ask.tokens), ask.cached), self.now)
         self._publish(len(self.recorded.frames))
         self.now += 10.0
         self._judge()
@@ -68,12 +71,12 @@ class Replay:
         self.doubts += self.core.proof.judge(self.now)
         self.core.index.expire(self.now)
 
-    def _route(self, ask: Ask) -> Placed:
+    def _route(self, ask: Ask) -> Placement:
         tokens, grain = self._twist(ask.tokens), self.feed.grain or self.recorded.block_size
         keys = self.core.space.chain(tokens, grain, lora=ask.lora, salt=ask.salt)
         origin = Origin(self.state, shape_of(PLAIN), MODEL, ask.lora, ask.salt)
-        asked = Asked(MODEL, len(tokens), keys={grain: keys}, origin=origin, alone=ask.n == 1)
-        return self.core.route(asked, frozenset(), self.now)
+        asked = Demand(MODEL, len(tokens), keys={grain: keys}, origin=origin, is_alone=ask.n == 1)
+        return route(self.core, asked, frozenset(), self.now)
 
 
 def as_it_was(tokens: Tokens) -> Tokens:

@@ -21,6 +21,7 @@ from router.core.fleet import RankId
 from router.discovery.pods import Pods
 from router.discovery.vllm_metrics import parse_metrics
 from router.events.sockets import port_plus
+from router.service import core_settings
 from router.upstream.pod_client import PodClient
 from router.upstream.upstreams import Upstreams
 from tests.fakes.peers import Call, peer, until
@@ -152,7 +153,7 @@ async def test_feed_that_never_comes() -> None:
     async with peer(Told()) as seen:
         static = [{"name": "a", "address": seen.address, "events": "tcp://127.0.0.1:1"}]
         config = Config.model_validate({"discovery": {"static": static}, "probe": {**PROBE, "timeout": 0.2}})
-        pods = Pods(Core(config, KeySpace(1)), config, Upstreams(config), lambda: now)
+        pods = Pods(Core(core_settings(config), KeySpace(1)), config, Upstreams(config), lambda: now)
         await pods.start()
         try:
             assert pods.unloaded == {"a"}
@@ -201,7 +202,7 @@ def _hold(core: Core, prompt: Keys) -> None:
 
 
 def _held(core: Core, prompt: Keys) -> int:
-    return core.match(prompt).hits.get(RankId("a", 0), MISS).blocks
+    return core.index.match(prompt).hits.get(RankId("a", 0), MISS).blocks
 
 
 async def test_other_weights_under_a_name() -> None:
@@ -279,7 +280,7 @@ async def fleet_of(*pods: Told) -> AsyncIterator[Core]:
         static = [{"name": f"pod-{n}", "address": seen.address} for n, seen in enumerate(peers)]
         probe = {"interval": 0.05, "timeout": 0.1, "failures_max": 2}
         config = Config.model_validate({"discovery": {"static": static}, "probe": probe})
-        core = Core(config, KeySpace(1))
+        core = Core(core_settings(config), KeySpace(1))
         outside = Pods(core, config, Upstreams(config))
         await outside.start()
         try:

@@ -10,11 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.events import BlockStored
-from router.core.decision import Asked
+from router.config.settings import SeriesConfig
 from router.core.fleet import RankId
 from router.metrics import Histogram, Metrics, Window, text_of
 from router.server.long_answers import at_once
-from tests.fakes.cores import MODEL, asked, core_of, store, tokens_of
+from tests.fakes.cores import MODEL, asked, core_of, route, store, tokens_of
 from tests.fakes.prefix_stats import no_stats, stats_of
 
 
@@ -64,7 +64,7 @@ def test_pods_are_told() -> None:
     store(core, "pod-0", 1)
     event = BlockStored([1, 2], None, tokens_of(7, 32), 16, "cpu")
     core.index.apply(RankId("pod-0", 1), event)
-    placed = core.route(asked(core, 5), frozenset(("pod-0",)), 0.0)
+    placed = route(core, asked(core, 5), frozenset(("pod-0",)), 0.0)
     feed = core.fleet.pods["pod-1"].ranks[1].feed
     assert feed is not None
     feed.frame(0, b"\xc1", 0.0)
@@ -85,18 +85,16 @@ def test_pods_are_told() -> None:
 
 
 def test_lookups() -> None:
-    """Only prompts that have keys are lookups; each observes all stages."""
-    core = core_of(1)
-    metrics = Metrics(core, no_stats)
-    timing = {"render": 10, "tokenize": 20, "keys": 30, "lookup": 40}
-    metrics.understood(asked(core, 1, timing_us=timing, lookup="partial"))
-    metrics.understood(Asked(MODEL, reason="no tokenizer"))
+    """Each is counted by what was known, and observes its stages; its latency is that of keys and look-up."""
+    metrics = Metrics(core_of(1), no_stats)
+    metrics.understood({"render": 10, "tokenize": 20, "keys": 30})
+    metrics.looked_up("partial", 40e-6, 30e-6)
     told = samples(metrics)
     results = [told[("warmroute_prefix_store_lookups_total", (("result", r),))] for r in ("hit", "partial", "miss")]
     assert results == [0, 1, 0]
     for stage in ("render", "tokenize", "keys", "lookup"):
         assert told[("warmroute_decision_seconds_count", (("stage", stage),))] == 1
-    assert told[("warmroute_cache_lookup_latency_seconds_sum", ())] == 70e-6
+    assert told[("warmroute_cache_lookup_latency_seconds_sum", ())] == pytest.approx(70e-6)
 
 
 def test_prefix_store_is_told() -> None:
@@ -139,8 +137,8 @@ def test_series_of_the_departed_end() -> None:
 
 def test_there_are_so_many_series_and_no_more() -> None:
     """Whatever a pod answers: beyond the bound all counts go to one series a code, and none is lost."""
-    core = core_of(5, metrics={"series_max": 100})
-    metrics = Metrics(core, no_stats)
+    core = core_of(5)
+    metrics = Metrics(core, no_stats, given=SeriesConfig(series_max=100))
     for pod in core.fleet.pods:
         for code in range(200, 250):
             metrics.count(MODEL, pod, code)

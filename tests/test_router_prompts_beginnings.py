@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.blocks import KeySpace
-from router.core.decision import Asked
-from router.prompts.beginnings import BLOCK_TOKENS, Beginning, beginning_of
+from router.core.demand import TEXT_BLOCK_TOKENS, Demand
+from router.prompts.beginnings import Beginning, beginning_of
 from router.prompts.prompt import parse
 from router.tokens.local import Encoder, TokensUnavailable
 from router.tokens.tokenizer import Tokenizer
-from tests.fakes.cores import MODEL, NOBODY, core_of
+from tests.fakes.cores import MODEL, NOBODY, SERVED, VOID, core_of, route
 from tests.fakes.encoders import POOLED, Rendered, Waiting, a_store
 from tests.fakes.hostile import TINY_QWEN
 from tests.fakes.limits import tokens_limits
@@ -87,13 +87,13 @@ def test_apis_whose_prompts_only_the_pod_renders(path: str, body: dict[str, Any]
     prompt = parse(path, json.dumps(body).encode())
     found = beginning_of(SPACE, prompt, BYTES_MAX)
     assert found is not None and found.tokens is not None
-    assert len(found.keys) == found.tokens // BLOCK_TOKENS > 2
+    assert len(found.keys) == found.tokens // TEXT_BLOCK_TOKENS > 2
 
 
 def test_no_more_is_looked_at_than_may_be() -> None:
     """Of a long text only the beginning counts, and its length is not known then; of nothing, nothing is."""
     found = beginning(chat([IMAGE, {"type": "text", "text": "x" * 50_000}]), bytes_max=4096)
-    assert (len(found.keys), found.tokens) == (4096 // (4 * BLOCK_TOKENS), None)
+    assert (len(found.keys), found.tokens) == (4096 // (4 * TEXT_BLOCK_TOKENS), None)
     assert beginning_of(SPACE, parse("/v1/audio/transcriptions", b"RIFF"), BYTES_MAX) is None
     assert len(beginning(chat("short")).keys) == 0
 
@@ -101,9 +101,9 @@ def test_no_more_is_looked_at_than_may_be() -> None:
 # --- the decision
 
 
-def asked(body: bytes) -> Asked:
+def asked(body: bytes) -> Demand:
     found = beginning(body)
-    return Asked(MODEL, found.tokens or 0, text=found.keys, reason="not tokenized: images")
+    return Demand(MODEL, found.tokens or 0, text=found.keys, reason="not tokenized: images")
 
 
 def test_turns_of_a_conversation_meet_on_one_pod() -> None:
@@ -111,17 +111,17 @@ def test_turns_of_a_conversation_meet_on_one_pod() -> None:
     core = core_of(4)
     text = "It shows a harbour at night, with boats. " * 60
     bodies = [chat([{**IMAGE, "n": n}, {"type": "text", "text": "What?"}], text) for n in range(4)]
-    first = [core.route(asked(body), NOBODY, 0.0) for body in bodies]
+    first = [route(core, asked(body), NOBODY, 0.0) for body in bodies]
     assert len({placed.decision.rank.id for placed in first}) == 4
     for body, before in zip(bodies, first, strict=True):
-        core.release(before, True, 1.0)
+        core.finish(before, SERVED, 1.0)
         grown = orjson.loads(body)
         grown["messages"].append({"role": "user", "content": "And by day?"})
-        after = core.route(asked(orjson.dumps(grown)), NOBODY, 2.0)
+        after = route(core, asked(orjson.dumps(grown)), NOBODY, 2.0)
         assert after.decision.rank is before.decision.rank
         assert after.decision.matched_tokens == 0
         assert after.decision.reason == "not tokenized: images; its text: holds the longest prefix"
-        core.release(after, True, 3.0)
+        core.finish(after, SERVED, 3.0)
 
 
 def test_guesses_fade_unless_they_are_used() -> None:
@@ -134,10 +134,10 @@ def test_guesses_fade_unless_they_are_used() -> None:
         return bool(core.texts.match(asked(body).text).hits)  # type: ignore[arg-type]
 
     for now in (0.0, 90.0, 180.0):
-        core.release(core.route(asked(body), NOBODY, now), True, now)
+        core.finish(route(core, asked(body), NOBODY, now), SERVED, now)
     assert known(270.0)
     assert not known(281.0)
-    core.release(core.route(asked(body), NOBODY, 300.0), False, 301.0)
+    core.finish(route(core, asked(body), NOBODY, 300.0), VOID, 301.0)
     assert not known(301.5)
 
 

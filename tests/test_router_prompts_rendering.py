@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 import pytest
 
+from router.core.cards import Version
 from router.errors import ConfigError
-from router.prompts.messages import Version
 from router.prompts.prompt import parse
 from router.prompts.rendering import Renderer, RenderError, Rendering, RenderOptions
 

@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.core.decision import Asked
+from router.core.demand import Demand
 from router.core.fair_queue import FairQueue, Waiting
 from router.errors import Full, NoFitPod, Saturated
 from router.metrics import Metrics
-from router.proxy.attempts import Attempt, Routing
+from router.prompts.prompt import Prompt
+from router.proxy.attempts import Attempt, Dispatch, Request, Routing
 from router.proxy.waiting_room import Admission, ClaimRules, Claims, flow_of, priority_of
+from router.tokens.understanding import Understood
 from router.upstream.pool import Upstream
-from tests.fakes.cores import MODEL, NOBODY, core_of
+from tests.fakes.cores import MODEL, NOBODY, SERVED, VOID, core_of, decide, route
 from tests.fakes.limits import upstream_limits
 from tests.fakes.peers import until
 from tests.fakes.prefix_stats import no_stats
@@ -272,13 +274,19 @@ async def test_who_has_just_left_takes_no_place() -> None:
     assert (house.places, house.queue.waiting, house.results) == (0, 0, {"gone": 1, "granted": 1})
 
 
+async def nothing_new(urgent: bool) -> None:
+    """A look at what the pods serve that finds nothing."""
+
+
 async def test_nobody_overtakes() -> None:
     """While others wait for the same pods, who comes waits too, even if there is room; a retry does not."""
     core = core_of(2, breaker={"failures_in_row": 1})
     metrics = Metrics(core, no_stats)
     admission: Admission[Attempt] = Admission(core.queue, 1.0, metrics.admissions)
     upstreams = {name: Upstream(pod.address, upstream_limits()) for name, pod in core.fleet.pods.items()}
-    routing = Routing(core, metrics, upstreams, Asked(MODEL, 100), b"id", False, 0.0, admission, Claims(ALL, ()))
+    dispatch = Dispatch(core, metrics, upstreams, admission, nothing_new, False, True)
+    meaning = Understood(Prompt("none", MODEL, {}, reason="-"), Demand(MODEL, 100))
+    routing = Routing(dispatch, meaning, None, Request(b"id", "/v1/completions", 0.0, Claims(ALL, ())))
     assert routing.route(NOBODY).pod
     waits = core.queue.put("somebody", b"", 0, 100, MODEL)
     assert waits is not None
@@ -351,9 +359,9 @@ def test_bounds_of_the_core(section: str, bounds: dict[str, int], taken: int) ->
     placed = []
     with pytest.raises(Full) if taken < 50 else pytest.MonkeyPatch.context():
         while len(placed) < 50:
-            placed.append(core.route(Asked(MODEL, 100), NOBODY, 0.0))
+            placed.append(route(core, Demand(MODEL, 100), NOBODY, 0.0))
     assert len(placed) == taken
-    assert core.decide(Asked(MODEL, 100), NOBODY, 0.0)
-    core.release(core.route(Asked(MODEL, 100), frozenset(("pod-0",)), 0.0), False, 0.0)
-    core.release(placed[0], True, 0.0)
-    assert core.route(Asked(MODEL, 100), NOBODY, 0.0).pod is placed[0].pod or taken == 50
+    assert decide(core, Demand(MODEL, 100), NOBODY, 0.0)
+    core.finish(route(core, Demand(MODEL, 100), frozenset(("pod-0",)), 0.0), VOID, 0.0)
+    core.finish(placed[0], SERVED, 0.0)
+    assert route(core, Demand(MODEL, 100), NOBODY, 0.0).pod is placed[0].pod or taken == 50

@@ -15,11 +15,11 @@ from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored
 from indexer.match import Hit
 from router.config.index import RedisConfig
 from router.config.settings import Config
-from router.core.decision import Asked, Core
+from router.core.decision import Core
 from router.core.fleet import RankId
 from router.shared_index.mirror import WRITE_BLOCKS_MAX, Mirror, Write, named
 from router.shared_index.redis_index import hit_of
-from tests.fakes.cores import NOBODY, SIZE, asked, core_of, held, joined_late, nothing, store
+from tests.fakes.cores import NOBODY, asked, core_of, counted, decide, held, joined_late, nothing, route, store
 
 POD = RankId("pod-0", 0)
 
@@ -186,28 +186,26 @@ def test_answers_are_hits(runs: list[int], hit: Hit) -> None:
 # --- the decision ---
 
 
-def told(core: Core, seed: int, pod: str, blocks: int) -> Asked:
-    """A prompt of which another gateway knows that `pod` holds so many blocks."""
-    known = asked(core, seed)
-    known.shared = {SIZE: {RankId(pod, 0): Hit(blocks, blocks)}}
-    return known
+def told(pod: str, blocks: int) -> dict[RankId, Hit]:
+    """Another gateway knows that `pod` holds so many blocks of the prompt."""
+    return {RankId(pod, 0): Hit(blocks, blocks)}
 
 
 def test_what_others_know_decides() -> None:
     """A pod of which more is known elsewhere is picked; where more is known here, that counts."""
     core = core_of()
-    decision = core.decide(told(core, 1, "pod-1", 6), NOBODY, 0.0)
+    decision = decide(core, asked(core, 1), NOBODY, 0.0, told("pod-1", 6))
     assert (decision.rank.id.pod, decision.matched_tokens) == ("pod-1", 96)
     store(core, "pod-1", 2)
-    assert core.decide(told(core, 2, "pod-1", 6), NOBODY, 0.0).matched_tokens == 144
+    assert decide(core, asked(core, 2), NOBODY, 0.0, told("pod-1", 6)).matched_tokens == 144
 
 
 def test_a_prediction_joins_what_is_known_here() -> None:
     """What only others know is predicted, too: so the next request for the same finds all of it here."""
     core = core_of()
-    placed = core.route(told(core, 1, "pod-1", 6), NOBODY, 0.0)
+    placed = route(core, asked(core, 1), NOBODY, 0.0, told("pod-1", 6))
     assert placed.decision.rank.id.pod == "pod-1" and held(core, "pod-1", 1) == 10
-    assert core.route(told(core, 1, "pod-1", 6), NOBODY, 0.0).decision.matched_tokens == 144
+    assert route(core, asked(core, 1), NOBODY, 0.0, told("pod-1", 6)).decision.matched_tokens == 144
 
 
 def test_what_others_know_proves_nothing_of_the_own_feed() -> None:
@@ -215,9 +213,8 @@ def test_what_others_know_proves_nothing_of_the_own_feed() -> None:
     core = core_of(1)
     (rank,) = core.fleet.ranks
     assert rank.feed is not None
-    known = told(core, 1, "pod-0", 6)
-    known.alone = True
-    core.reported(core.route(known, NOBODY, 0.0), 160, 96)
+    placed = route(core, asked(core, 1, is_alone=True), NOBODY, 0.0, told("pod-0", 6))
+    core.finish(placed, counted(160, 96), 0.0)
     assert rank.feed.counts == {"replay complete": 1, "predictions under": 1}
 
 

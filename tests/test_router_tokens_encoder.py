@@ -16,6 +16,7 @@ from indexer.blocks import KeySpace
 from router.config.settings import Config
 from router.core.decision import Core
 from router.errors import ConfigError
+from router.service import core_settings
 from router.tokens.encoder import Encoding
 from tests.fakes.hostile import TINY_QWEN
 from tests.fakes.peers import peer
@@ -61,10 +62,10 @@ async def test_templates_of_all_kinds(tmp_path: Path) -> None:
                 assert time.monotonic() - began < SLOW_S, name
                 decision = service.core.decisions[-1]
                 if name == "is empty":
-                    assert not decision.asked.reason and decision.asked.keys
+                    assert not decision.demand.reason and decision.demand.keys
                 else:
                     assert decision.reason.startswith("not rendered: "), name
-                    assert decision.asked.tokens > 0
+                    assert decision.demand.tokens > 0
 
 
 async def test_pods_that_do_not_tokenize() -> None:
@@ -98,10 +99,10 @@ def test_broken_files(file: str, content: str, tmp_path: Path) -> None:
     config = Config.model_validate({"models": [{"name": "m", "tokenizer": str(folder)}]})
     space = KeySpace(1)
     if fine:
-        Encoding(config, Core(config, space), space, {}).close()
+        Encoding(config, Core(core_settings(config), space), space, {}).close()
         return
     with pytest.raises(ConfigError) as caught:
-        Encoding(config, Core(config, space), space, {})
+        Encoding(config, Core(core_settings(config), space), space, {})
     assert str(folder / file) in caught.value.message and "\n" not in caught.value.message
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from indexer.blocks import Tokens
-from router.core.decision import Asked
-from router.core.token_states import Origin, Witness, shape_of
+from router.core.demand import Demand
+from router.core.token_states import Origin, Witness
 from router.prompts.prompt import Prompt, parse
 from router.tokens.parity import Parity, ParityLimits, difference_of
 from router.tokens.questions import AS_BY_DEFAULT
+from router.tokens.understanding import shape_of
 from tests.fakes.hostile import TINY_LLAMA, TINY_QWEN
 from tests.fakes.limits import parity_limits
 from tests.fakes.peers import until
@@ -54,7 +55,7 @@ class Watching:
     def offer_now(self, served: Witness) -> None:
         """A pod has served this."""
         origin = Origin(self.state, shape_of(parse(*served)), MODEL)
-        self.parity.offer(Asked(MODEL, origin=origin), served)
+        self.parity.offer(Demand(MODEL, origin=origin), served)
 
     async def offer(self, *prompts: Witness) -> None:
         """One after the other, each with time to be compared, once the pods were looked at."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from router.core.decision import Asked, Core
+from router.core.decision import Core
+from router.core.demand import Demand, End
 from scorer.pick import pick
 from scorer.policies import Settings
 from scorer.slow_start import slowness
 from tests.fakes.candidates import a_candidate
-from tests.fakes.cores import MODEL, NOBODY, core_of
+from tests.fakes.cores import MODEL, NOBODY, SERVED, core_of, route
 
 
 def test_it_falls_in_a_straight_line() -> None:
@@ -36,9 +37,9 @@ def test_a_raised_price_decides() -> None:
 
 def share(core: Core, pod: str, now: float) -> float:
     """Of requests that stay, how many go to this pod; they are given back after."""
-    placed = [core.route(Asked(MODEL, 1000), NOBODY, now) for _ in range(60)]
+    placed = [route(core, Demand(MODEL, 1000), NOBODY, now) for _ in range(60)]
     for each in placed:
-        core.release(each, True, now)
+        core.finish(each, SERVED, now)
     return sum(each.pod.name == pod for each in placed) / len(placed)
 
 
@@ -71,10 +72,9 @@ def test_so_is_one_that_was_ejected() -> None:
     """From the moment in which its breaker closes."""
     core = core_of(2, breaker={"failures_in_row": 1})
     share(core, "pod-0", 0.0)
-    core.failed(core.route(Asked(MODEL, 100), frozenset(("pod-1",)), 50.0), True, 50.0)
-    probe = core.route(Asked(MODEL, 100), frozenset(("pod-1",)), 60.0)
-    core.release(probe, True, 60.0)
-    core.succeeded(probe, 60.0)
+    core.finish(route(core, Demand(MODEL, 100), frozenset(("pod-1",)), 50.0), End("cut", 200), 50.0)
+    probe = route(core, Demand(MODEL, 100), frozenset(("pod-1",)), 60.0)
+    core.finish(probe, SERVED, 60.0)
     assert share(core, "pod-0", 60.0) < 0.3
     assert share(core, "pod-0", 90.0) == pytest.approx(0.5, abs=0.05)
 

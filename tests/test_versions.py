@@ -9,8 +9,9 @@ import httpx
 import orjson
 import pytest
 
+from router.core.cards import Version, version_of
 from router.core.fleet import Fleet, Pod
-from router.prompts.messages import Version, rules_of, version_of
+from router.prompts.messages import rules_of
 from router.prompts.prompt import Prompt, parse
 from router.prompts.rendering import RenderError, Rendering, RenderOptions
 from router.prompts.renderings import Renderings

@@ -1,9 +1,15 @@
-"""What a pod says of its models in /v1/models, as far as anything depends on it. Pure."""
+"""What a pod says of its version, and of its models in /v1/models, as far as anything depends on it. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+Version: TypeAlias = tuple[int, int]
+"""vLLM's (major, minor)."""
+
+_NUMBERS = re.compile(r"v?([0-9]{1,6})\.([0-9]{1,6})")
 
 
 class Card(NamedTuple):
@@ -20,6 +26,16 @@ class Served(NamedTuple):
 
     base: str
     lora: str | None
+
+
+def version_of(told: object) -> Version | None:
+    """What a pod says of its version, as numbers; None where it says none: it is taken for the newest.
+
+    Builds of a source without tags say 0.1.dev…, which is none.
+    """
+    numbers = _NUMBERS.match(told) if isinstance(told, str) else None
+    version = (int(numbers[1]), int(numbers[2])) if numbers is not None else (0, 0)
+    return version if version > (0, 1) else None
 
 
 def card_of(model: Mapping[str, Any]) -> Card:

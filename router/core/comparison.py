@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from indexer.index import PrefixIndex
 from indexer.match import MISS, Hit
-from router.config.index import TierWeightsConfig
-from router.core.demand import Asked
-from router.core.fleet import Fleet, Rank, RankId
-from router.prompts.beginnings import BLOCK_TOKENS
+from router.core.demand import TEXT_BLOCK_TOKENS, Demand
+from router.core.fleet import Fleet, Rank
+from router.core.holdings import Holders
 from scorer.candidates import Candidates, Held
 
 _FEW = 4  # candidates that are looked at as a whole for every decision
@@ -18,27 +17,29 @@ _LOOK_S = 0.1  # between two such looks at more of them
 
 
 class Comparison:
-    """See the module. `index` knows blocks, `texts` where texts were sent."""
+    """See the module."""
 
-    def __init__(self, fleet: Fleet, index: PrefixIndex, texts: PrefixIndex, weights: TierWeightsConfig) -> None:
+    def __init__(self, fleet: Fleet, index: PrefixIndex, weights: tuple[float, float, float]) -> None:
+        """`weights`: what a block is worth, by its tier: gpu, cpu, disk."""
         self._fleet = fleet
         self._index = index
-        self._texts = texts
-        self._weights = (weights.gpu, weights.cpu, weights.disk)
+        self._weights = weights
         self._looked_at = float("-inf")
         self._ranks: Sequence[Rank] = ()  # of the last decision, and their numbers
         self._numbers: dict[Any, int] = {}
 
-    def candidates(self, asked: Asked, ranks: Sequence[Rank], now: float) -> tuple[Candidates, list[Hit]]:
+    def candidates(
+        self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float
+    ) -> tuple[Candidates, list[Hit]]:
         """All of `ranks` (at least one) beside each other, and what each of them holds of the prompt."""
         self._look(ranks, now)
         hits, held = [MISS] * len(ranks), {}
-        for number, hit in self._hits(asked, ranks).items():
-            hits[number], held[number] = hit, self._held(asked, ranks[number], hit)
-        middle, loads = asked.most_tokens / 2, [rank.load for rank in ranks]
+        for number, hit in self._hits(demand, holders, ranks).items():
+            hits[number], held[number] = hit, self._held(demand, ranks[number], hit)
+        middle, loads = demand.most_tokens / 2, [rank.load for rank in ranks]
         promised = [load.prefill_tokens for load in loads]
         candidates = Candidates(
-            asked.most_tokens,
+            demand.most_tokens,
             [load.requests for load in loads],
             promised,
             [
@@ -51,32 +52,18 @@ class Comparison:
         )
         return candidates, hits
 
-    def _hits(self, asked: Asked, ranks: Sequence[Rank]) -> dict[int, Hit]:
+    def _hits(self, demand: Demand, holders: Holders, ranks: Sequence[Rank]) -> dict[int, Hit]:
         """What those of `ranks` that hold something of the prompt hold of it, and will read; by number."""
-        if not asked.reads_cache:
+        if not demand.reads_cache:
             return {}
-        if asked.by_version is None:
-            return self._hits_alike(asked, ranks)
-        hits = {id(each): self._hits_alike(each, ranks) for each in (asked, *asked.by_version.values())}
-        of_ranks = [hits[id(asked.of(rank))] for rank in ranks]
-        return {number: found[number] for number, found in enumerate(of_ranks) if number in found}
-
-    def _hits_alike(self, asked: Asked, ranks: Sequence[Rank]) -> dict[int, Hit]:
-        numbers = self._numbered(ranks)
-        if asked.text is not None:
-            hits = self._texts.match(asked.text).hits
-            return {numbers[name]: hit for name, hit in hits.items() if name in numbers}
-        found = {
-            grain: (asked.matches.get(grain) or self._index.match(keys)).hits for grain, keys in asked.keys.items()
-        }
-        if asked.shared:
-            better = [_better(found, asked.shared, rank) for rank in ranks]
-            return {number: hit for number, hit in enumerate(better) if hit is not MISS}
-        held = {}
-        for grain, hits in found.items():
+        if holders.others or demand.by_version is not None:
+            best = [_best(demand.of(rank), holders, rank) for rank in ranks]
+            return {number: hit for number, hit in enumerate(best) if hit is not MISS}
+        numbers, by_text, held = self._numbered(ranks), demand.text is not None, {}
+        for grain, hits in holders.known[demand].items():
             for name, hit in hits.items():
                 number = numbers.get(name)
-                if number is not None and ranks[number].grain == grain:
+                if number is not None and (by_text or ranks[number].grain == grain):
                     held[number] = hit
         return held
 
@@ -98,13 +85,13 @@ class Comparison:
             if blocks is not None and rank.feed is not None:
                 rank.room = float((blocks - self._index.held(rank.id)) * (rank.block_size or 0))
 
-    def _held(self, asked: Asked, rank: Rank, hit: Hit) -> Held:
-        tokens, rule, rate = asked.of(rank).tokens, rank.trust.rule, rank.load.rate
-        size = (rank.block_size or 0) if asked.text is None else BLOCK_TOKENS
+    def _held(self, demand: Demand, rank: Rank, hit: Hit) -> Held:
+        tokens, rule, rate = demand.of(rank).tokens, rank.trust.rule, rank.load.rate
+        size = (rank.block_size or 0) if demand.text is None else TEXT_BLOCK_TOKENS
         matched = rule.blocks(hit, tokens, size) * size if rule is not None else 0
         worth = float(matched) if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
-        if asked.by_version is not None:
-            worth += asked.most_tokens - tokens  # what it has not got to compute either
+        if demand.by_version is not None:
+            worth += demand.most_tokens - tokens  # what it has not got to compute either
         return Held(matched, worth, rate.per_token + rate.per_position * (matched + tokens) / 2)
 
     def _share(self, hit: Hit) -> float:
@@ -112,8 +99,9 @@ class Comparison:
         return (gpu * (hit.gpu + hit.predicted) + cpu * hit.cpu + disk * hit.disk) / hit.blocks
 
 
-def _better(ours: Mapping[int, Mapping[Any, Hit]], others: Mapping[int, Mapping[RankId, Hit]], rank: Rank) -> Hit:
+def _best(demand: Demand, holders: Holders, rank: Rank) -> Hit:
     """The longer hit of what is known here and what other gateways know."""
-    grain = rank.grain or 0
-    here, there = (known.get(grain, {}).get(rank.id, MISS) for known in (ours, others))
+    here, there = holders.here(demand, rank), MISS
+    if holders.others is not None:
+        there = holders.others.get(rank.id, MISS)
     return there if there.blocks > here.blocks else here

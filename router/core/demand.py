@@ -1,47 +1,61 @@
-"""What a request asks, as far as the decision needs it."""
+"""One request, as the core sees it: what it asks, what was decided, what was taken for it, and how it ended. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from indexer.blocks import Grain, Keys
+from indexer.index import Prediction, PrefixIndex
 from indexer.mappings import Ending
-from indexer.match import Hit, Match
-from router.core.fleet import Rank, RankId
-from router.core.token_states import Origin
+from indexer.match import Hit
+from router.core.fleet import Pod, Rank
+from router.core.token_states import Origin, Witness
+from scorer.candidates import Pick
+from scorer.load import Ticket
+
+TEXT_BLOCK_TOKENS = 32
+"""What one block of text is taken to be worth in tokens."""
 
 
-@dataclass(slots=True)
-class Asked:
-    """One request, as far as the decision needs it. `keys` and `matches` are by grain, empty if not tokenized."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Demand:
+    """What a request asks of the fleet. `keys` and `endings` are by grain, empty if it is not tokenized.
+
+    It is made once, of a body; the same body again has the same one, so nothing of the moment is in it.
+    """
 
     model: str | None
     tokens: int = 0  # of the prompt; an estimate if it could not be tokenized
     further: int = 0  # tokens of further prompts in the same request: load, nothing more
-    keys: dict[Grain, Keys] = field(default_factory=dict)
-    endings: dict[Grain, Ending] = field(default_factory=dict)  # where the prefix store keeps this prompt's mappings
-    matches: dict[Grain, Match] = field(default_factory=dict)
-    shared: Mapping[Grain, Mapping[RankId, Hit]] | None = None  # as other gateways know pods, where they do
-    by_version: Mapping[str | None, Asked] | None = None  # the same to pods of versions that write it differently
+    keys: Mapping[Grain, Keys] = field(default_factory=dict)
+    endings: Mapping[Grain, Ending] = field(default_factory=dict)  # where this prompt's mappings are kept
+    by_version: Mapping[str | None, Demand] | None = None  # the same to pods of versions that write it differently
     text: Keys | None = None  # of the text's blocks, where nothing is known of the tokens
-    lookup: Literal["hit", "partial", "miss"] = "miss"
     reason: str | None = None  # why the prefix is not known
-    broken: int = 0  # pods that broke off when they were asked for its tokens, maybe because of it
     origin: Origin | None = None  # where its tokens came from; None: the client gave them
     pods: frozenset[str] | None = None  # only these
-    alone: bool = False  # the cached tokens that the pod will report are those of this one prompt
-    full_report: bool = False  # the pod will tell again of the blocks that it reuses
+    is_alone: bool = False  # the cached tokens that the pod will report are those of this one prompt
+    asks_full_report: bool = False  # the pod will tell again of the blocks that it reuses
     tells_cached: bool = True  # the response's usage tells cached tokens, if the pod does at all
-    tells: bool = False  # the first byte of the answer will come with the first token
+    tells_prefill: bool = False  # the first byte of the answer will come with the first token
     reads_cache: bool = True  # if not, the pod computes all of it, whatever it holds
     answer: int | None = None  # tokens that a pod must have room for behind the prompt; None: its length is not known
-    timing_us: dict[str, int] = field(default_factory=dict)
 
-    def of(self, rank: Rank) -> Asked:
+    def of(self, rank: Rank) -> Demand:
         """What is asked of this rank: its vLLM may make other tokens of the prompt."""
         return self if self.by_version is None else self.by_version.get(rank.pod.version, self)
+
+    @property
+    def is_counted(self) -> bool:
+        """The usage of its response is about a prompt whose tokens are known."""
+        return bool(self.keys) and self.reason is None and self.tells_cached
+
+    @property
+    def versions(self) -> Sequence[Demand]:
+        """All that are asked of somebody."""
+        return (self,) if self.by_version is None else (self, *self.by_version.values())
 
     @property
     def most_tokens(self) -> int:
@@ -49,3 +63,78 @@ class Asked:
         if self.by_version is None:
             return self.tokens
         return max(self.tokens, *(each.tokens for each in self.by_version.values()))
+
+
+@dataclass(slots=True, eq=False)
+class Decision:
+    """One pick, with all that it was made from."""
+
+    at: float
+    demand: Demand
+    ranks: Sequence[Rank]
+    hits: Sequence[Hit]
+    pick: Pick
+    reason: str
+
+    @property
+    def rank(self) -> Rank:
+        return self.ranks[self.pick.best.number]
+
+    @property
+    def matched_tokens(self) -> int:
+        """What is promised: nothing where only the text is known."""
+        return self.pick.best.matched if self.demand.text is None else 0
+
+
+@dataclass(slots=True, eq=False)
+class Expected:
+    """What a rank is believed to hold soon, since a prompt goes there."""
+
+    book: PrefixIndex  # where it was entered
+    prediction: Prediction | None  # None: nothing was new
+    expires: float
+
+
+@dataclass(slots=True, eq=False)
+class Placement:
+    """A decision that was acted on: what must be given back."""
+
+    decision: Decision
+    ticket: Ticket
+    expected: Expected
+    hit: Hit  # as known here
+    quiet: bool  # the rank had nothing else in flight
+    pod: Pod
+    epoch: int  # of the pod's breaker
+    witness: Witness | None = None  # until it is judged
+    waits: bool = False  # to be judged by what the pod's events tell of it
+    refused: bool = False  # the pod did no work on it
+    judged: bool = False  # the pod's breaker knows how it went
+    suspected: tuple[float, float] = (0.0, 0.0)  # until when the pod was before, and is, suspect: where it is disputed
+
+
+How = Literal["served", "refused", "disputed", "failed", "full", "cut", "void"]
+
+
+class End(NamedTuple):
+    """How an attempt ended.
+
+    `served`: an answer of the pod went out whole, with `status`. `refused`: it can't take the request now, and may say
+    when. `disputed`: `status` may be the client's fault or the pod's own. `failed`: nothing came from it. `full`: all
+    of our connections to it are in use. `cut`: it broke off. `void`: it was ended by the client or by us, or says
+    nothing of the pod otherwise.
+    """
+
+    how: How
+    status: int | None = None
+    retry_after_s: float | None = None
+    usage: tuple[int, int | None] | None = None
+    """Tokens of the prompt, and of those the cached ones, as the pod has them."""
+
+
+class Change(NamedTuple):
+    """A breaker has opened, or closed."""
+
+    pod: str
+    open: bool
+    reason: str

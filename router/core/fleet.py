@@ -11,10 +11,9 @@ from indexer.blocks import Grain, size_of
 from indexer.feed import Feed
 from indexer.trust import Trust
 from router.core.breaker import Breaker
-from router.core.cards import Card, Served, card_of, served_by
+from router.core.cards import Card, Served, card_of, served_by, version_of
 from router.core.token_states import Ladder, TokenizerState
 from router.errors import BadRequest, UnknownModel
-from router.prompts.messages import version_of
 from scorer.load import PodLoad
 
 _NAMED_MAX = 10  # models named in an error message

@@ -8,7 +8,7 @@ whatever the cause. So is a count in its usage that is not ours. Costs a tuple p
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,11 +16,9 @@ from indexer.blocks import Grain, Keys, Tokens, size_of
 from indexer.feed import BLOCK_SIZE, DISPUTED, ORPHANS, REPLAYING, TRUNCATED, UNDECODABLE
 from indexer.index import PrefixIndex
 from indexer.strangers import ROOT
+from router.core.demand import Placement
 from router.core.fleet import Rank, RankId
 from router.core.token_states import Origin, TokenizerState, Witness
-
-if TYPE_CHECKING:
-    from router.core.decision import Placed
 
 WAITING_MAX = 4096
 """Requests whose events may still come; of more, the oldest are not judged."""
@@ -68,7 +66,7 @@ class TokenProof:
         """`grace_s`: so long after a response has begun, events may take."""
         self._index = index
         self._grace_s = grace_s
-        self._waiting: deque[tuple[float, Placed, int]] = deque()
+        self._waiting: deque[tuple[float, Placement, int]] = deque()
         self.witness_bytes = 0
         self._miscounts: deque[Doubt] = deque(maxlen=WAITING_MAX)
         self._lags: dict[RankId, float] = {}
@@ -80,47 +78,42 @@ class TokenProof:
         """Requests that are still to be judged."""
         return len(self._waiting) + len(self._miscounts)
 
-    def began(self, placed: Placed, now: float) -> None:
+    def began(self, placement: Placement, now: float) -> None:
         """A pod has begun to answer, so the prompt is computed."""
-        origin = placed.decision.asked.origin
-        if origin is None:
+        if placement.decision.demand.origin is None:
             return
         if len(self._waiting) >= WAITING_MAX:
             self._next()
-        size = 0 if origin.witness is None else len(origin.witness.body)
+        size = 0 if placement.witness is None else len(placement.witness.body)
         if self.witness_bytes + size > WITNESS_BYTES_MAX:
-            origin.witness, size = None, 0
+            placement.witness, size = None, 0
         self.witness_bytes += size
-        placed.waits = True
-        self._waiting.append((now + self._grace_s, placed, size))
+        placement.waits = True
+        self._waiting.append((now + self._grace_s, placement, size))
 
-    def ended(self, placed: Placed) -> None:
+    def ended(self, placement: Placement) -> None:
         """The request is over: where nothing can be judged, its body is not needed any more."""
-        origin = placed.decision.asked.origin
-        if origin is not None and not placed.waits:
-            origin.witness = None
+        if not placement.waits:
+            placement.witness = None
 
-    def _next(self) -> tuple[Placed, Witness | None]:
+    def _next(self) -> tuple[Placement, Witness | None]:
         """Who waits longest; what is kept of it from now on is without its body."""
-        _, placed, size = self._waiting.popleft()
+        _, placement, size = self._waiting.popleft()
         self.witness_bytes -= size
-        placed.waits = False
-        origin = placed.decision.asked.origin
-        if origin is None:
-            return placed, None
-        witness, origin.witness = origin.witness, None
-        return placed, witness
+        placement.waits = False
+        witness, placement.witness = placement.witness, None
+        return placement, witness
 
-    def counted(self, placed: Placed, prompt_tokens: int) -> None:
+    def counted(self, placement: Placement, prompt_tokens: int) -> None:
         """The pod says how many tokens a prompt had; ours are as many, or else wrong."""
-        asked = placed.decision.asked.of(placed.decision.rank)
-        origin = asked.origin
-        if origin is None or asked.reason is not None or prompt_tokens == asked.tokens:
+        demand = placement.decision.demand.of(placement.decision.rank)
+        origin = demand.origin
+        if origin is None or demand.reason is not None or prompt_tokens == demand.tokens:
             return
         proof = origin.state.contradict(origin.shape)
-        pod = placed.decision.rank.id.pod
-        counts = (asked.tokens, prompt_tokens)
-        self._miscounts.append(Doubt(origin, pod, proof, counts=counts, witness=origin.witness))
+        pod = placement.decision.rank.id.pod
+        counts = (demand.tokens, prompt_tokens)
+        self._miscounts.append(Doubt(origin, pod, proof, counts=counts, witness=placement.witness))
 
     def judge(self, now: float) -> list[Doubt]:
         """Those whose time has come. To be called before predictions expire."""
@@ -129,33 +122,34 @@ class TokenProof:
         self._walked = judged = 0
         while self._waiting and self._waiting[0][0] <= now and self._walked < WALK_MAX and judged < JUDGED_MAX:
             judged += 1
-            placed, witness = self._next()
-            doubt = self._judge(placed, witness)
+            placement, witness = self._next()
+            doubt = self._judge(placement, witness)
             if doubt is not None:
                 doubts.append(doubt)
         return doubts
 
-    def _judge(self, placed: Placed, witness: Witness | None) -> Doubt | None:
-        rank = placed.decision.rank
-        asked, grain = placed.decision.asked.of(rank), rank.grain or 0
-        origin, size = asked.origin, size_of(grain)
-        if origin is None or placed.refused:
+    def _judge(self, placement: Placement, witness: Witness | None) -> Doubt | None:
+        rank = placement.decision.rank
+        demand, grain = placement.decision.demand.of(rank), rank.grain or 0
+        origin, size = demand.origin, size_of(grain)
+        if origin is None or placement.refused:
             return None
         if rank.feed is not None:
             best = self._lags.get(rank.id, rank.feed.lag_s) + _DRIFT_S
             self._lags[rank.id] = min(best, rank.feed.lag_s)
         if origin.trial is not None and size and witness is not None:
             self.trials.append(Trial(origin.trial, origin, rank.id, grain, witness))
-        keys = asked.keys.get(grain)
-        if keys is None or asked.reason is not None:
+        keys = demand.keys.get(grain)
+        if keys is None or demand.reason is not None:
             return None
-        whole = max(0, min(len(keys), (asked.tokens - AHEAD) // size))
+        whole = max(0, min(len(keys), (demand.tokens - AHEAD) // size))
         if not whole:
             return None
-        prediction, state, shape = placed.prediction, origin.state, origin.shape
-        last = whole - 1 - placed.hit.blocks
-        if prediction is not None and last >= 0 and self._index.is_pending(prediction, last, placed.expires):
-            return self._contradicted(placed, rank, keys, whole, witness)
+        expected, state, shape = placement.expected, origin.state, origin.shape
+        prediction = expected.prediction
+        last = whole - 1 - placement.hit.blocks
+        if prediction is not None and last >= 0 and self._index.is_pending(prediction, last, expected.expires):
+            return self._contradicted(placement, rank, keys, whole, witness)
         if state.is_settled(shape):
             state.confirmed += 1
         elif self._index.confirmed_blocks(rank.id, keys[whole - 1 : whole]):  # keys are chained: it proves all before
@@ -164,10 +158,10 @@ class TokenProof:
         return None
 
     def _contradicted(
-        self, placed: Placed, rank: Rank, keys: Keys, whole: int, witness: Witness | None
+        self, placement: Placement, rank: Rank, keys: Keys, whole: int, witness: Witness | None
     ) -> Doubt | None:
         """Blocks did not come: for want of events, or because the pod's are others?"""
-        origin = placed.decision.asked.origin
+        origin = placement.decision.demand.origin
         if origin is None or self._is_unsure(rank):
             return None
         if origin.lora is not None or origin.salt is not None:

@@ -9,8 +9,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
-from router.prompts.prompt import Prompt
-
 Source = Literal["local", "render", "tokenize", "text"]
 """Tokens are made here; by the pods' /render; by their /tokenize; or not at all: prompts are known by their text."""
 SOURCES: tuple[Source, ...] = ("local", "render", "tokenize", "text")
@@ -28,36 +26,6 @@ WRONG_MIN = 2
 """Of these, so many contradictions prove that the tokens are wrong: one may be an accident that nobody foresaw."""
 TRIAL_RIGHTS = 4
 """A source that was wrong is believed again when so many prompts in a row, of the shape that failed, come out right."""
-
-_KWARGS = ("chat_template_kwargs", "chat_template", "documents", "reasoning_effort", "add_generation_prompt")
-
-
-def shape_of(prompt: Prompt) -> Shape:
-    """The shape of a prompt of kind chat or text."""
-    if prompt.kind != "chat":
-        return "completion"
-    fields = prompt.fields
-    if not prompt.tells_cached:
-        return "messages"
-    if fields.get("continue_final_message"):
-        return "continue"
-    if any(fields.get(name) is not None for name in _KWARGS):
-        return "kwargs"
-    system = tools = reasoning = False
-    for message in fields["messages"]:
-        if type(message.get("content")) is list:
-            return "parts"
-        role = message["role"]
-        tools = tools or role == "tool" or bool(message.get("tool_calls"))
-        reasoning = reasoning or "reasoning" in message or "reasoning_content" in message
-        system = system or role in ("system", "developer")
-    if tools:
-        return "tool history"
-    if fields.get("tools"):
-        return "tools"
-    if reasoning:
-        return "reasoning"
-    return "system" if system else "plain"
 
 
 @dataclass(slots=True, eq=False)
@@ -143,7 +111,7 @@ class TokenizerState:
 
 
 class Witness(NamedTuple):
-    """A request as it came: what its tokens were made from can be made anew, should they be doubted."""
+    """A request as it came: what its tokens were made from can be made anew if they are doubted. Not of large ones."""
 
     path: str
     body: bytes
@@ -151,10 +119,7 @@ class Witness(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Origin:
-    """Where one request's tokens came from; `trial`: a source that was wrong, and is to be tried on this prompt.
-
-    `witness`: only until the request is judged, and not of large ones, so that nothing that is kept keeps bodies.
-    """
+    """Where one request's tokens came from; `trial`: a source that was wrong, and is to be tried on this prompt."""
 
     state: TokenizerState
     shape: Shape
@@ -162,15 +127,6 @@ class Origin:
     lora: str | None = None
     salt: str | None = None
     trial: TokenizerState | None = None
-    witness: Witness | None = None
-
-    def again(self, witness: Witness) -> Origin:
-        """Of the same request, come again."""
-        return Origin(self.state, self.shape, self.model, self.lora, self.salt, self.trial, witness)
-
-    def unwitnessed(self) -> Origin:
-        """To be kept."""
-        return Origin(self.state, self.shape, self.model, self.lora, self.salt, self.trial)
 
     @property
     def verified(self) -> bool:

@@ -20,7 +20,13 @@ _UNREACHABLE = 502
 
 
 async def tell_all(
-    scope: Scope, body: bytes, core: Core, pods: Pods, upstreams: dict[str, Upstream], withheld: frozenset[bytes]
+    scope: Scope,
+    body: bytes,
+    core: Core,
+    pods: Pods,
+    upstreams: dict[str, Upstream],
+    withheld: frozenset[bytes],
+    shows_own_keys: bool,
 ) -> tuple[int, bytes]:
     """Status and JSON body: what each pod said, and 200 only if all did what was asked; else the highest status.
 
@@ -28,8 +34,7 @@ async def tell_all(
     `UnknownModel`. What the pods serve then is looked at before this returns.
     """
     names = [pod.name for pod in _pods_for(scope["path"], body, core)]
-    own = core.config.shows_own_keys
-    told = await asyncio.gather(*[_tell(upstreams[name], scope, body, withheld, own) for name in names])
+    told = await asyncio.gather(*[_tell(upstreams[name], scope, body, withheld, shows_own_keys) for name in names])
     await asyncio.gather(*[pods.look(name) for name in names])
     answers = {name: {"status": status, "answer": said} for name, (status, said) in zip(names, told, strict=True)}
     return max(status for status, _ in told), orjson.dumps({"pods": answers})

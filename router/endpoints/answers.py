@@ -8,7 +8,8 @@ from typing import Any
 from indexer.blocks import size_of
 from indexer.match import MISS, Hit
 from router.core.breaker import Breaker
-from router.core.decision import Asked, Core, Decision
+from router.core.decision import Core
+from router.core.demand import Decision, Demand
 from router.core.fleet import Pod, Rank
 from router.core.token_states import Ladder
 from scorer.candidates import Scored
@@ -19,27 +20,27 @@ def score_answer(
     decision: Decision, model: str | None, cache: str, timing_us: dict[str, int], keys: bool
 ) -> dict[str, Any]:
     """The answer of /score: every candidate, the pick, and why. `keys`: the prompt's block keys, too."""
-    asked, best = decision.asked, decision.rank
+    demand, best = decision.demand, decision.rank
     size = best.block_size or 0
     return {
         "model": model,
         "block_size": size or None,
-        "tokens": asked.tokens,
-        "blocks": asked.tokens // size if size else 0,
+        "tokens": demand.tokens,
+        "blocks": demand.tokens // size if size else 0,
         "pods": _candidates(decision),
         "pick": best.id.pod,
         "rank": best.id.rank,
         "reason": decision.reason,
         "cache": cache,
         "timing_us": timing_us,
-        **({"keys": _keys_of(asked.of(best))} if keys else {}),
+        **({"keys": _keys_of(demand.of(best))} if keys else {}),
     }
 
 
-def _keys_of(asked: Asked) -> dict[int, list[int]]:
+def _keys_of(demand: Demand) -> dict[int, list[int]]:
     """A prompt's block keys by block size; where such blocks are made in several ways, of one after the other."""
     keys: dict[int, list[int]] = {}
-    for grain, known in asked.keys.items():
+    for grain, known in demand.keys.items():
         keys.setdefault(size_of(grain), []).extend(known.tolist())
     return keys
 
@@ -48,8 +49,8 @@ def decision_answer(decision: Decision, now: float) -> dict[str, Any]:
     """One of the last picks. Never the prompt."""
     return {
         "at": time.time() - (now - decision.at),
-        "model": decision.asked.model,
-        "tokens": decision.asked.tokens,
+        "model": decision.demand.model,
+        "tokens": decision.demand.tokens,
         "pick": decision.rank.id.pod,
         "rank": decision.rank.id.rank,
         "matched_tokens": decision.matched_tokens,
@@ -92,7 +93,7 @@ def _candidates(decision: Decision) -> list[dict[str, Any]]:
 
 def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
     """What only texts say is no block and no promise: it is given for itself."""
-    candidate, by_text = one.candidate, decision.asked.text is not None
+    candidate, by_text = one.candidate, decision.demand.text is not None
     rank = decision.ranks[candidate.number]
     hit = MISS if by_text or rank.trust.rule is None else decision.hits[candidate.number]
     return {
@@ -104,7 +105,7 @@ def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
         "matched_tokens": 0 if by_text else candidate.matched,
         "matched_by_tier": tiers_of(hit),
         "predicted_blocks": hit.predicted,
-        "state": rank.state if rank.state != "exact" or _is_verified(decision.asked.of(rank), hit) else "degraded",
+        "state": rank.state if rank.state != "exact" or _is_verified(decision.demand.of(rank), hit) else "degraded",
         "load": {
             "requests": candidate.requests,
             "prefill_tokens": candidate.prefill_tokens,
@@ -114,13 +115,13 @@ def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
     }
 
 
-def _is_verified(asked: Asked, hit: Hit) -> bool:
+def _is_verified(demand: Demand, hit: Hit) -> bool:
     """Are the tokens those of the pods? A `hit` by blocks that events told of, to the prompt's end, shows it."""
-    if asked.reason is not None:
+    if demand.reason is not None:
         return False
-    if asked.origin is None or asked.origin.verified:
+    if demand.origin is None or demand.origin.verified:
         return True
-    return 0 < hit.blocks == hit.gpu and any(hit.blocks == len(keys) for keys in asked.keys.values())
+    return 0 < hit.blocks == hit.gpu and any(hit.blocks == len(keys) for keys in demand.keys.values())
 
 
 def _tokenizer(model: str, core: Core) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import orjson
@@ -13,16 +13,18 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.routing import compile_path
 
-from router.core.decision import Asked
+from indexer.match import Hit
+from router.core.fleet import RankId
 from router.endpoints.answers import score_answer
 from router.endpoints.data_plane import Gateway
 from router.endpoints.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors
 from router.endpoints.operators import operators
 from router.errors import BadRequest, MethodNotAllowed, NoSuchPath, NotFound, RouterError, UnknownModel
-from router.prompts.prompt import Prompt, parse_query
+from router.prompts.prompt import parse_query
 from router.server.asgi import read_body
 from router.server.operator_access import OperatorAccess
 from router.service import Service
+from router.tokens.understanding import Understood
 from router.workers.kept_counters import Counts
 
 _VERSION = "0.1.0"
@@ -142,13 +144,14 @@ def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> A
     router.include_router(_health(service))
     body_max = service.config.gateway.body_max
 
-    def scored(request: Request, prompt: Prompt, asked: Asked) -> Response:
+    async def scored(request: Request, meaning: Understood) -> Response:
         keys = request.query_params.get("keys", "false")
         if keys not in _SWITCH:
             raise BadRequest("keys: it is neither true nor false")
         if _SWITCH[keys] or not service.config.gateway.tell_matches:
             access.check_operator(request.scope)
-        return _scored(service, prompt, asked, _SWITCH[keys])
+        others = await service.sharing.hits(meaning.demand) if service.sharing is not None else None
+        return _scored(service, meaning, others, _SWITCH[keys])
 
     @router.get("/v1/models", responses=errors(401))
     async def models() -> dict[str, Any]:
@@ -169,16 +172,13 @@ def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> A
         body = await read_body(request.scope, request.receive, body_max)
         known = service.encoding.recalled("/score", body)
         if known is not None:
-            await service.ask_others(known[1])
-            return scored(request, *known)
+            return await scored(request, known)
         prompt = await service.encoding.parsed("/score", body)
         if prompt.model is None:
             service.core.fleet.check_unnamed()
         if not _PROMPTS.intersection(prompt.fields):  # vLLM's own /score, for cross-encoders
             return _Forwarded(gateway, body)
-        asked = await service.encoding.understood("/score", body, prompt)
-        await service.ask_others(asked)
-        return scored(request, prompt, asked)
+        return await scored(request, await service.encoding.understood("/score", body, prompt))
 
     @router.get("/score", openapi_extra=SCORE_QUERY, responses=_SCORE_ERRORS)
     async def score_of_prompt(request: Request) -> Response:
@@ -188,9 +188,9 @@ def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> A
             service.core.fleet.check_unnamed()
         query: bytes = request.scope["query_string"]
         known = service.encoding.recalled("/score?", query)
-        asked = known[1] if known is not None else await service.encoding.understood("/score?", query, prompt)
-        await service.ask_others(asked)
-        return scored(request, prompt, asked)
+        if known is None:
+            known = await service.encoding.understood("/score?", query, prompt)
+        return await scored(request, known)
 
     return router
 
@@ -216,19 +216,18 @@ class _Forwarded(Response):
         await self._gateway.proxied(scope, receive, send, self._body)
 
 
-def _scored(service: Service, prompt: Prompt, asked: Asked, keys: bool) -> Response:
-    pods = prompt.pods
-    if pods is not None:
-        if not any(pod in service.core.fleet.pods for pod in pods):
-            raise NotFound("There are no such pods.")
-        asked.pods = pods
-    asked.reads_cache = prompt.reads_cache
-    if asked.reason is None:
-        asked.answer = prompt.answer_tokens
+def _scored(service: Service, meaning: Understood, others: Mapping[RankId, Hit] | None, keys: bool) -> Response:
+    core, demand = service.core, meaning.demand
+    if demand.pods is not None and not any(pod in core.fleet.pods for pod in demand.pods):
+        raise NotFound("There are no such pods.")
+    began = time.monotonic()
+    holders = core.look_up(demand, others, began)
     now = time.monotonic()
-    decision = service.core.decide(asked, frozenset(), now)
-    timing_us = {**_NO_TIME_US, **asked.timing_us, "score": round((time.monotonic() - now) * 1e6)}
-    return _json(score_answer(decision, prompt.model, asked.lookup, timing_us, keys))
+    decision = core.decide(demand, holders, frozenset(), now)
+    lookup, score = (round(spent_s * 1e6) for spent_s in (now - began, time.monotonic() - now))
+    timing_us = {**_NO_TIME_US, **meaning.timing_us, "lookup": lookup, "score": score}
+    cache = "hit" if holders.kept else meaning.known
+    return _json(score_answer(decision, demand.model, cache, timing_us, keys))
 
 
 def _json(body: object, status: int = 200) -> Response:

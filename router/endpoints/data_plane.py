@@ -8,16 +8,16 @@ from __future__ import annotations
 import re
 import time
 
-from router.core.decision import Asked
 from router.core.token_states import Witness
 from router.endpoints.adapters import LOAD, UNLOAD, tell_all
 from router.errors import RouterError, Saturated
 from router.prompts.prompt import Prompt, takes_prompt, unread
-from router.proxy.attempts import Attempt, Routing
+from router.proxy.attempts import Attempt, Dispatch, Request, Routing
 from router.proxy.uploads import Upload, take_body
 from router.proxy.waiting_room import Admission, ClaimRules, Claims
 from router.server.asgi import ClientGone, Receive, Scope, Send, read_body, send_error, send_json
 from router.service import Service
+from router.tokens.understanding import Understood, unknown
 
 _MODELS = "/v1/models"  # of /v1/*, what we answer ourselves
 _PASSED = frozenset(
@@ -52,7 +52,12 @@ class Gateway:
             not service.config.gateway.asks_for_keys if believed is None else believed, admission.priority_min
         )
         results = service.metrics.admissions
-        self._admission: Admission[Attempt] = Admission(service.core.queue, admission.wait_max, results)
+        waiting_room: Admission[Attempt] = Admission(service.core.queue, admission.wait_max, results)
+        config = service.config
+        self._dispatch = Dispatch(
+            service.core, service.metrics, service.upstreams, waiting_room, service.pods.look_again,
+            config.shows_own_keys, config.gateway.tell_matches,
+        )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _is_proxied(scope["path"]):
@@ -79,24 +84,14 @@ class Gateway:
                 assert isinstance(body, bytes), "it is read whole"
                 return await self._tell_all(scope, send, body, request_id)
             began = time.monotonic()
-            prompt, asked = await self._understand(scope, body)
-            if service.sharing is not None:
-                await service.sharing.ask(asked)
-            asked.alone = asked.reason is None and prompt.is_alone
-            asked.tells_cached = prompt.tells_cached
-            asked.full_report, asked.reads_cache = prompt.asks_full_report, prompt.reads_cache
-            if asked.reason is None:
-                asked.answer = prompt.answer_tokens
-            asked.tells = prompt.tells_prefill
-            model = prompt.model
-            routing = Routing(
-                service.core, service.metrics, service.upstreams, asked, request_id, asked.tells, began,
-                self._admission, self._claims(scope, prompt), scope["path"], prompt.stream,
-                service.pods.look_again,
-            )  # fmt: skip
+            meaning = await self._understand(scope, body)
+            model = meaning.demand.model
+            others = await service.sharing.hits(meaning.demand) if service.sharing is not None else None
+            request = self._request(scope, body, request_id, began, meaning)
+            routing = Routing(self._dispatch, meaning, others, request)
             refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
-            if routing.served and isinstance(body, bytes) and not prompt.large:
-                service.encoding.parity.offer(asked, Witness(scope["path"], body))
+            if routing.served and request.witness is not None:
+                service.encoding.parity.offer(meaning.demand, request.witness)
             if refusal is not None:
                 service.metrics.count(model, "", refusal.status)
         except ClientGone:
@@ -109,47 +104,56 @@ class Gateway:
 
     async def _tell_all(self, scope: Scope, send: Send, body: bytes, request_id: bytes) -> None:
         service = self._service
-        status, said = await tell_all(scope, body, service.core, service.pods, service.upstreams, service.proxy.dropped)
+        own = service.config.shows_own_keys
+        status, said = await tell_all(
+            scope, body, service.core, service.pods, service.upstreams, service.proxy.dropped, own
+        )
         service.metrics.count(None, "", status)
         await send_json(send, status, said, [(_REQUEST_ID, request_id)])
 
-    def _claims(self, scope: Scope, prompt: Prompt) -> Claims:
-        client = scope.get("client")
+    def _request(
+        self, scope: Scope, body: bytes | Upload, request_id: bytes, began: float, meaning: Understood
+    ) -> Request:
+        client, path, prompt = scope.get("client"), scope["path"], meaning.prompt
         address = client[0] if client else ""
-        return Claims(self._rules, scope["headers"], scope.get(SHOWN_KEY), address, prompt.priority)
+        claims = Claims(self._rules, scope["headers"], scope.get(SHOWN_KEY), address, prompt.priority)
+        if meaning.demand.origin is None or prompt.large or not isinstance(body, bytes):
+            return Request(request_id, path, began, claims)
+        return Request(request_id, path, began, claims, Witness(path, body))
 
-    async def _understand(self, scope: Scope, body: bytes | Upload) -> tuple[Prompt, Asked]:
+    async def _understand(self, scope: Scope, body: bytes | Upload) -> Understood:
         path: str = scope["path"]
         if scope["method"] != "POST":
-            return _NO_PROMPT, Asked(None, reason=_NO_PROMPT.reason)
-        encoding, metrics = self._service.encoding, self._service.metrics
+            return _NOTHING
+        service = self._service
+        encoding, fleet = service.encoding, service.core.fleet
         if isinstance(body, bytes):
             known = encoding.recalled(path, body)
             if known is not None:
-                metrics.understood(known[1])
                 return known
             prompt = await encoding.parsed(path, body)
         else:
             prompt = unread(path, body.model)
         if prompt.model is None and body:
-            self._service.core.fleet.check_unnamed()
-        if prompt.model is not None and not self._service.core.fleet.is_known(prompt.model):
-            await self._service.pods.look_again()  # it may have been loaded a moment ago
+            fleet.check_unnamed()
+        if prompt.model is not None and not fleet.is_known(prompt.model):
+            await service.pods.look_again()  # it may have been loaded a moment ago
         if path in _NOTHING_COMPUTED:
-            return prompt.understood(), Asked(prompt.model, reason="nothing is computed for this request")
-        if isinstance(body, bytes):
-            asked = await encoding.understood(path, body, prompt)
-        else:
-            asked = Asked(prompt.model, prompt.guessed_tokens(body.known_bytes), reason=prompt.reason)
-        metrics.understood(asked)
-        return prompt.understood(), asked
+            return unknown(prompt, "nothing is computed for this request")
+        if not isinstance(body, bytes):
+            return unknown(prompt, prompt.reason, prompt.guessed_tokens(body.known_bytes))
+        meaning = await encoding.understood(path, body, prompt)
+        if meaning.demand.keys:
+            service.metrics.understood(meaning.timing_us)
+        return meaning
 
     async def _refuse(self, send: Send, error: RouterError, request_id: bytes, model: str | None) -> None:
         self._service.metrics.count(model, "", error.status)
         await send_error(send, error, [(_REQUEST_ID, request_id)])
 
 
-_NO_PROMPT = Prompt("none", None, {}, reason="there is no prompt in this request")
+_NO_PROMPT = "there is no prompt in this request"
+_NOTHING = unknown(Prompt("none", None, {}, reason=_NO_PROMPT), _NO_PROMPT)
 
 
 def _is_proxied(path: str) -> bool:

@@ -116,7 +116,7 @@ def _observe(router: APIRouter, service: Service) -> None:
 
 def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> None:
     """`guarded`: what all these routes have, so that not everybody may use them."""
-    core, store = service.core, service.encoding.store
+    core, store = service.core, service.core.store
 
     @router.post("/pods/{name}/drain", **_or_errors(guarded, 404))
     async def drain(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import zmq
 
 from indexer.feed import Feed
 from router.core.fleet import RankId
-from router.events.replays import End, Places, Replay
+from router.events.replays import Places, Replay, ReplayEnd
 from router.events.sockets import FeedLimits, Resolve, Subscription, addresses
 from router.events.turns import Turns, shared
 
@@ -196,7 +196,7 @@ class FeedReader:
             left -= 1
             again = missing if missing is not None else max(again, last + 1)
 
-    async def _fetch(self, start: int, attempt: int) -> tuple[Replay | None, End]:
+    async def _fetch(self, start: int, attempt: int) -> tuple[Replay | None, ReplayEnd]:
         """One request for `start`; None: it could not be made."""
         feed, limits = self.feed, self._limits
         try:

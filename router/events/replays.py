@@ -15,7 +15,7 @@ from router.events.turns import Turns
 
 _END = b"\xff" * 8  # the sequence number of a replay's end marker
 
-End: TypeAlias = Literal["complete", "silent", "full", "restart"]
+ReplayEnd: TypeAlias = Literal["complete", "silent", "full", "restart"]
 
 
 class Places:
@@ -89,7 +89,7 @@ class Replay:
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._waiting_bytes = 0
         self._heard = clock()
-        self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self._end: asyncio.Future[ReplayEnd] = asyncio.get_running_loop().create_future()
         self._believed = asyncio.Event()
         self._socket = asker(context, limits)
         try:
@@ -99,7 +99,7 @@ class Replay:
             raise
         self._readable = Readable(self._socket, turns, self._came, first=True)
 
-    async def run(self, start: int) -> End:
+    async def run(self, start: int) -> ReplayEnd:
         """Ask for all from `start`; returns how it ended, when all that came is believed."""
         try:
             self._socket.send_multipart([b"", start.to_bytes(8, "big")], zmq.NOBLOCK)
@@ -132,7 +132,7 @@ class Replay:
             self._stop("restart")
         return True
 
-    async def _ended(self) -> End:
+    async def _ended(self) -> ReplayEnd:
         """Its end, or a silence: of a pod that has begun to answer, a short one says that it dropped the rest."""
         limits, until = self._limits, self._clock() + self._limits.replay_time_max_s
         while not self._end.done():
@@ -171,7 +171,7 @@ class Replay:
         ):
             self._stop("full")
 
-    def _stop(self, end: End) -> None:
+    def _stop(self, end: ReplayEnd) -> None:
         self._readable.close()
         if not self._end.done():
             self._end.set_result(end)

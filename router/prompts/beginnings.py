@@ -14,12 +14,10 @@ import orjson
 import xxhash
 
 from indexer.blocks import Keys, KeySpace
+from router.core.demand import TEXT_BLOCK_TOKENS
 from router.prompts.decoding import Fields
 from router.prompts.messages import text_of_part
 from router.prompts.prompt import Prompt
-
-BLOCK_TOKENS = 32
-"""What one block of text is taken to be worth in tokens."""
 
 _BYTES_PER_TOKEN = 4  # of English text with today's vocabularies; of other scripts fewer, so this promises too little
 _WORD_BYTES = 4  # the key space takes words of 32 bits where tokens would be
@@ -49,8 +47,8 @@ def beginning_of(space: KeySpace, prompt: Prompt, bytes_max: int) -> Beginning |
     if not size:
         return None
     text = b"".join(parts)
-    blocks = min(size, bytes_max) // (BLOCK_TOKENS * _BYTES_PER_TOKEN)
-    words = BLOCK_TOKENS * _BYTES_PER_TOKEN // _WORD_BYTES
+    blocks = min(size, bytes_max) // (TEXT_BLOCK_TOKENS * _BYTES_PER_TOKEN)
+    words = TEXT_BLOCK_TOKENS * _BYTES_PER_TOKEN // _WORD_BYTES
     content = np.frombuffer(text, dtype=np.uint32, count=blocks * words)
     keys = space.chain(content, words, None, prompt.model or "", prompt.cache_salt)
     return Beginning(keys, size // _BYTES_PER_TOKEN if size <= bytes_max else None)

@@ -6,18 +6,16 @@ Sources: vLLM's released packages 0.10 to 0.33 and recordings of running servers
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 
+from router.core.cards import Version
+
 Message = dict[str, Any]
 Format = Literal["string", "openai"]
-Version = tuple[int, int]
-"""vLLM's (major, minor)."""
 
-_NUMBERS = re.compile(r"v?([0-9]{1,6})\.([0-9]{1,6})")
 
 BILLING_HEADER = "x-anthropic-billing-header"
 """What a system text of Claude Code starts with; it changes with every request, so vLLM drops that line."""
@@ -63,16 +61,6 @@ class Rules:
     messages_thinking: bool
     billing_header_dropped: bool
     content_loop_by_namespace: bool
-
-
-def version_of(told: object) -> Version | None:
-    """What a pod says of its version, as numbers; None where it says none: it is taken for the newest.
-
-    Builds of a source without tags say 0.1.dev…, which is none.
-    """
-    numbers = _NUMBERS.match(told) if isinstance(told, str) else None
-    version = (int(numbers[1]), int(numbers[2])) if numbers is not None else (0, 0)
-    return version if version > (0, 1) else None
 
 
 def rules_of(version: Version | None) -> Rules:

@@ -15,11 +15,11 @@ import orjson
 from cachetools import LRUCache
 from jinja2 import TemplateError
 
+from router.core.cards import Version
 from router.errors import ConfigError
 from router.prompts.decoding import Fields
 from router.prompts.messages import (
     Message,
-    Version,
     conversation,
     developer_as_system,
     rules_of,

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from router.config.fleet import ModelConfig
+from router.core.cards import version_of
 from router.errors import ConfigError
-from router.prompts.messages import Rules, rules_of, version_of
+from router.prompts.messages import Rules, rules_of
 from router.prompts.prompt import Prompt
 from router.prompts.rendering import Renderer, RenderError, Rendering, RenderOptions
 

@@ -16,10 +16,11 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from indexer.blocks import KeySpace
+from indexer.blocks import Grain, Keys, KeySpace
 from indexer.match import Hit
 from router.config.index import RedisConfig
-from router.core.decision import Asked, Core
+from router.core.decision import Core
+from router.core.demand import Demand
 from router.core.fleet import RankId
 from router.shared_index.mirror import Mirror, Write, named
 from router.shared_index.redis_index import RedisError, SharedIndex, SharedLimits
@@ -90,25 +91,28 @@ class Sharing(Collector):
         except Exception as error:  # the leases end by themselves
             log.debug("leaving: %r", error)
 
-    async def ask(self, asked: Asked) -> None:
-        """What others know of pods that are not known exactly here; by the deadline, or not at all."""
-        if not self._unsure or not asked.keys or not self.up:
-            return
+    async def hits(self, demand: Demand) -> dict[RankId, Hit] | None:
+        """What others know of ranks that are not known exactly here; None: nothing, or not by the deadline."""
+        if not self._unsure or not self.up:
+            return None
+        asked = self._asked(demand)
+        if not asked:
+            return None
         if len(self._questions) >= self._limits.questions_max:
             self.counts["refused"] += 1
-            return
+            return None
         question = asyncio.get_running_loop().create_task(self._answer(asked))
         self._questions.add(question)
         question.add_done_callback(self._questions.discard)
         # Not cancelled: it may be opening a connection, for which the deadline is too short.
         await asyncio.wait([question], timeout=self._given.deadline)
-        asked.matches.clear()  # they may be old: others decided meanwhile
         hits = question.result() if question.done() else None
-        if hits is not None:
-            self.counts["answered"] += 1
-            asked.shared, self._failures = hits, 0
-        else:
+        if hits is None:
             self._failed("error" if question.done() else "timeout")
+            return None
+        self.counts["answered"] += 1
+        self._failures = 0
+        return hits
 
     def status(self) -> dict[str, Any]:
         """For `/cache/status`."""
@@ -140,23 +144,33 @@ class Sharing(Collector):
 
     # --- asking ---
 
-    async def _answer(self, asked: Asked) -> dict[int, dict[RankId, Hit]] | None:
-        """The hits by block size; None if Redis does not give them: whatever fails there must not cost a request."""
+    def _asked(self, demand: Demand) -> list[tuple[Keys, list[RankId]]]:
+        """Which of the candidates are to be asked for, by the keys that they have of the prompt."""
+        asked: dict[tuple[Demand, Grain], list[RankId]] = {}
+        count = 0
+        for rank in self._core.fleet.serving(demand.model) if demand.keys else ():
+            theirs, grain = demand.of(rank), rank.grain or 0
+            if rank.id not in self._unsure or grain not in theirs.keys:
+                continue
+            if demand.pods is None or rank.id.pod in demand.pods:
+                asked.setdefault((theirs, grain), []).append(rank.id)
+                count += 1
+                if count == _PODS_MAX:
+                    break
+        return [(theirs.keys[grain], ranks) for (theirs, grain), ranks in asked.items()]
+
+    async def _answer(self, asked: Sequence[tuple[Keys, list[RankId]]]) -> dict[RankId, Hit] | None:
+        """The hits; None if Redis does not give them: whatever fails there must not cost a request."""
+        found: dict[RankId, Hit] = {}
         try:
-            return {size: await self._hits(asked, size) for size in asked.keys}
+            for keys, ranks in asked:
+                names = {named(rank): rank for rank in ranks}
+                hits = await self._index.match(keys, list(names))
+                found.update((rank, hits[name]) for name, rank in names.items() if name in hits)
         except Exception as error:
             log.debug("not answered: %r", error)
             return None
-
-    async def _hits(self, asked: Asked, size: int) -> dict[RankId, Hit]:
-        """The hits of those candidates that are not known exactly, by what others know."""
-        ids = [rank.id for rank in self._core.fleet.serving(asked.model) if rank.grain == size]
-        pods = [id for id in ids if id in self._unsure and (asked.pods is None or id.pod in asked.pods)][:_PODS_MAX]
-        if not pods:
-            return {}
-        names = [self._unsure[pod] for pod in pods]
-        hits = await self._index.match(asked.keys[size], names)
-        return {pod: hits[name] for pod, name in zip(pods, names, strict=True) if name in hits}
+        return found
 
     def _failed(self, result: str) -> None:
         self.counts[result] += 1

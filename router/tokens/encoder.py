@@ -1,4 +1,4 @@
-"""From a request's `Prompt` to what the decision asks about: token count, block keys, and matches that still hold.
+"""From a body to what it asks of the fleet, its `Demand`: token count, block keys, and what else it says.
 
 The sources of a model's tokens, in order: a tokenizer here, the pods' `/render`, their `/tokenize`; one that is proven
 wrong is passed over. Token ids need none. What can't be tokenized gets a reason, and is routed by load and by its text.
@@ -16,17 +16,17 @@ from functools import partial
 from pathlib import Path
 from time import monotonic, perf_counter
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from indexer.blocks import KeySpace, Tokens
-from indexer.mappings import Ending
-from indexer.prefixes import VARIANTS_MAX, PrefixLimits, PrefixStats, PrefixStore
+from indexer.prefixes import PrefixStats
 from router.config.fleet import ASK_THE_PODS, ModelConfig
 from router.config.settings import Config
 from router.core.cards import Served
-from router.core.decision import Asked, Core
+from router.core.decision import Core
+from router.core.demand import Demand
 from router.core.token_proof import Doubt
-from router.core.token_states import Ladder, Origin, Shape, TokenizerState, Witness, shape_of
+from router.core.token_states import Ladder, Origin, Shape, TokenizerState, Witness
 from router.errors import UnknownModel
 from router.prompts.beginnings import beginning_of
 from router.prompts.own_encodings import OwnEncoding, by_folder, by_names, is_tokenized
@@ -46,9 +46,10 @@ from router.tokens.questions import (
     question_of,
     render_question_of,
 )
-from router.tokens.recall import Recall, Recalled
+from router.tokens.recall import Recall
 from router.tokens.remote import PodTokens, PodTokensLimits
 from router.tokens.tokenizer import Tokenizer
+from router.tokens.understanding import Gathered, Understood, shape_of
 from router.upstream.pool import Upstream
 
 log = logging.getLogger("warmroute.tokens")
@@ -81,7 +82,7 @@ class _Encodes(Protocol):
 
 class _Way(NamedTuple):
     """What a prompt is made into, and by what. `local`: the model's name, where that is our own tokenizer; `origin`:
-    see `Asked`; `others`: what versions of vLLM in use write otherwise."""
+    see `Demand`; `others`: what versions of vLLM in use write otherwise."""
 
     source: Any
     encoder: _Encodes
@@ -107,9 +108,6 @@ class Encoding:
 
         `upstreams`: by pod, for those that are asked to tokenize.
         """
-        kept = config.prefix_store_config
-        limits = PrefixLimits(kept.bytes_max, kept.pod_mapping_ttl, kept.max_pod_sets_per_block, VARIANTS_MAX)
-        self.store = PrefixStore(space, secrets.randbits(64), core.index.unchanged, limits, config.pod_mappings_enabled)
         self._core = core
         self._recall = Recall(secrets.randbits(64), config.tokens.recall_max, config.tokens.recall_body_max)
         self._pool = ThreadPoolExecutor(config.tokens.threads, thread_name_prefix="tokenize")
@@ -119,9 +117,9 @@ class Encoding:
         self._text_max = config.tokens.text_max
         self._space = space
         self._affinity_max = config.index.text_max
-        self._keys = TokenKeys(space, self.store)
+        self._keys = TokenKeys(space, core.store)
         asking = PodTokensLimits.of(config.tokens, config.upstream.breaks_max)
-        self.pod_tokens = PodTokens(core.fleet, upstreams, self.store, self._keys, asking)
+        self.pod_tokens = PodTokens(core.fleet, upstreams, core.store, self._keys, asking)
         self._trials = Trials(core, self.ids_by)
         self.parity = Parity(
             core.fleet, self.pod_tokens, self._ours, ParityLimits.of(config.parity), trials=self._trials
@@ -141,18 +139,11 @@ class Encoding:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def stats(self) -> PrefixStats:
-        return self.store.stats()
+        return self._core.store.stats()
 
-    def recalled(self, path: str, body: bytes) -> tuple[Prompt, Asked] | None:
-        """What a body that was seen before means, and who holds its blocks now."""
-        known = self._recall.get(path, body, self._core.fleet.epoch)
-        if known is None:
-            return None
-        origin = None if known.origin is None else known.origin.again(Witness(path, body))
-        asked = Asked(known.prompt.model, known.tokens, known.further, known.keys, known.endings, origin=origin)
-        for size, ending in known.endings.items():
-            self._look_up(asked, ending, size, "partial")
-        return known.prompt, asked
+    def recalled(self, path: str, body: bytes) -> Understood | None:
+        """What a body that was seen before means."""
+        return self._recall.get(path, body, self._core.fleet.epoch)
 
     async def parsed(self, path: str, body: bytes) -> Prompt:
         """What a body that was not seen before says; raises `BadRequest`."""
@@ -161,76 +152,68 @@ class Encoding:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._reading, parse_large, path, body, self._decoded_max)
 
-    async def understood(self, path: str, body: bytes, prompt: Prompt) -> Asked:
-        """What a body that was not seen before asks; kept for the next time. Raises `UnknownModel`.
+    async def understood(self, path: str, body: bytes, prompt: Prompt) -> Understood:
+        """What a body that was not seen before means; kept for the next time. Raises `UnknownModel`.
 
         Long new text is tokenized in threads, and pods are asked where they must be, by the deadline.
         """
-        asked = await self._understood(prompt)
-        if not asked.tokens:
-            asked.tokens = prompt.guessed_tokens(len(body))
-        if asked.origin is not None and not prompt.large:
-            asked.origin.witness = Witness(path, body)
-        self._remember(path, body, prompt, asked)
-        return asked
+        gathered = await self._gather(prompt)
+        if not gathered.tokens:
+            gathered.tokens = prompt.guessed_tokens(len(body))
+        demand, kept = gathered.demand(prompt), prompt.understood()
+        if demand.endings and not demand.reason and demand.by_version is None and not self._tells_time(prompt):
+            # All of it is known, and will be the same tomorrow.
+            self._recall.put(path, body, Understood(kept, demand), self._core.fleet.epoch)
+        return Understood(kept, demand, gathered.known, gathered.timing_us, gathered.broken)
 
-    def _remember(self, path: str, body: bytes, prompt: Prompt, asked: Asked) -> None:
-        """Keep what a body means, if all of it is known and will be the same tomorrow."""
-        if asked.endings and not asked.reason and asked.by_version is None and not self._tells_time(prompt):
-            epoch = self._core.fleet.epoch
-            origin = None if asked.origin is None else asked.origin.unwitnessed()
-            meaning = Recalled(
-                prompt.understood(), asked.tokens, asked.further, asked.keys, asked.endings, epoch, origin
-            )
-            self._recall.put(path, body, meaning)
-
-    async def _understood(self, prompt: Prompt) -> Asked:
-        asked, question = await self._question(prompt)
-        if question is not None and not await self._encode(asked, question):
-            asked, question = await self._question(prompt)  # without pods that do not render
+    async def _gather(self, prompt: Prompt) -> Gathered:
+        gathered, question = await self._question(prompt)
+        if question is not None and not await self._encode(gathered, question):
+            gathered, question = await self._question(prompt)  # without pods that do not render
             if question is not None:
-                await self._encode(asked, question)
-        if question is not None and question.way.others and asked.keys:
-            asked.by_version = await self._encoded_otherwise(prompt, question)
-        if asked.reason is not None and not asked.keys:
+                await self._encode(gathered, question)
+        if question is not None and question.way.others and gathered.keys:
+            gathered.by_version = await self._encoded_otherwise(prompt, question)
+        if gathered.reason is not None and not gathered.keys:
             beginning = await self._off_loop(prompt, beginning_of, self._space, prompt, self._affinity_max)
             if beginning is not None:
-                asked.text, asked.tokens = beginning.keys, beginning.tokens or 0
-        return asked
+                gathered.text, gathered.tokens = beginning.keys, beginning.tokens or 0
+        return gathered
 
-    async def _encode(self, asked: Asked, question: _Question) -> bool:
+    async def _encode(self, gathered: Gathered, question: _Question) -> bool:
         """False where another source is to be asked."""
         try:
             way = question.way
             for size in question.sizes:
                 encoded = await way.encoder.encode(way.source, size, question.lora, question.salt)
-                asked.broken += encoded.broken
-                self._add(asked, encoded, size)
+                gathered.broken += encoded.broken
+                gathered.add(encoded, size)
         except NotTold as untold:
-            asked.reason = f"not tokenized: {untold.reason}"
-            asked.broken += untold.broken
+            gathered.reason = f"not tokenized: {untold.reason}"
+            gathered.broken += untold.broken
             return untold.reason != NO_RENDER or untold.broken > 0  # what breaks pods is not asked in another way
         except TokensUnavailable as unavailable:
-            asked.reason = f"not tokenized: {unavailable.reason}"
+            gathered.reason = f"not tokenized: {unavailable.reason}"
             if unavailable.beginning is not None:
-                self._add(asked, unavailable.beginning, size)
-                asked.tokens += unavailable.rest_bytes // _BYTES_A_TOKEN
+                gathered.add(unavailable.beginning, size)
+                gathered.tokens += unavailable.rest_bytes // _BYTES_A_TOKEN
         return True
 
-    async def _encoded_otherwise(self, prompt: Prompt, question: _Question) -> Mapping[str | None, Asked]:
+    async def _encoded_otherwise(self, prompt: Prompt, question: _Question) -> Mapping[str | None, Demand]:
         """The prompt as versions of vLLM have it that write it differently; one text is encoded once."""
-        made: dict[Rendering | str, Asked] = {}
+        made: dict[Rendering | str, Demand] = {}
         by_version = {}
         for version, one in question.way.others.items():
             key = one if isinstance(one, Rendering) else one.reason
-            asked = made.get(key)
-            if asked is None:
-                asked = made[key] = Asked(prompt.model, reads_cache=prompt.reads_cache, origin=question.way.origin)
+            demand = made.get(key)
+            if demand is None:
+                gathered = Gathered(origin=question.way.origin)
                 if isinstance(one, Rendering):
-                    await self._encode(asked, question._replace(way=question.way._replace(source=one)))
+                    await self._encode(gathered, question._replace(way=question.way._replace(source=one)))
                 else:
-                    asked.reason = f"not rendered: {one.reason}"
-            by_version[version] = asked
+                    gathered.reason = f"not rendered: {one.reason}"
+                demand = made[key] = gathered.demand(prompt)
+            by_version[version] = demand
         return by_version
 
     async def _off_loop(self, prompt: Prompt, make: Callable[..., _T], *given: Any) -> _T:
@@ -239,31 +222,31 @@ class Encoding:
             return make(*given)
         return await asyncio.get_running_loop().run_in_executor(self._reading, make, *given)
 
-    async def _question(self, prompt: Prompt) -> tuple[Asked, _Question | None]:
-        """Render. Without a question, `Asked.reason` says why the prompt stays unknown. Raises `UnknownModel`."""
-        asked = Asked(prompt.model)
+    async def _question(self, prompt: Prompt) -> tuple[Gathered, _Question | None]:
+        """Render. Without a question, its reason says why the prompt stays unknown. Raises `UnknownModel`."""
+        gathered = Gathered()
         if prompt.kind == "none":
-            asked.reason = prompt.reason
-            return asked, None
+            gathered.reason = prompt.reason
+            return gathered, None
         sizes = self._core.fleet.grains(prompt.model)
         if not sizes:
-            asked.reason = "the block size is not known yet"
-            return asked, None
+            gathered.reason = "the block size is not known yet"
+            return gathered, None
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         began = perf_counter()
         try:
             shape = await self._off_loop(prompt, shape_of, prompt)
             way = await self._off_loop(prompt, self._way(prompt, served, shape))
         except RenderError as unrendered:
-            asked.reason = f"not rendered: {unrendered.reason}"
-            return asked, None
+            gathered.reason = f"not rendered: {unrendered.reason}"
+            return gathered, None
         except NotTold as untold:
-            asked.reason, asked.origin = f"not tokenized: {untold.reason}", self._by_text(prompt, served, shape)
-            return asked, None
-        asked.timing_us["render"] = round((perf_counter() - began) * 1e6)
-        asked.further, asked.origin = _further(prompt), way.origin
+            gathered.reason, gathered.origin = f"not tokenized: {untold.reason}", self._by_text(prompt, served, shape)
+            return gathered, None
+        gathered.timing_us["render"] = round((perf_counter() - began) * 1e6)
+        gathered.further, gathered.origin = _further(prompt), way.origin
         lora = served.lora if served is not None else None
-        return asked, _Question(way, sizes, lora, prompt.cache_salt)
+        return gathered, _Question(way, sizes, lora, prompt.cache_salt)
 
     def _way(self, prompt: Prompt, served: Served | None, shape: Shape) -> Callable[[], _Way]:
         """Makes what a prompt is made into, by the best source that is not proven wrong; changes nothing, so that it
@@ -358,28 +341,6 @@ class Encoding:
             return None
         return encoded.tokens
 
-    def _add(self, asked: Asked, encoded: Encoded, size: int) -> None:
-        """Keys for one block size, and who holds them."""
-        asked.tokens = encoded.count
-        asked.timing_us["tokenize"] = round(encoded.tokenize_us)
-        asked.timing_us["keys"] = round(encoded.keys_us)
-        asked.endings[size] = encoded.ending
-        asked.keys[size] = encoded.ending.keys
-        self._look_up(asked, encoded.ending, size, encoded.lookup)
-
-    def _look_up(self, asked: Asked, ending: Ending, size: int, lookup: Literal["partial", "miss"]) -> None:
-        """The match: the kept one if it still holds, else a new one."""
-        began = monotonic()
-        match = self.store.find_mapping(ending, asked.pods, began)
-        if match is None:
-            match = self._core.match(ending.keys)
-            self.store.cache_pod_mapping(ending, asked.pods, match, began)
-            asked.lookup = lookup
-        else:
-            asked.lookup = "hit"
-        asked.matches[size] = match
-        asked.timing_us["lookup"] = round((monotonic() - began) * 1e6)
-
     def _tells_time(self, prompt: Prompt) -> bool:
         """Might this prompt's text be another one tomorrow?"""
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
@@ -450,7 +411,7 @@ class Encoding:
         tokens = config.tokens
         limits = TokensLimits.of(tokens)
         tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, tokens.threads)
-        encoder = Encoder(model.name, tokenizer, space, self.store, self._pool, limits)
+        encoder = Encoder(model.name, tokenizer, space, self._core.store, self._pool, limits)
         folder = Path(model.tokenizer)
         described = config_of(folder)
         own, typed = by_folder(folder, described), "model_type" in described

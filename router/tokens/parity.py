@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from indexer.blocks import Tokens, size_of
-from router.core.decision import Asked, Core
+from router.core.decision import Core
+from router.core.demand import Demand
 from router.core.fleet import Fleet, Pod
 from router.core.token_proof import AHEAD, TRIALS_MAX, Doubt
-from router.core.token_states import SHAPES, Shape, TokenizerState, Witness, shape_of
+from router.core.token_states import SHAPES, Shape, TokenizerState, Witness
 from router.errors import UnknownModel
 from router.prompts.own_encodings import by_names, is_tokenized
 from router.prompts.prompt import Prompt, parse
 from router.tokens.questions import AsServed, NotTold, question_of
 from router.tokens.remote import PodTokens
+from router.tokens.understanding import shape_of
 
 if TYPE_CHECKING:
     from router.config.tokens import ParityConfig
@@ -104,11 +106,11 @@ class Parity:
         self._fleet.tokenizers.update(dict.fromkeys(names, state))
         return state
 
-    def offer(self, asked: Asked, witness: Witness) -> None:
+    def offer(self, demand: Demand, witness: Witness) -> None:
         """A pod has answered a request, whole. Called for each that is not large: costs next to nothing."""
-        origin = asked.origin
+        origin = demand.origin
         watched = self._watched.get(origin.state) if origin is not None else None
-        if origin is None or watched is None or asked.reason is not None:
+        if origin is None or watched is None or demand.reason is not None:
             return
         watched.seen += 1
         if self._queue.full():

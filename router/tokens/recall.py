@@ -11,26 +11,17 @@ from typing import NamedTuple
 
 import xxhash
 
-from indexer.blocks import Keys
-from indexer.mappings import Ending
-from router.core.token_states import Origin
-from router.prompts.prompt import Prompt
+from router.tokens.understanding import Understood
 
 _BYTES_BESIDE = 2_500  # of one entry beside its keys, measured with tracemalloc: nothing of the body itself is kept
 _NAME_BYTES = 160  # of a name beside its characters, with its place in a set
 
 
 class Recalled(NamedTuple):
-    """One body's meaning. By block size: its `keys`, and the `endings` where the prefix store keeps its mappings."""
+    """One body's meaning, as of an `epoch` of the fleet."""
 
-    prompt: Prompt
-    tokens: int
-    further: int
-    keys: dict[int, Keys]
-    endings: dict[int, Ending]
+    meaning: Understood
     epoch: int
-    origin: Origin | None = None
-    """Without its witness: nothing of a body is kept."""
 
 
 class Recall:
@@ -47,7 +38,7 @@ class Recall:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, path: str, body: bytes, epoch: int) -> Recalled | None:
+    def get(self, path: str, body: bytes, epoch: int) -> Understood | None:
         """What is known of a body, if it was learned at this `epoch`."""
         if len(body) > self._body_max:
             return None
@@ -59,18 +50,19 @@ class Recall:
             self._remove(name)
             return None
         self._entries.move_to_end(name)
-        return entry[0]
+        return entry[0].meaning
 
-    def put(self, path: str, body: bytes, recalled: Recalled) -> None:
+    def put(self, path: str, body: bytes, meaning: Understood, epoch: int) -> None:
         """Keep what a body means."""
         if len(body) > self._body_max:
             return
         name = (path, xxhash.xxh3_128_intdigest(body, self._seed))
         if name in self._entries:
             self._remove(name)
-        nbytes = _BYTES_BESIDE + sum(keys.nbytes for keys in recalled.keys.values())
-        nbytes += sum(_NAME_BYTES + 4 * len(pod) for pod in recalled.prompt.pods or ())
-        self._entries[name] = (recalled, nbytes)
+        demand = meaning.demand
+        nbytes = _BYTES_BESIDE + sum(keys.nbytes for keys in demand.keys.values())
+        nbytes += sum(_NAME_BYTES + 4 * len(pod) for pod in demand.pods or ())
+        self._entries[name] = (Recalled(meaning, epoch), nbytes)
         self.nbytes += nbytes
         while self.nbytes > self._bytes_max:
             self._remove(next(iter(self._entries)))

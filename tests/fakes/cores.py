@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -10,20 +11,24 @@ import numpy as np
 from indexer.blocks import Keys, KeySpace
 from indexer.events import BlockStored
 from indexer.feed import Feed
+from indexer.match import Hit
 from router.config.settings import Config
-from router.core.decision import Asked, Core
+from router.core.decision import Core
+from router.core.demand import Decision, Demand, End, Placement
 from router.core.fleet import Pod, Rank, RankId
+from router.service import core_settings
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
 
 MODEL = "m"
 SIZE = 16
 NOBODY: frozenset[str] = frozenset()
+SERVED, VOID = End("served", 200), End("void")
 
 
 def core_of(pods: int = 2, ranks: int = 1, feeds: bool = True, **sections: Any) -> Core:
     """A core whose pods are there, healthy, and empty."""
-    core = Core(Config.model_validate({"index": {"blocks_max": 10_000}, **sections}), KeySpace(3))
+    core = Core(core_settings(Config.model_validate({"index": {"blocks_max": 10_000}, **sections})), KeySpace(3))
     for number in range(pods):
         pod = Pod(f"pod-{number}", f"http://pod-{number}", healthy=True, block_size=SIZE)
         for rank in range(ranks):
@@ -55,10 +60,29 @@ def tokens_of(seed: int, count: int = 160) -> np.ndarray[Any, np.dtype[np.uint32
     return np.arange(seed * 1000, seed * 1000 + count, dtype=np.uint32)
 
 
-def asked(core: Core, seed: int, count: int = 160, **more: Any) -> Asked:
+def asked(core: Core, seed: int, count: int = 160, **more: Any) -> Demand:
     """A tokenized prompt."""
     keys: Keys = core.space.chain(tokens_of(seed, count), SIZE)
-    return Asked(MODEL, count, keys={SIZE: keys}, **more)
+    return Demand(MODEL, count, keys={SIZE: keys}, **more)
+
+
+def route(
+    core: Core, demand: Demand, exclude: frozenset[str], now: float, others: Mapping[RankId, Hit] | None = None
+) -> Placement:
+    """Look up and route, in one go as it has to be."""
+    return core.route(demand, core.look_up(demand, others, now), exclude, now)
+
+
+def decide(
+    core: Core, demand: Demand, exclude: frozenset[str], now: float, others: Mapping[RankId, Hit] | None = None
+) -> Decision:
+    """Look up and decide, taking nothing."""
+    return core.decide(demand, core.look_up(demand, others, now), exclude, now)
+
+
+def counted(prompt_tokens: int, cached_tokens: int | None) -> End:
+    """A whole answer, with the pod's own figures of its prompt."""
+    return End("served", 200, usage=(prompt_tokens, cached_tokens))
 
 
 def store(core: Core, pod: str, seed: int, count: int = 160, tier: Any = "gpu") -> None:

@@ -12,6 +12,7 @@ from indexer.blocks import KeySpace
 from router.config.settings import Config
 from router.core.decision import Core
 from router.discovery.pods import Pods
+from router.service import core_settings
 from router.upstream.upstreams import Upstreams
 from tests.fakes.peers import Call, Peer, peer
 
@@ -41,7 +42,7 @@ async def probed(told: Told, **more: Any) -> AsyncIterator[tuple[Core, Pods, Pee
     async with peer(told) as seen:
         static = [{"name": "a", "address": seen.address, **more}]
         config = Config.model_validate({"discovery": {"static": static}, "probe": PROBE})
-        core = Core(config, KeySpace(1))
+        core = Core(core_settings(config), KeySpace(1))
         pods = Pods(core, config, Upstreams(config))
         await pods.start()
         try:
