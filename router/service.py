@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from router.shared_index.sharing import Sharing
 
 _HOUSEKEEPING_S = 0.05  # between two looks at what has expired
-_NO_PODS = "no pods yet: set discovery, or wait for its pods to start"
+NO_PODS = "no pods yet: set discovery, or wait for its pods to start"
 _UNLOADED = "the first state of its feed is not loaded"
 _CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from router.service import NO_PODS
 from tests.fakes.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
 
 
@@ -47,7 +48,7 @@ async def test_without_pods(tmp_path: Path) -> None:
     """With no pod there is a process that is up, not ready, and says why."""
     with gateway(tmp_path, [], ready=False) as served:
         unready = served.get("/readyz")
-        assert (unready.status_code, unready.json()["reasons"]) == (503, ["no pod is fit"])
+        assert (unready.status_code, unready.json()["reasons"]) == (503, [NO_PODS])
         async with httpx.AsyncClient(base_url=served.url, **PLAIN) as http:
             assert (await http.get("/v1/models")).json()["data"] == []
             nobody = await http.post("/v1/completions", json={"model": MODEL, "prompt": "x"})

@@ -8,6 +8,7 @@ import logging
 import random
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,11 @@ async def ask(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> tup
 
 
 async def warm(service: Service, client: httpx.AsyncClient) -> None:
-    """Requests of all shapes, until all that their events say is known."""
-    for path, body in bodies(0, REQUESTS):
+    """Requests of all shapes, some at a time, until all that their events say is known: sooner, none is judged."""
+    for number, (path, body) in enumerate(bodies(0, REQUESTS), 1):
         await ask(client, path, body)
+        if number % 8 == 0:
+            await until(lambda: service.core.proof.waiting == 0)
     await until(lambda: service.core.proof.waiting == 0)
 
 
@@ -201,7 +204,7 @@ async def test_a_folder_without_a_template(fleet: PodProcess, tmp_path: Path) ->
 async def test_recovery(fleet: PodProcess) -> None:
     """What events proved wrong is used again when they prove it right."""
     async with served(fleet, "swapped", True) as (service, client):
-        service.encoding.parity.limits = service.encoding.parity.limits._replace(recheck_interval_s=0.1)
+        service.encoding.parity.limits = replace(service.encoding.parity.limits, recheck_interval_s=0.1)
         await warm(service, client)
         state = service.core.fleet.tokenizers[MODEL]
         assert state.state == "degraded"
