@@ -31,6 +31,7 @@ class RoundRobin:
         self._turn = itertools.cycle(self.upstreams)
         self.in_flight = dict.fromkeys(self.upstreams, 0)
         self.cached_tokens = 0
+        self.broken = 0  # pods that the request broke before it was sent: none are asked here
         self._request_ids = itertools.count()
 
     def route(self, exclude: frozenset[str]) -> Turn:

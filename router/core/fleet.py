@@ -132,6 +132,7 @@ class Pod:
     failures: int = 0  # in a row
     suspect_until: float = 0.0  # a request failed to reach it: others first
     draining: bool = False
+    joined: int = 0  # its place among all that have joined: answers name pods in this order
     ready: bool = True  # as whoever told of it says
     leaving: bool = False  # likewise: it was told to end
     breaker: Breaker = field(default_factory=Breaker)
@@ -206,6 +207,7 @@ class Fleet:
         """`panic_share`: of the pods; where more do not answer probes, it is the probes that are not believed."""
         self.pods: dict[str, Pod] = {}
         self.epoch = 0  # counts changes of who serves what, and how
+        self._joins = 0
         self.cold: set[Pod] = set()  # new, restarted or unhealthy: slow start when they are fit
         self.tokenizers: dict[str, TokenizerState] = {}  # of models that are tokenized here
         self.panics = False
@@ -220,6 +222,8 @@ class Fleet:
         self._unnamed: tuple[int, bool] | None = None  # as of an epoch: may a request leave the model out?
 
     def join(self, pod: Pod) -> None:
+        self._joins += 1
+        pod.joined = self._joins
         self.pods[pod.name] = pod
         self.cold.add(pod)
         self.changed()
@@ -289,7 +293,7 @@ class Fleet:
                 continue
             ranks = [rank for rank in self._serving.get(name, ()) if rank.pod is not pod]
             if name in served:
-                ranks += pod.ranks
+                ranks = sorted([*ranks, *pod.ranks], key=_joined)  # whoever told first
             if ranks:
                 self._serving[name] = ranks
                 self._served[name] = ranks[0].pod.served[name]
@@ -375,3 +379,7 @@ class Fleet:
             return "No pod has told its models yet."
         more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
         return f"Known models: {', '.join(names[:_NAMED_MAX])}{more}."
+
+
+def _joined(rank: Rank) -> int:
+    return rank.pod.joined
