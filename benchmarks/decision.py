@@ -35,7 +35,7 @@ from indexer.events import BlockStored
 from indexer.index import PrefixIndex
 from indexer.prefixes import PrefixLimits, PrefixStore
 from router.config.tokens import TokensConfig
-from router.tokens.local import Encoded, Encoder, TokensLimits
+from router.tokens.local import Encoded, LocalTokens, LocalTokensLimits
 from router.tokens.tokenizer import Tokenizer
 
 SMALL = Path(__file__).parent.parent / "tests" / "vectors" / "vllm-0.32.0" / "tokenizer"
@@ -70,13 +70,13 @@ class Bench:
         self.missed: list[str] = []
         self._source = _source_text()
 
-    def encoder(self, limits: TokensLimits | None = None) -> Encoder:
+    def encoder(self, limits: LocalTokensLimits | None = None) -> LocalTokens:
         """A fresh encoder with an empty store."""
         space = KeySpace(self.rnd.getrandbits(64))
         index = PrefixIndex(space, blocks_max=1 << 10)
         store = PrefixStore(space, self.rnd.getrandbits(64), index.unchanged, PrefixLimits(2**30, 30.0, 5, 16))
-        usual = replace(TokensLimits.of(TokensConfig()), deadline_s=60.0)
-        return Encoder("bench", self.tokenizer, space, store, self.pool, limits or usual)
+        usual = replace(LocalTokensLimits.of(TokensConfig()), deadline_s=60.0)
+        return LocalTokens("bench", self.tokenizer, space, store, self.pool, limits or usual)
 
     def count(self, text: str) -> int:
         return len(self.hf.encode_batch_fast([text], add_special_tokens=False)[0].ids)
@@ -163,7 +163,7 @@ def ready(work: Work) -> Callable[[], Awaitable[Work]]:
     return prepare
 
 
-def again(encoder: Encoder, prompt: Rendered) -> None:
+def again(encoder: LocalTokens, prompt: Rendered) -> None:
     """A prompt of which everything is known."""
     for _ in range(AGAIN):
         encoder.encode_now(prompt, BLOCK_SIZE)
@@ -211,7 +211,7 @@ async def stall(bench: Bench) -> None:
         print("  lateness:", bench.target("worst lateness, ms", worst, STALL_TARGET_S * 1e3, False))
 
 
-async def in_turn(encoder: Encoder, texts: list[str]) -> None:
+async def in_turn(encoder: LocalTokens, texts: list[str]) -> None:
     for text in texts:
         await encoder.encode(Rendered(text), BLOCK_SIZE)
 
@@ -237,13 +237,13 @@ def memory(bench: Bench) -> None:
     space = KeySpace(1)
     index = PrefixIndex(space, blocks_max=1 << 18, pods_max=PODS)
     store = PrefixStore(space, 2, index.unchanged, PrefixLimits(2**30, 30.0, 5, 16))
-    encoder = Encoder(
+    encoder = LocalTokens(
         "bench",
         bench.tokenizer,
         space,
         store,
         bench.pool,
-        replace(TokensLimits.of(TokensConfig()), inline_bytes_max=2**30),
+        replace(LocalTokensLimits.of(TokensConfig()), inline_bytes_max=2**30),
     )
     short = [bench.chat(500) for _ in range(300)]
     long = [bench.chat(32_000) for _ in range(8)]

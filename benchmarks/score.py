@@ -78,8 +78,8 @@ class Bench:
 
     async def within(self, body: bytes) -> Demand:
         """As the gateway does it."""
-        encoding = self.service.encoding
-        known = encoding.recalled(PATH, body) or await encoding.understood(PATH, body, parse(PATH, body))
+        encoder = self.service.encoder
+        known = encoder.recalled(PATH, body) or await encoder.understood(PATH, body, parse(PATH, body))
         self.decide(known.demand)
         return known.demand
 

@@ -21,7 +21,7 @@ from router.errors import ConfigError
 from router.metrics import Metrics
 from router.proxy.proxy import Proxy
 from router.server.long_answers import in_turns
-from router.tokens.encoder import Encoding
+from router.tokens.encoder import Encoder
 from router.upstream.upstreams import Upstreams
 from router.workers.peers import Peers
 from router.workers.worker import Seat
@@ -48,9 +48,9 @@ class Service:
         self.upstreams = Upstreams(config)
         for pod in config.discovery.static:
             self.upstreams.add(pod)
-        self.encoding = Encoding(config, self.core, space, self.upstreams)
+        self.encoder = Encoder(config, self.core, space, self.upstreams)
         self.metrics = Metrics(
-            self.core, self.encoding.stats, questions=self.encoding.pod_tokens.counts, given=config.metrics
+            self.core, self.encoder.stats, questions=self.encoder.remote.counts, given=config.metrics
         )
         self.pods = Pods(self.core, config, self.upstreams)
         self.metrics.join(self.pods)
@@ -79,7 +79,7 @@ class Service:
             await self._drain_as(self.peers)
         self.started = True
         loop = asyncio.get_running_loop()
-        works = (self._housekeeping(), self.encoding.parity.run(), self.encoding.pod_tokens.run())
+        works = (self._housekeeping(), self.encoder.parity.run(), self.encoder.remote.run())
         tasks = [loop.create_task(work) for work in works]
         try:
             yield
@@ -88,7 +88,7 @@ class Service:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self.encoding.close()
+            self.encoder.close()
             if self.sharing is not None:
                 await self.sharing.stop()
             await self.pods.stop()
@@ -171,7 +171,7 @@ class Service:
             if self.core.board is not None:  # for who looks, where nothing is decided
                 self.core.board.listen(now)
             self.core.fleet.notice_grains()
-            self.encoding.judge(now)  # before what was predicted expires
+            self.encoder.judge(now)  # before what was predicted expires
             for index in indexes:
                 index.expire(now)
                 while index.sweep() or index.refill():

@@ -111,8 +111,8 @@ class Year:
         self.front.admit(connection, f"2001:db8::{number:x}")
         core.queue.put(object(), f"flow {number}".encode(), number % 3, 10, body["model"])
         core.queue.serve(lambda entry: True)
-        prompt = await service.encoding.parsed(path, raw)
-        meaning = await service.encoding.understood(path, raw, prompt)
+        prompt = await service.encoder.parsed(path, raw)
+        meaning = await service.encoder.understood(path, raw, prompt)
         service.metrics.understood(meaning.timing_us)
         placed = route(core, meaning.demand, NOBODY, self.now)
         if fails:
@@ -128,7 +128,7 @@ class Year:
         core, store = self.core, self.core.store
         self.now += DAY_S
         core.fleet.notice_grains()
-        self.service.encoding.judge(self.now)
+        self.service.encoder.judge(self.now)
         for index in (core.index, core.texts):
             index.expire(self.now)
             while index.sweep() or index.refill():
@@ -147,7 +147,7 @@ async def test_a_year() -> None:
         await live(year)
     finally:
         await year.service.pods.stop()
-        year.service.encoding.close()
+        year.service.encoder.close()
 
 
 async def live(year: Year) -> None:

@@ -161,7 +161,7 @@ async def test_a_prompt_of_death(tokenizer: str, renders: bool, warm: bool, agon
         for number in range(8 * warm):
             assert await asked_for(app, f"{number}") == 200
         assert await asked_for(app, POISON.decode()) == 502
-        await until(lambda: service.encoding.parity.waiting == 0)
+        await until(lambda: service.encoder.parity.waiting == 0)
         assert sum(pod.dead for pod in pods) == 2
         assert await asked_for(app, "of the two that are left, one serves this") == 200
 
@@ -169,7 +169,7 @@ async def test_a_prompt_of_death(tokenizer: str, renders: bool, warm: bool, agon
 async def test_only_what_was_served_is_shown_to_others() -> None:
     """Token ids are compared when a pod has answered, whole: not before, and not of what only `/score` knows."""
     async with mortals(str(TOKENIZER)) as (service, app, pods):
-        parity = service.encoding.parity
+        parity = service.encoder.parity
         async with asyncio.timeout(PATIENCE_S):
             while not sum(pod.asked for pod in pods):  # until it wants to compare, and has
                 assert await asked_for(app, "x") == 200
@@ -178,7 +178,7 @@ async def test_only_what_was_served_is_shown_to_others() -> None:
         before = sum(pod.asked for pod in pods)
         body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "y"}]}).encode()
         for path in ("/score", "/v1/chat/completions"):
-            known = await service.encoding.understood(path, body, await service.encoding.parsed(path, body))
+            known = await service.encoder.understood(path, body, await service.encoder.parsed(path, body))
             assert (known.demand.reason, parity.waiting) == (None, 0)
         assert await asked_for(app, "y") == 200
         await until(lambda: sum(pod.asked for pod in pods) == before + 1)

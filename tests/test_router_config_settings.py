@@ -376,7 +376,7 @@ index: {pods_max: 7}
         service.core.index.apply(("p", number), stored)
     with pytest.raises(IndexerError, match="room"):
         service.core.index.apply(("p", 14), stored)
-    service.encoding.close()
+    service.encoder.close()
     await service.pods.stop()
 
 

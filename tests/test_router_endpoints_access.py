@@ -368,6 +368,6 @@ async def test_the_shown_key_goes_with_the_request() -> None:
         junk = (b"authorization", b"Bearer invented")
         scope = {"type": "http", "path": "/v1/completions", "headers": [junk, (name, value)]}
         await guard(scope, None, None)
-    service.encoding.close()
+    service.encoder.close()
     assert seen[0] == seen[1] != seen[2]
     assert not [digest for digest in seen if b"one" in digest or b"two" in digest]

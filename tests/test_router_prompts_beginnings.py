@@ -17,12 +17,12 @@ from indexer.blocks import KeySpace
 from router.core.demand import TEXT_BLOCK_TOKENS, Demand
 from router.prompts.beginnings import Beginning, beginning_of
 from router.prompts.prompt import parse
-from router.tokens.local import Encoder, TokensUnavailable
+from router.tokens.local import LocalTokens, TokensUnavailable
 from router.tokens.tokenizer import Tokenizer
 from tests.fakes.cores import MODEL, NOBODY, SERVED, VOID, core_of, route
 from tests.fakes.encoders import POOLED, Rendered, Waiting, a_store
 from tests.fakes.hostile import TINY_QWEN
-from tests.fakes.limits import tokens_limits
+from tests.fakes.limits import local_tokens_limits
 from tests.fakes.peers import peer
 from tests.fakes.probes import Anything
 from tests.fakes.services import in_process
@@ -168,13 +168,13 @@ async def test_images_through_the_gateway() -> None:
 async def test_what_was_tokenized_in_time_counts(pool: Any) -> None:
     """At the deadline the tokens that are known by then are told, and how much text is left."""
     tokenizer = Waiting(TINY_QWEN)
-    encoder = Encoder("m", tokenizer, SPACE, a_store(), pool, replace(POOLED, deadline_s=0.2))
+    encoder = LocalTokens("m", tokenizer, SPACE, a_store(), pool, replace(POOLED, deadline_s=0.2))
     text = "a long prompt, with many words. " * 100
     with pytest.raises(TokensUnavailable) as caught:
         await encoder.encode(Rendered(text), 16)
     known = caught.value.beginning
     assert known is not None and caught.value.rest_bytes > 0
-    whole = Encoder("n", Tokenizer(TINY_QWEN), SPACE, a_store(), pool, tokens_limits())
+    whole = LocalTokens("n", Tokenizer(TINY_QWEN), SPACE, a_store(), pool, local_tokens_limits())
     encoded = await whole.encode(Rendered(text), 16)
     assert 0 < len(known.keys) < len(encoded.keys)
     assert known.keys.tolist() == encoded.keys[: len(known.keys)].tolist()

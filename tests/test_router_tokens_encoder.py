@@ -17,7 +17,7 @@ from router.config.settings import Config
 from router.core.decision import Core
 from router.errors import ConfigError
 from router.service import core_settings
-from router.tokens.encoder import Encoding
+from router.tokens.encoder import Encoder
 from tests.fakes.hostile import TINY_QWEN
 from tests.fakes.peers import peer
 from tests.fakes.probes import Anything
@@ -99,10 +99,10 @@ def test_broken_files(file: str, content: str, tmp_path: Path) -> None:
     config = Config.model_validate({"models": [{"name": "m", "tokenizer": str(folder)}]})
     space = KeySpace(1)
     if fine:
-        Encoding(config, Core(core_settings(config), space), space, {}).close()
+        Encoder(config, Core(core_settings(config), space), space, {}).close()
         return
     with pytest.raises(ConfigError) as caught:
-        Encoding(config, Core(core_settings(config), space), space, {})
+        Encoder(config, Core(core_settings(config), space), space, {})
     assert str(folder / file) in caught.value.message and "\n" not in caught.value.message
 
 

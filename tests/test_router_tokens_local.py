@@ -15,14 +15,14 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from indexer.blocks import Tokens
 from indexer.prefixes import PrefixStore
-from router.tokens.local import Encoder, TokensLimits, TokensUnavailable
+from router.tokens.local import LocalTokens, LocalTokensLimits, TokensUnavailable
 from router.tokens.tokenizer import Tokenizer
 from tests.fakes.encoders import POOLED, SPACE, Rendered, Waiting, a_store
 from tests.fakes.hostile import TINY_LLAMA, TINY_QWEN, gpt2_style, texts
-from tests.fakes.limits import tokens_limits
+from tests.fakes.limits import local_tokens_limits
 from tests.fakes.stores import broken_store
 
-SLICED = tokens_limits(inline_bytes_max=100)
+SLICED = local_tokens_limits(inline_bytes_max=100)
 
 
 @pytest.fixture(params=["qwen", "llama", "gpt2"])
@@ -31,10 +31,10 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def an_encoder(
-    folder: Path, pool: ThreadPoolExecutor, limits: TokensLimits, store: PrefixStore | None = None
-) -> Encoder:
+    folder: Path, pool: ThreadPoolExecutor, limits: LocalTokensLimits, store: PrefixStore | None = None
+) -> LocalTokens:
     tokenizer = Tokenizer(folder, window_bytes=64)
-    return Encoder(folder.name, tokenizer, SPACE, store or a_store(), pool, limits)
+    return LocalTokens(folder.name, tokenizer, SPACE, store or a_store(), pool, limits)
 
 
 def conversation(folder: Path, turns: int) -> list[str]:
@@ -47,7 +47,7 @@ def conversation(folder: Path, turns: int) -> list[str]:
     return grown
 
 
-async def same(encoder: Encoder, whole: HFTokenizer, prompt: Rendered, block_size: int) -> None:
+async def same(encoder: LocalTokens, whole: HFTokenizer, prompt: Rendered, block_size: int) -> None:
     expected = whole.encode(prompt.text, add_special_tokens=prompt.add_special_tokens).ids
     encoded = await encoder.encode(prompt, block_size)
     assert encoded.tokens.tolist() == expected
@@ -55,9 +55,9 @@ async def same(encoder: Encoder, whole: HFTokenizer, prompt: Rendered, block_siz
     assert encoded.keys.tolist() == SPACE.chain(np.array(expected, np.uint32), block_size).tolist()
 
 
-@pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
+@pytest.mark.parametrize("limits", [local_tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
 async def test_growing_prompts_are_encoded_exactly(
-    folder: Path, pool: ThreadPoolExecutor, limits: TokensLimits
+    folder: Path, pool: ThreadPoolExecutor, limits: LocalTokensLimits
 ) -> None:
     """Turn by turn, and the same prompt again, with and without special tokens, in small and large stores."""
     whole = HFTokenizer.from_file(str(folder / "tokenizer.json"))
@@ -74,7 +74,7 @@ async def test_growing_prompts_are_encoded_exactly(
 async def test_truncation_keeps_the_last_tokens(kept: int, pool: ThreadPoolExecutor) -> None:
     """BOS counts and stays in front; a limit above the prompt's length changes nothing."""
     store = a_store()
-    encoder = an_encoder(TINY_LLAMA, pool, tokens_limits(), store)
+    encoder = an_encoder(TINY_LLAMA, pool, local_tokens_limits(), store)
     text = "Some words of a prompt that is too long, " * 4
     for special in (True, False):
         full = (await encoder.encode(Rendered(text, special), 16)).tokens.tolist()
@@ -87,7 +87,7 @@ async def test_truncation_keeps_the_last_tokens(kept: int, pool: ThreadPoolExecu
 
 async def test_known_text_needs_no_await(pool: ThreadPoolExecutor) -> None:
     """Long new text must be awaited; the same again, and a little more, is answered at once."""
-    encoder = an_encoder(TINY_QWEN, pool, tokens_limits(inline_bytes_max=1000))
+    encoder = an_encoder(TINY_QWEN, pool, local_tokens_limits(inline_bytes_max=1000))
     text = "a long prompt, with many words. " * 1000
     assert encoder.encode_now(Rendered(text), 16) is None
     assert (await encoder.encode(Rendered(text), 16)).lookup == "miss"
@@ -99,12 +99,12 @@ async def test_known_text_needs_no_await(pool: ThreadPoolExecutor) -> None:
 async def test_the_deadline_ends_the_waiting_and_keeps_the_work(pool: ThreadPoolExecutor) -> None:
     """A prompt that can't be tokenized in time is given up; what was done is not done again."""
     tokenizer, store = Waiting(TINY_QWEN), a_store()
-    encoder = Encoder("m", tokenizer, SPACE, store, pool, replace(POOLED, deadline_s=0.2))
+    encoder = LocalTokens("m", tokenizer, SPACE, store, pool, replace(POOLED, deadline_s=0.2))
     text = "a long prompt, with many words. " * 100
     with pytest.raises(TokensUnavailable, match="deadline"):
         await encoder.encode(Rendered(text), 16)
     tokenizer.go.set()
-    patient = Encoder("m", tokenizer, SPACE, store, pool, POOLED)
+    patient = LocalTokens("m", tokenizer, SPACE, store, pool, POOLED)
     encoded = await patient.encode(Rendered(text), 16)
     assert encoded.lookup == "partial"
     assert encoded.tokens.tolist() == tokenizer.encode(text, False).tolist()
@@ -113,7 +113,7 @@ async def test_the_deadline_ends_the_waiting_and_keeps_the_work(pool: ThreadPool
 async def test_too_much_waiting_text_is_refused(pool: ThreadPoolExecutor) -> None:
     """Above the bound a prompt is refused at once, and the bound is given back."""
     tokenizer = Waiting(TINY_QWEN)
-    encoder = Encoder("m", tokenizer, SPACE, a_store(), pool, replace(POOLED, waiting_bytes_max=5_000))
+    encoder = LocalTokens("m", tokenizer, SPACE, a_store(), pool, replace(POOLED, waiting_bytes_max=5_000))
     text = "a long prompt, with many words. " * 100
     first = asyncio.create_task(encoder.encode(Rendered(text), 16))
     await asyncio.sleep(0)
@@ -127,7 +127,7 @@ async def test_too_much_waiting_text_is_refused(pool: ThreadPoolExecutor) -> Non
 async def test_a_cancelled_request_gives_back_its_bound(pool: ThreadPoolExecutor) -> None:
     """A client that goes away leaves nothing behind."""
     tokenizer = Waiting(TINY_QWEN)
-    encoder = Encoder("m", tokenizer, SPACE, a_store(), pool, replace(POOLED, waiting_bytes_max=5_000))
+    encoder = LocalTokens("m", tokenizer, SPACE, a_store(), pool, replace(POOLED, waiting_bytes_max=5_000))
     text = "a long prompt, with many words. " * 100
     task = asyncio.create_task(encoder.encode(Rendered(text), 16))
     await asyncio.sleep(0.05)
@@ -152,8 +152,8 @@ async def test_many_prompts_at_once(pool: ThreadPoolExecutor) -> None:
     assert store.failures == 0
 
 
-@pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
-async def test_text_that_is_not_unicode_is_named(limits: TokensLimits, pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("limits", [local_tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
+async def test_text_that_is_not_unicode_is_named(limits: LocalTokensLimits, pool: ThreadPoolExecutor) -> None:
     """Lone surrogates have no UTF-8, so no tokens."""
     encoder = an_encoder(TINY_QWEN, pool, limits)
     with pytest.raises(TokensUnavailable, match="text"):
@@ -167,8 +167,8 @@ class Failing(Tokenizer):
         raise RuntimeError("fault")
 
 
-@pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
-async def test_a_fault_of_the_store_costs_no_answer(limits: TokensLimits, pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("limits", [local_tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
+async def test_a_fault_of_the_store_costs_no_answer(limits: LocalTokensLimits, pool: ThreadPoolExecutor) -> None:
     """The prompt is encoded without it, and the fault is counted."""
     store = broken_store(SPACE)
     encoder = an_encoder(TINY_LLAMA, pool, limits, store)
@@ -177,9 +177,9 @@ async def test_a_fault_of_the_store_costs_no_answer(limits: TokensLimits, pool: 
     assert store.failures > 0
 
 
-@pytest.mark.parametrize("limits", [tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
-async def test_a_fault_of_the_tokenizer_is_named(limits: TokensLimits, pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("limits", [local_tokens_limits(), SLICED, POOLED], ids=["inline", "sliced", "pool"])
+async def test_a_fault_of_the_tokenizer_is_named(limits: LocalTokensLimits, pool: ThreadPoolExecutor) -> None:
     """Without a tokenizer there are no tokens, and no crash."""
-    encoder = Encoder("m", Failing(TINY_QWEN), SPACE, a_store(), pool, limits)
+    encoder = LocalTokens("m", Failing(TINY_QWEN), SPACE, a_store(), pool, limits)
     with pytest.raises(TokensUnavailable, match="failed"):
         await encoder.encode(Rendered("Some words."), 16)

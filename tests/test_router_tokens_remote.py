@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from router.prompts.prompt import parse
-from router.tokens.given import TokenKeys
+from router.tokens.given import GivenTokens
 from router.tokens.questions import AS_BY_DEFAULT, AsServed, NotTold, Question, question_of
-from router.tokens.remote import PodTokens
+from router.tokens.remote import RemoteTokens
 from router.upstream.pool import Upstream
-from tests.fakes.limits import pod_tokens_limits, upstream_limits
+from tests.fakes.limits import remote_tokens_limits, upstream_limits
 from tests.fakes.peers import until
 from tests.fakes.processes import BLOCK, PLAIN, GatewayProcess, PodProcess, gateway, pods
 from tests.fakes.recordings import VECTORS, lines
@@ -269,8 +269,8 @@ async def test_a_broken_store_costs_no_answer() -> None:
     """Without the store each question is asked, and keys are computed."""
     async with asking(Says(list(range(40)))) as made:
         broken = broken_store(made.space)
-        keys = TokenKeys(made.space, broken)
-        pods = PodTokens(made.fleet, made.upstreams, broken, keys, pod_tokens_limits())
+        keys = GivenTokens(made.space, broken)
+        pods = RemoteTokens(made.fleet, made.upstreams, broken, keys, remote_tokens_limits())
         for _ in range(2):
             encoded = await pods.encode(text(), 16)
             assert encoded.keys.tolist() == made.space.chain(np.arange(40, dtype=np.uint32), 16).tolist()
@@ -349,7 +349,7 @@ async def test_recorded_requests(fleet: list[PodProcess]) -> None:
     assert (VECTORS / version).is_dir()
     compared, untold = 0, set()
     upstream = Upstream(fleet[0].address, upstream_limits())
-    made = Asking([], pod_tokens_limits())
+    made = Asking([], remote_tokens_limits())
     made.upstreams["pod-0"] = upstream
     for line in lines(version, "requests.jsonl"):
         if line["status"] != 200 or len(line["prompts"]) != 1 or not line["path"].endswith("completions"):

@@ -174,7 +174,7 @@ async def test_pods_that_render(fleet: PodProcess) -> None:
     """A pod that renders is asked, whatever its /tokenize says, and what it says is exact."""
     rendering: PodProcess = fleet.rendering  # type: ignore[attr-defined]
     async with served(rendering, "preamble", False) as (service, client):
-        await until(lambda: service.encoding.pod_tokens.renders(MODEL))
+        await until(lambda: service.encoder.remote.renders(MODEL))
         for path, body in [*bodies(0, 16), *bodies(0, 16)]:
             (scored,) = (await client.post("/score", json=body)).json()["pods"]
             promised, cached = await ask(client, path, body)
@@ -191,7 +191,7 @@ async def test_a_folder_without_a_template(fleet: PodProcess, tmp_path: Path) ->
     models = [{"name": MODEL, "tokenizer": str(tmp_path)}]
     async with in_process({"discovery": {"static": [rendering.configured]}, "models": models}) as (service, client):
         await until(lambda: all(rank.state == "exact" and rank.block_size for rank in service.core.fleet.ranks))
-        await until(lambda: service.encoding.pod_tokens.renders(MODEL))
+        await until(lambda: service.encoder.remote.renders(MODEL))
         for path, body in bodies(0, 8):
             await ask(client, path, body)
             ladder = service.core.fleet.ladders[MODEL]
@@ -204,7 +204,7 @@ async def test_a_folder_without_a_template(fleet: PodProcess, tmp_path: Path) ->
 async def test_recovery(fleet: PodProcess) -> None:
     """What events proved wrong is used again when they prove it right."""
     async with served(fleet, "swapped", True) as (service, client):
-        service.encoding.parity.limits = replace(service.encoding.parity.limits, recheck_interval_s=0.1)
+        service.encoder.parity.limits = replace(service.encoder.parity.limits, recheck_interval_s=0.1)
         await warm(service, client)
         state = service.core.fleet.tokenizers[MODEL]
         assert state.state == "degraded"

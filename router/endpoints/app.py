@@ -170,15 +170,15 @@ def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> A
     async def score(request: Request) -> Response:
         """Who would serve this prompt, and why. Sends nothing to any pod and changes no load."""
         body = await read_body(request.scope, request.receive, body_max)
-        known = service.encoding.recalled("/score", body)
+        known = service.encoder.recalled("/score", body)
         if known is not None:
             return await scored(request, known)
-        prompt = await service.encoding.parsed("/score", body)
+        prompt = await service.encoder.parsed("/score", body)
         if prompt.model is None:
             service.core.fleet.check_unnamed()
         if not _PROMPTS.intersection(prompt.fields):  # vLLM's own /score, for cross-encoders
             return _Forwarded(gateway, body)
-        return await scored(request, await service.encoding.understood("/score", body, prompt))
+        return await scored(request, await service.encoder.understood("/score", body, prompt))
 
     @router.get("/score", openapi_extra=SCORE_QUERY, responses=_SCORE_ERRORS)
     async def score_of_prompt(request: Request) -> Response:
@@ -187,9 +187,9 @@ def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> A
         if prompt.model is None:
             service.core.fleet.check_unnamed()
         query: bytes = request.scope["query_string"]
-        known = service.encoding.recalled("/score?", query)
+        known = service.encoder.recalled("/score?", query)
         if known is None:
-            known = await service.encoding.understood("/score?", query, prompt)
+            known = await service.encoder.understood("/score?", query, prompt)
         return await scored(request, known)
 
     return router

@@ -91,7 +91,7 @@ class Gateway:
             routing = Routing(self._dispatch, meaning, others, request)
             refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
             if routing.served and request.witness is not None:
-                service.encoding.parity.offer(meaning.demand, request.witness)
+                service.encoder.parity.offer(meaning.demand, request.witness)
             if refusal is not None:
                 service.metrics.count(model, "", refusal.status)
         except ClientGone:
@@ -126,12 +126,12 @@ class Gateway:
         if scope["method"] != "POST":
             return _NOTHING
         service = self._service
-        encoding, fleet = service.encoding, service.core.fleet
+        encoder, fleet = service.encoder, service.core.fleet
         if isinstance(body, bytes):
-            known = encoding.recalled(path, body)
+            known = encoder.recalled(path, body)
             if known is not None:
                 return known
-            prompt = await encoding.parsed(path, body)
+            prompt = await encoder.parsed(path, body)
         else:
             prompt = unread(path, body.model)
         if prompt.model is None and body:
@@ -142,7 +142,7 @@ class Gateway:
             return unknown(prompt, "nothing is computed for this request")
         if not isinstance(body, bytes):
             return unknown(prompt, prompt.reason, prompt.guessed_tokens(body.known_bytes))
-        meaning = await encoding.understood(path, body, prompt)
+        meaning = await encoder.understood(path, body, prompt)
         if meaning.demand.keys:
             service.metrics.understood(meaning.timing_us)
         return meaning

@@ -99,7 +99,7 @@ def _observe(router: APIRouter, service: Service) -> None:
     @router.get("/cache/status")
     async def cache_status() -> dict[str, Any]:
         """Sizes, hit ratios, evictions of index and prefix store."""
-        stats, index = service.encoding.stats(), core.index
+        stats, index = service.encoder.stats(), core.index
         cached, asked = service.metrics.window.totals(time.monotonic())
         pods = {rank.id.pod: {} for rank in core.fleet.ranks}  # type: ignore[var-annotated]
         for rank in core.fleet.ranks:

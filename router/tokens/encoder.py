@@ -33,8 +33,8 @@ from router.prompts.own_encodings import OwnEncoding, by_folder, by_names, is_to
 from router.prompts.prompt import Prompt, is_large, parse, parse_large
 from router.prompts.rendering import RenderError, Rendering, config_of
 from router.prompts.renderings import Group, Renderings, renderings_of, written
-from router.tokens.given import Encoded, TokenKeys
-from router.tokens.local import Encoder, TokensLimits, TokensUnavailable
+from router.tokens.given import Encoded, GivenTokens
+from router.tokens.local import LocalTokens, LocalTokensLimits, TokensUnavailable
 from router.tokens.parity import Parity, ParityLimits, Trials, told_of
 from router.tokens.questions import (
     AS_BY_DEFAULT,
@@ -47,7 +47,7 @@ from router.tokens.questions import (
     render_question_of,
 )
 from router.tokens.recall import Recall
-from router.tokens.remote import PodTokens, PodTokensLimits
+from router.tokens.remote import RemoteTokens, RemoteTokensLimits
 from router.tokens.tokenizer import Tokenizer
 from router.tokens.understanding import Gathered, Understood, shape_of
 from router.upstream.pool import Upstream
@@ -68,24 +68,25 @@ class _Model(NamedTuple):
 
     name: str
     renderings: Renderings
-    encoder: Encoder
+    tokens: LocalTokens
     state: TokenizerState
     own: OwnEncoding | None
     typed: bool
 
 
-class _Encodes(Protocol):
-    """What makes tokens and keys of a `source`, whatever that is; gives way only where it has to."""
+class _TokenSource(Protocol):
+    """What makes tokens and keys of a prompt in its own `form` (a text, ids, a question); gives way only where it
+    has to."""
 
-    async def encode(self, source: Any, block_size: int, lora: str | None, salt: str | None) -> Encoded: ...
+    async def encode(self, form: Any, block_size: int, lora: str | None, salt: str | None) -> Encoded: ...
 
 
 class _Way(NamedTuple):
     """What a prompt is made into, and by what. `local`: the model's name, where that is our own tokenizer; `origin`:
     see `Demand`; `others`: what versions of vLLM in use write otherwise."""
 
-    source: Any
-    encoder: _Encodes
+    form: Any
+    source: _TokenSource
     local: str | None = None
     origin: Origin | None = None
     others: Mapping[str | None, Rendering | RenderError] = MappingProxyType({})
@@ -100,7 +101,7 @@ class _Question(NamedTuple):
     salt: str | None
 
 
-class Encoding:
+class Encoder:
     """All models' ways from prompts to keys, over one prefix store."""
 
     def __init__(self, config: Config, core: Core, space: KeySpace, upstreams: Mapping[str, Upstream]) -> None:
@@ -117,13 +118,11 @@ class Encoding:
         self._text_max = config.tokens.text_max
         self._space = space
         self._affinity_max = config.index.text_max
-        self._keys = TokenKeys(space, core.store)
-        asking = PodTokensLimits.of(config.tokens, config.upstream.breaks_max)
-        self.pod_tokens = PodTokens(core.fleet, upstreams, core.store, self._keys, asking)
+        self._keys = GivenTokens(space, core.store)
+        asking = RemoteTokensLimits.of(config.tokens, config.upstream.breaks_max)
+        self.remote = RemoteTokens(core.fleet, upstreams, core.store, self._keys, asking)
         self._trials = Trials(core, self.ids_by)
-        self.parity = Parity(
-            core.fleet, self.pod_tokens, self._ours, ParityLimits.of(config.parity), trials=self._trials
-        )
+        self.parity = Parity(core.fleet, self.remote, self._ours, ParityLimits.of(config.parity), trials=self._trials)
         self._models: dict[str, _Model] = {}
         self._owns: dict[str, tuple[int, OwnEncoding | None]] = {}  # by base model, as of an epoch of the fleet
         self._as_served: dict[str, AsServed] = {}
@@ -134,7 +133,7 @@ class Encoding:
                 self._models.update(dict.fromkeys(names, self._load(model, names, space, config)))
 
     def close(self) -> None:
-        self.pod_tokens.close()
+        self.remote.close()
         for pool in (self._pool, self._reading):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -185,7 +184,7 @@ class Encoding:
         try:
             way = question.way
             for size in question.sizes:
-                encoded = await way.encoder.encode(way.source, size, question.lora, question.salt)
+                encoded = await way.source.encode(way.form, size, question.lora, question.salt)
                 gathered.broken += encoded.broken
                 gathered.add(encoded, size)
         except NotTold as untold:
@@ -209,7 +208,7 @@ class Encoding:
             if demand is None:
                 gathered = Gathered(origin=question.way.origin)
                 if isinstance(one, Rendering):
-                    await self._encode(gathered, question._replace(way=question.way._replace(source=one)))
+                    await self._encode(gathered, question._replace(way=question.way._replace(form=one)))
                 else:
                     gathered.reason = f"not rendered: {one.reason}"
                 demand = made[key] = gathered.demand(prompt)
@@ -257,7 +256,7 @@ class Encoding:
         base, lora = (served.base, served.lora) if served is not None else ("", None)
         ladder, versions = self.ladder(base), self._core.fleet.versions(prompt.model)
         own = self._own_encoding(base) if prompt.kind == "chat" else None
-        bytes_max = self.pod_tokens.limits.question_bytes_max
+        bytes_max = self.remote.limits.question_bytes_max
         trial = ladder.trial(shape, monotonic())
         model = self._models.get(base)
         why = _why_not_here(model, own, prompt)
@@ -271,7 +270,7 @@ class Encoding:
             groups = renderings.ready(prompt, versions) if prompt.large else renderings.groups(versions)
             return partial(_rendered, prompt, groups, model, origin(model.state), self._text_max)
         why = why or "it has no tokenizer here"
-        if ladder.render.state != "degraded" and self.pod_tokens.renders(prompt.model):
+        if ladder.render.state != "degraded" and self.remote.renders(prompt.model):
             ladder.current, ladder.why = "render", why
             return partial(self._asked, render_question_of, prompt, bytes_max, origin=origin(ladder.render))
         ladder.current, ladder.why = "tokenize", why
@@ -287,7 +286,7 @@ class Encoding:
         return _Way(prompt.prompts[0], self._keys)
 
     def _asked(self, make: Callable[..., Question], *given: Any, origin: Origin) -> _Way:
-        return _Way(make(*given), self.pod_tokens, None, origin)
+        return _Way(make(*given), self.remote, None, origin)
 
     def ladder(self, base: str) -> Ladder:
         """A base model's sources of tokens."""
@@ -336,7 +335,7 @@ class Encoding:
         sizes = self._core.fleet.grains(prompt.model)
         try:
             rendering = model.renderings.of(version).render(prompt)
-            encoded = await model.encoder.encode(rendering, sizes[0] if sizes else 16)
+            encoded = await model.tokens.encode(rendering, sizes[0] if sizes else 16)
         except (RenderError, TokensUnavailable):
             return None
         return encoded.tokens
@@ -380,13 +379,13 @@ class Encoding:
         prompt, pod = parse(*doubt.witness), self._core.fleet.pods.get(doubt.pod)
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         try:
-            source = self._way(prompt, served, doubt.origin.shape)().source
-            if isinstance(source, Question):
-                return self.pod_tokens.known(source)
+            form = self._way(prompt, served, doubt.origin.shape)().form
+            if isinstance(form, Question):
+                return self.remote.known(form)
             model = self._models.get(served.base) if served is not None else None
             if model is None or pod is None:
                 return None
-            encoded = model.encoder.encode_now(model.renderings.of(pod.version).render(prompt), 16)
+            encoded = model.tokens.encode_now(model.renderings.of(pod.version).render(prompt), 16)
             return None if encoded is None else encoded.tokens
         except (NotTold, RenderError, TokensUnavailable, UnknownModel):
             return None
@@ -399,31 +398,30 @@ class Encoding:
             return None if known is None else await self._ours(prompt, known.version)
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         as_served = self._as_served.get(served.base if served is not None else "", AS_BY_DEFAULT)
-        bytes_max = self.pod_tokens.limits.question_bytes_max
+        bytes_max = self.remote.limits.question_bytes_max
         try:
             if state.source == "render":
-                return await self.pod_tokens.ask(render_question_of(prompt, bytes_max))
-            return await self.pod_tokens.ask(question_of(prompt, as_served, bytes_max))
+                return await self.remote.ask(render_question_of(prompt, bytes_max))
+            return await self.remote.ask(question_of(prompt, as_served, bytes_max))
         except (NotTold, UnknownModel):
             return None
 
     def _load(self, model: ModelConfig, names: tuple[str, ...], space: KeySpace, config: Config) -> _Model:
-        tokens = config.tokens
-        limits = TokensLimits.of(tokens)
-        tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, tokens.threads)
-        encoder = Encoder(model.name, tokenizer, space, self._core.store, self._pool, limits)
+        tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, config.tokens.threads)
+        limits = LocalTokensLimits.of(config.tokens)
+        tokens = LocalTokens(model.name, tokenizer, space, self._core.store, self._pool, limits)
         folder = Path(model.tokenizer)
         described = config_of(folder)
         own, typed = by_folder(folder, described), "model_type" in described
         state = self.parity.watch(names, _as_served(model))
-        return _Model(model.name, renderings_of(model), encoder, state, own, typed)
+        return _Model(model.name, renderings_of(model), tokens, state, own, typed)
 
 
 def _rendered(prompt: Prompt, groups: Sequence[Group], model: _Model, origin: Origin, text_max: int) -> _Way:
     rendering, others = written(prompt, groups)
     if len(rendering.text) > text_max:
         raise NotTold("too long for any context")
-    return _Way(rendering, model.encoder, model.name, origin, others)
+    return _Way(rendering, model.tokens, model.name, origin, others)
 
 
 def _why_not_here(model: _Model | None, own: OwnEncoding | None, prompt: Prompt) -> str | None:

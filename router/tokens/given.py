@@ -57,7 +57,7 @@ class Encoded:
         return self._ids
 
 
-class TokenKeys:
+class GivenTokens:
     """The keys of token ids, whoever made them: equal ids of two models share what is kept of them."""
 
     def __init__(self, space: KeySpace, store: PrefixStore) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from indexer.blocks import KeySpace, Tokens
 from indexer.prefixes import PrefixStore
 from indexer.text_blocks import Family, Found, Variant
-from router.tokens.given import Encoded, LookupResult, TokenKeys
+from router.tokens.given import Encoded, GivenTokens, LookupResult
 from router.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class Text(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TokensLimits:
-    """The bounds of an Encoder."""
+class LocalTokensLimits:
+    """The bounds of `LocalTokens`."""
 
     deadline_s: float
     inline_bytes_max: int
@@ -104,7 +104,7 @@ class _Begun(NamedTuple):
     lookup: LookupResult
 
 
-class Encoder:
+class LocalTokens:
     """One model's way from text to tokens. Not for use by several threads; the pool may be shared by models."""
 
     def __init__(
@@ -114,7 +114,7 @@ class Encoder:
         space: KeySpace,
         store: PrefixStore,
         pool: ThreadPoolExecutor,
-        limits: TokensLimits,
+        limits: LocalTokensLimits,
     ) -> None:
         """`name`: what the store tells this model's texts from others' by; unique per tokenizer."""
         self._tokenizer = tokenizer
@@ -127,7 +127,7 @@ class Encoder:
         self._framed = self._plain
         if len(tokenizer.prefix) or len(tokenizer.suffix):
             self._framed = store.family(f"framed:{name}", tokenizer.cuts, tokenizer.count)
-        self._keys = TokenKeys(space, store)
+        self._keys = GivenTokens(space, store)
         self._waiting_bytes = 0
 
     def encode_now(

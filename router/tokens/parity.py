@@ -28,7 +28,7 @@ from router.errors import UnknownModel
 from router.prompts.own_encodings import by_names, is_tokenized
 from router.prompts.prompt import Prompt, parse
 from router.tokens.questions import AsServed, NotTold, question_of
-from router.tokens.remote import PodTokens
+from router.tokens.remote import RemoteTokens
 from router.tokens.understanding import shape_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Parity:
     def __init__(
         self,
         fleet: Fleet,
-        pods: PodTokens,
+        pods: RemoteTokens,
         ours: Callable[[Prompt, str | None], Awaitable[Tokens | None]],
         limits: ParityLimits,
         clock: Callable[[], float] = monotonic,

@@ -24,7 +24,7 @@ from indexer.blocks import Tokens
 from indexer.prefixes import PrefixStore
 from indexer.text_blocks import Family
 from router.core.fleet import Fleet, Pod
-from router.tokens.given import Encoded, TokenKeys
+from router.tokens.given import Encoded, GivenTokens
 from router.tokens.questions import NO_RENDER, RENDER_CHAT, NotTold, NotToldReason, Question
 from router.upstream.failures import BREAKS, UpstreamError
 from router.upstream.pool import Upstream
@@ -50,8 +50,8 @@ _FINAL: frozenset[NotToldReason] = frozenset(("the pods' /tokenize refuses it", 
 
 
 @dataclass(frozen=True, slots=True)
-class PodTokensLimits:
-    """The bounds of PodTokens."""
+class RemoteTokensLimits:
+    """The bounds of RemoteTokens."""
 
     deadline_s: float
     hedge_delay_s: float
@@ -110,7 +110,7 @@ class _Whole:
 _WHOLE = _Whole()
 
 
-class PodTokens:
+class RemoteTokens:
     """See the module. `counts`: questions by what came of them."""
 
     def __init__(
@@ -118,8 +118,8 @@ class PodTokens:
         fleet: Fleet,
         upstreams: Mapping[str, Upstream],
         store: PrefixStore,
-        keys: TokenKeys,
-        limits: PodTokensLimits,
+        keys: GivenTokens,
+        limits: RemoteTokensLimits,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """`upstreams`: by pod; those that come later are found too."""
@@ -186,7 +186,7 @@ class PodTokens:
             return {name: pod for name, pod in pods.items() if name in there and refused.get(name, 0.0) <= now}
         return pods
 
-    # --- as an encoder
+    # --- as a source of tokens
 
     def encode_now(
         self, question: Question, block_size: int, lora: str | None = None, salt: str | None = None

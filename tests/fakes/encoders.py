@@ -10,10 +10,12 @@ from threading import Event
 from indexer.blocks import KeySpace, Tokens
 from indexer.prefixes import PrefixStore
 from router.tokens.tokenizer import Tokenizer
-from tests.fakes.limits import prefix_limits, tokens_limits
+from tests.fakes.limits import local_tokens_limits, prefix_limits
 
 SPACE = KeySpace(3)
-POOLED = tokens_limits(inline_bytes_max=0, inline_bytes_slow_max=0, sliced_bytes_max=0, job_bytes=200, deadline_s=30.0)
+POOLED = local_tokens_limits(
+    inline_bytes_max=0, inline_bytes_slow_max=0, sliced_bytes_max=0, job_bytes=200, deadline_s=30.0
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from router.config.upstream import UpstreamConfig
 from router.events.bound_endpoint import BoundLimits
 from router.events.sockets import FeedLimits
 from router.server.limits import ServingLimits
-from router.tokens.local import TokensLimits
+from router.tokens.local import LocalTokensLimits
 from router.tokens.parity import ParityLimits
-from router.tokens.remote import PodTokensLimits
+from router.tokens.remote import RemoteTokensLimits
 from router.upstream.connection import UpstreamLimits
 
 
@@ -39,14 +39,14 @@ def bound_limits(**said: Any) -> BoundLimits:
     return replace(BoundLimits.of(EventsConfig()), **said)
 
 
-def tokens_limits(**said: Any) -> TokensLimits:
+def local_tokens_limits(**said: Any) -> LocalTokensLimits:
     """Of tokenizing here."""
-    return replace(TokensLimits.of(TokensConfig()), **said)
+    return replace(LocalTokensLimits.of(TokensConfig()), **said)
 
 
-def pod_tokens_limits(**said: Any) -> PodTokensLimits:
+def remote_tokens_limits(**said: Any) -> RemoteTokensLimits:
     """Of asking pods to tokenize."""
-    return replace(PodTokensLimits.of(TokensConfig(), UpstreamConfig().breaks_max), **said)
+    return replace(RemoteTokensLimits.of(TokensConfig(), UpstreamConfig().breaks_max), **said)
 
 
 def parity_limits(**said: Any) -> ParityLimits:

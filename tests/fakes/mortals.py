@@ -71,7 +71,7 @@ async def mortals(
         service = Service(Config.model_validate(given))
         async with service.running():
             await until(lambda: len(service.core.fleet.grains(MODEL)) == 1)
-            await until(lambda: service.encoding.pod_tokens.renders(MODEL) is renders)
+            await until(lambda: service.encoder.remote.renders(MODEL) is renders)
             yield service, create_app(service), pods
 
 

@@ -44,4 +44,4 @@ async def operators(**gateway: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Se
             yield client, service
         finally:
             await service.pods.stop()
-            service.encoding.close()
+            service.encoder.close()

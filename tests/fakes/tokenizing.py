@@ -11,12 +11,12 @@ from typing import Any
 from indexer.blocks import KeySpace
 from indexer.prefixes import PrefixStore
 from router.core.fleet import Fleet, Pod, Rank, RankId
-from router.tokens.given import TokenKeys
-from router.tokens.remote import PodTokens, PodTokensLimits
+from router.tokens.given import GivenTokens
+from router.tokens.remote import RemoteTokens, RemoteTokensLimits
 from router.upstream.pool import Upstream
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
-from tests.fakes.limits import pod_tokens_limits, prefix_limits, upstream_limits
+from tests.fakes.limits import prefix_limits, remote_tokens_limits, upstream_limits
 from tests.fakes.peers import Call, Peer, peer
 
 MODEL = "m"
@@ -43,9 +43,9 @@ class Says:
 
 
 class Asking:
-    """PodTokens over peers `pod-0`, `pod-1` …, which all serve MODEL. `now` is its clock."""
+    """RemoteTokens over peers `pod-0`, `pod-1` …, which all serve MODEL. `now` is its clock."""
 
-    def __init__(self, peers: list[Peer], limits: PodTokensLimits) -> None:
+    def __init__(self, peers: list[Peer], limits: RemoteTokensLimits) -> None:
         self.space = KeySpace(1)
         self.store = PrefixStore(self.space, 2, lambda match: True, prefix_limits())
         self.fleet = Fleet()
@@ -58,8 +58,8 @@ class Asking:
             self.fleet.learned_models(pod, [{"id": MODEL}])
         patient = upstream_limits()
         self.upstreams = {f"pod-{number}": Upstream(seen.address, patient) for number, seen in enumerate(peers)}
-        keys = TokenKeys(self.space, self.store)
-        self.pods = PodTokens(self.fleet, self.upstreams, self.store, keys, limits, lambda: self.now)
+        keys = GivenTokens(self.space, self.store)
+        self.pods = RemoteTokens(self.fleet, self.upstreams, self.store, keys, limits, lambda: self.now)
 
     @property
     def calls(self) -> list[int]:
@@ -71,7 +71,7 @@ async def asking(*says: Says, **limits: Any) -> AsyncIterator[Asking]:
     """As many pods as there are `says`; nothing is under way afterwards."""
     async with contextlib.AsyncExitStack() as stack:
         peers = [await stack.enter_async_context(peer(each)) for each in says]
-        made = Asking(peers, pod_tokens_limits(**{"hedge_delay_s": 0.05, "deadline_s": 5.0, **limits}))
+        made = Asking(peers, remote_tokens_limits(**{"hedge_delay_s": 0.05, "deadline_s": 5.0, **limits}))
         try:
             yield made
         finally:
