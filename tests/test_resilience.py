@@ -152,6 +152,30 @@ async def test_a_query_of_death(warm: bool) -> None:
         assert sum(posts) == 2 + warm
 
 
+async def test_an_old_connection_costs_nothing_after_a_break() -> None:
+    """One pod breaks of a request; the next one is about to close what it kept: it is asked anew, once, and serves."""
+    word = "last"
+
+    async def breaks(call: Call) -> None:
+        if word in call.body.decode():
+            call.reset()
+        else:
+            await call.send(reply(200))
+
+    async def closes_what_it_kept(call: Call) -> None:
+        if word in call.body.decode() and call.number:
+            call.close()
+        else:
+            await call.send(reply(200, b"fine"))
+
+    async with house(breaks, closes_what_it_kept) as here:
+        for _ in range(4):
+            assert (await here.ask()).status == 200
+        for _ in range(2):  # round-robin begins with either
+            answer = await here.ask({"prompt": word})
+            assert (answer.status, answer.body) == (200, b"fine")
+
+
 @pytest.mark.parametrize("agony_s", [0.0, 0.2])
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize(("tokenizer", "renders"), [(str(TOKENIZER), False), ("pod", False), ("pod", True)])

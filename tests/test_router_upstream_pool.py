@@ -192,6 +192,21 @@ async def test_the_second_try_is_the_last() -> None:
         assert len(seen.calls) == 3
 
 
+async def test_what_is_sent_once_goes_out_on_a_fresh_connection() -> None:
+    """No kept connection is taken for it, which leaves open why it dies; one makes room where there must be."""
+    async with peer(answer) as seen, client(seen, upstream_limits(connections_max=1)) as upstream:
+        assert await post(upstream) == b"ok"
+        response = await upstream.request("POST", b"/", [], fresh=True)
+        assert await response.read(BODY_MAX) == b"ok"
+        assert [call.number for call in seen.calls] == [0, 0]
+        assert (upstream.connections, upstream.idle) == (1, 1)
+        upload = await upstream.begin("POST", b"/", [], b"x", 1)
+        upload.write(b"", last=True)
+        await upload.ready()
+        assert await upload.read(BODY_MAX) == b"ok"
+        assert [call.number for call in seen.calls] == [0, 0, 0]
+
+
 async def test_half_a_head_is_not_stale() -> None:
     """One byte of an answer on a reused connection means that the pod has the request: no second try."""
 

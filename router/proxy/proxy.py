@@ -278,7 +278,7 @@ class Proxy:
         await send_error(flight.send, failure, error_headers)
         return failure
 
-    async def _ask(self, flight: _Flight, assignment: Assignment, once: bool) -> Response | UpstreamError:
+    async def _ask(self, flight: _Flight, assignment: Assignment, fresh: bool) -> Response | UpstreamError:
         """Ask one pod: its response, which nobody has seen yet, or why there is none."""
         scope = flight.scope
         method, target, headers = scope["method"], _target(scope), scope["headers"]
@@ -286,7 +286,7 @@ class Proxy:
             if flight.upload is not None:
                 return await self._ask_with(flight.upload, assignment, method, target, headers)
             return await assignment.upstream.request(
-                method, target, headers, flight.body, assignment.request_headers, self.dropped, once
+                method, target, headers, flight.body, assignment.request_headers, self.dropped, fresh
             )
         except UpstreamError as failure:
             if failure.before_first_byte:

@@ -103,23 +103,23 @@ class Upstream:
         body: bytes = b"",
         ours: Sequence[tuple[bytes, bytes]] = (),
         dropped: frozenset[bytes] = NOT_FORWARDED,
-        once: bool = False,
+        fresh: bool = False,
     ) -> Response:
         """Send, and wait for the response's head (a small body comes with it). The caller closes the response.
 
         `target` is a path with its query; of `headers` those that are `dropped` are left out, and `ours` go in place of
-        those of their names. A reused connection that dies before the first byte is tried once more on a fresh one, but
-        for a request that the pod is to have `once` at most.
+        those of their names. A reused connection that dies before the first byte is tried once more on a fresh one; one
+        that the pod is to have once at most goes out on a `fresh` one: a kept one that dies leaves open why.
         Raises `UpstreamError`, or `UnsendableRequest` before anything is sent.
         """
         head = request_head(method, target, self.address.authority, headers, len(body), ours, dropped)
+        if fresh:
+            return await self._exchange(await self._connect_fresh(), method, head, body)
         connection = self._reusable()
         if connection is not None:
             try:
                 return await self._exchange(connection, method, head, body)
             except StaleConnection:
-                if once:
-                    raise
                 self.stale_retries += 1
                 return await self._exchange(await self._connect_again(), method, head, body)
         return await self._exchange(await self._connect(), method, head, body)
@@ -137,17 +137,10 @@ class Upstream:
         """Send a request with the `beginning` of its body; the caller writes the rest, awaits `ready`, and closes.
 
         `length`: of the whole body; None where it comes as chunks. What was written can't be sent again, so this does
-        not take a connection that may be closing just now, unless there can be no other. Raises as `request`.
+        not take a connection that may be closing just now. Raises as `request`.
         """
         head = request_head(method, target, self.address.authority, headers, length, ours, dropped)
-        try:
-            connection = await self._connect()
-        except PoolFull:
-            reusable = self._reusable()
-            if reusable is None:
-                raise
-            connection = reusable
-        return connection.start(method, head, beginning, whole=False)
+        return (await self._connect_fresh()).start(method, head, beginning, whole=False)
 
     def retire(self) -> None:
         """Nothing new comes: close what is free now, and the rest as it ends."""
@@ -185,6 +178,14 @@ class Upstream:
                 return connection
             connection.abort()
         return None
+
+    async def _connect_fresh(self) -> Connection:
+        """A new connection, for which one that is free makes room where there must be."""
+        if len(self._connections) + self._connecting >= self.limits.connections_max and self._idle:
+            oldest = next(iter(self._idle))
+            oldest.abort()
+            self.lost(oldest)
+        return await self._connect()
 
     async def _connect_again(self) -> Connection:
         """A new connection to a pod that has just lost one: if it can't be reached, it may have died of the request."""
