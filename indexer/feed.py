@@ -17,7 +17,7 @@ from indexer.blocks import Grain, ahead_of, size_of
 from indexer.errors import WireError
 from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
 from indexer.index import PrefixIndex
-from indexer.match import Hit, Pod
+from indexer.match import Hit, Holder
 from indexer.stream import Ready, Stream
 from indexer.trust import RESYNC_INTERVAL_S, ReportVerdict, Trust
 
@@ -56,7 +56,7 @@ class Feed:
     def __init__(
         self,
         index: PrefixIndex,
-        pod: Pod,
+        pod: Holder,
         held_max: int,
         block_size: int | None = None,
         held_bytes_max: int = 32 << 20,

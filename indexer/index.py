@@ -22,7 +22,7 @@ from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, T
 from indexer.groups import Groups, places_of
 from indexer.holders import HolderSets
 from indexer.ledger import CROWDED, LOWER, PLANES, PREDICTED, PROMISED, STATE, WINDOW, Account, Applied, Ledger
-from indexer.match import Hit, Match, Pod, Walk, reach
+from indexer.match import Hit, Holder, Match, Walk, reach
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
 from indexer.strangers import ROOT
@@ -42,7 +42,7 @@ class Holding(NamedTuple):
 class Prediction(NamedTuple):
     """Rows that were entered as predicted for a pod at one decision."""
 
-    pod: Pod
+    pod: Holder
     rows: list[int]
 
 
@@ -56,9 +56,9 @@ class PrefixIndex:
         self._table = Table(self._pages, self._sets)
         self._ledger = Ledger(space, self._table)
         self._orphans_max = orphans_max
-        self._pods: dict[Pod, Account] = {}
-        self._pod_of_bit: dict[int, Pod] = {}
-        self._octets: dict[tuple[int, int], tuple[Pod, ...]] = {}  # (byte of a mask, its value) -> pods, of this epoch
+        self._pods: dict[Holder, Account] = {}
+        self._pod_of_bit: dict[int, Holder] = {}
+        self._octets: dict[tuple[int, int], tuple[Holder, ...]] = {}  # by byte of a mask and value; of this epoch
         self._active = 0
         self._hybrid = 0  # bits of pods whose hits also hang on further KV-cache groups
         self._layered = 0  # bits of pods with tiers below their own cache
@@ -97,14 +97,14 @@ class PrefixIndex:
         match.version = self._table.version  # it is as good as new: the next look costs nothing
         return True
 
-    def holding(self, pod: Pod) -> Holding:
+    def holding(self, pod: Holder) -> Holding:
         known = self._pods.get(pod)
         if known is None:
             return Holding(0, 0, 0, 0, 0)
         gpu, cpu, disk = (len(known.tiers[t]) if t in known.tiers else 0 for t in ("gpu", "cpu", "disk"))
         return Holding(gpu, len(known.predicted), cpu, disk, known.orphans.blocks)
 
-    def held(self, pod: Pod) -> int:
+    def held(self, pod: Holder) -> int:
         """Blocks of the pod's own cache that are held or predicted to be: one look-up, for every candidate."""
         known = self._pods.get(pod)
         if known is None:
@@ -112,7 +112,7 @@ class PrefixIndex:
         hashes = known.tiers.get("gpu")
         return len(known.predicted) + (len(hashes) if hashes is not None else 0)
 
-    def confirmed(self, pod: Pod, tier: Tier, start: int, entries_max: int) -> tuple[Keys, int]:
+    def confirmed(self, pod: Holder, tier: Tier, start: int, entries_max: int) -> tuple[Keys, int]:
         """A slice of the keys of what the pod holds in a tier, and where the next one starts; 0: there is none.
 
         Between two slices the pod may change: what is held all the while is in some slice.
@@ -125,27 +125,27 @@ class PrefixIndex:
         keys: Keys = self._pages.key_array[hashes.rows(start, stop)]
         return keys, stop if stop < hashes.entries else 0
 
-    def holds(self, pod: Pod, event: Event) -> bool:
+    def holds(self, pod: Holder, event: Event) -> bool:
         """Does the pod hold, in the event's tier, one of the blocks that the event is about?"""
         known = self._pods.get(pod)
         return known is not None and known.holds(event)
 
-    def groups(self, pod: Pod) -> Groups | None:
+    def groups(self, pod: Holder) -> Groups | None:
         """The pod's KV-cache groups, as its events have told of them."""
         known = self._pods.get(pod)
         return None if known is None else known.groups
 
-    def awaits(self, pod: Pod) -> bool:
+    def awaits(self, pod: Holder) -> bool:
         """Did the pod store blocks whose parents are not known, and did not come since?"""
         known = self._pods.get(pod)
         return known is not None and bool(known.orphans.blocks or known.orphans.lost)
 
-    def lacks(self, pod: Pod) -> bool:
+    def lacks(self, pod: Holder) -> bool:
         """Does it hold blocks for which there was no room?"""
         known = self._pods.get(pod)
         return known is not None and bool(known.refused.blocks or known.refused.lost)
 
-    def could_have(self, pod: Pod) -> bool:
+    def could_have(self, pod: Holder) -> bool:
         """Is there room by now for what is known of `pod` only by its history?"""
         known = self._pods.get(pod)
         if known is None or known.refused.blocks or not known.refused.lost:
@@ -159,7 +159,7 @@ class PrefixIndex:
         return self._ledger.evictions
 
     @property
-    def pods(self) -> Iterable[Pod]:
+    def pods(self) -> Iterable[Holder]:
         return self._pods.keys()
 
     @property
@@ -175,7 +175,7 @@ class PrefixIndex:
 
     # --- writing ---
 
-    def apply(self, pod: Pod, event: Event, lora: str | None = None) -> Applied:
+    def apply(self, pod: Holder, event: Event, lora: str | None = None) -> Applied:
         """Believe one event of `pod`'s feed. `lora`: the adapter's name, where the event gives only its number."""
         self._table.version += 1
         known = self._pods.get(pod) or self._known(pod)
@@ -197,7 +197,7 @@ class PrefixIndex:
         assert isinstance(event, AllBlocksCleared)
         return self._clear_tier(pod, known, event.tier)
 
-    def predict(self, pod: Pod, keys: Keys, start: int, expires: float) -> Prediction:
+    def predict(self, pod: Holder, keys: Keys, start: int, expires: float) -> Prediction:
         """`pod` is about to hold `keys[start:]` (it holds those before): believed until `expires`, or confirmed."""
         self._table.version += 1
         known = self._known(pod)
@@ -214,7 +214,7 @@ class PrefixIndex:
             self._table.hold(rows[-1:], known.masks[PROMISED])
         return self._expiring_at(expires, Prediction(pod, rows))
 
-    def believed_until(self, pod: Pod, key: int) -> float:
+    def believed_until(self, pod: Holder, key: int) -> float:
         """When the prediction that `pod` holds this block expires; 0 if there is none."""
         known = self._pods.get(pod)
         return 0.0 if known is None else known.predicted.get(self._pages.find(key), 0.0)
@@ -228,7 +228,7 @@ class PrefixIndex:
         rows = prediction.rows
         return known is not None and number < len(rows) and known.predicted.get(rows[number]) == expires
 
-    def confirmed_blocks(self, pod: Pod, keys: Keys) -> int:
+    def confirmed_blocks(self, pod: Holder, keys: Keys) -> int:
         """How many leading blocks of a chain the pod has said that it holds, in whichever tier."""
         known = self._pods.get(pod)
         if known is None:
@@ -240,7 +240,7 @@ class PrefixIndex:
                 return number
         return len(keys)
 
-    def strangers(self, pod: Pod, parent: int) -> tuple[bytes, ...]:
+    def strangers(self, pod: Holder, parent: int) -> tuple[bytes, ...]:
         """The ids of blocks that the pod stored behind this key though others were predicted, the newest first."""
         known = self._pods.get(pod)
         return () if known is None else known.strangers.behind(parent)
@@ -271,18 +271,18 @@ class PrefixIndex:
                 gone += len(expired)
         return gone
 
-    def watch(self, pod: Pod, changes: Changes | None) -> None:
+    def watch(self, pod: Holder, changes: Changes | None) -> None:
         """Note in `changes` what becomes of the pod's confirmed blocks, until it is dropped; None: no longer."""
         self._known(pod).changes = changes
 
-    def hide(self, pod: Pod, hidden: bool) -> None:
+    def hide(self, pod: Holder, hidden: bool) -> None:
         """What a hidden pod holds goes on being written, and is in no match until it is shown again."""
         bit = self._known(pod).masks[0]
         if bool(self._active & bit) is hidden:
             self._active ^= bit
             self._epoch += 1
 
-    def clear(self, pod: Pod, anew: bool = False) -> Applied:
+    def clear(self, pod: Holder, anew: bool = False) -> Applied:
         """`pod` stays, and holds nothing. `anew`: it may be another one now, with other KV-cache groups."""
         known = self._pods.get(pod)
         if known is None:
@@ -306,7 +306,7 @@ class PrefixIndex:
         self._table.version += 1
         return self._ledger.refill_all(self._pods.values(), blocks_max)
 
-    def forget_lower(self, pod: Pod) -> None:
+    def forget_lower(self, pod: Holder) -> None:
         """`pod` holds nothing below its own cache."""
         self._table.version += 1
         known = self._pods.get(pod)
@@ -314,7 +314,7 @@ class PrefixIndex:
             for tier in [tier for tier in known.tiers if tier != "gpu"]:
                 self._clear_tier(pod, known, tier)
 
-    def drop(self, pod: Pod) -> None:
+    def drop(self, pod: Holder) -> None:
         """Forget a pod: it is in no match from now on; its rows are freed by `sweep`."""
         known = self._pods.pop(pod, None)
         if known is None:
@@ -353,7 +353,7 @@ class PrefixIndex:
 
     # --- inside ---
 
-    def _clear_tier(self, pod: Pod, known: Account, tier: Tier) -> Applied:
+    def _clear_tier(self, pod: Holder, known: Account, tier: Tier) -> Applied:
         """`pod` holds nothing in `tier`; what others keep is counted as kept."""
         kept = sum(len(hashes) for name, hashes in known.tiers.items() if name != tier)
         if not kept:
@@ -369,7 +369,7 @@ class PrefixIndex:
             heappush(self._expiring, (expires, self._predictions, prediction))
         return prediction
 
-    def _known(self, pod: Pod) -> Account:
+    def _known(self, pod: Holder) -> Account:
         known = self._pods.get(pod)
         if known is None:
             while not self._bits:
@@ -388,8 +388,8 @@ class PrefixIndex:
 
     # --- hits ---
 
-    def _hits(self, walk: Walk) -> dict[Pod, Hit]:
-        hits: dict[Pod, Hit] = {}
+    def _hits(self, walk: Walk) -> dict[Holder, Hit]:
+        hits: dict[Holder, Hit] = {}
         masks, width = self._sets.masks, self._width
         mixed = any(masks[number] >> width for _, number in walk.runs)
         for blocks, pods in walk.drops:
@@ -428,9 +428,9 @@ class PrefixIndex:
         gpu, predicted, cpu, disk = counts
         return Hit(blocks, gpu, predicted, cpu, disk)
 
-    def _names(self, pods: int) -> list[Pod]:
+    def _names(self, pods: int) -> list[Holder]:
         """The pods of a mask, looked up eight at a time."""
-        names: list[Pod] = []
+        names: list[Holder] = []
         for place, octet in enumerate(pods.to_bytes((pods.bit_length() + 7) // 8, "little")):
             if octet:
                 eight = self._octets.get((place, octet))
@@ -440,7 +440,7 @@ class PrefixIndex:
                 names += eight
         return names
 
-    def _mind_groups(self, hits: dict[Pod, Hit], runs: list[tuple[int, int]]) -> None:
+    def _mind_groups(self, hits: dict[Holder, Hit], runs: list[tuple[int, int]]) -> None:
         """Shorten the hits of pods with further KV-cache groups to where each of these can go on, too."""
         for pod, hit in hits.items():
             known = self._pods[pod]

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from indexer.blocks import Keys
-from indexer.match import Match, Pod
+from indexer.match import Holder, Match
 
-PodSet: TypeAlias = frozenset[Pod] | None
+PodSet: TypeAlias = frozenset[Holder] | None
 """The pods that were asked for; None: all."""
 
 Reason = Literal["event", "ttl", "manual", "lru"]
@@ -26,7 +26,7 @@ _MAPPING_BYTES = 700
 _HIT_BYTES = 100
 
 
-def pod_set(pods: Iterable[Pod] | None) -> PodSet:
+def pod_set(pods: Iterable[Holder] | None) -> PodSet:
     """The canonical name of a set of pods: order and repetition don't matter. None: all pods."""
     return None if pods is None else frozenset(pods)
 

@@ -13,7 +13,7 @@ from indexer.blocks import Keys
 from indexer.holders import HolderSets
 from indexer.pages import PAGE, Pages
 
-Pod: TypeAlias = Hashable
+Holder: TypeAlias = Hashable
 """Whoever publishes one feed: the index does not look inside."""
 
 _SHORT = 8 * PAGE  # keys of a chain that is looked up one by one: numpy's fixed costs are not worth it
@@ -76,7 +76,7 @@ class Match:
     `rows` and `frontier` say what the answer hangs on, so that `PrefixIndex.unchanged` can tell whether it still holds.
     """
 
-    hits: Mapping[Pod, Hit]
+    hits: Mapping[Holder, Hit]
     blocks: int
     version: int
     epoch: int

@@ -20,7 +20,7 @@ import xxhash
 
 from indexer.blocks import Keys, KeySpace, Tokens, blocks_in, size_of
 from indexer.mappings import CleanUp, Ending, PodMappings, pod_set
-from indexer.match import Match, Pod
+from indexer.match import Holder, Match
 from indexer.text_blocks import CUT_BYTES, Counter, Cutter, Family, Found, TextBlock, Variant
 
 # What these weigh beside the keys: measured with tracemalloc.
@@ -115,7 +115,7 @@ class PrefixStore:
         return Found(family, data, name, block, block.end)
 
     def find_longest_tokens_with_mappings(
-        self, family: Family, data: bytes, variant: Variant, pods: Iterable[Pod] | None, now: float
+        self, family: Family, data: bytes, variant: Variant, pods: Iterable[Holder] | None, now: float
     ) -> Lookup:
         """As `find_longest_tokens`, with the match among `pods` where the whole text has one that holds."""
         found = self.find_longest_tokens(family, data)
@@ -125,7 +125,7 @@ class PrefixStore:
             return Lookup("hit", found, match)
         return Lookup("miss" if found.block is None else "partial", found, None)
 
-    def find_mapping(self, ending: Ending, pods: Iterable[Pod] | None, now: float) -> Match | None:
+    def find_mapping(self, ending: Ending, pods: Iterable[Holder] | None, now: float) -> Match | None:
         """The match kept at this end of a prompt, if the index would give the same now."""
         return self.mappings.find(ending, pod_set(pods), now)
 
@@ -182,7 +182,7 @@ class PrefixStore:
         self._extend_keys(block.chain(), variant)
         self._shrink()
 
-    def cache_pod_mapping(self, ending: Ending, pods: Iterable[Pod] | None, match: Match, now: float) -> None:
+    def cache_pod_mapping(self, ending: Ending, pods: Iterable[Holder] | None, match: Match, now: float) -> None:
         """Keep the match of this prompt among `pods`; the one used least recently gives way."""
         self.mappings.put(ending, pod_set(pods), match, now)
         if len(ending.mappings) > self._limits.pod_sets_per_block_max:

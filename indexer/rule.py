@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from indexer.match import Hit
 
-REPORTS = 24
+_REPORTS = 24
 """Reports that a rule is looked for in: a pod that is another one after a restart which nobody noticed is understood
 before it has served 32."""
-PROOFS = 4
+FIRST_PROOFS = 4
 """Hits in a row that a rule foretold prove it; twice as many each time that it was proven and turned out wrong."""
 FURTHER_PROOFS = 12
 """So many, where it is a rule that no vLLM is known to have."""
@@ -86,7 +86,7 @@ class Calibration:
     def __init__(self) -> None:
         self.rule = PLAIN
         self.proven = True
-        self._reports: deque[_Report] = deque(maxlen=REPORTS)
+        self._reports: deque[_Report] = deque(maxlen=_REPORTS)
         self._over: deque[bool] = deque(maxlen=RECENT)
         self._in_row = 0
         self._disproofs = 0
@@ -134,7 +134,7 @@ class Calibration:
     @property
     def _proofs(self) -> int:
         """Hits in a row that prove the rule."""
-        least = PROOFS if self.rule.known else FURTHER_PROOFS
+        least = FIRST_PROOFS if self.rule.known else FURTHER_PROOFS
         return int(min(PROOFS_MAX, least << min(self._disproofs, 8)))
 
     def _disprove(self) -> None:

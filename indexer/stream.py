@@ -28,21 +28,21 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 Verdict: TypeAlias = Literal["in_order", "duplicate", "held", "late", "gap", "restart", "replayed", "closed", "lost"]
 
 
-class Ready(msgspec.Struct, Generic[T], gc=False):
+class Ready(msgspec.Struct, Generic[_T], gc=False):
     """What the caller does now, in this order: forget, apply, replay (instead of a replay that is under way)."""
 
     verdict: Verdict
     forget: bool = False
-    apply: list[T] = []
+    apply: list[_T] = []
     replay_from: int | None = None
 
 
-class Stream(Generic[T]):
+class Stream(Generic[_T]):
     """See the module. `held_max` bounds the batches kept while a replay runs, `held_bytes_max` their bytes; what
     overflows is lost as in a gap."""
 
@@ -52,7 +52,7 @@ class Stream(Generic[T]):
         self.truncated = False  # some history is unknown
         self.behind = False  # what is applied was true once; what became of it is not known yet
         self.dropped = 0  # batches that came and could not be kept
-        self._held: dict[int, tuple[float, T, int]] = {}  # clock, batch, bytes
+        self._held: dict[int, tuple[float, _T, int]] = {}  # clock, batch, bytes
         self._held_max = held_max
         self._held_bytes = 0
         self._held_bytes_max = held_bytes_max
@@ -66,7 +66,7 @@ class Stream(Generic[T]):
         doing = "replaying" if self.replaying else "in order"
         return f"<Stream {doing}, expects {self.expected}, holds {len(self._held)}>"
 
-    def connected(self) -> Ready[T]:
+    def connected(self) -> Ready[_T]:
         """The feed was connected (again): is it the publisher that we know, and what did we miss?"""
         return self._ask("late")
 
@@ -75,7 +75,7 @@ class Stream(Generic[T]):
         """Is the newest batch of all that came applied, and did the publisher itself send it?"""
         return self._heard == self.expected - 1 >= 0
 
-    def live(self, number: int, clock: float, batch: T, size: int = 0) -> Ready[T]:
+    def live(self, number: int, clock: float, batch: _T, size: int = 0) -> Ready[_T]:
         """A batch of `size` bytes came from the publisher."""
         if number <= self._newest[0]:
             if clock > self._newest[1]:
@@ -101,7 +101,7 @@ class Stream(Generic[T]):
         self.expected, self._applied_clock, self._heard, self.behind = number + 1, clock, number, False
         return Ready("in_order", apply=[batch])
 
-    def replayed(self, number: int, clock: float, batch: T, size: int = 0) -> Ready[T]:
+    def replayed(self, number: int, clock: float, batch: _T, size: int = 0) -> Ready[_T]:
         """A batch of `size` bytes came from the replay socket; a replay's batches come in order."""
         if self._doubted:
             ready = self._from_the_start()
@@ -126,7 +126,7 @@ class Stream(Generic[T]):
         self._close()
         return Ready("replayed", apply=apply)
 
-    def replay_ended(self, complete: bool) -> Ready[T]:
+    def replay_ended(self, complete: bool) -> Ready[_T]:
         """The replay is over; `complete`: its end marker came. Close the gap, or give up what was between."""
         if self._doubted and complete:
             ready = self._from_the_start()
@@ -158,7 +158,7 @@ class Stream(Generic[T]):
             following = number + 1
         return None
 
-    def resync(self) -> Ready[T]:
+    def resync(self) -> Ready[_T]:
         """What was made of the batches is in doubt: have them again, and forget once the first one is there."""
         self.replaying = self._doubted = self._proven = True
         return Ready("late", replay_from=0)
@@ -176,18 +176,18 @@ class Stream(Generic[T]):
         if self.caught_up and not self._held:
             self.replaying = self.behind = False
 
-    def _from_the_start(self) -> Ready[T]:
+    def _from_the_start(self) -> Ready[_T]:
         ready = self._begin_anew(float("-inf"))
         ready.verdict, ready.replay_from = "replayed", None
         return ready
 
-    def _ask(self, verdict: Verdict, heard: int = -1) -> Ready[T]:
+    def _ask(self, verdict: Verdict, heard: int = -1) -> Ready[_T]:
         self.replaying, self._doubted, self._heard = True, False, heard
         self._proven = self.expected == 0
         self.behind = self.behind or self.expected == 0
         return Ready(verdict, replay_from=max(0, self.expected - 1))
 
-    def _restart(self, number: int, clock: float, batch: T, size: int) -> Ready[T]:
+    def _restart(self, number: int, clock: float, batch: _T, size: int) -> Ready[_T]:
         ready = self._begin_anew(clock)
         if number == 0:
             self.expected, self._applied_clock, self.replaying, self.behind = 1, clock, False, False
@@ -203,7 +203,7 @@ class Stream(Generic[T]):
         for old in [old for old in self._held if old < number]:
             self._drop(old)
 
-    def _begin_anew(self, since: float) -> Ready[T]:
+    def _begin_anew(self, since: float) -> Ready[_T]:
         """Another publisher: of what is held, only batches later than `since` can be its."""
         for number in [number for number, (clock, _, _) in self._held.items() if clock <= since]:
             self._drop(number)
@@ -212,7 +212,7 @@ class Stream(Generic[T]):
         self._heard = self._newest[0] if self._newest[0] in self._held else -1
         return Ready("restart", forget=True, replay_from=0)
 
-    def _hold(self, number: int, clock: float, batch: T, size: int) -> None:
+    def _hold(self, number: int, clock: float, batch: _T, size: int) -> None:
         self._drop(number)
         self._held[number] = (clock, batch, size)
         self._held_bytes += size
@@ -225,7 +225,7 @@ class Stream(Generic[T]):
         if held is not None:
             self._held_bytes -= held[2]
 
-    def _contiguous(self) -> list[T]:
+    def _contiguous(self) -> list[_T]:
         batches = []
         while self.expected in self._held:
             self._applied_clock, batch, size = self._held.pop(self.expected)

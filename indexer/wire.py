@@ -253,7 +253,7 @@ def _stored(event: _Stored) -> BlockStored:
         window=event.kv_cache_spec_sliding_window,
         ahead=_ahead(event) if event.__class__ is _StoredMap else None,
     )
-    check(stored)
+    check_stored(stored)
     return stored
 
 
@@ -268,7 +268,7 @@ def _ahead(event: _Stored) -> Tokens | None:
     return np.frombuffer(array("I", [token for ids in told for token in ids]), dtype=np.uint32)
 
 
-def check(event: BlockStored) -> None:
+def check_stored(event: BlockStored) -> None:
     """ValueError if the event contradicts itself."""
     blocks, size, tokens = len(event.hashes), event.block_size, len(event.tokens)
     if not 0 < size <= BLOCK_SIZE_MAX and (size or tokens or event.tier == "gpu"):

@@ -71,7 +71,7 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
         from router.workers.supervisor import supervise
 
         sys.exit(supervise(config))
-    from router.process import serve as run
+    from router.process import run
 
     run(config)
     _exit()
@@ -85,11 +85,11 @@ def worker(descriptor: int) -> None:
     \b
     Example: warmroute serve --workers 4
     """
-    from router.process import serve as run
+    from router.process import run
     from router.workers.control import Control
 
     control = Control(descriptor)
-    _log(control.config.gateway.log_level, f"[worker {control.seat.number}] ")
+    _log(control.config.gateway.log_level, f"[worker {control.worker.number}] ")
     control.serve(run)
     _exit()
 

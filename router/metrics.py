@@ -35,7 +35,7 @@ _STATES = ("exact", "degraded", "blind")
 _TOKENIZER_STATES = ("unverified", "exact", "degraded", "pod")  # pod: it is not done here
 _WINDOW_S = 60  # of the hit ratio
 _STEP = 256  # samples that are made, or looked at, in one step: well under 1 ms
-UNKNOWN = "unknown"  # any model that no pod serves
+_UNKNOWN = "unknown"  # any model that no pod serves
 OTHER = "other"  # any model for which there are no more series
 
 Steps = Iterator[Metric | None]
@@ -103,7 +103,7 @@ class Departures:
 
     def is_over(self, name: str, now: float) -> bool:
         """Was this name seen for the first time as that of nobody so long ago?"""
-        if name in ("", UNKNOWN, OTHER) or name in self._fleet.pods or self._fleet.is_known(name):
+        if name in ("", _UNKNOWN, OTHER) or name in self._fleet.pods or self._fleet.is_known(name):
             self._gone.pop(name, None)
             return False
         return now - self._gone.setdefault(name, now) > self._kept_s
@@ -173,7 +173,7 @@ class Metrics:
 
     def count(self, model: str | None, pod: str, code: int) -> None:
         """One answer went out. `pod` is "" where none was asked."""
-        key = (model if model is not None and self._core.fleet.is_known(model) else UNKNOWN, pod, code)
+        key = (model if model is not None and self._core.fleet.is_known(model) else _UNKNOWN, pod, code)
         if key not in self.requests and len(self.requests) >= self._series_max:
             key = (OTHER, "", code)
         self.requests[key] += 1

@@ -30,7 +30,7 @@ from router.server.port import Port, ServingLimits
 from router.service import Service
 from router.workers.kept_counters import Counts
 from router.workers.peers import Gathering
-from router.workers.worker import Seat
+from router.workers.worker import Worker
 
 log = logging.getLogger("warmroute")
 
@@ -67,18 +67,18 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(delay_s, super().handle_exit, sig, frame)
 
 
-def serve(config: Config, seat: Seat | None = None, started: Callable[[], None] | None = None) -> None:
+def run(config: Config, worker: Worker | None = None, started: Callable[[], None] | None = None) -> None:
     """Serve until told to stop; raises `ConfigError` before anything listens.
 
-    `seat`: of this process among several; `started` is called once connections are taken.
+    `worker`: of this process among several; `started` is called once connections are taken.
     """
     _check_tls(config.gateway)
-    service = Service(config, seat)
+    service = Service(config, worker)
     native.tell()
     _allow_open_files(config)
     collector = Collector()
     collector.start()
-    serving = _serve(service, started) if seat is None else _serve_beside(service, seat, started)
+    serving = _serve(service, started) if worker is None else _serve_beside(service, worker, started)
     uvloop.run(_collecting(collector, service, serving))
 
 
@@ -122,14 +122,14 @@ def files_wanted(config: Config) -> int:
     return _FILES + _FILES_A_RANK * ranks + 2 * (config.events.replays_max + config.gateway.requests_max)
 
 
-async def _serve_beside(service: Service, seat: Seat, started: Callable[[], None] | None) -> None:
+async def _serve_beside(service: Service, worker: Worker, started: Callable[[], None] | None) -> None:
     """As `_serve`, for one of several workers: the others ask it on its private socket."""
     departures = Departures(service.core.fleet, service.config.metrics.departed_kept)
-    counts = Counts(seat, service.metrics.steps, departures)
+    counts = Counts(worker, service.metrics.steps, departures)
     app = create_ops_app(service, counts)
     private = uvicorn.Server(
-        uvicorn.Config(app, uds=str(seat.socket(seat.number)), loop="none", ws="none", lifespan="off", log_config=None,
-                       access_log=False, timeout_graceful_shutdown=1)
+        uvicorn.Config(app, uds=str(worker.socket(worker.number)), loop="none", ws="none", lifespan="off",
+                       log_config=None, access_log=False, timeout_graceful_shutdown=1)
     )  # fmt: skip
     beside = asyncio.get_running_loop().create_task(_without_signals(private))
     try:

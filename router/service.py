@@ -24,7 +24,7 @@ from router.server.long_answers import in_turns
 from router.tokens.encoder import Encoder
 from router.upstream.upstreams import Upstreams
 from router.workers.peers import Peers
-from router.workers.worker import Seat
+from router.workers.worker import Worker
 from scorer.policies import Settings
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ _CLEANUP_SLICE = 200  # mappings looked at in one go: well under 1 ms
 class Service:
     """The composition root of one process; `running` is its life."""
 
-    def __init__(self, config: Config, seat: Seat | None = None) -> None:
-        """`seat`: where this process is one of several workers."""
-        space = KeySpace(secrets.randbits(64) if seat is None else seat.seed)
+    def __init__(self, config: Config, worker: Worker | None = None) -> None:
+        """`worker`: where this process is one of several workers."""
+        space = KeySpace(secrets.randbits(64) if worker is None else worker.seed)
         self.config = config
-        board = None if seat is None else seat.board(config.gateway)
+        board = None if worker is None else worker.board(config.gateway)
         self.core = Core(core_settings(config), space, board)
         self.upstreams = Upstreams(config)
         for pod in config.discovery.static:
@@ -59,7 +59,7 @@ class Service:
         given = config.upstream
         self.proxy = Proxy(given.attempts_max, given.breaks_max, config.withheld)
         self.sharing = self._sharing()
-        self.peers = None if seat is None else Peers(seat, config.gateway.workers_timeout)
+        self.peers = None if worker is None else Peers(worker, config.gateway.workers_timeout)
         self.draining = False
         self.started = False
         self._loaded = (
@@ -128,7 +128,7 @@ class Service:
         return {"ready": not reasons, "reasons": reasons, "pods": pods}
 
     async def _drain_as(self, peers: Peers) -> None:
-        """Whoever takes the seat of a worker that died drains what that one did."""
+        """Whoever takes the place of a worker that died drains what that one did."""
         for name in await peers.drained(self.config.gateway):
             pod = self.core.fleet.pods.get(name)
             if pod is not None:

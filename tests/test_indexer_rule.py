@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from indexer.match import MISS, Hit
-from indexer.rule import DROPPING, FURTHER_PROOFS, PLAIN, PROOFS, Calibration, Rule
+from indexer.rule import DROPPING, FIRST_PROOFS, FURTHER_PROOFS, PLAIN, Calibration, Rule
 from indexer.trust import Trust
 
 SIZE = 16
@@ -117,7 +117,7 @@ def test_a_guess_is_proven_by_hits_alone() -> None:
     for _ in range(2 * FURTHER_PROOFS):
         calibration.report(MISS, 500, 0, SIZE)
     assert not calibration.proven
-    for hits in range(PROOFS):
+    for hits in range(FIRST_PROOFS):
         assert not calibration.proven, hits
         calibration.report(Hit(10, 10), 500, 9 * SIZE, SIZE)
     assert calibration.proven

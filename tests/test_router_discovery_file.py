@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from router.discovery.file import FileSource, pods_of
-from router.discovery.found import Change, Found, Gone
+from router.discovery.found import Change, FoundPod, Gone
 
 ONE = '- {name: a, address: "http://10.0.0.1:8000"}\n'
 TWO = '- {name: b, address: "http://10.0.0.2:8000", events: "tcp://10.0.0.2:5557"}\n'
@@ -39,7 +39,7 @@ async def test_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         assert told(await following) == ["-a"]
         file.write_text(TWO.replace("10.0.0.2:8000", "10.0.0.9:8000"))
         (change,) = await anext(changes)
-        assert isinstance(change, Found) and change.pod.address == "http://10.0.0.9:8000"
+        assert isinstance(change, FoundPod) and change.pod.address == "http://10.0.0.9:8000"
     assert len(caplog.messages) == 2 and "0.address" in caplog.messages[0]
 
 

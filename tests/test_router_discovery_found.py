@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from router.config.fleet import StaticPod
-from router.discovery.found import Found, Gone, Joins, Leaves, Roster, Stands, Step, difference
+from router.discovery.found import FoundPod, Gone, Joins, Leaves, Roster, Stands, Step, difference
 
 
-def found(uid: str, name: str = "a", port: int = 1, ready: bool = True, leaving: bool = False) -> Found:
-    return Found(uid, StaticPod(name=name, address=f"http://10.0.0.1:{port}"), ready, leaving)
+def found(uid: str, name: str = "a", port: int = 1, ready: bool = True, leaving: bool = False) -> FoundPod:
+    return FoundPod(uid, StaticPod(name=name, address=f"http://10.0.0.1:{port}"), ready, leaving)
 
 
 def told(steps: list[Step]) -> list[str]:

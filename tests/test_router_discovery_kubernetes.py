@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from router.config.fleet import KubernetesConfig
-from router.discovery.found import Change, Found, Gone
+from router.discovery.found import Change, FoundPod, Gone
 from router.discovery.kubernetes import KubernetesSource
 from router.discovery.kubernetes_api import api_of
 from tests.fakes.kube import KubePeer, kube_peer, pod
@@ -23,7 +23,7 @@ class Follower:
 
     def __init__(self, source: KubernetesSource) -> None:
         self.source = source
-        self.pods: dict[str, Found] = {}
+        self.pods: dict[str, FoundPod] = {}
         self.batches = 0
         self.slept: list[float] = []
 

@@ -16,7 +16,7 @@ from router.errors import Full, NoFitPod, Saturated
 from router.metrics import Metrics
 from router.prompts.prompt import Prompt
 from router.proxy.attempts import Attempt, Dispatch, Request, Routing
-from router.proxy.waiting_room import Admission, ClaimRules, Claims, flow_of, priority_of
+from router.proxy.waiting_room import ClaimRules, Claims, WaitingRoom, flow_of, priority_of
 from router.tokens.understanding import Understood
 from router.upstream.pool import Upstream
 from tests.fakes.cores import MODEL, NOBODY, SERVED, VOID, core_of, decide, route
@@ -201,7 +201,7 @@ class House:
         self.refusal: Exception | None = None
         self.queue = FairQueue(queue_max, queue_max)
         self.results: Counter[str] = Counter()
-        self.admission: Admission[str] = Admission(self.queue, wait_max_s, self.results)
+        self.admission: WaitingRoom[str] = WaitingRoom(self.queue, wait_max_s, self.results)
 
     async def visit(self, name: str, **more: int) -> asyncio.Task[str]:
         """Somebody who waits."""
@@ -282,7 +282,7 @@ async def test_nobody_overtakes() -> None:
     """While others wait for the same pods, who comes waits too, even if there is room; a retry does not."""
     core = core_of(2, breaker={"failures_in_row": 1})
     metrics = Metrics(core, no_stats)
-    admission: Admission[Attempt] = Admission(core.queue, 1.0, metrics.admissions)
+    admission: WaitingRoom[Attempt] = WaitingRoom(core.queue, 1.0, metrics.admissions)
     upstreams = {name: Upstream(pod.address, upstream_limits()) for name, pod in core.fleet.pods.items()}
     dispatch = Dispatch(core, metrics, upstreams, admission, nothing_new, False, True)
     meaning = Understood(Prompt("none", MODEL, {}, reason="-"), Demand(MODEL, 100))

@@ -17,8 +17,8 @@ from router.server.long_answers import at_once
 from router.tokens.encoder import PrefixStats
 from router.workers import merging
 from router.workers.kept_counters import Counts, kept
-from router.workers.merging import MetricFamily, families_of, merged, metrics_of, read, written
-from router.workers.worker import Seat
+from router.workers.merging import MetricFamily, as_lines, families_of, merged, metrics_of, read
+from router.workers.worker import Worker
 from tests.fakes.cores import core_of
 
 
@@ -45,7 +45,7 @@ def values_of(families: list[MetricFamily]) -> dict[str, float]:
 
 def told(families: Any) -> list[MetricFamily]:
     """As it comes from another process."""
-    return at_once(read(at_once(written(at_once(families_of(families))))))
+    return at_once(read(at_once(as_lines(at_once(families_of(families))))))
 
 
 def test_counts_are_added_and_facts_are_not() -> None:
@@ -81,10 +81,10 @@ def test_one_worker_is_itself() -> None:
     assert len(list(text_string_to_metric_families(text.decode()))) > 20
 
 
-def counts_of(seat: Seat, requests: int, pods: int = 1) -> Counts:
+def counts_of(worker: Worker, requests: int, pods: int = 1) -> Counts:
     """Those of one life of a worker."""
     core = core_of(pods)
-    return Counts(seat, metrics_with(core, requests).steps, Departures(core.fleet, 3600.0))
+    return Counts(worker, metrics_with(core, requests).steps, Departures(core.fleet, 3600.0))
 
 
 def told_values(counts: Counts, now: float = 0.0) -> dict[str, float]:
@@ -93,8 +93,8 @@ def told_values(counts: Counts, now: float = 0.0) -> dict[str, float]:
 
 
 def test_counters_go_on_after_a_death(tmp_path: Path) -> None:
-    """Who takes a seat adds to what was told from it; gauges are those of now; others find the counters as well."""
-    before = Seat(1, 2, tmp_path, 0, 0)
+    """Who takes a place adds to what was told from it; gauges are those of now; others find the counters as well."""
+    before = Worker(1, 2, tmp_path, 0, 0)
     assert told_values(counts_of(before, 5))["warmroute_request_duration_seconds_count"] == 5
     left = values_of(at_once(kept(before.counts(1))))
     assert left["warmroute_request_duration_seconds_count"] == 5
@@ -109,14 +109,14 @@ def test_counters_go_on_after_a_death(tmp_path: Path) -> None:
 
 def test_what_former_lives_counted_of_departed_pods_ends(tmp_path: Path) -> None:
     """The pod of a life before is gone: its series are told for an hour more, then they end, in the file, too."""
-    seat = Seat(1, 2, tmp_path, 0, 0)
+    worker = Worker(1, 2, tmp_path, 0, 0)
     of_departed = 'warmroute_event_gaps_total{"pod": "pod-1"}'
-    assert of_departed in told_values(counts_of(seat, 5, pods=2))
-    counts = counts_of(dataclasses.replace(seat, life=1), 2)
+    assert of_departed in told_values(counts_of(worker, 5, pods=2))
+    counts = counts_of(dataclasses.replace(worker, life=1), 2)
     for now, is_told in ((0.0, True), (3600.0, True), (3601.0, False), (9000.0, False)):
         assert (of_departed in told_values(counts, now)) == is_told
         assert 'warmroute_event_gaps_total{"pod": "pod-0"}' in told_values(counts, now)
-    assert of_departed not in values_of(at_once(kept(seat.counts(1))))
+    assert of_departed not in values_of(at_once(kept(worker.counts(1))))
 
 
 @pytest.mark.parametrize("lines", [None, b"", b"[["])
@@ -141,7 +141,7 @@ def test_parts_add_up(workers: int) -> None:
         {"admission": {"queue_max": 5, "prefill_tokens_max": 10}, "upstream": {"retry_floor": 10},
          "gateway": {"connections_max": 100, "requests_max": 9}}
     )  # fmt: skip
-    parts = [Seat(number, workers, Path(), 0, 0).part(whole) for number in range(workers)]
+    parts = [Worker(number, workers, Path(), 0, 0).part(whole) for number in range(workers)]
     assert sum(part.admission.queue_max for part in parts) == 5
     assert sum(part.upstream.retry_floor for part in parts) == 10
     assert sum(part.gateway.connections_max for part in parts) == 100

@@ -114,7 +114,7 @@ def test_looks_are_not_nearer_than_said() -> None:
 
 
 def test_who_died_has_nothing_in_flight() -> None:
-    """A row that was wiped counts no more; who takes the seat begins with nothing, and sees the others."""
+    """A row that was wiped counts no more; who takes the place begins with nothing, and sees the others."""
     host = Host()
     host.loads[0]["a"].admit(100, 0.0)
     host.loads[1]["b"].admit(200, 0.0)

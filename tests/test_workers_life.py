@@ -23,7 +23,7 @@ START_S = 60.0  # for a command that fails, on a busy machine
 
 
 async def test_killed_worker(tmp_path: Path) -> None:
-    """kill -9 of one: the others serve, its load counts no more, and its seat is taken with what it knew."""
+    """kill -9 of one: the others serve, its load counts no more, and its place is taken with what it knew."""
     with contextlib.ExitStack() as stack:
         fleet = [PodProcess(f"pod-{number}", options=("--time-scale", "0.5")) for number in range(2)]
         served = await asyncio.to_thread(stack.enter_context, workers(tmp_path, *fleet))

@@ -15,7 +15,7 @@ from router.config.settings import Config
 from router.config.values import Section
 from router.errors import ConfigError
 
-S = TypeVar("S", bound=Section)
+_S = TypeVar("_S", bound=Section)
 
 
 def load(path: str | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Config:
@@ -45,7 +45,7 @@ def parse_model(text: str) -> ModelConfig:
     return _parsed(ModelConfig, text, "--model")
 
 
-def _parsed(model: type[S], text: str, flag: str) -> S:
+def _parsed(model: type[_S], text: str, flag: str) -> _S:
     try:
         return model.model_validate(sources.pairs(model, text, flag))
     except ValidationError as error:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from router.errors import ConfigError
 
-PREFIX = "WARMROUTE_"
+_PREFIX = "WARMROUTE_"
 FILE_BYTES_MAX = 4 << 20  # a fleet of 10,000 static pods takes about 2 MB
 VALUE_SHOWN_CHARS_MAX = 80
 NOT_SETTINGS = frozenset({"WARMROUTE_CONFIG", "WARMROUTE_HELM_SDK", "WARMROUTE_VLLM_VENV"})  # of command line, tests
@@ -83,10 +83,10 @@ def file_layer(model: type[BaseModel], path: str) -> Layer:
 
 def environment_layers(model: type[BaseModel], environ: Mapping[str, str]) -> Iterator[Layer]:
     """A layer for each `WARMROUTE_…` variable; `__` goes one level down. Sections come before their keys."""
-    names = [name for name in environ if name.startswith(PREFIX) and name not in NOT_SETTINGS]
+    names = [name for name in environ if name.startswith(_PREFIX) and name not in NOT_SETTINGS]
     for name in sorted(names, key=lambda name: (name.count("__"), name)):
         if not _SERVICE_LINK.fullmatch(f"{name}={environ[name]}"):
-            yield _one(model, name, name.removeprefix(PREFIX).split("__"), environ[name])
+            yield _one(model, name, name.removeprefix(_PREFIX).split("__"), environ[name])
 
 
 def flag_layers(model: type[BaseModel], flags: Raw) -> Iterator[Layer]:
@@ -224,8 +224,8 @@ def _hint(model: type[BaseModel], at: tuple[str, ...], label: str) -> str:
     near = _nearest(model, at)
     if near is None:
         return f"known here: {', '.join(spelling(model, name) for name in model.model_fields)}"
-    if label.startswith(PREFIX):
-        near = PREFIX + near.replace(".", "__").upper()
+    if label.startswith(_PREFIX):
+        near = _PREFIX + near.replace(".", "__").upper()
     return f"did you mean {near}?"
 
 

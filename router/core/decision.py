@@ -14,7 +14,7 @@ from indexer.index import PrefixIndex
 from indexer.match import Hit
 from indexer.prefixes import PrefixStore
 from router.core.comparison import Comparison
-from router.core.demand import Change, Decision, Demand, End, Placement
+from router.core.demand import BreakerChange, Decision, Demand, End, Placement
 from router.core.fair_queue import FairQueue
 from router.core.fleet import Fleet, Pod, Rank, RankId
 from router.core.holdings import Holders, Holdings
@@ -109,7 +109,7 @@ class Core:
         expected = self._holdings.expect(theirs, rank, hit, self.board, now)
         return Placement(decision, ticket, expected, hit, quiet, rank.pod, breaker.epoch, witness)
 
-    def first_byte(self, placement: Placement, streaming: bool, now: float) -> Change | None:
+    def first_byte(self, placement: Placement, streaming: bool, now: float) -> BreakerChange | None:
         """`streaming`: it followed the prefill at once."""
         pod = placement.pod
         pod.served_at = now
@@ -121,7 +121,7 @@ class Core:
             return self._succeeded(placement, now)
         return None
 
-    def finish(self, placement: Placement, end: End, now: float) -> Change | None:
+    def finish(self, placement: Placement, end: End, now: float) -> BreakerChange | None:
         """An attempt is over: give back what `route` took, and learn what its end says of the pod.
 
         What was refused may end again, if that answer goes to the client after all: nothing is given back twice.
@@ -150,7 +150,7 @@ class Core:
             return self._succeeded(placement, now)
         return self._failed(placement, end.how != "served" or end.status != _INTERNAL_ERROR, now)
 
-    def convict(self, placement: Placement, now: float) -> Change | None:
+    def convict(self, placement: Placement, now: float) -> BreakerChange | None:
         """It was disputed whose fault it is, and another pod has taken the request: it is this pod's."""
         return self._failed(placement, True, now)
 
@@ -223,18 +223,18 @@ class Core:
         else:
             rank.trust.report(hit, theirs.tokens, cached, size_of(grain))
 
-    def _succeeded(self, placement: Placement, now: float) -> Change | None:
+    def _succeeded(self, placement: Placement, now: float) -> BreakerChange | None:
         pod = placement.pod
         if not pod.breaker.succeeded(placement.epoch, now):
             return None
         self._start_slowly(pod, now)
-        return Change(pod.name, False, "a request was served")
+        return BreakerChange(pod.name, False, "a request was served")
 
-    def _failed(self, placement: Placement, in_row: bool, now: float) -> Change | None:
+    def _failed(self, placement: Placement, in_row: bool, now: float) -> BreakerChange | None:
         """`in_row`: the pod alone can be the cause."""
         pod, limits, may_open = placement.pod, self._settings.breaker, self.fleet.may_eject()
         reason = pod.breaker.failed(placement.epoch, now, limits, in_row=in_row, may_open=may_open)
-        return Change(pod.name, True, reason) if reason is not None else None
+        return BreakerChange(pod.name, True, reason) if reason is not None else None
 
     @property
     def _all_in_flight(self) -> int:

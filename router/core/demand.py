@@ -132,7 +132,7 @@ class End(NamedTuple):
     """Tokens of the prompt, and of those the cached ones, as the pod has them."""
 
 
-class Change(NamedTuple):
+class BreakerChange(NamedTuple):
     """A breaker has opened, or closed."""
 
     pod: str

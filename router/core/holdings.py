@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from indexer.blocks import Grain, Keys
 from indexer.index import Prediction, PrefixIndex
-from indexer.match import MISS, Hit, Pod
+from indexer.match import MISS, Hit, Holder
 from indexer.prefixes import PrefixStore
 from router.core.demand import Demand, Expected
 from router.core.fleet import Rank, RankId
@@ -21,7 +21,7 @@ from scorer.board import Board
 _LATE = 2.0  # a prefill may take so many times what is predicted
 _TEXT: Grain = 0  # in place of a grain
 
-Hits: TypeAlias = Mapping[Pod, Hit]
+Hits: TypeAlias = Mapping[Holder, Hit]
 
 
 class Holders(NamedTuple):

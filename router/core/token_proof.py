@@ -20,7 +20,7 @@ from router.core.demand import Placement
 from router.core.fleet import Rank, RankId
 from router.core.token_states import Origin, TokenizerState, Witness
 
-WAITING_MAX = 4096
+_WAITING_MAX = 4096
 """Requests whose events may still come; of more, the oldest are not judged."""
 JUDGED_MAX = 500
 WALK_MAX = 20_000
@@ -68,7 +68,7 @@ class TokenProof:
         self._grace_s = grace_s
         self._waiting: deque[tuple[float, Placement, int]] = deque()
         self.witness_bytes = 0
-        self._miscounts: deque[Doubt] = deque(maxlen=WAITING_MAX)
+        self._miscounts: deque[Doubt] = deque(maxlen=_WAITING_MAX)
         self._lags: dict[RankId, float] = {}
         self._walked = 0
         self.trials: deque[Trial] = deque(maxlen=TRIALS_MAX)
@@ -82,7 +82,7 @@ class TokenProof:
         """A pod has begun to answer, so the prompt is computed."""
         if placement.decision.demand.origin is None:
             return
-        if len(self._waiting) >= WAITING_MAX:
+        if len(self._waiting) >= _WAITING_MAX:
             self._next()
         size = 0 if placement.witness is None else len(placement.witness.body)
         if self.witness_bytes + size > WITNESS_BYTES_MAX:

@@ -22,7 +22,7 @@ SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 VERDICTS = 32
 """So many of the last judgements count, of each shape and of all together."""
-WRONG_MIN = 2
+_WRONG_MIN = 2
 """Of these, so many contradictions prove that the tokens are wrong: one may be an accident that nobody foresaw."""
 TRIAL_RIGHTS = 4
 """A source that was wrong is believed again when so many prompts in a row, of the shape that failed, come out right."""
@@ -83,7 +83,7 @@ class TokenizerState:
         self.proven.discard(shape)
         for of in (shape, None):
             self._verdicts.setdefault(of, deque(maxlen=VERDICTS)).append(True)
-        return any(sum(self._verdicts[of]) >= WRONG_MIN for of in (shape, None))
+        return any(sum(self._verdicts[of]) >= _WRONG_MIN for of in (shape, None))
 
     def degrade(self, reason: str, shape: Shape | None, trial_at: float) -> None:
         """It is wrong. `shape`: where the pods' events or counts proved that, None where a comparison did."""

@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncGenerator
 
 from router.config.fleet import DnsConfig, StaticPod
-from router.discovery.found import Change, Found, difference
+from router.discovery.found import Change, FoundPod, difference
 
 log = logging.getLogger("warmroute.discovery")
 
@@ -23,7 +23,7 @@ class DnsSource:
         self._said: str | None = None
 
     async def changes(self) -> AsyncGenerator[list[Change]]:
-        known: dict[str, Found] = {}
+        known: dict[str, FoundPod] = {}
         first = True
         while True:
             now = await self._look()
@@ -34,7 +34,7 @@ class DnsSource:
                 known, first = now or {}, False
             await asyncio.sleep(self._given.interval)
 
-    async def _look(self) -> dict[str, Found] | None:
+    async def _look(self) -> dict[str, FoundPod] | None:
         given, loop = self._given, asyncio.get_running_loop()
         try:
             told = await loop.getaddrinfo(given.name, given.port, type=socket.SOCK_STREAM)
@@ -44,7 +44,7 @@ class DnsSource:
             self._said, self.synced = error.strerror, False
             return None
         self._said, self.synced = None, True
-        return {host: Found(host, self._pod(host)) for host in sorted({str(each[4][0]) for each in told})}
+        return {host: FoundPod(host, self._pod(host)) for host in sorted({str(each[4][0]) for each in told})}
 
     def _pod(self, address: str) -> StaticPod:
         given = self._given

@@ -12,7 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from router.config.fleet import StaticPod, twice
-from router.discovery.found import Change, Found, difference
+from router.discovery.found import Change, FoundPod, difference
 
 log = logging.getLogger("warmroute.discovery")
 
@@ -32,7 +32,7 @@ class FileSource:
         self._said: str | None = None
 
     async def changes(self) -> AsyncGenerator[list[Change]]:
-        known: dict[str, Found] = {}
+        known: dict[str, FoundPod] = {}
         first = True
         while True:
             now = self._read()
@@ -44,7 +44,7 @@ class FileSource:
                 first = False
             await asyncio.sleep(self._interval_s)
 
-    def _read(self) -> dict[str, Found] | None:
+    def _read(self) -> dict[str, FoundPod] | None:
         """The pods if the file has changed and is right."""
         try:
             status = os.stat(self._path)
@@ -61,7 +61,7 @@ class FileSource:
             self._said = said
             return None
         self._seen, self._said, self.synced = seen, None, True
-        return {pod.name: Found(pod.name, pod) for pod in pods}
+        return {pod.name: FoundPod(pod.name, pod) for pod in pods}
 
 
 def pods_of(path: Path) -> list[StaticPod]:

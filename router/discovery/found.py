@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from router.config.fleet import StaticPod
 
 
-class Found(NamedTuple):
+class FoundPod(NamedTuple):
     """A pod as a source knows it. `uid` tells it from any other that had, or will have, its name or its address."""
 
     uid: str
@@ -26,10 +26,10 @@ class Gone(NamedTuple):
     uid: str
 
 
-Change: TypeAlias = Found | Gone
+Change: TypeAlias = FoundPod | Gone
 
 
-class Source(Protocol):
+class PodSource(Protocol):
     """Where pods are known from."""
 
     @property
@@ -46,7 +46,7 @@ class Source(Protocol):
 class Joins(NamedTuple):
     """A pod is new to the fleet, under a name that nobody else has."""
 
-    found: Found
+    found: FoundPod
 
 
 class Stands(NamedTuple):
@@ -71,7 +71,7 @@ class _Entry:
     """One address. `by`: what each source says of it, the one that came first leads."""
 
     name: str
-    by: dict[tuple[str, str], Found] = field(default_factory=dict)
+    by: dict[tuple[str, str], FoundPod] = field(default_factory=dict)
 
     @property
     def lead(self) -> tuple[str, str]:
@@ -109,7 +109,7 @@ class Roster:
             steps += self._stand(key, change) if known is not None else self._enter(key, change)
         return steps
 
-    def _enter(self, key: tuple[str, str], found: Found) -> list[Step]:
+    def _enter(self, key: tuple[str, str], found: FoundPod) -> list[Step]:
         address = found.pod.address
         steps: list[Step] = []
         entry = self._entries.get(address)
@@ -128,14 +128,14 @@ class Roster:
         named = found if name == found.pod.name else found._replace(pod=found.pod.model_copy(update={"name": name}))
         return [*steps, Joins(named)]
 
-    def _name_for(self, found: Found) -> str:
+    def _name_for(self, found: FoundPod) -> str:
         name = found.pod.name
         if name not in self._names:
             return name
         rest = found.pod.address.rpartition("/")[2].strip("[]").replace("]", "")
         return f"{name}-{rest}" if f"{name}-{rest}" not in self._names else f"{name}-{found.uid}"
 
-    def _stand(self, key: tuple[str, str], found: Found) -> list[Step]:
+    def _stand(self, key: tuple[str, str], found: FoundPod) -> list[Step]:
         entry = self._entries[found.pod.address]
         before, entry.by[key] = entry.by[key], found
         if entry.lead != key or (before.ready, before.leaving) == (found.ready, found.leaving):
@@ -159,7 +159,7 @@ class Roster:
         return [Stands(entry.name, lead.ready, lead.leaving)]
 
 
-def difference(known: dict[str, Found], now: dict[str, Found]) -> list[Change]:
+def difference(known: dict[str, FoundPod], now: dict[str, FoundPod]) -> list[Change]:
     """The changes that make `now` of what was known, those who are gone first."""
     gone: list[Change] = [Gone(uid) for uid in known if uid not in now]
     return gone + [found for uid, found in now.items() if known.get(uid) != found]

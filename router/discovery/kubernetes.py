@@ -17,7 +17,7 @@ import httpx
 import orjson
 
 from router.config.fleet import KubernetesConfig
-from router.discovery.found import Change, Found, difference
+from router.discovery.found import Change, FoundPod, difference
 from router.discovery.kubernetes_api import Api
 from router.discovery.kubernetes_pods import NotAServer, Ports, servers_of
 
@@ -56,7 +56,7 @@ class KubernetesSource:
         self._ports = Ports(given.port, given.events_port, given.replay_port, given.scheme)
         self._sleep = sleep
         self._random = rng or random.Random()
-        self._known: dict[str, dict[str, Found]] = {}  # by the Pod's uid, the servers in it
+        self._known: dict[str, dict[str, FoundPod]] = {}  # by the Pod's uid, the servers in it
         self._version = ""
         self._said: str | None = None
         self._odd: set[str] = set()  # Pods of which was said why they are none of ours
@@ -102,7 +102,7 @@ class KubernetesSource:
         query = {"labelSelector": selector, "limit": str(_PAGE)}
         if not self._version:
             query["resourceVersion"] = "0"
-        now: dict[str, dict[str, Found]] = {}
+        now: dict[str, dict[str, FoundPod]] = {}
         while True:
             page = await self._get(client, self._path("pods"), query)
             for pod in page.get("items") or ():
@@ -162,7 +162,7 @@ class KubernetesSource:
 
     # --- both
 
-    def _servers(self, pod: dict[str, Any]) -> dict[str, Found]:
+    def _servers(self, pod: dict[str, Any]) -> dict[str, FoundPod]:
         try:
             return {found.uid: found for found in servers_of(pod, self._ports)}
         except NotAServer as why:
@@ -208,7 +208,7 @@ class KubernetesSource:
         self._said = trouble
 
 
-def _flat(pods: dict[str, dict[str, Found]]) -> dict[str, Found]:
+def _flat(pods: dict[str, dict[str, FoundPod]]) -> dict[str, FoundPod]:
     return {uid: found for servers in pods.values() for uid, found in servers.items()}
 
 

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from router.config.fleet import StaticPod
-from router.discovery.found import Found
+from router.discovery.found import FoundPod
 
-PREFIX = "warmroute.io/"
+_PREFIX = "warmroute.io/"
 """Of annotations: port (of several servers `8000,8001`), events-port, replay-port, data-parallel-size, first-rank,
 model, scheme; and of the annotation or label role."""
 
 _PREFILL_ONLY = frozenset(("prefill",))  # llm-d's role of pods that are sent to by others
-_ROLE_LABELS = (PREFIX + "role", "llm-d.ai/role")
+_ROLE_LABELS = (_PREFIX + "role", "llm-d.ai/role")
 _NONE = frozenset(("", "0", "none", "-"))
 
 
@@ -36,7 +36,7 @@ class NotAServer(ValueError):
     """Why no server can be made of a Pod, in words."""
 
 
-def servers_of(pod: Mapping[str, Any], ports: Ports) -> list[Found]:
+def servers_of(pod: Mapping[str, Any], ports: Ports) -> list[FoundPod]:
     """The servers of a Pod object; empty while it has no address, and when it has ended. Raises `NotAServer`."""
     meta, status = pod.get("metadata") or {}, pod.get("status") or {}
     addresses = [each["ip"] for each in status.get("podIPs") or () if each.get("ip")]
@@ -44,9 +44,9 @@ def servers_of(pod: Mapping[str, Any], ports: Ports) -> list[Found]:
     if not host or status.get("phase") in ("Succeeded", "Failed") or _role(meta) in _PREFILL_ONLY:
         return []
     notes = {
-        name.removeprefix(PREFIX): value
+        name.removeprefix(_PREFIX): value
         for name, value in (meta.get("annotations") or {}).items()
-        if name.startswith(PREFIX)
+        if name.startswith(_PREFIX)
     }
     ready = any(each.get("type") == "Ready" and each.get("status") == "True" for each in status.get("conditions") or ())
     leaving = meta.get("deletionTimestamp") is not None
@@ -54,7 +54,7 @@ def servers_of(pod: Mapping[str, Any], ports: Ports) -> list[Found]:
     found = []
     for place, port in enumerate(given):
         server = _server(meta["name"], host, port.strip(), place, len(given), notes, ports)
-        found.append(Found(f"{meta['uid']}/{port.strip()}", server, ready, leaving))
+        found.append(FoundPod(f"{meta['uid']}/{port.strip()}", server, ready, leaving))
     return found
 
 

@@ -19,7 +19,7 @@ from router.config.fleet import StaticPod
 from router.config.settings import Config
 from router.core.decision import Core
 from router.core.fleet import Pod, Rank, RankId
-from router.discovery.found import Joins, Leaves, Roster, Source, Step
+from router.discovery.found import Joins, Leaves, PodSource, Roster, Step
 from router.discovery.prober import Prober
 from router.discovery.sources import STATIC, by_hand, sources_of
 from router.events.bound_endpoint import BoundEndpoint, BoundLimits
@@ -134,7 +134,7 @@ class Pods(Collector):
         for reader in readers:
             await reader.stop()
 
-    async def _follow(self, source: Source, told: asyncio.Event) -> None:
+    async def _follow(self, source: PodSource, told: asyncio.Event) -> None:
         """Take what a source says, for as long as the gateway runs."""
         async for changes in source.changes():
             await self._take(self._roster.apply(source.name, changes))

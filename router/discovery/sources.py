@@ -7,16 +7,16 @@ import asyncio
 from router.config.fleet import DiscoveryConfig, StaticPod
 from router.discovery.dns import DnsSource
 from router.discovery.file import FileSource
-from router.discovery.found import Change, Found, Joins, Roster, Source
+from router.discovery.found import Change, FoundPod, Joins, PodSource, Roster
 from router.discovery.kubernetes import KubernetesSource
 from router.discovery.kubernetes_api import api_of
 
 STATIC = "static"
 
 
-def sources_of(given: DiscoveryConfig) -> list[Source]:
+def sources_of(given: DiscoveryConfig) -> list[PodSource]:
     """All but the list by hand. Raises `ConfigError` where one can't be used at all."""
-    sources: list[Source] = []
+    sources: list[PodSource] = []
     if given.file is not None:
         sources.append(FileSource(given.file.path, given.file.interval))
     if given.dns is not None:
@@ -28,7 +28,7 @@ def sources_of(given: DiscoveryConfig) -> list[Source]:
 
 def by_hand(given: DiscoveryConfig) -> list[Change]:
     """What the list in the configuration says."""
-    return [Found(pod.name, pod) for pod in given.static]
+    return [FoundPod(pod.name, pod) for pod in given.static]
 
 
 async def pods_now(given: DiscoveryConfig, timeout_s: float) -> list[StaticPod]:

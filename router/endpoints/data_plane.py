@@ -14,7 +14,7 @@ from router.errors import RouterError, Saturated
 from router.prompts.prompt import Prompt, takes_prompt, unread
 from router.proxy.attempts import Attempt, Dispatch, Request, Routing
 from router.proxy.uploads import Upload, take_body
-from router.proxy.waiting_room import Admission, ClaimRules, Claims
+from router.proxy.waiting_room import ClaimRules, Claims, WaitingRoom
 from router.server.asgi import ClientGone, Receive, Scope, Send, read_body, send_error, send_json
 from router.service import Service
 from router.tokens.understanding import Understood, unknown
@@ -52,7 +52,7 @@ class Gateway:
             not service.config.gateway.asks_for_keys if believed is None else believed, admission.priority_min
         )
         results = service.metrics.admissions
-        waiting_room: Admission[Attempt] = Admission(service.core.queue, admission.wait_max, results)
+        waiting_room: WaitingRoom[Attempt] = WaitingRoom(service.core.queue, admission.wait_max, results)
         config = service.config
         self._dispatch = Dispatch(
             service.core, service.metrics, service.upstreams, waiting_room, service.pods.look_again,

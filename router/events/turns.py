@@ -18,7 +18,7 @@ import zmq
 
 log = logging.getLogger("warmroute.feeds")
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _SHARE = 8  # sources that have a part of one stretch, if all of them have much to do
 
@@ -90,6 +90,6 @@ class Turns:
         return now
 
 
-def shared(context: zmq.Context[zmq.Socket[bytes]], made: T) -> T:
+def shared(context: zmq.Context[zmq.Socket[bytes]], made: _T) -> _T:
     """What all who read by this context have together: `made`, if there is none of its kind yet."""
-    return cast(T, vars(context).setdefault(f"shared_{type(made).__name__}", made))
+    return cast(_T, vars(context).setdefault(f"shared_{type(made).__name__}", made))

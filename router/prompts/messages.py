@@ -13,7 +13,7 @@ import orjson
 
 from router.core.cards import Version
 
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 Format = Literal["string", "openai"]
 
 
@@ -109,7 +109,7 @@ def is_skipped(part: object) -> bool:
     return type(part) is dict and part.get("type") in ("text", "refusal") and part.get(part["type"]) is None
 
 
-def conversation(messages: list[Message], content_format: Format, rules: Rules) -> list[Message]:
+def conversation(messages: list[ChatMessage], content_format: Format, rules: Rules) -> list[ChatMessage]:
     """The template's `messages`. Those that need no change are passed on, not copied. Raises ValueError.
 
     All contents are text (`prompt.parse` has seen to it).
@@ -126,9 +126,9 @@ def conversation(messages: list[Message], content_format: Format, rules: Rules) 
     return converted
 
 
-def _converted(message: Message, wrapped: bool, rules: Rules) -> Message:
+def _converted(message: ChatMessage, wrapped: bool, rules: Rules) -> ChatMessage:
     role = message["role"]
-    result: Message = {"role": role, "content": _content(role, message.get("content"), wrapped, rules)}
+    result: ChatMessage = {"role": role, "content": _content(role, message.get("content"), wrapped, rules)}
     if len(message) == 2 and "content" in message:
         return result
     if role == "assistant":
@@ -183,7 +183,7 @@ def _without_billing_header(parts: list[Any]) -> list[Any]:
     return kept
 
 
-def _add_assistant(result: Message, message: Message, rules: Rules) -> None:
+def _add_assistant(result: ChatMessage, message: ChatMessage, rules: Rules) -> None:
     calls = message.get("tool_calls")
     if calls or (calls is not None and not rules.empty_tool_calls_dropped):
         result["tool_calls"] = [_tool_call(call, rules) for call in calls]
@@ -196,14 +196,14 @@ def _add_assistant(result: Message, message: Message, rules: Rules) -> None:
         result["reasoning"] = result["reasoning_content"] = reasoning
 
 
-def _tool_call(call: Message, rules: Rules) -> Message:
+def _tool_call(call: ChatMessage, rules: Rules) -> ChatMessage:
     """In the order of OpenAI's types; what they don't know comes last, as given."""
     function = call["function"]
-    kept: Message = {"arguments": _arguments(function.get("arguments"), rules)}
+    kept: ChatMessage = {"arguments": _arguments(function.get("arguments"), rules)}
     if "name" in function:
         kept["name"] = function["name"]
     kept.update((key, value) for key, value in function.items() if key not in kept)
-    result: Message = {"id": call["id"]} if "id" in call else {}
+    result: ChatMessage = {"id": call["id"]} if "id" in call else {}
     result["function"] = kept
     result["type"] = call.get("type", "function")
     result.update((key, value) for key, value in call.items() if key not in result)
@@ -234,19 +234,19 @@ def _json(text: str) -> object:
         return json.loads(text)  # it takes NaN and the like, and vLLM uses it
 
 
-def tool_dicts(tools: list[Message], rules: Rules) -> list[Message]:
+def tool_dicts(tools: list[ChatMessage], rules: Rules) -> list[ChatMessage]:
     """The template's `tools`: fields in the models' order, missing ones null."""
     return [_tool(tool, rules) for tool in tools]
 
 
-def _tool(tool: Message, rules: Rules) -> Message:
+def _tool(tool: ChatMessage, rules: Rules) -> ChatMessage:
     given = tool["function"]
-    function: Message = {
+    function: ChatMessage = {
         "name": given["name"],
         "description": given.get("description"),
         "parameters": given.get("parameters"),
     }
-    result: Message = {"type": "function", "function": function}
+    result: ChatMessage = {"type": "function", "function": function}
     if not rules.tool_extras_dropped:
         function.update((key, value) for key, value in given.items() if key not in function)
         result.update((key, value) for key, value in tool.items() if key not in result)
@@ -262,7 +262,7 @@ def _tool(tool: Message, rules: Rules) -> Message:
     return result
 
 
-def developer_as_system(messages: list[Message]) -> list[Message]:
+def developer_as_system(messages: list[ChatMessage]) -> list[ChatMessage]:
     """Developer messages become system messages; if one then is not the first, all merge into one at the start."""
     renamed = [
         {key: value for key, value in message.items() if key != "tools"} | {"role": "system"}

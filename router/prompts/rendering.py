@@ -19,7 +19,7 @@ from router.core.cards import Version
 from router.errors import ConfigError
 from router.prompts.decoding import Fields
 from router.prompts.messages import (
-    Message,
+    ChatMessage,
     conversation,
     developer_as_system,
     rules_of,
@@ -183,7 +183,7 @@ class Renderer:
             return self._continued(template, variables, messages)
         return self._text(template, variables, messages)
 
-    def _variables(self, fields: Fields, tools: list[Message] | None) -> dict[str, Any]:
+    def _variables(self, fields: Fields, tools: list[ChatMessage] | None) -> dict[str, Any]:
         """What the template sees beside `messages`; which source wins changed with 0.16."""
         rules = self.rules
         given = fields.get("chat_template_kwargs") or {}
@@ -265,7 +265,7 @@ class Renderer:
         except (TemplateError, RecursionError) as error:
             raise ConfigError(f"{place}: this chat template can't be compiled: {error}") from None
 
-    def _text(self, template: ChatTemplate, variables: dict[str, Any], messages: list[Message]) -> str:
+    def _text(self, template: ChatTemplate, variables: dict[str, Any], messages: list[ChatMessage]) -> str:
         variables["messages"] = messages
         options = self.options
         try:
@@ -273,11 +273,11 @@ class Renderer:
         except Exception as error:  # a template is a program: it may raise anything
             raise RenderError(f"the chat template: {error or type(error).__name__}") from error
 
-    def _continued(self, template: ChatTemplate, variables: dict[str, Any], messages: list[Message]) -> str:
+    def _continued(self, template: ChatTemplate, variables: dict[str, Any], messages: list[ChatMessage]) -> str:
         """The text cut off after the last message's content, found by a tag behind it, as transformers do it."""
         *before, last = messages
         content = last["content"]
-        tagged: str | list[Message]
+        tagged: str | list[ChatMessage]
         if isinstance(content, str):
             final, tagged = content, content + _CONTINUE_TAG
         elif content and isinstance(content[-1], dict):

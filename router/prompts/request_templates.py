@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import nodes, pass_context
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 
-from router.prompts.templates import STEPS, ChatEnvironment, Steps, TemplateTooLarge, count_loops
+from router.prompts.templates import STEPS, ChatEnvironment, StepBudget, TemplateTooLarge, count_loops
 
 _FILTERS = frozenset(
     """
@@ -58,7 +58,7 @@ class RequestEnvironment(ChatEnvironment):
         return _weight(tree)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        steps: Steps = context.parent[STEPS]
+        steps: StepBudget = context.parent[STEPS]
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
             if name not in _METHODS:
@@ -94,7 +94,7 @@ def _bounded(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
 
     @pass_context
     def bounded(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        steps: Steps = context.parent[STEPS]
+        steps: StepBudget = context.parent[STEPS]
         if name in _TEXTUAL:
             if name == "join":
                 value = list(value)
@@ -110,7 +110,7 @@ def _argument(context: Context, kind: str) -> Any:
     return {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}[kind]
 
 
-def _foresee(steps: Steps, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _foresee(steps: StepBudget, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Room for what will be made, where that is not about as long as what there is."""
     given = [*args, *kwargs.values()]
     longest = max((len(one) for one in given if isinstance(one, str)), default=0)
@@ -128,7 +128,7 @@ def _foresee(steps: Steps, name: str, value: Any, args: tuple[Any, ...], kwargs:
         steps.make(_INDENT_MAX * str(value).count("\n"))
 
 
-def _walk(steps: Steps, value: Any) -> None:
+def _walk(steps: StepBudget, value: Any) -> None:
     """A step for each value within, and room for all texts: what is made of them has each as often as it is there."""
     waiting = [value]
     while waiting:
@@ -145,7 +145,7 @@ def _walk(steps: Steps, value: Any) -> None:
             raise TemplateTooLarge("a namespace is no text")
 
 
-def _made(steps: Steps, value: Any) -> Any:
+def _made(steps: StepBudget, value: Any) -> Any:
     if isinstance(value, str):
         steps.make(len(value))
     elif isinstance(value, list | tuple | dict | set):

@@ -33,7 +33,7 @@ class TemplateTooLarge(TemplateError):
     """A template used up its budget of steps or characters."""
 
 
-class Steps:
+class StepBudget:
     """A budget: what one rendering may still do."""
 
     __slots__ = ("call_cost", "chars_max", "left", "room")
@@ -78,7 +78,7 @@ class ChatTemplate:
     def render(self, variables: Mapping[str, Any], steps_max: int, chars_max: int) -> str:
         """The text; raises TemplateTooLarge, or anything that the template's own mistakes raise."""
         template = self._template
-        context = template.new_context({**variables, STEPS: Steps(steps_max, chars_max, self._call_cost)})
+        context = template.new_context({**variables, STEPS: StepBudget(steps_max, chars_max, self._call_cost)})
         pieces = []
         chars = 0
         for piece in template.root_render_func(context):
@@ -181,7 +181,7 @@ def _raise_exception(message: str) -> None:
 @pass_context
 def _counted(context: Context, iterable: Any, weight: int = 1) -> Any:
     """What a loop goes over, its length taken from the budget at once, or step by step where it has none."""
-    steps: Steps = context.parent[STEPS]
+    steps: StepBudget = context.parent[STEPS]
     try:
         steps.take(weight * len(iterable))
     except TypeError:
@@ -189,7 +189,7 @@ def _counted(context: Context, iterable: Any, weight: int = 1) -> Any:
     return iterable
 
 
-def _step_by_step(iterable: Iterable[Any], steps: Steps, weight: int) -> Iterator[Any]:
+def _step_by_step(iterable: Iterable[Any], steps: StepBudget, weight: int) -> Iterator[Any]:
     for value in iterable:
         steps.take(weight)
         yield value

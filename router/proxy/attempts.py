@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from indexer.match import Hit
 from router.core.decision import Core
-from router.core.demand import Change, End, Placement
+from router.core.demand import BreakerChange, End, Placement
 from router.core.fleet import RankId
 from router.core.token_states import Witness
 from router.errors import Full, NoRetry
 from router.metrics import Metrics
 from router.proxy.proxy import Outcome
 from router.proxy.refusals import DISPUTES, REFUSALS
-from router.proxy.waiting_room import Admission, Claims
+from router.proxy.waiting_room import Claims, WaitingRoom
 from router.server.asgi import Headers
 from router.tokens.understanding import Understood
 from router.upstream.pool import Upstream
@@ -39,7 +39,7 @@ class Dispatch(NamedTuple):
     core: Core
     metrics: Metrics
     upstreams: Mapping[str, Upstream]
-    waiting_room: Admission[Attempt]
+    waiting_room: WaitingRoom[Attempt]
     look_again: Callable[[bool], Awaitable[None]]
     """Have all pods say anew what they serve."""
     shows_own_keys: bool
@@ -266,7 +266,7 @@ def _end_of(outcome: Outcome) -> End:
     return End("served", status, usage=(usage.prompt_tokens, usage.cached_tokens))
 
 
-def _tell(change: Change | None, word: str | int | None) -> None:
+def _tell(change: BreakerChange | None, word: str | int | None) -> None:
     if change is None:
         return
     if change.open:

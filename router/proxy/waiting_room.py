@@ -18,10 +18,10 @@ _PRIORITY_CHARS_MAX = 12
 _FLOW_HEADERS: tuple[bytes, ...] = (b"x-warmroute-flow", b"authorization", b"x-api-key")  # the first wins
 _ANONYMOUS = b""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class Guest(Protocol[T]):
+class Guest(Protocol[_T]):
     """A request that may have to wait."""
 
     @property
@@ -36,14 +36,14 @@ class Guest(Protocol[T]):
     def group(self) -> str | None:
         """Requests of one group can go to the same pods: its model."""
 
-    def enter(self) -> T:
+    def enter(self) -> _T:
         """Take a place. Raises `Full` where there is none yet, and what else may be wrong by now."""
 
-    def leave(self, taken: T) -> None:
+    def leave(self, taken: _T) -> None:
         """Give a place back that was taken for somebody who is gone."""
 
 
-class Admission(Generic[T]):
+class WaitingRoom(Generic[_T]):
     """All who wait, on one loop. How it ended is counted in `results`, by the words of `fair_queue.RESULTS`."""
 
     def __init__(self, queue: FairQueue, wait_max_s: float, results: Counter[str]) -> None:
@@ -52,10 +52,10 @@ class Admission(Generic[T]):
         self._look_timer: asyncio.TimerHandle | None = None
         self.results = results
 
-    async def wait(self, guest: Guest[T], full: Full) -> T:
+    async def wait(self, guest: Guest[_T], full: Full) -> _T:
         """What `guest.enter` gives when its turn comes; raises `Saturated`, or what `enter` raises."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+        future: asyncio.Future[_T] = loop.create_future()
         entry = self._queue.put((guest, future), guest.flow, guest.priority, guest.tokens, guest.group)
         if entry is None:
             self.results["full"] += 1
@@ -79,7 +79,7 @@ class Admission(Generic[T]):
         self._queue.serve(self._grant)
 
     def _grant(self, entry: Waiting) -> bool:
-        guest, future = cast("tuple[Guest[T], asyncio.Future[T]]", entry.item)
+        guest, future = cast("tuple[Guest[_T], asyncio.Future[_T]]", entry.item)
         if future.done():  # its client left, or its time is over, a moment ago
             return True
         try:
@@ -93,7 +93,7 @@ class Admission(Generic[T]):
             self.results["granted"] += 1
         return True
 
-    def _too_long(self, entry: Waiting, future: asyncio.Future[T], full: Full) -> None:
+    def _too_long(self, entry: Waiting, future: asyncio.Future[_T], full: Full) -> None:
         if not future.done():
             self.results["timeout"] += 1
             self._queue.remove(entry)

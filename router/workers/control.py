@@ -13,16 +13,16 @@ from collections.abc import Callable
 
 from router.config.settings import Config
 from router.errors import ConfigError
-from router.workers.worker import Seat
+from router.workers.worker import Worker
 
-Serve = Callable[[Config, Seat, Callable[[], None]], None]
+Serve = Callable[[Config, Worker, Callable[[], None]], None]
 """Serves one worker's part until it is told to stop, and calls the third once connections are taken."""
 
 _LENGTH_BYTES = 8
 
 
 class Control:
-    """The worker's end of the socket: `config` and `seat` come over it, `started` goes back.
+    """The worker's end of the socket: `config` and `worker` come over it, `started` goes back.
 
     When the other end is closed, nobody keeps this worker any more: it leaves as if it was told to.
     """
@@ -35,16 +35,16 @@ class Control:
             with self._socket.makefile("rb") as told:
                 length = int.from_bytes(told.read(_LENGTH_BYTES), "big")
                 self.config: Config
-                self.seat: Seat
-                self.config, self.seat = pickle.loads(told.read(length))
+                self.worker: Worker
+                self.config, self.worker = pickle.loads(told.read(length))
         except (OSError, EOFError) as error:
             raise ConfigError(f"A worker is started by `warmroute serve --workers` only: {error}.") from error
 
     def serve(self, serve: Serve) -> None:
         """Serve by `serve` until told to stop; raises `ConfigError` before anything listens."""
-        serve(self.seat.part(self.config), self.seat, self._started)
+        serve(self.worker.part(self.config), self.worker, self._started)
         if self._alone:
-            shutil.rmtree(self.seat.folder, ignore_errors=True)
+            shutil.rmtree(self.worker.folder, ignore_errors=True)
 
     def _started(self) -> None:
         with contextlib.suppress(OSError):
@@ -57,7 +57,7 @@ class Control:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def told(config: Config, seat: Seat) -> bytes:
+def told(config: Config, worker: Worker) -> bytes:
     """What a worker is told. It is private to both: the configuration has secrets."""
-    text = pickle.dumps((config, seat))
+    text = pickle.dumps((config, worker))
     return len(text).to_bytes(_LENGTH_BYTES, "big") + text

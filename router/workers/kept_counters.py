@@ -1,4 +1,4 @@
-"""What a worker counts, told so that it never falls: who takes the seat of a worker that died goes on where it was.
+"""What a worker counts, told so that it never falls: who takes the place of a worker that died goes on where it was.
 
 A counter that falls looks to Prometheus as if all of it had been counted anew.
 """
@@ -16,8 +16,8 @@ from prometheus_client.core import CounterMetricFamily
 
 from router.metrics import Departures, Steps
 from router.server.long_answers import at_once
-from router.workers.merging import MetricFamily, counters_of, families_of, gauges_of, merged, read, written
-from router.workers.worker import Seat
+from router.workers.merging import MetricFamily, as_lines, counters_of, families_of, gauges_of, merged, read
+from router.workers.worker import Worker
 
 _RESTARTS = "warmroute_worker_restarts"
 
@@ -25,23 +25,23 @@ _RESTARTS = "warmroute_worker_restarts"
 class Counts:
     """The series of one worker. `collect` gives those of the process, `departures` says which names' series end."""
 
-    def __init__(self, seat: Seat, collect: Callable[[], Steps], departures: Departures) -> None:
-        self._life = seat.life
+    def __init__(self, worker: Worker, collect: Callable[[], Steps], departures: Departures) -> None:
+        self._life = worker.life
         self._collect = collect
         self._departures = departures
-        self._file = seat.counts(seat.number)
+        self._file = worker.counts(worker.number)
         self._before = [family for family in at_once(kept(self._file)) if family[0] != _RESTARTS]
 
     def told(self, now: float) -> Generator[None, None, bytes]:
-        """The families, as `merging.written` has them; the counters are kept before."""
+        """The families, as `merging.as_lines` has them; the counters are kept before."""
         restarts = CounterMetricFamily(_RESTARTS, "Workers that died and were started again.")
         restarts.add_metric((), self._life)
         families = yield from families_of(chain(self._collect(), [restarts]))
         yield from self._end_departed(now)
         counters = yield from merged([counters_of(families), list(self._before)])
-        lines = yield from written(counters)
+        lines = yield from as_lines(counters)
         _keep(self._file, lines)
-        gauges = yield from written(gauges_of(families))
+        gauges = yield from as_lines(gauges_of(families))
         return gauges + b"\n" + lines
 
     def _end_departed(self, now: float) -> Generator[None, None, None]:

@@ -44,7 +44,7 @@ def families_of(metrics: Iterable[Metric | None]) -> Generator[None, None, list[
     return families
 
 
-def written(families: Iterable[MetricFamily]) -> Generator[None, None, bytes]:
+def as_lines(families: Iterable[MetricFamily]) -> Generator[None, None, bytes]:
     """As JSON, each on a line of its own: so they can be read in steps, too."""
     lines = []
     for family in families:
@@ -54,7 +54,7 @@ def written(families: Iterable[MetricFamily]) -> Generator[None, None, bytes]:
 
 
 def read(lines: bytes) -> Generator[None, None, list[MetricFamily]]:
-    """What `written` wrote; raises `orjson.JSONDecodeError`."""
+    """What `as_lines` wrote; raises `orjson.JSONDecodeError`."""
     families: list[MetricFamily] = []
     for line in lines.splitlines():
         families.append(orjson.loads(line))

@@ -28,7 +28,7 @@ from router.server.operator_access import OperatorAccess
 from router.workers import merging
 from router.workers.kept_counters import kept
 from router.workers.merging import Answers
-from router.workers.worker import Seat
+from router.workers.worker import Worker
 
 TOLD = "/worker/metrics"
 """Where a worker tells its series to the others, on its private socket only: a line of the (cached, asked) tokens of
@@ -62,11 +62,11 @@ class WorkerAnswer(NamedTuple):
 class Peers:
     """All workers of this host, this one included and first."""
 
-    def __init__(self, seat: Seat, timeout_s: float) -> None:
-        self.seat = seat
+    def __init__(self, worker: Worker, timeout_s: float) -> None:
+        self.worker = worker
         self._timeout_s = timeout_s
-        others = [number for number in range(seat.workers) if number != seat.number]
-        self._clients = {number: self._client(number) for number in (seat.number, *others)}
+        others = [number for number in range(worker.workers) if number != worker.number]
+        self._clients = {number: self._client(number) for number in (worker.number, *others)}
 
     async def ask(
         self, method: str, target: str, headers: Mapping[bytes, bytes], body: bytes = b""
@@ -93,7 +93,7 @@ class Peers:
 
     def _client(self, number: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=_CONNECTIONS_MAX, keepalive_expiry=_KEEP_IDLE_S)
-        transport = httpx.AsyncHTTPTransport(uds=str(self.seat.socket(number)), limits=limits, verify=False)
+        transport = httpx.AsyncHTTPTransport(uds=str(self.worker.socket(number)), limits=limits, verify=False)
         return httpx.AsyncClient(
             transport=transport, base_url="http://worker", timeout=self._timeout_s, trust_env=False
         )
@@ -165,7 +165,7 @@ class Gathering:
             families = yield from merging.read(lines)
             workers.append(families)
         for number in silent:
-            families = yield from kept(self._peers.seat.counts(number))
+            families = yield from kept(self._peers.worker.counts(number))
             workers.append(families)
         merged = yield from merging.merged(workers, cached / tokens if tokens else 0.0)
         answering = GaugeMetricFamily("warmroute_workers", "Workers that answer.", value=len(told))

@@ -23,7 +23,7 @@ from pathlib import Path
 from router.config.settings import Config
 from router.server.listening import reserved
 from router.workers.control import told
-from router.workers.worker import Seat
+from router.workers.worker import Worker
 from scorer.board import row_of
 
 log = logging.getLogger("warmroute.workers")
@@ -103,7 +103,7 @@ class Workers:
             process.send_signal(sig)
 
     async def _keep(self, number: int, started: asyncio.Future[bool] | None = None) -> int:
-        """One worker after the other in this seat, until told to leave: the exit code of the last one, if it is bad.
+        """One worker after the other in this place, until told to leave: the exit code of the last one, if it is bad.
 
         `started`: how the very first one fares is told, and it gets no second try.
         """
@@ -133,7 +133,7 @@ class Workers:
         """One worker, from start to end: its exit code."""
         loop = asyncio.get_running_loop()
         gateway = self._config.gateway
-        seat = Seat(number, gateway.workers, self._folder, self._descriptor, self._seed, self._lives[number])
+        worker = Worker(number, gateway.workers, self._folder, self._descriptor, self._seed, self._lives[number])
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -144,7 +144,7 @@ class Workers:
             ours.setblocking(False)
             serves = False
             with contextlib.suppress(OSError):  # it has ended
-                await loop.sock_sendall(ours, told(self._config, seat))
+                await loop.sock_sendall(ours, told(self._config, worker))
                 serves = bool(await loop.sock_recv(ours, 1))
             if serves:
                 log.info("worker %d serves", number)

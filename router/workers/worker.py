@@ -12,14 +12,14 @@ from router.config.settings import Config
 from router.config.values import Section
 from scorer.board import Board, row_of
 
-S = TypeVar("S", bound=Section)
+_S = TypeVar("_S", bound=Section)
 
 
 @dataclass(slots=True, frozen=True)
-class Seat:
+class Worker:
     """`folder`: of all workers and nobody else. `memory`: descriptor of what they share. `seed`: of their block keys.
 
-    `life`: how often this seat was taken before.
+    `life`: how often its place was taken before.
     """
 
     number: int
@@ -34,7 +34,7 @@ class Seat:
         return self.folder / f"worker-{number}.sock"
 
     def counts(self, number: int) -> Path:
-        """Where a worker keeps what it has told of its counters: they go on with whoever has the seat after it."""
+        """Where a worker keeps what it has told of its counters: they go on with whoever has its place after it."""
         return self.folder / f"worker-{number}.json"
 
     def board(self, gateway: GatewayConfig) -> Board:
@@ -69,5 +69,5 @@ class Seat:
         return max(least, whole // self.workers + (self.number < whole % self.workers))
 
 
-def _with(section: S, **changes: object) -> S:
+def _with(section: _S, **changes: object) -> _S:
     return section.model_copy(update=changes)
