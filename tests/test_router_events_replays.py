@@ -57,6 +57,21 @@ async def test_a_history_that_is_cut_short(end: bool) -> None:
             assert listener.feed.counts["forgotten"] == 0
 
 
+async def test_a_socket_that_drops() -> None:
+    """A real ROUTER over its mark drops what it likes, the end marker too: all comes, piece by piece, and in order."""
+    async with publisher(replay_hwm=50) as speaker:
+        for _ in range(LONG):
+            await speaker.publish(lost=True)
+        async with listening(speaker, replace(PATIENT, replay_stall_s=0.2)) as listener:
+            await listener.joined()
+            assert len(speaker.asked) > 2, "nothing was dropped: this proves nothing"
+            assert (held(listener), listener.feed.state) == (LONG, "exact")
+            assert speaker.asked == sorted(speaker.asked)
+            await speaker.publish()
+            await until(lambda: held(listener, LONG + 1) == LONG + 1)
+            assert listener.feed.state == "exact"
+
+
 async def test_nothing_of_a_cut_history_is_believed() -> None:
     """What was stored may have been removed since: as long as the rest is missing, no prompt is credited with it."""
     async with publisher() as speaker:

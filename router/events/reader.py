@@ -166,12 +166,12 @@ class FeedReader:
     async def _ask(self, start: int) -> bool:
         """Ask again and again until a whole history has come; False: it does not come.
 
-        A pod drops silently what it can't send at once, a stretch in the middle, or all from some number on; its end
-        marker may come nevertheless. So the end is asked for once more, until nothing new comes or a live batch
-        follows: then there is nothing between.
+        A pod drops silently what it can't send at once, stretches in the middle, or all from some number on; its end
+        marker may come nevertheless. Whatever closes a part of it was not in vain. So the end is asked for once more,
+        until nothing new comes or a live batch follows: then there is nothing between.
         """
         feed, limits = self.feed, self._limits
-        again, last, batches, size, vain = start, -1, 0, 0, 0
+        again, last, front, batches, size, vain = start, -1, -1, 0, 0, 0
         left = limits.replay_retries
         while True:
             replay, end = await self._fetch(again, vain)
@@ -181,16 +181,19 @@ class FeedReader:
                     log.warning("%s: its replay does not end: %d batches, %d bytes", feed.pod, batches, size)
                     return False
                 if replay.anew is not None:
-                    again, last = replay.anew, -1
+                    again, last, front = replay.anew, -1, -1
                     continue
             new = replay is not None and replay.last > last
+            last = replay.last if replay is not None and new else last
             missing = feed.missing()
             if end == "complete" and missing is None and (not new or feed.caught_up):
                 return True
-            if replay is not None and new:
-                last, left = replay.last, limits.replay_retries
+            reached = missing if missing is not None else last + 1
+            if new or reached > front:
+                left = limits.replay_retries
             else:
                 vain += 1
+            front = max(front, reached)
             if not left:
                 return end == "complete"
             left -= 1

@@ -44,7 +44,8 @@ def stored(number: int, clock: float, rank: int = 0) -> bytes:
 
 @dataclass
 class Publisher:
-    """A pod's feed. What `lost` names is in the history and was never sent; `answers` makes a replay's answers."""
+    """A pod's feed. What `lost` names is in the history and was never sent; `answers` makes a replay's answers, which
+    go out as fast as vLLM's thread sends them: what is over the socket's mark is dropped, and nobody is told."""
 
     pub: zmq.asyncio.Socket
     router: zmq.asyncio.Socket
@@ -82,19 +83,27 @@ class Publisher:
             yield [*topic, number.to_bytes(8, "big"), self.history[number]]
         yield [*([b""] if self.topic else []), END, b""]
 
+    @property
+    def thread(self) -> zmq.Socket[bytes]:
+        """The replay socket as a thread has it, which waits for nobody."""
+        return zmq.Socket.shadow(self.router.underlying)
+
     async def serve(self) -> None:
         while True:
             client, _, start = await self.router.recv_multipart()
             self.asked.append(int.from_bytes(start, "big"))
             for answer in (self.answers or self.whole)(self.asked[-1]):
-                await self.router.send_multipart([client, b"", *answer])
+                self.thread.send_multipart([client, b"", *answer])
 
 
 @contextlib.asynccontextmanager
 async def publisher(
-    ports: list[int] | None = None, connects: str | None = None, hwm: int = 1000, **options: Any
+    ports: list[int] | None = None, connects: str | None = None, hwm: int = 1000, replay_hwm: int = 0, **options: Any
 ) -> AsyncIterator[Publisher]:
-    """A publisher on its ports, or one that `connects`; XPUB is PUB that tells of its subscribers."""
+    """A publisher on its ports, or one that `connects`; XPUB is PUB that tells of its subscribers.
+
+    `hwm`, `replay_hwm`: so many messages wait for a peer, the rest is dropped; 0: all of them wait.
+    """
     events, replay = (f"tcp://127.0.0.1:{port}" for port in ports or free_ports(2))
     events = connects or events
     with zmq.asyncio.Context() as context, context.socket(zmq.XPUB) as pub, context.socket(zmq.ROUTER) as router:
@@ -102,6 +111,7 @@ async def publisher(
         for socket in (pub, router):
             socket.setsockopt(zmq.LINGER, 0)
         pub.setsockopt(zmq.SNDHWM, hwm)
+        router.setsockopt(zmq.SNDHWM, replay_hwm)
         pub.setsockopt(zmq.IPV6, "[" in events)
         (pub.connect if connects else pub.bind)(events)
         router.bind(replay)
