@@ -161,7 +161,7 @@ def measured(made: list[bytes], operations: int) -> tuple[str, bool]:
         feed = Feed(index, "pod", 1000)
         for number, payload in enumerate(made):
             feed.frame(number, payload, 0.0)
-        assert feed.state == "exact" and not feed.counts["unknown removals"] and not feed.counts["refused"]
+        assert feed.state == "exact" and not feed.counts.unknown_removals and not feed.counts.refused
 
     best = best_s({"bare": bare, "believed": believed})
     rate, times = operations / best["believed"], best["believed"] / best["bare"]
@@ -235,7 +235,7 @@ async def serve(told: Connection, seconds: float) -> bool:
     cpu_s = process_time() - began
     sent, took_s = told.recv()
     await asyncio.sleep(0.5)
-    applied = sum(feed.counts["stored"] + feed.counts["removed"] for feed in feeds)
+    applied = sum(feed.counts.stored + feed.counts.removed for feed in feeds)
     told.send(None)
     p99, worst = lags[int(0.99 * len(lags))], lags[-1]
     idle_p99, idle_worst = idle[int(0.99 * len(idle))], idle[-1]

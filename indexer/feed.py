@@ -6,7 +6,6 @@ nothing was heard at all. In doubt the pod's blocks are forgotten: empty is hone
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -16,6 +15,7 @@ from indexer.backlog import LARGE, WAITING_MAX, Backlog, blocks_of
 from indexer.blocks import Grain, ahead_of, size_of
 from indexer.errors import WireError
 from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
+from indexer.feed_counts import FeedCounts
 from indexer.index import PrefixIndex
 from indexer.match import Hit, Holder
 from indexer.stream import Ready, Stream
@@ -63,7 +63,7 @@ class Feed:
     ) -> None:
         """`held_max`, `held_bytes_max`: of batches that wait for others; `block_size`: the configured one."""
         self.pod = pod
-        self.counts: Counter[str] = Counter()
+        self.counts = FeedCounts()
         self.adapters: list[str] = []  # names of LoRA adapters in order of loading: their numbers count from 1
         self.grain: Grain | None = block_size  # by which its blocks have keys, once one came
         self.rank: int | None = None  # as its newest batch says: among all ranks, maybe of several nodes
@@ -176,10 +176,14 @@ class Feed:
         self.last_clock = batch.ts
         ready = self._stream.live(number, batch.ts, batch, len(payload))
         if ready.verdict == "gap":
-            self.counts["missed"] += number - self._stream.expected
+            self.counts.missed += number - self._stream.expected
         if ready.verdict != "restart":  # counted where it is acted on: a replay finds restarts, too
-            self.counts[ready.verdict] += 1
+            self.counts.batch(ready.verdict)
         return self._act(ready, now)
+
+    def spoiled(self) -> None:
+        """A frame came that is none: it will be missed as a batch."""
+        self.counts.decode_errors += 1
 
     def replayed(self, number: int, payload: bytes, now: float) -> int | None:
         """A batch came from the replay socket."""
@@ -194,7 +198,9 @@ class Feed:
         if complete:
             self._heard = True
             self.trust.answered()
-        self.counts["replay complete" if complete else "replay failed"] += 1
+            self.counts.replay_complete += 1
+        else:
+            self.counts.replay_failed += 1
         return self._act(self._stream.replay_ended(complete), now)
 
     @property
@@ -232,7 +238,7 @@ class Feed:
         self._judged(self.trust.compare(predicted, reported, self.block_size or 1))
 
     def _judged(self, verdict: ReportVerdict) -> None:
-        self.counts[f"predictions {verdict}"] += 1
+        self.counts.prediction(verdict)
         if self.trust.proven:  # what was missed no longer matters
             self._stream.cleared()
             self._settle(emptied=False)
@@ -273,7 +279,7 @@ class Feed:
             self._refilled_at = now
         elif not self.trust.wants_resync(now):
             return None
-        self.counts["resyncs"] += 1
+        self.counts.resyncs += 1
         return self._act(self._stream.resync(), now)
 
     def dispute(self) -> None:
@@ -337,7 +343,7 @@ class Feed:
         try:
             batch = wire.decode(payload)
         except WireError:
-            self.counts["decode errors"] += 1
+            self.counts.decode_errors += 1
             self._unknown(UNDECODABLE)
             return None
         if batch.rank is not None:
@@ -346,12 +352,12 @@ class Feed:
 
     def _act(self, ready: Ready[Batch], now: float) -> int | None:
         if ready.verdict == "restart":
-            self.counts["restart"] += 1
+            self.counts.restart += 1
             self._reasons.clear()
             self.trust.forget()
         if ready.forget:
             self.forget(anew=ready.verdict == "restart")
-            self.counts["forgotten"] += 1
+            self.counts.forgotten += 1
         if self._disputed:
             return None
         again = self._tells_again(ready.verdict == "in_order", now)
@@ -371,10 +377,10 @@ class Feed:
     def _apply(self, batch: Batch, again: bool, now: float) -> None:
         counts = self.counts
         if batch.bad:
-            counts["decode errors"] += len(batch.bad)
+            counts.decode_errors += len(batch.bad)
             self._unknown(UNDECODABLE)
         if batch.unknown:
-            counts["unknown events"] += len(batch.unknown)
+            counts.unknown_events += len(batch.unknown)
             self._unknown(UNKNOWN)
         events = [_told_again(event) for event in batch.events] if again else batch.events
         if not self._backlog and blocks_of(events) <= LARGE:
@@ -401,26 +407,26 @@ class Feed:
             applied = self._index.apply(
                 self.pod, event, None if event.lora_id is None else self._adapter(event.lora_id)
             )
-            counts["stored"] += applied.stored
+            counts.stored += applied.stored
             if applied.stored and event.tier == "gpu" and (event.block_size != self.grain or event.ahead is not None):
                 self._learn(event)
             if applied.refused:
-                counts["refused"] += applied.refused
+                counts.refused += applied.refused
             if applied.ignored:
-                counts["ignored"] += applied.ignored
+                counts.ignored += applied.ignored
             if applied.ignored or self._unsure:
                 self._look_at_groups()
             if applied.hidden:
-                counts["hidden"] += applied.hidden
+                counts.hidden += applied.hidden
                 self._unknown(HIDDEN)
             if applied.orphans:
-                counts["orphans"] += applied.orphans
+                counts.orphans += applied.orphans
                 self._unknown(ORPHANS)
         elif isinstance(event, BlockRemoved):
             applied = self._index.apply(self.pod, event)
-            counts["removed"] += applied.removed
+            counts.removed += applied.removed
             if applied.unknown:
-                counts["unknown removals"] += applied.unknown
+                counts.unknown_removals += applied.unknown
         else:
             self._clear(event)
 
@@ -437,7 +443,7 @@ class Feed:
     def _clear(self, event: AllBlocksCleared) -> None:
         self._settle(emptied=False)
         applied = self._index.apply(self.pod, event)
-        self.counts["cleared"] += 1
+        self.counts.cleared += 1
         if event.tier != "gpu":
             return
         self._stream.cleared()

@@ -323,18 +323,23 @@ class Metrics:
             yield None
             feeds = [rank.feed for rank in pod.ranks if rank.feed is not None]
             for feed in feeds:
-                for kind in ("stored", "removed", "cleared", "ignored", "unknown events"):
-                    events[(pod.name, kind.split()[0])] += feed.counts[kind]
-                gaps[pod.name] += feed.counts["gap"]
-                missed[pod.name] += feed.counts["missed"]
-                replays[(pod.name, "complete")] += feed.counts["replay complete"]
-                replays[(pod.name, "failed")] += feed.counts["replay failed"]
-                orphans[pod.name] += feed.counts["orphans"]
-                for result in ("equal", "over", "under"):
-                    predictions[(pod.name, result)] += feed.counts[f"predictions {result}"]
-                resyncs[pod.name] += feed.counts["resyncs"]
+                counts = feed.counts
+                events[(pod.name, "stored")] += counts.stored
+                events[(pod.name, "removed")] += counts.removed
+                events[(pod.name, "cleared")] += counts.cleared
+                events[(pod.name, "ignored")] += counts.ignored
+                events[(pod.name, "unknown")] += counts.unknown_events
+                gaps[pod.name] += counts.gap
+                missed[pod.name] += counts.missed
+                replays[(pod.name, "complete")] += counts.replay_complete
+                replays[(pod.name, "failed")] += counts.replay_failed
+                orphans[pod.name] += counts.orphans
+                predictions[(pod.name, "equal")] += counts.predictions_equal
+                predictions[(pod.name, "over")] += counts.predictions_over
+                predictions[(pod.name, "under")] += counts.predictions_under
+                resyncs[pod.name] += counts.resyncs
                 drops[pod.name] += feed.dropped
-                errors[pod.name] += feed.counts["decode errors"]
+                errors[pod.name] += counts.decode_errors
             if feeds:
                 lag.add_metric((pod.name,), max(feed.lag_s for feed in feeds))
         yield lag

@@ -43,7 +43,7 @@ def _served(core: Core, seed: int, count: int = 161, **more: Any) -> Placement:
 def _counts(core: Core) -> dict[str, int]:
     feed = core.fleet.pods["pod-0"].ranks[0].feed
     assert feed is not None
-    return {result: feed.counts[f"predictions {result}"] for result in ("equal", "over", "under")}
+    return {result: feed.counts.told().get(f"predictions {result}", 0) for result in ("equal", "over", "under")}
 
 
 def test_reports_are_told_apart() -> None:
@@ -70,7 +70,7 @@ def test_an_error_that_persists_degrades_the_feed() -> None:
     assert decide(core, asked(core, 1, 161), NOBODY, 0.0).matched_tokens == 0, "the pod has none"
     for _ in range(WRONG_MIN):
         core.finish(_served(core, 1), counted(161, 0), 0.0)
-    assert feed.state == "exact" and feed.counts["resyncs"] == 1
+    assert feed.state == "exact" and feed.counts.resyncs == 1
 
 
 def test_what_is_no_proof() -> None:
@@ -249,4 +249,4 @@ async def test_counters_are_looked_at_where_responses_tell_nothing() -> None:
         told.answers["/metrics"] = (200, b"vllm:prefix_cache_queries_total 1161\nvllm:prefix_cache_hits_total 320\n")
         feed = pod.ranks[0].feed
         assert feed is not None
-        await until(lambda: feed.counts["predictions equal"] == 1)
+        await until(lambda: feed.counts.predictions_equal == 1)

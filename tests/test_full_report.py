@@ -117,7 +117,7 @@ def test_what_is_told_again_is_no_copy(seed: int) -> None:
         pod.serve(full=pod.rng.random() < 0.3)
         assert not pod.stale()
         unknown += pod.unknown()
-    assert pod.feed.counts["removed"] > 300
+    assert pod.feed.counts.removed > 300
     assert unknown == 0, "here no request stores a copy more, so nothing is undercounted"
 
 

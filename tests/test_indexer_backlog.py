@@ -55,7 +55,7 @@ def test_one_large_store(salt: str | None) -> None:
     while feed.go_on(0.0):
         seen.append(_held(index, salt))
     assert seen[:-1] == list(range(0, BLOCKS, PIECE)) and seen[-1] == BLOCKS
-    assert not feed.unfinished and feed.state == "exact" and feed.counts["stored"] == BLOCKS
+    assert not feed.unfinished and feed.state == "exact" and feed.counts.stored == BLOCKS
     assert _held(index, salt) == BLOCKS and not feed.go_on(0.0)
 
 

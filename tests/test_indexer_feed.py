@@ -8,6 +8,7 @@ import pytest
 
 from indexer.blocks import KeySpace
 from indexer.feed import BLOCK_SIZE, DISPUTED, ORPHANS, REPLAYING, TRUNCATED, UNDECODABLE, UNKNOWN, Feed
+from indexer.feed_counts import FeedCounts
 from indexer.index import Holding, PrefixIndex
 
 SPACE = KeySpace(0x5EED)
@@ -54,9 +55,7 @@ def test_stores_and_removals_reach_the_index() -> None:
     feed.frame(1, _batch(2.0, _removed(3), _stored([4], parent=2)), 0.0)
     assert _held(index, [1, 2, 3]) == 2 and _held(index, [1, 2, 4]) == 3
     feed.frame(2, _batch(3.0, _removed(99)), 0.0)
-    assert {name: feed.counts[name] for name in ("stored", "removed", "unknown removals", "in_order")} == {
-        "stored": 4, "removed": 1, "unknown removals": 1, "in_order": 3,
-    }  # fmt: skip
+    assert feed.counts == FeedCounts(stored=4, removed=1, unknown_removals=1, in_order=3)
     assert feed.state == "exact"
 
 
@@ -81,7 +80,7 @@ def test_what_replay_cannot_close_is_forgotten() -> None:
     feed.replay_ended(False, 0.0)
     assert _held(index, [1, 2]) == 0 and _held(index, [7]) == 1
     assert feed.state == "degraded" and set(feed.reasons) == {TRUNCATED, ORPHANS}
-    assert feed.counts["forgotten"] == 1 and feed.counts["replay failed"] == 1 and feed.counts["orphans"] == 1
+    assert feed.counts.forgotten == 1 and feed.counts.replay_failed == 1 and feed.counts.orphans == 1
     feed.frame(6, _batch(6.0, _CLEARED, _stored([1])), 0.0)
     assert feed.state == "exact" and _held(index, [1, 2]) == 1 and _held(index, [7]) == 0
 
@@ -93,7 +92,7 @@ def test_a_restarted_pod_holds_nothing_of_before() -> None:
         feed.frame(number, _batch(float(number), _stored([number + 1])), 0.0)
     assert feed.frame(0, _batch(10.0, _stored([5])), 0.0) is None
     assert index.holding("pod") == Holding(1, 0, 0, 0, 0) and _held(index, [5]) == 1
-    assert feed.state == "exact" and feed.counts["restart"] == 1
+    assert feed.state == "exact" and feed.counts.restart == 1
 
 
 def test_a_duplicate_changes_nothing() -> None:
@@ -103,7 +102,7 @@ def test_a_duplicate_changes_nothing() -> None:
     feed.frame(0, payload, 0.0)
     feed.frame(0, payload, 0.0)
     feed.frame(1, _batch(2.0, _removed(1)), 0.0)
-    assert _held(index, [1]) == 0 and feed.counts["duplicate"] == 1
+    assert _held(index, [1]) == 0 and feed.counts.duplicate == 1
 
 
 def test_a_frame_that_is_no_batch() -> None:
@@ -111,7 +110,7 @@ def test_a_frame_that_is_no_batch() -> None:
     feed, index = _feed()
     feed.frame(0, _batch(0.0, _stored([1])), 0.0)
     assert feed.frame(1, b"\xc1", 0.0) == 0
-    assert feed.counts["decode errors"] == 1 and UNDECODABLE in feed.reasons
+    assert feed.counts.decode_errors == 1 and UNDECODABLE in feed.reasons
     assert feed.frame(2, b"", 0.0) is None, "a replay is under way"
     for number, payload in enumerate((_batch(0.0, _stored([1])), _batch(1.0, _stored([2], parent=1)))):
         feed.replayed(number, payload, 0.0)
@@ -125,9 +124,9 @@ def test_a_bad_event_degrades() -> None:
     """The events beside it count; an unknown type may say something of the pod's blocks, too."""
     feed, index = _feed()
     feed.frame(0, _batch(0.0, ["BlockMoved", 1], _stored([1])), 0.0)
-    assert feed.reasons == [UNKNOWN] and feed.counts["unknown events"] == 1
+    assert feed.reasons == [UNKNOWN] and feed.counts.unknown_events == 1
     feed.frame(1, _batch(1.0, ["BlockStored", 5], _stored([2], parent=1)), 0.0)
-    assert feed.reasons == [UNKNOWN, UNDECODABLE] and feed.counts["decode errors"] == 1 and _held(index, [1, 2]) == 2
+    assert feed.reasons == [UNKNOWN, UNDECODABLE] and feed.counts.decode_errors == 1 and _held(index, [1, 2]) == 2
 
 
 def test_a_silent_pod_that_has_a_history() -> None:

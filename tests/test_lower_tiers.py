@@ -142,7 +142,7 @@ def test_a_placeholder_of_an_unknown_hash_is_said() -> None:
     """Its content can't be known: the tier is not wholly known any more."""
     pod = _Pod()
     pod.say(_stored(HASHES), _placeholder(99))
-    assert pod.feed.state == "degraded" and pod.feed.reasons == [HIDDEN] and pod.feed.counts["hidden"] == 1
+    assert pod.feed.state == "degraded" and pod.feed.reasons == [HIDDEN] and pod.feed.counts.hidden == 1
 
 
 @pytest.mark.parametrize("branch", [False, True])

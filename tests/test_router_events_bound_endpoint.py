@@ -155,9 +155,9 @@ async def test_a_gap_of_one_of_them() -> None:
             await first.publish(lost=number in (7, 8))
             await second.publish()
         await until(lambda: (room.held("pod-0"), room.held("pod-1")) == (20, 20))
-        assert room.feed("pod-0").counts["gap"] == 1 and room.feed("pod-0").counts["missed"] == 2
-        assert room.feed("pod-1").counts["gap"] == 0
-        assert room.feed("pod-0").counts["forgotten"] == 0
+        assert room.feed("pod-0").counts.gap == 1 and room.feed("pod-0").counts.missed == 2
+        assert room.feed("pod-1").counts.gap == 0
+        assert room.feed("pod-0").counts.forgotten == 0
 
 
 async def test_a_gap_without_replay() -> None:
@@ -174,7 +174,7 @@ async def test_a_gap_without_replay() -> None:
             assert room.held("pod-0") == 3
             await first.publish(lost=True)
             await first.publish()
-            await until(lambda: room.feed("pod-0").counts["forgotten"] == 1)
+            await until(lambda: room.feed("pod-0").counts.forgotten == 1)
             assert (room.held("pod-0"), room.held("pod-1")) == (0, 1)
             assert room.feed("pod-0").state == "degraded"
 
@@ -194,7 +194,7 @@ async def test_a_restart() -> None:
             await second.publish()
             await until(lambda: room.held("pod-0") == 1)
             await until(lambda: room.feed("pod-0").state == "exact")
-            assert room.feed("pod-0").counts["restart"] == 1 and room.held("pod-1") == 1
+            assert room.feed("pod-0").counts.restart == 1 and room.held("pod-1") == 1
 
 
 async def test_a_connection_that_was_down() -> None:
@@ -208,7 +208,7 @@ async def test_a_connection_that_was_down() -> None:
         history = [*first.history, *(stored(number, first.born + number * 1e-3) for number in range(5, 9))]
         async with speaking(port, "kv@pod-0@m", ports=replays, history=history, born=first.born):
             await until(lambda: room.held("pod-0") == 9)
-            assert room.feed("pod-0").counts["forgotten"] == 0
+            assert room.feed("pod-0").counts.forgotten == 0
 
 
 async def test_a_router_that_was_down() -> None:
@@ -344,7 +344,7 @@ async def test_spoiled_frames() -> None:
             [b"kv@pod-0@m", b"\0" * 8, b"\xc1"],
         ):
             await first.pub.send_multipart(message)
-        await until(lambda: room.feed("pod-0").counts["decode errors"] == 3)
+        await until(lambda: room.feed("pod-0").counts.decode_errors == 3)
         await first.publish(lost=True)
         await first.publish()
         await until(lambda: room.held("pod-0") == 2)
@@ -384,8 +384,8 @@ async def test_more_than_waits_its_turn() -> None:
                 await first.publish(stored(len(first.history), first.born + len(first.history)))
                 await asyncio.sleep(0.5)
         feed = room.feed("pod-0")
-        assert feed.counts["gap"] > 0 and feed.counts["missed"] > 0
-        assert feed.counts["forgotten"] == 0
+        assert feed.counts.gap > 0 and feed.counts.missed > 0
+        assert feed.counts.forgotten == 0
 
 
 def padded(number: int, clock: float) -> bytes:
@@ -402,7 +402,7 @@ async def test_ipv6(host: str) -> None:
         for number, peer in enumerate(["[::1]"] if host == "[::1]" else ["[::1]", "127.0.0.1"], 1):
             async with speaking(port, "kv@pod-0@m", host=peer, born=number * 1e3) as first:
                 await first.publish()
-                await until(lambda: room.feed("pod-0").counts["stored"] == number)  # noqa: B023
+                await until(lambda: room.feed("pod-0").counts.stored == number)  # noqa: B023
 
 
 async def test_a_port_that_is_taken() -> None:

@@ -82,10 +82,10 @@ async def test_recorded_frames(version: str) -> None:
             speaker.answers = lambda asked: [answer[1:] for answer in answers]
             speaker.history = [payload for _, _, payload in frames]
             await speaker.pub.send_multipart(frames[-1])
-            await until(lambda: listener.feed.counts["gap"] == 1 and listener.feed.state == "exact")
+            await until(lambda: listener.feed.counts.gap == 1 and listener.feed.state == "exact")
             assert speaker.asked == [0, start // 2, start]
             assert start == int.from_bytes(parts_of(request, "request_parts")[1], "big")
-            assert listener.feed.counts["decode errors"] == listener.feed.counts["forgotten"] == 0
+            assert listener.feed.counts.decode_errors == listener.feed.counts.forgotten == 0
             assert listener.index.holding(POD) == reference.holding(POD)
             size = direct.block_size or 0
             ours = believed(listener.index, space, version, size)
@@ -144,7 +144,7 @@ async def test_no_replay_socket() -> None:
         assert listener.feed.state == "exact"
         await speaker.publish(lost=True)
         await speaker.publish()
-        await until(lambda: listener.feed.counts["forgotten"] == 1)
+        await until(lambda: listener.feed.counts.forgotten == 1)
         assert (listener.held(), listener.feed.state) == (0, "degraded")
 
 
@@ -159,7 +159,7 @@ async def test_gap() -> None:
         for number in range(40):
             await speaker.publish(lost=number in (10, 11, 12, 30))
         await until(lambda: listener.held() == 40)
-        assert listener.feed.state == "exact" and listener.feed.counts["forgotten"] == 0
+        assert listener.feed.state == "exact" and listener.feed.counts.forgotten == 0
         assert speaker.asked[:2] == [0, 9]
 
 
@@ -175,7 +175,7 @@ async def test_swapped_frames() -> None:
                 await speaker.send(swapped, speaker.history[swapped])
         await until(lambda: listener.held() == 20)
         await until(lambda: listener.feed.state == "exact")
-        assert listener.feed.counts["forgotten"] == 0
+        assert listener.feed.counts.forgotten == 0
 
 
 async def test_replay_with_holes() -> None:
@@ -217,7 +217,7 @@ async def test_no_end_marker() -> None:
         async with listening(speaker, QUICK) as listener:
             await listener.joined()
             assert (listener.held(), listener.feed.state, listener.feed.reasons) == (0, "degraded", [BEHIND])
-            assert listener.feed.counts["replay failed"] == 1
+            assert listener.feed.counts.replay_failed == 1
             await speaker.subscribed()
             await speaker.publish()
             await until(lambda: listener.held() == 11)
@@ -263,7 +263,7 @@ async def test_reconnect_to_the_same_publisher() -> None:
         async with publisher(ports, history=history, born=first.born) as second:
             await until(lambda: listener.held() == 9)
             await until(lambda: second.asked == [4, 9])
-            assert listener.feed.counts["forgotten"] == 0
+            assert listener.feed.counts.forgotten == 0
             await second.subscribed()
             await second.publish()
             await until(lambda: listener.held() == 10)
@@ -279,7 +279,7 @@ async def test_reconnect_to_another_publisher() -> None:
             async with publisher(ports, history=list(history), born=born) as second:
                 await until(lambda: listener.held() == len(history))  # noqa: B023 - awaited here
                 await until(lambda: listener.feed.state == "exact")
-                assert listener.feed.counts["restart"] >= 1
+                assert listener.feed.counts.restart >= 1
                 await second.subscribed()
                 await second.publish()
                 await until(lambda: listener.held() == len(history) + 1)  # noqa: B023
@@ -296,7 +296,7 @@ async def test_restart_seen_in_the_frames() -> None:
         speaker.history, speaker.born = [], speaker.born + 60
         await speaker.publish()
         await until(lambda: listener.held() == 1)
-        assert listener.feed.counts["restart"] == 1 and listener.feed.state == "exact"
+        assert listener.feed.counts.restart == 1 and listener.feed.state == "exact"
 
 
 async def test_garbage() -> None:
@@ -306,7 +306,7 @@ async def test_garbage() -> None:
         await listener.joined()
         for message in ([b"x"], [b"", b"short", b""], [b"a", b"\0" * 8, b"b", b"c"]):
             await speaker.pub.send_multipart(message)
-        await until(lambda: listener.feed.counts["decode errors"] == 3)
+        await until(lambda: listener.feed.counts.decode_errors == 3)
         await speaker.send(0, b"x" * 5001)
         await speaker.subscribed()  # it was cut off
         await speaker.publish(lost=True)
@@ -342,7 +342,7 @@ async def test_a_large_batch_leaves_the_loop_to_others(way: str) -> None:
             def all_believed() -> bool:
                 seen.add(listener.held(keys))
                 assert listener.feed.state != "exact" or not listener.feed.unfinished
-                return listener.feed.state == "exact" and listener.feed.counts["removed"] == 1
+                return listener.feed.state == "exact" and listener.feed.counts.removed == 1
 
             async with asyncio.timeout(20):
                 while not all_believed():

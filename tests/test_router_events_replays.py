@@ -54,7 +54,7 @@ async def test_a_history_that_is_cut_short(end: bool) -> None:
             await listener.joined()
             assert (held(listener), listener.feed.state) == (LONG, "exact")
             assert speaker.asked == [0, 1500, 2000, LONG]
-            assert listener.feed.counts["forgotten"] == 0
+            assert listener.feed.counts.forgotten == 0
 
 
 async def test_a_socket_that_drops() -> None:
@@ -87,7 +87,7 @@ async def test_nothing_of_a_cut_history_is_believed() -> None:
 
         speaker.answers = answers
         async with listening(speaker, replace(PATIENT, replay_timeout_s=0.3, replay_stall_s=0.2)) as listener:
-            await until(lambda: listener.feed.counts["stored"] == 30)
+            await until(lambda: listener.feed.counts.stored == 30)
             assert (held(listener), listener.feed.reasons) == (0, [REPLAYING])
             await listener.joined()
             assert (held(listener), listener.feed.reasons) == (0, [BEHIND])
@@ -95,7 +95,7 @@ async def test_nothing_of_a_cut_history_is_believed() -> None:
             await speaker.subscribed()
             await speaker.publish(msgspec.msgpack.encode([speaker.born + 2, [["BlockRemoved", [50], "GPU"]], 0]))
             await until(lambda: listener.feed.state == "exact")
-            assert (listener.feed.counts["stored"], listener.feed.counts["removed"]) == (50, 2)
+            assert (listener.feed.counts.stored, listener.feed.counts.removed) == (50, 2)
             assert held(listener) == 0, "its first block was removed"
 
 
@@ -157,7 +157,7 @@ async def test_a_batch_of_a_replay_that_is_too_large() -> None:
             assert held(listener, 10) == 0 and listener.feed.state == "degraded"
             await speaker.subscribed()
             await speaker.publish()
-            await until(lambda: listener.feed.counts["forgotten"] == 1 and not listener.feed.replaying)
+            await until(lambda: listener.feed.counts.forgotten == 1 and not listener.feed.replaying)
             assert listener.feed.last_number == 5
 
 
@@ -175,7 +175,7 @@ async def test_many_feeds_of_one_context() -> None:
         try:
             async with asyncio.timeout(60):
                 await asyncio.gather(*(reader.joined.wait() for reader in readers))
-            assert {(reader.feed.state, reader.feed.counts["stored"]) for reader in readers} == {("exact", 1)}
+            assert {(reader.feed.state, reader.feed.counts.stored) for reader in readers} == {("exact", 1)}
         finally:
             await asyncio.gather(*(reader.stop() for reader in readers))
             context.destroy(linger=0)

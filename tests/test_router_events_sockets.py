@@ -49,9 +49,9 @@ async def test_a_name() -> None:
         named = [place.replace("127.0.0.1", "localhost") for place in (speaker.events, speaker.replay)]
         async with reading(*named) as reader:
             await speaker.subscribed()
-            await until(lambda: reader.feed.counts["stored"] == 3)
+            await until(lambda: reader.feed.counts.stored == 3)
             await speaker.publish()
-            await until(lambda: reader.feed.counts["stored"] == 4)
+            await until(lambda: reader.feed.counts.stored == 4)
 
 
 async def test_a_name_with_several_addresses() -> None:
@@ -66,9 +66,9 @@ async def test_a_name_with_several_addresses() -> None:
         named = [place.replace("127.0.0.1", "pod") for place in (speaker.events, speaker.replay)]
         async with reading(*named, resolve) as reader:
             await speaker.subscribed()
-            await until(lambda: reader.feed.counts["stored"] == 1)
+            await until(lambda: reader.feed.counts.stored == 1)
             await speaker.publish()
-            await until(lambda: reader.feed.counts["stored"] == 2)
+            await until(lambda: reader.feed.counts.stored == 2)
 
 
 async def test_a_pod_that_moved() -> None:
@@ -83,12 +83,12 @@ async def test_a_pod_that_moved() -> None:
         async with publisher(ports[:2]) as first:
             await first.subscribed()
             await first.publish()
-            await until(lambda: reader.feed.counts["stored"] == 1)
+            await until(lambda: reader.feed.counts.stored == 1)
         place[0] = ports[2]
         async with publisher(ports[2:]) as second:
             await second.subscribed()
             await second.publish()
-            await until(lambda: reader.feed.counts["stored"] == 2)
+            await until(lambda: reader.feed.counts.stored == 2)
 
 
 async def test_a_name_that_is_not_known_yet(caplog: pytest.LogCaptureFixture) -> None:
@@ -107,7 +107,7 @@ async def test_a_name_that_is_not_known_yet(caplog: pytest.LogCaptureFixture) ->
             async with reading("tcp://pod:5557", None, resolve) as reader:
                 await speaker.subscribed()
                 await speaker.publish()
-                await until(lambda: reader.feed.counts["stored"] == 1)
+                await until(lambda: reader.feed.counts.stored == 1)
     said = [record.getMessage() for record in caplog.records]
     assert said == ["tcp://pod:5557: its host is not known: Name or service not known"]
 
@@ -123,7 +123,7 @@ async def test_a_look_up_that_takes_long_holds_nobody_back() -> None:
         async with reading(speaker.events, speaker.replay) as reader:
             await speaker.subscribed()
             await speaker.publish()
-            await until(lambda: reader.feed.counts["stored"] == 1)
+            await until(lambda: reader.feed.counts.stored == 1)
         assert slow.feed.state == "blind"
 
 

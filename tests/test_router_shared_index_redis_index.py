@@ -215,7 +215,7 @@ def test_what_others_know_proves_nothing_of_the_own_feed() -> None:
     assert rank.feed is not None
     placed = route(core, asked(core, 1, is_alone=True), NOBODY, 0.0, told("pod-0", 6))
     core.finish(placed, counted(160, 96), 0.0)
-    assert rank.feed.counts == {"replay complete": 1, "predictions under": 1}
+    assert rank.feed.counts.told() == {"replay complete": 1, "predictions under": 1}
 
 
 # --- configuration ---

@@ -57,7 +57,7 @@ def test_counts_are_added_and_facts_are_not() -> None:
             core.fleet.pods["pod-0"].ranks[0].load.admit(100, 0.0)
         feed = core.fleet.pods["pod-0"].ranks[0].feed
         assert feed is not None
-        feed.counts["stored"] += 10 * requests
+        feed.counts.stored += 10 * requests
         workers.append(told(metrics_with(core, requests).steps()))
     values = values_of(at_once(merged(workers, 0.3)))
     assert values['warmroute_requests_total{"code": "200", "model": "m", "pod": "pod-0"}'] == 7

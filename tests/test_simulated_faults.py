@@ -21,7 +21,7 @@ def test_without_faults_every_prediction_is_right() -> None:
     scene = Scene(seed=1)
     scene.run(60)
     assert is_healed(scene) and len(scene.errors) > 100
-    assert scene.side.feed.counts["removed"] > 100 and scene.side.feed.counts["cleared"] >= 0
+    assert scene.side.feed.counts.removed > 100 and scene.side.feed.counts.cleared >= 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -32,7 +32,7 @@ def test_one_percent_of_frames_lost_for_ten_minutes(seed: int) -> None:
     scene.run(600)
     scene.side.link.lost = 0.0
     scene.run(5)
-    assert scene.side.feed.counts["gap"] > 20 and not scene.side.feed.counts["forgotten"]
+    assert scene.side.feed.counts.gap > 20 and not scene.side.feed.counts.forgotten
     assert is_healed(scene)
 
 
@@ -46,7 +46,7 @@ def test_lost_repeated_and_late_frames(seed: int) -> None:
     link.lost = link.repeated = link.late = link.replay_lost = 0.0
     scene.fault()
     scene.run(5)
-    assert scene.side.feed.counts["duplicate"] > 0
+    assert scene.side.feed.counts.duplicate > 0
     assert is_healed(scene)
 
 
@@ -57,7 +57,7 @@ def test_a_connection_cut_for_thirty_seconds(seed: int) -> None:
     scene.run(10 + seed)
     scene.cut(30)
     scene.run(5)
-    assert is_healed(scene) and not scene.side.feed.counts["forgotten"]
+    assert is_healed(scene) and not scene.side.feed.counts.forgotten
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -72,7 +72,7 @@ def test_a_pod_killed_and_started_again(seed: int) -> None:
     scene.side.link.lost = 0.0
     scene.fault()
     scene.run(5)
-    assert scene.side.feed.counts["restart"] >= 2
+    assert scene.side.feed.counts.restart >= 2
     assert is_healed(scene)
 
 
@@ -104,7 +104,7 @@ def test_what_no_fault_explains_is_found_by_the_pods_own_reports(seed: int) -> N
     assert feed.state == "exact"
     scene.side.index.clear("pod")
     scene.run(4)
-    assert feed.counts["resyncs"] == 1
+    assert feed.counts.resyncs == 1
     scene.errors.clear()
     scene.run(4)
     assert is_healed(scene)
@@ -121,7 +121,7 @@ def test_a_pod_that_says_nothing_of_what_it_lost(seed: int) -> None:
         scene.side.pod.lose_silently()
         scene.run(1)
     assert feed.state == "degraded" and DOUBTED in feed.reasons
-    assert feed.counts["predictions over"] > 100 > feed.counts["predictions under"]
-    assert feed.counts["resyncs"] == 2 == 1 + 100 // RESYNC_INTERVAL_S
+    assert feed.counts.predictions_over > 100 > feed.counts.predictions_under
+    assert feed.counts.resyncs == 2 == 1 + 100 // RESYNC_INTERVAL_S
     scene.run(60)
     assert feed.state == "exact"

@@ -128,7 +128,7 @@ def test_every_kind_is_right_or_not_exact(kind: str, told: bool) -> None:
         assert len(over) <= (0 if told and kind not in NOT_TOLD else 4), (seed, over)
         if reuse.caches:
             assert sum(cached > 0 for _, cached, _ in late) > 20 and pod.feed.state == "exact"
-            assert pod.feed.counts["removed"] or groups
+            assert pod.feed.counts.removed or groups
 
 
 OFFLOADED = {

@@ -134,7 +134,7 @@ def test_predicts_what_vllm_reports(version: str) -> None:
     assert sum(ask.n == 1 for ask in recorded.asks) == _AGREE[version] + len(_DISAGREE[version])
     feed = fleet.feeds[fleet.endpoints[0]]
     assert feed.state == "exact" and feed.block_size == recorded.block_size
-    assert not feed.counts["orphans"] and not feed.counts["unknown removals"] and not feed.counts["decode errors"]
+    assert not feed.counts.orphans and not feed.counts.unknown_removals and not feed.counts.decode_errors
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -168,7 +168,7 @@ def test_losses_are_repaired_by_replay(version: str) -> None:
     assert _disagreeing(fleet, recorded, repair=True) == _DISAGREE[version]
     feed = fleet.feeds[fleet.endpoints[0]]
     assert fleet.lost > len(recorded.frames) // 3
-    assert feed.state == "exact" and not feed.counts["forgotten"]
+    assert feed.state == "exact" and not feed.counts.forgotten
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -205,7 +205,7 @@ def test_two_ranks_are_two_holders() -> None:
         else:
             assert predicted == {ask.cached}, f"request {ask.number}"
     fleet.publish_until(len(recorded.frames))
-    assert [feed.counts["cleared"] for feed in fleet.feeds.values()] == [1, 1]
+    assert [feed.counts.cleared for feed in fleet.feeds.values()] == [1, 1]
 
 
 def test_hybrid_groups_are_both_needed() -> None:
@@ -215,7 +215,7 @@ def test_hybrid_groups_are_both_needed() -> None:
     assert len(recorded.asks) == 29
     assert _disagreeing(fleet, recorded, repair=False) == {}
     assert sum(ask.cached > 0 for ask in recorded.asks) == 11
-    assert fleet.feeds[fleet.endpoints[0]].counts["ignored"] > 0
+    assert fleet.feeds[fleet.endpoints[0]].counts.ignored > 0
 
 
 # Asks with n = 1, and of those that hit.
@@ -294,4 +294,4 @@ def test_an_offload_tier_goes_on_where_the_own_cache_ends() -> None:
     # The news of a reset comes with the step of the next request, 96; that its blocks are offloaded once more shows
     # that the tier was emptied, too.
     assert wrong == {96: (96, 0, "exact")}
-    assert feed.state == "exact" and not feed.counts["decode errors"]
+    assert feed.state == "exact" and not feed.counts.decode_errors

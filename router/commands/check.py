@@ -328,10 +328,10 @@ class _Examination:
         if not joined and feed.last_heard is None:
             findings.wrong(f"{name}no publisher of events answers at {events}.")
             return
-        replayed = bool(counts["replay complete"])
+        replayed = counts.replay_complete > 0
         if feed.last_heard is not None:
             findings.fine(f"{name}events arrive from {events}.")
-        elif replayed and counts["stored"]:
+        elif replayed and counts.stored:
             findings.fine(f"{name}no event came within {self._wait_s:g} s, it is idle; its replay tells of its blocks.")
         elif replayed:
             findings.fine(f"{name}no event came within {self._wait_s:g} s: nothing was published since it started.")
@@ -343,8 +343,8 @@ class _Examination:
             findings.fine(f"{name}the replay at {replay} answers.")
         else:
             findings.wrong(f"{name}the replay at {replay} does not answer.")
-        if counts["decode errors"]:
-            findings.wrong(f"{name}{counts['decode errors']} of its events could not be decoded.")
+        if counts.decode_errors:
+            findings.wrong(f"{name}{counts.decode_errors} of its events could not be decoded.")
 
     def _block_size(self, metrics: int | None, events: int | None) -> None:
         findings, learned = self._findings, events or metrics

@@ -183,7 +183,7 @@ class TokenProof:
     def _is_unsure(self, rank: Rank) -> bool:
         """May events of this feed be missing, or late?"""
         feed = rank.feed
-        if feed is None or not feed.heard or feed.counts["refused"] or not _UNSURE.isdisjoint(feed.reasons):
+        if feed is None or not feed.heard or feed.counts.refused or not _UNSURE.isdisjoint(feed.reasons):
             return True
         return feed.lag_s > self._lags[rank.id] + _LATE_S  # clocks differ: only more than the least counts
 

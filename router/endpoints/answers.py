@@ -182,7 +182,7 @@ def _rank(rank: Rank, core: Core, now: float) -> dict[str, Any]:
             "sequence": feed.last_number,
             "heard_s_ago": None if feed.last_heard is None else round(now - feed.last_heard, 3),
             "lag_s": round(feed.lag_s, 6),
-            "counts": dict(feed.counts),
+            "counts": feed.counts.told(),
             "dropped": feed.dropped,
             "proofs": feed.trust.proofs,
             "error_tokens": feed.trust.error_tokens,

@@ -194,14 +194,14 @@ class BoundEndpoint(Collector):
         try:
             rank = wire.rank_of(message[-1]) or 0
         except WireError:  # it shows as a gap, in whatever rank it is
-            speaker.voices[0].reader.feed.counts["decode errors"] += 1
+            speaker.voices[0].reader.feed.spoiled()
             return
         voice = speaker.voice(rank)
         if voice is None:
             self._nobodys(topic, f"has a frame of rank {rank}, which its pod has not")
         elif not voice.quiet_until:
             voice.reader.frame(message)
-            if voice.reader.feed.counts["restart"] != voice.counted:
+            if voice.reader.feed.counts.restart != voice.counted:
                 self._restarted(voice)
         elif voice.quiet_until <= self._clock():
             voice.quiet_until = 0.0
@@ -219,7 +219,7 @@ class BoundEndpoint(Collector):
     def _restarted(self, voice: _Voice) -> None:
         """Two publishers under one topic look like one that starts anew again and again."""
         feed, now, times = voice.reader.feed, self._clock(), voice.restarts
-        voice.counted = feed.counts["restart"]
+        voice.counted = feed.counts.restart
         times.append(now)
         if len(times) == times.maxlen and now - times[0] < self._bound_limits.dispute_s:
             times.clear()

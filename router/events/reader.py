@@ -101,7 +101,7 @@ class FeedReader:
     def frame(self, message: list[bytes]) -> None:
         """`[topic, sequence number, payload]`."""
         if len(message) != 3 or len(message[1]) != 8:
-            self.feed.counts["decode errors"] += 1
+            self.feed.spoiled()
             return
         try:
             start = self.feed.frame(int.from_bytes(message[1], "big"), message[2], self._clock())
