@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -49,6 +50,16 @@ def test_memory_is_bounded_and_the_oldest_goes() -> None:
         recall.get("/a", bodies[0], 0)
     assert 0 < recall.nbytes <= 20_000
     assert recall.get("/a", bodies[0], 0) is not None and recall.get("/a", bodies[1], 0) is None
+
+
+def test_what_versions_write_differently_weighs() -> None:
+    """The keys of each of them are kept."""
+    recall, known = Recall(1, 1 << 20, 1 << 10), _meaning(100)
+    recall.put("/a", b"body", known, 0)
+    alone = recall.nbytes
+    both = known._replace(demand=replace(known.demand, by_version={"0.31.0": _meaning(50).demand}))
+    recall.put("/a", b"body", both, 0)
+    assert recall.nbytes == alone + 50 * 8
 
 
 def test_large_bodies_are_not_kept() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from router.prompts.messages import rules_of
 from router.prompts.prompt import Prompt, parse
 from router.prompts.rendering import RenderError, Rendering, RenderOptions
 from router.prompts.renderings import Renderings
-from tests.fakes.processes import BLOCK, MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import BLOCK, MODEL, PLAIN, TOKENIZER, GatewayProcess, PodProcess, eventually, gateway, pods
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 SYSTEM = {"role": "system", "content": "You know all the rules of the house, and some more."}
@@ -98,11 +99,24 @@ def test_an_odd_version_is_none(said: object) -> None:
     assert (fleet.epoch, pod.version) == (epoch + 1, None)
 
 
-async def test_each_pod_by_its_own_tokens(tmp_path: Path) -> None:
+SOURCES = {
+    "tokenized here": (("0.22.1",), ("0.32.0",), str(TOKENIZER)),
+    "both render": (("0.22.1",), ("0.32.0", "--enable-scale-out"), "pod"),
+    "one renders": (("0.22.1",), ("0.32.0",), "pod"),
+    "the newer one renders": (("0.14.0",), ("0.32.0", "--enable-scale-out"), "pod"),
+    "both tokenize": (("0.14.0",), ("0.32.0",), "pod"),
+}
+"""How two pods are started, and who makes the tokens."""
+
+
+@pytest.mark.parametrize("source", SOURCES)
+async def test_each_pod_by_its_own_tokens(tmp_path: Path, source: str) -> None:
     """In a rolling upgrade the same chat has other tokens in each pod: what is said of each is what it then reports."""
-    fleet = [PodProcess(f"pod-{v}", ("--vllm-version", v)) for v in ("0.22.1", "0.32.0")]
+    *starts, tokenizer = SOURCES[source]
+    fleet = [PodProcess(f"pod-{v}", ("--vllm-version", v, *more)) for v, *more in starts]
+    models = [{"name": MODEL, "tokenizer": tokenizer}]
     body = {"model": MODEL, "messages": [SYSTEM, DEVELOPER, USER], "max_tokens": 1}
-    with pods(*fleet), gateway(tmp_path, [pod.configured for pod in fleet]) as served:
+    with pods(*fleet), gateway(tmp_path, [pod.configured for pod in fleet], models=models) as served:
         async with httpx.AsyncClient(**PLAIN) as http:
             cached = {pod.name: await _cached_by(http, pod.address, body) for pod in fleet}
             assert min(cached.values()) >= BLOCK
@@ -114,6 +128,40 @@ async def test_each_pod_by_its_own_tokens(tmp_path: Path) -> None:
                 assert usage == cached[answer.headers["x-warmroute-pod"]]
                 assert answer.headers["x-warmroute-matched-tokens"] == str(usage)
         assert {rank["state"] for ranks in served.ranks().values() for rank in ranks} == {"exact"}
+
+
+@pytest.mark.parametrize("tokenizer", [str(TOKENIZER), "pod"])
+async def test_a_pod_that_comes_back_as_another_version(tmp_path: Path, tokenizer: str) -> None:
+    """It writes prompts differently now, and its /render is gone: what was told before is of no use."""
+    pod = PodProcess("pod-0", ("--vllm-version", "0.22.1"))
+    models = [{"name": MODEL, "tokenizer": tokenizer}]
+    chats: list[dict[str, Any]] = [
+        {"model": MODEL, "messages": [SYSTEM, DEVELOPER, {"role": "user", "content": f"{n}: {USER['content']}"}]}
+        for n in range(2)
+    ]
+    with pods(pod), gateway(tmp_path, [pod.configured], models=models) as served:
+        async with httpx.AsyncClient(**PLAIN) as http:
+            before = [await _right_in_the_end(http, served, body) for body in chats]
+            pod.kill()
+            pod.options = ("--vllm-version", "0.32.0")
+            pod.start()
+            await asyncio.to_thread(pod.wait)
+            await eventually(lambda: served.get("/pods").json()["pods"][0]["version"] == "0.32.0")
+            after = [await _right_in_the_end(http, served, body) for body in chats]
+            assert before != after
+
+
+async def _right_in_the_end(http: httpx.AsyncClient, served: GatewayProcess, body: dict[str, Any]) -> int:
+    """Ask until what is promised is what the pod then reports to have cached, and more than nothing."""
+    for _ in range(100):
+        answer = await http.post(f"{served.url}/v1/chat/completions", json={**body, "max_tokens": 1})
+        if answer.is_success:
+            details = answer.json()["usage"]["prompt_tokens_details"] or {}  # 0 is not told up to 0.23
+            cached = int(details.get("cached_tokens", 0))
+            if cached and answer.headers["x-warmroute-matched-tokens"] == str(cached):
+                return cached
+        await asyncio.sleep(0.1)
+    raise AssertionError("what is promised is never right")
 
 
 async def _cached_by(http: httpx.AsyncClient, address: str, body: dict[str, Any]) -> int:

@@ -149,6 +149,12 @@ class Ladder:
         """In order."""
         return [state for state in (self.local, self.render, self.tokenize) if state is not None]
 
+    def asked(self, renders: bool, tokenizes: bool) -> TokenizerState | None:
+        """By what pods that do this are asked; None: they would tell nothing true."""
+        if renders and self.render.state != "degraded":
+            return self.render
+        return self.tokenize if tokenizes and self.tokenize.state != "degraded" else None
+
     def trial(self, shape: Shape, now: float) -> TokenizerState | None:
         """The best source that this prompt might prove right again."""
         for state in self.states:

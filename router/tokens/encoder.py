@@ -24,14 +24,14 @@ from router.config.fleet import ASK_THE_PODS, ModelConfig
 from router.config.settings import Config
 from router.core.cards import Served
 from router.core.decision import Core
-from router.core.demand import Demand
+from router.core.fleet import Pod
 from router.core.token_proof import Doubt
-from router.core.token_states import Ladder, Origin, Shape, TokenizerState, Witness
+from router.core.token_states import Ladder, Origin, Shape, Source, TokenizerState, Witness
 from router.errors import UnknownModel
 from router.prompts.beginnings import beginning_of
 from router.prompts.own_encodings import OwnEncoding, by_folder, by_names, is_tokenized
 from router.prompts.prompt import Prompt, is_large, parse, parse_large
-from router.prompts.rendering import RenderError, Rendering, config_of
+from router.prompts.rendering import RenderError, config_of
 from router.prompts.renderings import Group, Renderings, renderings_of, written
 from router.tokens.given import Encoded, GivenTokens
 from router.tokens.local import LocalTokens, LocalTokensLimits, TokensUnavailable
@@ -43,19 +43,19 @@ from router.tokens.questions import (
     NotTold,
     NotToldReason,
     Question,
-    question_of,
-    render_question_of,
+    question_by,
 )
 from router.tokens.recall import Recall
 from router.tokens.remote import RemoteTokens, RemoteTokensLimits
 from router.tokens.tokenizer import Tokenizer
-from router.tokens.understanding import Gathered, Understood, shape_of
+from router.tokens.understanding import Gathered, Understood, in_versions, shape_of
 from router.upstream.pool import Upstream
 
 log = logging.getLogger("warmroute.tokens")
 
 _IDS_MAX = 1 << 20  # given as ids: the keys of so many take 40 ms, on the loop
 _OTHER: NotToldReason = "the pods' /tokenize is not what their chats are encoded by"
+_VERSIONS_MAX = 4  # of vLLM that are asked about one prompt: a rolling upgrade has two
 _BYTES_A_TOKEN = 4  # of text that is not tokenized: only its load counts
 
 
@@ -83,19 +83,20 @@ class _TokenSource(Protocol):
 
 class _Way(NamedTuple):
     """What a prompt is made into, and by what. `local`: the model's name, where that is our own tokenizer; `origin`:
-    see `Demand`; `others`: what versions of vLLM in use write otherwise."""
+    see `Demand`; `others`: what versions of vLLM in use write otherwise, or why it is not known."""
 
     form: Any
     source: _TokenSource
     local: str | None = None
     origin: Origin | None = None
-    others: Mapping[str | None, Rendering | RenderError] = MappingProxyType({})
+    others: Mapping[str | None, _Way | RenderError | NotTold] = MappingProxyType({})
 
 
 class _Question(NamedTuple):
-    """One prompt, ready for what encodes it."""
+    """One prompt, ready for what encodes it, for pods of these versions of vLLM."""
 
     way: _Way
+    versions: Sequence[str | None]
     sizes: list[int]
     lora: str | None
     salt: str | None
@@ -160,35 +161,53 @@ class Encoder:
         if not gathered.tokens:
             gathered.tokens = prompt.guessed_tokens(len(body))
         demand, kept = gathered.demand(prompt), prompt.understood()
-        if demand.endings and not demand.reason and demand.by_version is None and not self._tells_time(prompt):
+        if all(each.endings and not each.reason for each in demand.versions) and not self._tells_time(prompt):
             # All of it is known, and will be the same tomorrow.
             self._recall.put(path, body, Understood(kept, demand), self._core.fleet.epoch)
         return Understood(kept, demand, gathered.known, gathered.timing_us, gathered.broken)
 
     async def _gather(self, prompt: Prompt) -> Gathered:
-        gathered, question = await self._question(prompt)
-        if question is not None and not await self._encode(gathered, question):
-            gathered, question = await self._question(prompt)  # without pods that do not render
-            if question is not None:
-                await self._encode(gathered, question)
-        if question is not None and question.way.others and gathered.keys:
-            gathered.by_version = await self._encoded_otherwise(prompt, question)
+        for _ in range(2):  # the second time without pods that do not render
+            gathered, question = await self._question(prompt)
+            if question is None:
+                break
+            if question.way.others:
+                gathered, done = await self._encode_in_versions(prompt, gathered, question)
+            else:
+                done = await self._encode(gathered, question, question.way)
+            if done:
+                break
         if gathered.reason is not None and not gathered.keys:
             beginning = await self._off_loop(prompt, beginning_of, self._space, prompt, self._affinity_max)
             if beginning is not None:
                 gathered.text, gathered.tokens = beginning.keys, beginning.tokens or 0
         return gathered
 
-    async def _encode(self, gathered: Gathered, question: _Question) -> bool:
+    async def _encode_in_versions(
+        self, prompt: Prompt, gathered: Gathered, question: _Question
+    ) -> tuple[Gathered, bool]:
+        """As `_encode`, for versions of vLLM that write the prompt differently; one text is encoded once."""
+        way = question.way
+        made = {way.form: gathered}
+        ways = {each.form: each for each in way.others.values() if isinstance(each, _Way)}
+        made.update((form, Gathered(origin=each.origin, further=gathered.further)) for form, each in ways.items())
+        encoded = [self._encode(made[each.form], question, each) for each in (way, *ways.values())]
+        done = all(await asyncio.gather(*encoded)) or any(each.broken for each in made.values())
+        by_version = {}
+        for version in question.versions:
+            each = way.others.get(version, way)
+            by_version[version] = made[each.form] if isinstance(each, _Way) else Gathered(reason=_why(each))
+        return in_versions(by_version, prompt), done
+
+    async def _encode(self, gathered: Gathered, question: _Question, way: _Way) -> bool:
         """False where another source is to be asked."""
         try:
-            way = question.way
             for size in question.sizes:
                 encoded = await way.source.encode(way.form, size, question.lora, question.salt)
                 gathered.broken += encoded.broken
                 gathered.add(encoded, size)
         except NotTold as untold:
-            gathered.reason = f"not tokenized: {untold.reason}"
+            gathered.reason = _why(untold)
             gathered.broken += untold.broken
             return untold.reason != NO_RENDER or untold.broken > 0  # what breaks pods is not asked in another way
         except TokensUnavailable as unavailable:
@@ -197,23 +216,6 @@ class Encoder:
                 gathered.add(unavailable.beginning, size)
                 gathered.tokens += unavailable.rest_bytes // _BYTES_A_TOKEN
         return True
-
-    async def _encoded_otherwise(self, prompt: Prompt, question: _Question) -> Mapping[str | None, Demand]:
-        """The prompt as versions of vLLM have it that write it differently; one text is encoded once."""
-        made: dict[Rendering | str, Demand] = {}
-        by_version = {}
-        for version, one in question.way.others.items():
-            key = one if isinstance(one, Rendering) else one.reason
-            demand = made.get(key)
-            if demand is None:
-                gathered = Gathered(origin=question.way.origin)
-                if isinstance(one, Rendering):
-                    await self._encode(gathered, question._replace(way=question.way._replace(form=one)))
-                else:
-                    gathered.reason = f"not rendered: {one.reason}"
-                demand = made[key] = gathered.demand(prompt)
-            by_version[version] = demand
-        return by_version
 
     async def _off_loop(self, prompt: Prompt, make: Callable[..., _T], *given: Any) -> _T:
         """What `make` makes of a prompt: in a thread if that is large."""
@@ -237,15 +239,16 @@ class Encoder:
             shape = await self._off_loop(prompt, shape_of, prompt)
             way = await self._off_loop(prompt, self._way(prompt, served, shape))
         except RenderError as unrendered:
-            gathered.reason = f"not rendered: {unrendered.reason}"
+            gathered.reason = _why(unrendered)
             return gathered, None
         except NotTold as untold:
-            gathered.reason, gathered.origin = f"not tokenized: {untold.reason}", self._by_text(prompt, served, shape)
+            gathered.reason, gathered.origin = _why(untold), self._by_text(prompt, served, shape)
             return gathered, None
         gathered.timing_us["render"] = round((perf_counter() - began) * 1e6)
         gathered.further, gathered.origin = _further(prompt), way.origin
         lora = served.lora if served is not None else None
-        return gathered, _Question(way, sizes, lora, prompt.cache_salt)
+        versions = self._core.fleet.versions(prompt.model) if way.others else ()
+        return gathered, _Question(way, versions, sizes, lora, prompt.cache_salt)
 
     def _way(self, prompt: Prompt, served: Served | None, shape: Shape) -> Callable[[], _Way]:
         """Makes what a prompt is made into, by the best source that is not proven wrong; changes nothing, so that it
@@ -270,23 +273,40 @@ class Encoder:
             groups = renderings.ready(prompt, versions) if prompt.large else renderings.groups(versions)
             return partial(_rendered, prompt, groups, model, origin(model.state), self._text_max)
         why = why or "it has no tokenizer here"
-        if ladder.render.state != "degraded" and self.remote.renders(prompt.model):
-            ladder.current, ladder.why = "render", why
-            return partial(self._asked, render_question_of, prompt, bytes_max, origin=origin(ladder.render))
-        ladder.current, ladder.why = "tokenize", why
-        if ladder.tokenize.state == "degraded" or not is_tokenized(own, versions):
+        renders = self.remote.versions(prompt.model)
+        if not renders:
+            raise NotTold("the request names no model" if prompt.model is None else "no pod is fit to be asked")
+        states = {version: ladder.asked(there, is_tokenized(own, (version,))) for version, there in renders.items()}
+        best = next(filter(None, states.values()), None)
+        if best is None:
             ladder.current, ladder.why = "text", f"{why}, the pods do not render, and {_OTHER}"
             raise NotTold(_OTHER)
+        ladder.current, ladder.why = best.source, why
+        origins = {state: origin(state) for state in states.values() if state is not None}
+        asked = {version: None if state is None else origins[state] for version, state in states.items()}
         as_served = self._as_served.get(base, AS_BY_DEFAULT)
-        return partial(self._asked, question_of, prompt, as_served, bytes_max, origin=origin(ladder.tokenize))
+        return partial(self._asked, asked, partial(question_by, prompt, as_served, bytes_max))
 
     def _given(self, prompt: Prompt) -> _Way:
         if len(prompt.prompts[0]) > _IDS_MAX:
             raise NotTold("too long for any context")
         return _Way(prompt.prompts[0], self._keys)
 
-    def _asked(self, make: Callable[..., Question], *given: Any, origin: Origin) -> _Way:
-        return _Way(make(*given), self.remote, None, origin)
+    def _asked(self, origins: Mapping[str | None, Origin | None], by: Callable[[Source], Question]) -> _Way:
+        """Of the pods' versions of vLLM, each is asked by its own source; None: it has none."""
+        ways: dict[str | None, _Way | NotTold] = {}
+        why = NotTold(_OTHER)
+        for number, (version, origin) in enumerate(origins.items()):
+            try:
+                if origin is None or number >= _VERSIONS_MAX:
+                    raise NotTold(_OTHER if origin is None else "too many versions of vLLM are in use")
+                ways[version] = _Way(by(origin.state.source)._replace(version=version), self.remote, None, origin)
+            except NotTold as untold:
+                ways[version] = why = untold
+        first = next((way for way in ways.values() if isinstance(way, _Way)), None)
+        if first is None:
+            raise why
+        return first._replace(others={version: way for version, way in ways.items() if way is not first})
 
     def ladder(self, base: str) -> Ladder:
         """A base model's sources of tokens."""
@@ -378,12 +398,13 @@ class Encoder:
             return None
         prompt, pod = parse(*doubt.witness), self._core.fleet.pods.get(doubt.pod)
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        model = self._models.get(served.base) if served is not None else None
+        if pod is None:
+            return None
         try:
-            form = self._way(prompt, served, doubt.origin.shape)().form
-            if isinstance(form, Question):
-                return self.remote.known(form)
-            model = self._models.get(served.base) if served is not None else None
-            if model is None or pod is None:
+            if doubt.origin.state.source != "local":
+                return self.remote.known(self._question_to(pod, prompt, doubt.origin.state.source))
+            if model is None:
                 return None
             encoded = model.tokens.encode_now(model.renderings.of(pod.version).render(prompt), 16)
             return None if encoded is None else encoded.tokens
@@ -392,19 +413,22 @@ class Encoder:
 
     async def ids_by(self, state: TokenizerState, witness: Witness, pod: str) -> Tokens | None:
         """What a source makes of a prompt for a pod, whether or not it is in use; None where it makes nothing."""
-        prompt = parse(*witness)
+        prompt, known = parse(*witness), self._core.fleet.pods.get(pod)
+        if known is None:
+            return None
         if state.source == "local":
-            known = self._core.fleet.pods.get(pod)
-            return None if known is None else await self._ours(prompt, known.version)
-        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
-        as_served = self._as_served.get(served.base if served is not None else "", AS_BY_DEFAULT)
-        bytes_max = self.remote.limits.question_bytes_max
+            return await self._ours(prompt, known.version)
         try:
-            if state.source == "render":
-                return await self.remote.ask(render_question_of(prompt, bytes_max))
-            return await self.remote.ask(question_of(prompt, as_served, bytes_max))
+            return await self.remote.ask(self._question_to(known, prompt, state.source))
         except (NotTold, UnknownModel):
             return None
+
+    def _question_to(self, pod: Pod, prompt: Prompt, source: Source) -> Question:
+        """What pods like this one are asked; raises NotTold."""
+        served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
+        as_served = self._as_served.get(served.base if served is not None else "", AS_BY_DEFAULT)
+        question = question_by(prompt, as_served, self.remote.limits.question_bytes_max, source)
+        return question._replace(version=pod.version)
 
     def _load(self, model: ModelConfig, names: tuple[str, ...], space: KeySpace, config: Config) -> _Model:
         tokenizer = Tokenizer(Path(model.tokenizer), config.prefix_store_config.piece_bytes, config.tokens.threads)
@@ -421,7 +445,18 @@ def _rendered(prompt: Prompt, groups: Sequence[Group], model: _Model, origin: Or
     rendering, others = written(prompt, groups)
     if len(rendering.text) > text_max:
         raise NotTold("too long for any context")
-    return _Way(rendering, model.tokens, model.name, origin, others)
+    way = _Way(rendering, model.tokens, model.name, origin)
+    if not others:
+        return way
+    return way._replace(
+        others={
+            version: one if isinstance(one, RenderError) else way._replace(form=one) for version, one in others.items()
+        }
+    )
+
+
+def _why(unknown: RenderError | NotTold) -> str:
+    return f"not {'rendered' if isinstance(unknown, RenderError) else 'tokenized'}: {unknown.reason}"
 
 
 def _why_not_here(model: _Model | None, own: OwnEncoding | None, prompt: Prompt) -> str | None:

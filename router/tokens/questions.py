@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from router.core.token_states import Source
 from router.prompts.decoding import Fields
 from router.prompts.prompt import Prompt
 
@@ -34,6 +35,7 @@ NotToldReason = Literal[
     "the pods' /tokenize refuses it",
     "the request names no model",
     "it is not tokenized here",
+    "too many versions of vLLM are in use",
 ]
 
 _CHAT_FIELDS = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs", "tools")
@@ -88,6 +90,8 @@ class Question(NamedTuple):
     special: bool = False
     """Special tokens are added, which truncation would keep: what they are is not told."""
     target: bytes = _TARGET
+    version: str | None = None
+    """Of vLLM, as its pods say: another one may make other tokens of it."""
 
     @property
     def renders(self) -> bool:
@@ -102,6 +106,13 @@ class AsServed(NamedTuple):
 
 
 AS_BY_DEFAULT = AsServed({}, False)
+
+
+def question_by(prompt: Prompt, as_served: AsServed, bytes_max: int, source: Source) -> Question:
+    """What to ask by one of the pods' own sources; raises NotTold."""
+    if source == "render":
+        return render_question_of(prompt, bytes_max)
+    return question_of(prompt, as_served, bytes_max)
 
 
 def question_of(prompt: Prompt, served: AsServed, bytes_max: int) -> Question:

@@ -1,6 +1,7 @@
 """Token ids from the pods' own `/render` or `/tokenize`: without a tokenizer here, for one question per prompt.
 
-A question goes to the fit pod with the least to do; after `hedge_delay_s` without an answer, or on a failure, to a
+A question is about one version of vLLM: others may make other tokens of the same prompt. It goes to the fit pod of that
+version with the least to do; after `hedge_delay_s` without an answer, or on a failure, to a
 second one. Equal questions at one time are asked once; answers are kept in the prefix store. Pods that break off when
 they are asked are counted: the request itself, which may be the cause, is then sent to so many fewer.
 """
@@ -163,7 +164,9 @@ class RemoteTokens:
 
     async def _look(self, pod: Pod) -> None:
         """A GET of what only takes POST: 405 where it is, else 404."""
-        there = False
+        there, before = False, self._routes.get(pod.name)
+        if before is not None and before.version != pod.version:
+            self._no_render_until.pop(pod.name, None)  # it was another one that did not
         with contextlib.suppress(UpstreamError, TimeoutError):
             async with asyncio.timeout(self.limits.deadline_s):
                 upstream = self._upstreams[pod.name]
@@ -174,17 +177,23 @@ class RemoteTokens:
 
     def renders(self, model: str | None) -> bool:
         """Is there a pod that renders this model's prompts, as far as is known?"""
-        return model is not None and bool(self._serving(model, renders=True))
+        return any(self.versions(model).values())
 
-    def _serving(self, model: str, renders: bool) -> dict[str, Pod]:
+    def versions(self, model: str | None) -> dict[str | None, bool]:
+        """The versions of vLLM of the fit pods that can be asked, and whether a pod of each renders."""
+        versions: dict[str | None, bool] = {}
+        for pod in self._serving(model) if model is not None else ():
+            versions[pod.version] = self._renders(pod) or versions.get(pod.version, False)
+        return versions
+
+    def _serving(self, model: str) -> list[Pod]:
         """The fit pods that can be asked."""
-        now, refused = self._clock(), self._no_render_until
-        ranks = self._fleet.serving(model)
-        pods = {rank.pod.name: rank.pod for rank in ranks if rank.pod.name in self._upstreams and rank.pod.fit(now)}
-        if renders:
-            there = {name for name, route in self._routes.items() if route.there}
-            return {name: pod for name, pod in pods.items() if name in there and refused.get(name, 0.0) <= now}
-        return pods
+        now = self._clock()
+        pods = dict.fromkeys(rank.pod for rank in self._fleet.serving(model))
+        return [pod for pod in pods if pod.name in self._upstreams and pod.fit(now)]
+
+    def _renders(self, pod: Pod) -> bool:
+        return self._routes.get(pod.name, _UNSEEN).there and self._no_render_until.get(pod.name, 0.0) <= self._clock()
 
     # --- as a source of tokens
 
@@ -247,12 +256,13 @@ class RemoteTokens:
 
     def _family(self, question: Question) -> Family:
         """Templates may write the date, and pods may come back with another one: answers are not kept for long."""
-        return self._store.family(f"told:{question.renders:d}:{int(self._clock() // _KEPT_S)}", _WHOLE, _WHOLE.count)
+        name = f"told:{question.renders:d}:{question.version}:{int(self._clock() // _KEPT_S)}"
+        return self._store.family(name, _WHOLE, _WHOLE.count)
 
     # --- asking
 
     async def ask(self, question: Question) -> Tokens:
-        """The ids by one of the fit pods that serve the model; raises NotTold, by the deadline."""
+        """The ids by one of the fit pods that serve the model in this version; raises NotTold, by the deadline."""
         ids, _ = await self._told(question)
         return ids
 
@@ -326,7 +336,9 @@ class RemoteTokens:
     def _best(self, question: Question) -> list[str]:
         """The pods to ask, in order: those in good standing first, of these the least busy."""
         now = self._clock()
-        pods = self._serving(question.model, question.renders)
+        pods = [pod for pod in self._serving(question.model) if pod.version == question.version]
+        if question.renders:
+            pods = list(filter(self._renders, pods))
         self._turn += 1
         turn, count = self._turn, len(pods)
 
@@ -334,7 +346,7 @@ class RemoteTokens:
             number, pod = numbered
             return self._avoided_until.get(pod.name, 0.0) > now, pod.requests, (number - turn) % count
 
-        best = heapq.nsmallest(_PODS_ASKED_MAX, enumerate(pods.values()), key=order)
+        best = heapq.nsmallest(_PODS_ASKED_MAX, enumerate(pods), key=order)
         return [pod.name for _, pod in best]
 
     def _avoid(self, pods: Iterable[str]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from indexer.blocks import Grain, Keys
 from indexer.mappings import Ending
 from router.core.demand import Demand
@@ -51,6 +53,12 @@ class Gathered:
         self.endings[grain] = encoded.ending
         self.keys[grain] = encoded.ending.keys
 
+    def is_of(self, other: Gathered) -> bool:
+        """Are these the same tokens, of the same source?"""
+        if self.reason != other.reason or self.origin is not other.origin or self.keys.keys() != other.keys.keys():
+            return False
+        return self.tokens == other.tokens and all(np.array_equal(keys, other.keys[g]) for g, keys in self.keys.items())
+
     def demand(self, prompt: Prompt) -> Demand:
         """All of it, with what the body says beside its prompt."""
         return Demand(
@@ -71,6 +79,26 @@ class Gathered:
             prompt.reads_cache,
             prompt.answer_tokens if self.reason is None else None,
         )
+
+
+def in_versions(by_version: Mapping[str | None, Gathered], prompt: Prompt) -> Gathered:
+    """What is known of a prompt by each of the versions of vLLM in use, of which there is at least one, as one.
+
+    It is about the first of which the tokens are known; `by_version` has those that make others.
+    """
+    first = next((one for one in by_version.values() if one.keys), next(iter(by_version.values())))
+    first.broken = sum(one.broken for one in {id(one): one for one in by_version.values()}.values())
+    made: dict[int, Demand] = {}
+    others: dict[str | None, Demand] = {}
+    for version, one in by_version.items():
+        if one is first or first.is_of(one):
+            continue
+        if id(one) not in made:
+            one.tokens = one.tokens or first.tokens  # not known: about as many
+            made[id(one)] = one.demand(prompt)
+        others[version] = made[id(one)]
+    first.by_version = others or None
+    return first
 
 
 def unknown(prompt: Prompt, reason: str | None, tokens: int = 0) -> Understood:
