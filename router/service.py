@@ -113,10 +113,8 @@ class Service:
         self._loaded = self._loaded or bool(fit and not waited)
         if len(waited) < len(fit) and self._loaded:
             return []
-        nobody = (
-            "no pod is fit" if self.core.fleet.pods else "no pods yet: set discovery, or wait for its pods to start"
-        )
-        return [f"{name}: {_UNLOADED}" for name in waited] or [nobody]
+        nobody = ["no pod is fit"] if self.core.fleet.pods else [NO_PODS, *self.pods.troubles]
+        return [f"{name}: {_UNLOADED}" for name in waited] or nobody
 
     def readiness(self) -> dict[str, Any]:
         """The same for a probe that wants to know, with each pod, and why it is not fit."""

@@ -50,7 +50,7 @@ class Follower:
 @contextlib.asynccontextmanager
 async def following(peer: KubePeer, **given: Any) -> AsyncIterator[Follower]:
     """A source of this API server that is followed."""
-    chosen = {} if "service" in given else {"selector": "app=vllm"}
+    chosen = {} if {"service", "inference_pool"} & set(given) else {"selector": "app=vllm"}
     section = KubernetesConfig.model_validate({"api": peer.address, "namespace": "inference", **chosen, **given})
 
     async def sleep(seconds: float) -> None:
@@ -193,6 +193,57 @@ async def test_pods_of_a_service(caplog: pytest.LogCaptureFixture) -> None:
             await until(lambda: any("selects no Pods" in line for line in caplog.messages))
             peer.services["vllm"] = {"spec": {"selector": {"tier": "hot", "app": "vllm"}}}
             await seen.names("a")
+
+
+async def test_pods_of_a_service_that_changes_its_mind() -> None:
+    """It is asked again with each watch; another selector or port means other pods."""
+    async with kube_peer() as peer:
+        peer.put(pod("a", "10.0.0.1", labels={"app": "vllm"}, containers=[{"http": 8100}]))
+        peer.put(pod("b", "10.0.0.2", labels={"app": "other"}))
+        peer.services["vllm"] = {"spec": {"selector": {"app": "vllm"}, "ports": [{"port": 80, "targetPort": "http"}]}}
+        async with following(peer, service="vllm") as seen:
+            await seen.names("a")
+            assert seen.pods["uid-a/8100"].pod.address == "http://10.0.0.1:8100"
+            peer.services["vllm"] = {"spec": {"selector": {"app": "other"}, "ports": [{"port": 81}]}}
+            await until(lambda: peer.watches == 1)
+            peer.end_watches()
+            await seen.names("b")
+            assert seen.pods["uid-b/81"].pod.address == "http://10.0.0.2:81"
+
+
+@pytest.mark.parametrize(
+    ("group", "spec"),
+    [
+        ("k8s.io/v1", {"selector": {"matchLabels": {"app": "vllm"}}, "targetPorts": [{"number": 8001}]}),
+        ("x-k8s.io/v1alpha2", {"selector": {"app": "vllm"}, "targetPortNumber": 8001}),
+    ],
+)
+async def test_pods_of_an_inference_pool(group: str, spec: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """Of either kind; while there is none, that is told."""
+    async with kube_peer() as peer:
+        peer.put(pod("a", "10.0.0.1"))
+        async with following(peer, inference_pool="chat") as seen:
+            await until(lambda: len(seen.slept) > 1)
+            assert seen.source.trouble is not None and "404" in seen.source.trouble
+            peer.things[f"/apis/inference.networking.{group}/namespaces/inference/inferencepools/chat"] = {"spec": spec}
+            await seen.names("a")
+            assert seen.pods["uid-a/8001"].pod.address == "http://10.0.0.1:8001"
+            assert seen.source.trouble is None
+
+
+async def test_labels_that_no_pod_has(caplog: pytest.LogCaptureFixture) -> None:
+    """One line says so, and it goes on: a Pod that comes is there."""
+    async with kube_peer() as peer:
+        peer.put(pod("other", "10.0.0.1", labels={"app": "else"}))
+        with caplog.at_level(logging.INFO, "warmroute.discovery"):
+            async with following(peer) as seen:
+                await until(lambda: peer.watches == 1)
+                told = "no Pod in inference has the labels app=vllm: waiting for one"
+                assert (caplog.messages, seen.source.trouble) == ([f"kubernetes: {told}"], told)
+                assert seen.source.synced
+                peer.put(pod("a", "10.0.0.2"))
+                await seen.names("a")
+                assert seen.source.trouble is None
 
 
 async def test_a_pod_that_is_none(caplog: pytest.LogCaptureFixture) -> None:

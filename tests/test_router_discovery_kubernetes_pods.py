@@ -56,6 +56,23 @@ def test_several_servers_in_one_pod() -> None:
     ]  # fmt: skip
 
 
+def test_ports_of_what_chose_it() -> None:
+    """Each is a server, by its number or the name that a container has for it; an annotation goes before."""
+    two = pod("p", "10.0.0.1", containers=[{"http": 8000, "metrics": 9090}, {"second": 8001}])
+    named = Ports(80, 5557, None, servers=("http", "second"))
+    assert [each[:3] for each in servers(two, named)] == [
+        ("p-8000", "http://10.0.0.1:8000", "tcp://10.0.0.1:5557"),
+        ("p-8001", "http://10.0.0.1:8001", "tcp://10.0.0.1:5558"),
+    ]
+    ranks = Ports(80, 5557, None, servers=(8000, 8001, 8002))
+    assert [each[1] for each in servers(pod("p", "fd00::7"), ranks)] == [
+        f"http://[fd00::7]:{port}" for port in (8000, 8001, 8002)
+    ]
+    assert [each[1] for each in servers(annotated(port="7000"), named)] == ["http://10.0.0.1:7000"]
+    with pytest.raises(NotAServer, match="a port named 'second'"):
+        servers(pod("p", "10.0.0.1", containers=[{"http": 8000}]), named)
+
+
 @pytest.mark.parametrize(
     "thing",
     [
@@ -72,7 +89,8 @@ def test_no_server(thing: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("notes", "said"),
     [
-        ({"port": "http"}, "address"), ({"events_port": "often"}, "not a port"),
+        ({"port": "http"}, "a port named 'http'"), ({"port": "8000,8000"}, "two of its servers have the port 8000"),
+        ({"events_port": "often"}, "not a port"),
         ({"data_parallel_size": "0"}, "data_parallel"), ({"port": "99999"}, "address"),
         ({"scheme": "gopher"}, "address"),
     ],

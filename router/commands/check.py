@@ -24,7 +24,7 @@ from router.config.fleet import ASK_THE_PODS, ModelConfig, StaticPod, middle_of
 from router.config.settings import Config
 from router.core.fleet import RankId
 from router.discovery.pods import bound_endpoint
-from router.discovery.sources import pods_now
+from router.discovery.sources import told_now
 from router.discovery.vllm_metrics import parse_metrics
 from router.errors import ConfigError
 from router.events.bound_endpoint import BoundEndpoint
@@ -112,13 +112,17 @@ def check_fleet(config: Config, wait_s: float) -> int:
 
     `wait_s`: seconds that each pod has for an event to come.
     """
-    config = _with_pods(config)
-    found = _load(config)
+    config, troubles = _with_pods(config)
+    found = _load(config, troubles)
     for line in found.findings.lines:
         click.echo(line)
     pods = asyncio.run(_check_pods(config, found, wait_s))
     wrong = found.findings.wrong_count + sum(findings.wrong_count for findings in pods)
     served = set[str]().union(*(findings.served for findings in pods))
+    if len({frozenset(findings.served) for findings in pods if findings.served}) > 1 and not config.models:
+        click.echo(
+            f"  fleet: its pods serve different models: {', '.join(sorted(served))}; each gets requests for its own."
+        )
     for model in config.models:
         if served and not served & {model.name, *model.aliases}:
             click.echo(f"✗ {model.name}: {_MISSING}.")
@@ -133,16 +137,21 @@ class _Loaded(NamedTuple):
     findings: Findings
 
 
-def _with_pods(config: Config) -> Config:
-    """The configuration as if all pods that its sources know now had been given by hand. Raises `ConfigError`."""
-    pods = asyncio.run(pods_now(config.discovery, _DISCOVERY_S))
-    discovery = config.discovery.model_copy(update={"static": tuple(pods)})
-    return config.model_copy(update={"discovery": discovery})
+def _with_pods(config: Config) -> tuple[Config, list[str]]:
+    """The configuration as if all pods that its sources know now had been given by hand; and what is wrong with these.
+
+    Raises `ConfigError`.
+    """
+    told = asyncio.run(told_now(config.discovery, _DISCOVERY_S))
+    discovery = config.discovery.model_copy(update={"static": tuple(told.pods)})
+    return config.model_copy(update={"discovery": discovery}), told.troubles
 
 
-def _load(config: Config) -> _Loaded:
-    """The files that are named: what start-up would refuse is said in the same words."""
+def _load(config: Config, troubles: Sequence[str]) -> _Loaded:
+    """The files that are named: what start-up would refuse is said in the same words. `troubles`: of sources."""
     findings, local, tls, trusts = Findings("configuration"), [], {}, Certificates(config.upstream)
+    for trouble in troubles:
+        findings.wrong(f"{trouble}.")
     if not config.discovery.static:
         findings.wrong("there are no pods: neither in it nor where it says that there are some.")
     for model in config.models:

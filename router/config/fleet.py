@@ -118,7 +118,7 @@ class DnsConfig(Section):
 
 
 class KubernetesConfig(Section):
-    """Pods of one namespace, listed and watched. Needs `get`, `list` and `watch` of pods (and `get` of services)."""
+    """Pods of one namespace, listed and watched. Needs `get`, `list`, `watch` of pods (and `get` of what chooses)."""
 
     namespace: str | None = Field(
         default=None,
@@ -128,10 +128,21 @@ class KubernetesConfig(Section):
     )
     selector: str | None = Field(default=None, max_length=4096, description='Label selector: `"app=vllm"`.')
     service: str | None = Field(
-        default=None, min_length=1, max_length=63, description="Service whose selector counts, in place of `selector`."
+        default=None,
+        min_length=1,
+        max_length=63,
+        description="Service whose selector and target port count, in place of `selector`.",
+    )
+    inference_pool: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=253,
+        description="InferencePool (Gateway API inference extension, v1 or v1alpha2) whose selector and ports count.",
     )
     port: PortNumber = Field(
-        default=8000, description="Port of the HTTP servers, unless a Pod says it (`warmroute.io/port`)."
+        default=8000,
+        description="Port of the HTTP servers, unless a Pod says it (`warmroute.io/port`). Where it is not given, that "
+        "of the Service or pool goes before.",
     )
     events_port: PortNumber | None = Field(default=5557, description="Port of the KV-event feeds. null: none.")
     replay_port: PortNumber | None = Field(default=5558, description="Port of the replay sockets. null: none.")
@@ -145,8 +156,8 @@ class KubernetesConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.selector is None) == (self.service is None):
-            raise ValueError("give selector or service: which of the namespace's Pods are vLLM's?")
+        if sum(chooses is not None for chooses in (self.selector, self.service, self.inference_pool)) != 1:
+            raise ValueError("give one of selector, service and inference_pool: which of the Pods are vLLM's?")
         if self.api is not None and self.kubeconfig is not None:
             raise ValueError("api and kubeconfig are both given: keep one")
         return self

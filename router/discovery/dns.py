@@ -20,7 +20,7 @@ class DnsSource:
         self.name = "dns"
         self.synced = False
         self._given = given
-        self._said: str | None = None
+        self.trouble: str | None = None
 
     async def changes(self) -> AsyncGenerator[list[Change]]:
         known: dict[str, FoundPod] = {}
@@ -39,11 +39,11 @@ class DnsSource:
         try:
             told = await loop.getaddrinfo(given.name, given.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            if error.strerror != self._said:
+            if error.strerror != self.trouble:
                 log.warning("dns: %s: %s; pods stay as they were", given.name, error.strerror or error)
-            self._said, self.synced = error.strerror, False
+            self.trouble, self.synced = error.strerror, False
             return None
-        self._said, self.synced = None, True
+        self.trouble, self.synced = None, True
         return {host: FoundPod(host, self._pod(host)) for host in sorted({str(each[4][0]) for each in told})}
 
     def _pod(self, address: str) -> StaticPod:

@@ -29,7 +29,7 @@ class FileSource:
         self._path = Path(path)
         self._interval_s = interval_s
         self._seen: tuple[int, int, int] | None = None
-        self._said: str | None = None
+        self.trouble: str | None = None
 
     async def changes(self) -> AsyncGenerator[list[Change]]:
         known: dict[str, FoundPod] = {}
@@ -50,17 +50,17 @@ class FileSource:
             status = os.stat(self._path)
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
             if seen == self._seen:
-                self.synced = self._said is None
+                self.synced = self.trouble is None
                 return None
             pods = pods_of(self._path)
         except (OSError, ValueError) as error:
             said = f"{self._path}: {getattr(error, 'strerror', None) or error}"
             self.synced = False
-            if said != self._said:
+            if said != self.trouble:
                 log.error("pods stay as they were: %s", said)
-            self._said = said
+            self.trouble = said
             return None
-        self._seen, self._said, self.synced = seen, None, True
+        self._seen, self.trouble, self.synced = seen, None, True
         return {pod.name: FoundPod(pod.name, pod) for pod in pods}
 
 

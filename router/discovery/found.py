@@ -39,6 +39,10 @@ class PodSource(Protocol):
     def synced(self) -> bool:
         """What it has told is what it would tell now."""
 
+    @property
+    def trouble(self) -> str | None:
+        """In words: why it can't tell, or knows of no pod."""
+
     def changes(self) -> AsyncGenerator[list[Change]]:
         """What is there, at once (perhaps nothing), then what changes; for ever. Its troubles are its own to say."""
 
@@ -47,6 +51,8 @@ class Joins(NamedTuple):
     """A pod is new to the fleet, under a name that nobody else has."""
 
     found: FoundPod
+    called: str
+    """What its source calls it."""
 
 
 class Stands(NamedTuple):
@@ -126,7 +132,7 @@ class Roster:
         self._names.add(name)
         self._entries[address] = _Entry(name, {key: found})
         named = found if name == found.pod.name else found._replace(pod=found.pod.model_copy(update={"name": name}))
-        return [*steps, Joins(named)]
+        return [*steps, Joins(named, found.pod.name)]
 
     def _name_for(self, found: FoundPod) -> str:
         name = found.pod.name

@@ -19,6 +19,7 @@ import orjson
 from router.config.fleet import KubernetesConfig
 from router.discovery.found import Change, FoundPod, difference
 from router.discovery.kubernetes_api import Api
+from router.discovery.kubernetes_choice import Choice, choice_of, paths_of
 from router.discovery.kubernetes_pods import NotAServer, Ports, servers_of
 
 log = logging.getLogger("warmroute.discovery")
@@ -28,7 +29,7 @@ _WATCH_S = (300.0, 600.0)  # a watch ends after so long, at random: not all of a
 _PATIENCE_S = 30.0  # beyond that the connection is dead; and for any other answer
 _BACKOFF_S = (0.2, 30.0)  # full jitter between two attempts
 _LINE_BYTES_MAX = 4 * 2**20  # an object is 1.5 MB at most
-_GONE = 410
+_GONE, _NOT_FOUND = 410, 404
 
 
 class _TooOld(Exception):
@@ -58,7 +59,8 @@ class KubernetesSource:
         self._random = rng or random.Random()
         self._known: dict[str, dict[str, FoundPod]] = {}  # by the Pod's uid, the servers in it
         self._version = ""
-        self._said: str | None = None
+        self._choice = Choice(given.selector or "")
+        self.trouble: str | None = None
         self._odd: set[str] = set()  # Pods of which was said why they are none of ours
 
     async def changes(self) -> AsyncGenerator[list[Change]]:
@@ -73,12 +75,14 @@ class KubernetesSource:
                             tries = 0  # a list alone proves nothing: its version may be too old at once
                             if changes:
                                 yield changes
+                        if await self._chosen(client) != self._choice:
+                            yield await self._listed(client)
             except _TooOld:
                 if not tries:  # at once, the first time
                     tries = 1
                     continue
             except (httpx.HTTPError, _Refused, OSError, ValueError) as error:
-                self._say(str(error) or type(error).__name__)
+                self._say(f"{error or type(error).__name__}; pods stay as they were")
                 if first:  # nobody should wait for an API server that is away
                     yield []
                     first = False
@@ -98,7 +102,10 @@ class KubernetesSource:
 
     async def _listed(self, client: httpx.AsyncClient) -> list[Change]:
         """All Pods of the selector; what follows of it. After a 410 the newest, else what the server has at hand."""
-        selector = await self._selector(client)
+        choice = await self._chosen(client)
+        selector, ports = choice.selector, self._ports._replace(servers=choice.ports)
+        if choice != self._choice:  # known Pods may have other servers in them now
+            self._choice, self._ports, self._version = choice, ports, ""
         query = {"labelSelector": selector, "limit": str(_PAGE)}
         if not self._version:
             query["resourceVersion"] = "0"
@@ -112,19 +119,22 @@ class KubernetesSource:
                 break
             query = {"labelSelector": selector, "limit": str(_PAGE), "continue": more}
         changes = difference(_flat(self._known), _flat(now))
-        self._known, self._version, self._query = now, version, selector
+        self._known, self._version = now, version
         self.synced = True
-        self._say(None)
+        self._say(None if now else f"no Pod in {self._api.namespace} has the labels {selector}: waiting for one")
         return changes
 
-    async def _selector(self, client: httpx.AsyncClient) -> str:
-        if self._given.service is None:
-            return self._given.selector or ""
-        service = await self._get(client, self._path(f"services/{self._given.service}"), {})
-        chosen = (service.get("spec") or {}).get("selector")
-        if not chosen:
-            raise _Refused(f"the Service {self._given.service} selects no Pods")
-        return ",".join(f"{name}={value}" for name, value in sorted(chosen.items()))
+    async def _chosen(self, client: httpx.AsyncClient) -> Choice:
+        """As configured, or as the Service or pool says now."""
+        places = paths_of(self._given, self._api.namespace)
+        if not places:
+            return Choice(self._given.selector or "")
+        for place in places:
+            answer = await client.get(place)
+            if answer.status_code != _NOT_FOUND:
+                break
+        self._check(answer)
+        return choice_of(self._given, orjson.loads(answer.content))
 
     # --- watch
 
@@ -132,7 +142,7 @@ class KubernetesSource:
         """What changes until the watch ends by itself; raises `_TooOld`."""
         seconds = self._random.uniform(*_WATCH_S)
         query = {
-            "watch": "1", "allowWatchBookmarks": "true", "labelSelector": self._query,
+            "watch": "1", "allowWatchBookmarks": "true", "labelSelector": self._choice.selector,
             "resourceVersion": self._version, "timeoutSeconds": f"{seconds:.0f}",
         }  # fmt: skip
         timeout = httpx.Timeout(_PATIENCE_S, read=seconds + _PATIENCE_S)
@@ -153,6 +163,8 @@ class KubernetesSource:
         self._version = thing["metadata"]["resourceVersion"]
         if kind == "BOOKMARK":
             return []
+        if kind == "ADDED":
+            self._say(None)
         uid = thing["metadata"]["uid"]
         before = self._known.pop(uid, {})
         now = {} if kind == "DELETED" else self._servers(thing)
@@ -192,20 +204,19 @@ class KubernetesSource:
             said = None
         hint = ""
         if answer.status_code == 403:
-            hint = (
-                f" (a Role in {self._api.namespace} has to allow get, list and watch of pods to the gateway's account)"
-            )
+            what = "get, list and watch of pods" if answer.request.url.path.endswith("/pods") else "get of what chooses"
+            hint = f" (a Role in {self._api.namespace} has to allow {what} to the gateway's account)"
         raise _Refused(f"{self._api.url} says {answer.status_code}: {said or answer.reason_phrase}{hint}")
 
     def _say(self, trouble: str | None) -> None:
         """Once for each change."""
-        if trouble == self._said:
+        if trouble == self.trouble:
             return
         if trouble is not None:
-            log.warning("kubernetes: %s; pods stay as they were", trouble)
-        elif self._said is not None:
+            log.warning("kubernetes: %s", trouble)
+        else:
             log.info("kubernetes: the API server tells its pods again")
-        self._said = trouble
+        self.trouble = trouble
 
 
 def _flat(pods: dict[str, dict[str, FoundPod]]) -> dict[str, FoundPod]:

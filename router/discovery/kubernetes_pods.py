@@ -1,7 +1,7 @@
 """A Pod object of Kubernetes to the vLLM servers in it. Pure.
 
-Ports and the rest come from annotations `warmroute.io/…`, else from the configuration. A server is ready when its Pod
-is; a Pod with a deletionTimestamp is leaving from that moment on.
+Ports and the rest come from annotations `warmroute.io/…`, else from what chose the Pod, else from the configuration.
+A server is ready when its Pod is; a Pod with a deletionTimestamp is leaving from that moment on.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Ports(NamedTuple):
     events: int | None
     replay: int | None
     scheme: str = "http"
+    servers: tuple[int | str, ...] = ()
+    """In place of `port`, one for each server in a Pod: numbers, or names of container ports."""
 
 
 class NotAServer(ValueError):
@@ -50,12 +52,28 @@ def servers_of(pod: Mapping[str, Any], ports: Ports) -> list[FoundPod]:
     }
     ready = any(each.get("type") == "Ready" and each.get("status") == "True" for each in status.get("conditions") or ())
     leaving = meta.get("deletionTimestamp") is not None
-    given = notes.get("port", str(ports.port)).split(",")
+    given: list[int | str] = [*notes["port"].split(",")] if "port" in notes else [*(ports.servers or (ports.port,))]
+    listening = [_number(pod, str(port).strip()) for port in given]
+    if len(set(listening)) < len(listening):
+        raise NotAServer(f"two of its servers have the port {max(listening, key=listening.count)}")
     found = []
-    for place, port in enumerate(given):
-        server = _server(meta["name"], host, port.strip(), place, len(given), notes, ports)
-        found.append(FoundPod(f"{meta['uid']}/{port.strip()}", server, ready, leaving))
+    for place, port in enumerate(listening):
+        server = _server(meta["name"], host, port, place, len(given), notes, ports)
+        found.append(FoundPod(f"{meta['uid']}/{port}", server, ready, leaving))
     return found
+
+
+def _number(pod: Mapping[str, Any], port: str) -> str:
+    """The number of a port that may be given by the name that a container has for it."""
+    if port.isdigit():
+        return port
+    spec = pod.get("spec") or {}
+    containers = [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]  # sidecars are among the latter
+    declared = (each for container in containers for each in container.get("ports") or ())
+    number = next((each["containerPort"] for each in declared if each.get("name") == port), None)
+    if number is None:
+        raise NotAServer(f"none of its containers has a port named {port!r}")
+    return str(number)
 
 
 def _server(

@@ -149,6 +149,8 @@ class Pods(Collector):
                 continue
             if isinstance(step, Joins):
                 found, name = step.found, step.found.pod.name
+                if name != step.called:
+                    log.warning("two pods are called %s: the one at %s is %s", step.called, found.pod.address, name)
                 self.join(found.pod)
                 ready, leaving = found.ready, found.leaving
             else:
@@ -189,6 +191,11 @@ class Pods(Collector):
             if not reader.joined.is_set()
             and now < self._joined_at[name] + (patience_s if reader.answered else min(_ANSWER_S, patience_s))
         }
+
+    @property
+    def troubles(self) -> list[str]:
+        """Of sources that can't tell, or know of no pod: why, in words."""
+        return [f"discovery.{source.name}: {source.trouble}" for source in self._sources if source.trouble is not None]
 
     @property
     def known(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 from router.config.fleet import DiscoveryConfig, StaticPod
 from router.discovery.dns import DnsSource
@@ -31,17 +32,31 @@ def by_hand(given: DiscoveryConfig) -> list[Change]:
     return [FoundPod(pod.name, pod) for pod in given.static]
 
 
-async def pods_now(given: DiscoveryConfig, timeout_s: float) -> list[StaticPod]:
-    """All pods that are known at first, each once; sources that do not tell within `timeout_s` are left out."""
-    roster = Roster()
+class Told(NamedTuple):
+    """What all sources tell at first: each pod once, and in words what is wrong with them."""
+
+    pods: list[StaticPod]
+    troubles: list[str]
+
+
+async def told_now(given: DiscoveryConfig, timeout_s: float) -> Told:
+    """Ask all sources once; those that do not tell within `timeout_s` are left out."""
+    roster, troubles = Roster(), []
     steps = roster.apply(STATIC, by_hand(given))
     for source in sources_of(given):
-        changes = source.changes()
+        changes, trouble = source.changes(), None
         try:
             async with asyncio.timeout(timeout_s):
                 steps += roster.apply(source.name, await anext(changes))
+            trouble = source.trouble
         except TimeoutError:
-            continue
+            trouble = source.trouble or f"nothing was told within {timeout_s:g} s"
         finally:
             await changes.aclose()
-    return [step.found.pod for step in steps if isinstance(step, Joins)]
+        if trouble is not None:
+            troubles.append(f"discovery.{source.name}: {trouble}")
+    joins = [step for step in steps if isinstance(step, Joins)]
+    troubles += [
+        f"two pods are called {j.called}: one is {j.found.pod.name}" for j in joins if j.called != j.found.pod.name
+    ]
+    return Told([join.found.pod for join in joins], troubles)

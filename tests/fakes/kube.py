@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 def pod(
     name: str, ip: str | None = "127.0.0.1", *, uid: str | None = None, ready: bool = True, **more: Any
 ) -> dict[str, Any]:
-    """A Pod object. `more`: labels, annotations, deleted, phase, ips."""
+    """A Pod object. `more`: labels, annotations, deleted, phase, containers (each its named ports)."""
     meta: dict[str, Any] = {"name": name, "uid": uid or f"uid-{name}", "labels": more.get("labels", {"app": "vllm"})}
     if more.get("annotations"):
         meta["annotations"] = more["annotations"]
@@ -29,7 +29,11 @@ def pod(
     }
     if ip is not None:
         status |= {"podIP": ip, "podIPs": [{"ip": ip}]}
-    return {"metadata": meta, "status": status}
+    containers = [
+        {"name": f"c{number}", "ports": [{"name": name, "containerPort": port} for name, port in ports.items()]}
+        for number, ports in enumerate(more.get("containers", ()))
+    ]
+    return {"metadata": meta, "spec": {"containers": containers}, "status": status}
 
 
 class KubePeer:
@@ -38,6 +42,8 @@ class KubePeer:
     def __init__(self) -> None:
         self.pods: dict[str, dict[str, Any]] = {}
         self.services: dict[str, dict[str, Any]] = {}
+        self.things: dict[str, dict[str, Any]] = {}
+        """What else there is, by path."""
         self.version = 100
         self.token: str | None = None
         self.forbidden = False
@@ -47,6 +53,7 @@ class KubePeer:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.address = ""
         self._changed = asyncio.Event()
+        self._watched = 0  # times that all watches were ended
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._port = 0
@@ -67,6 +74,12 @@ class KubePeer:
         self.version += 1
         self.oldest = self.version
         self.history.clear()
+
+    def end_watches(self) -> None:
+        """As they do by themselves after some minutes."""
+        self._watched += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _say(self, kind: str, thing: dict[str, Any]) -> dict[str, Any]:
         self.version += 1
@@ -132,6 +145,8 @@ class KubePeer:
             if service is None:
                 return await self._say_status(writer, 404, f'services "{name}" not found')
             return await self._say_json(writer, 200, service)
+        if parts.path in self.things:
+            return await self._say_json(writer, 200, self.things[parts.path])
         if kind != "pods":
             return await self._say_status(writer, 404, "not found")
         if "watch" in query:
@@ -151,7 +166,8 @@ class KubePeer:
         if 0 < seen < self.oldest:
             return await self._say_status(writer, 410, "too old resource version")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
-        while True:
+        watched = self._watched
+        while watched == self._watched:
             if seen < self.oldest:
                 gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
                 await self._chunk(writer, {"type": "ERROR", "object": gone})
