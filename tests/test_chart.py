@@ -1,123 +1,157 @@
-"""The Helm chart: its values, schema and templates agree; a real Helm engine lints, installs and refuses it.
+"""The Helm chart: its values, schema and README agree with each other and with the configuration.
 
-The engine is the package `helm-sdkpy` in a folder of its own: $WARMROUTE_HELM_SDK, else `.helm` beside `.venv`:
-
-    python -m pip install --ignore-requires-python --no-deps --target .helm helm-sdkpy==0.1.32 cffi pycparser
-
-Where it is not there, the tests marked `engine` are skipped and the others still hold the chart.
+`python -m tests.test_chart` writes the schema of `config` and the chart's README anew. What a real Helm makes of the
+chart is told by `tests_chart` (`make test-chart`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
+from router.config import values as forms
 from router.config.reading import load
+from router.config.settings import Config
+from tests.fakes.services import operators
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "warmroute"
-SDK = Path(os.environ.get("WARMROUTE_HELM_SDK") or ROOT / ".helm")
-engine = pytest.mark.skipif(not (SDK / "helm_sdkpy").is_dir(), reason="no Helm engine: see the head of test_chart.py")
+PAGE = CHART / "README.md"
+SCHEMA_FILE = CHART / "values.schema.json"
+MARK = "<!-- made from values.yaml: python -m tests.test_chart -->\n"
 
-VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
-SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
-TEMPLATES = {path.name: path.read_text(encoding="utf-8") for path in sorted((CHART / "templates").iterdir())}
+TEXT = (CHART / "values.yaml").read_text(encoding="utf-8")
+VALUES: dict[str, Any] = yaml.safe_load(TEXT)
+SCHEMA: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+TEMPLATES = {path.name: path.read_text(encoding="utf-8") for path in sorted((CHART / "templates").rglob("*.*"))}
 
-POD = {"name": "pod-0", "address": "https://vllm-0.vllm:8000", "events": "tcp://vllm-0.vllm:5557"}
-FULL: dict[str, Any] = {
-    "image": {"digest": "sha256:" + "0" * 64},
-    "imagePullSecrets": [{"name": "pull"}],
-    "config": {"discovery": {"static": [POD]}, "index": {"blocks_max": 123456789}},
-    "operatorKey": {"existingSecret": "warmroute-key", "key": "token"},
-    "apiKeys": {"existingSecret": "warmroute-clients", "key": "keys"},
-    "redis": {"existingSecret": "warmroute-redis", "key": "redis-url"},
-    "podTls": {"existingSecret": "vllm-tls", "cert": "client.crt", "key": "client.key"},
-    "tokenizers": {"mountPath": "/tokenizers", "volume": {"persistentVolumeClaim": {"claimName": "tokenizers"}}},
-    "ports": {"data": 18080, "ops": 19090, "events": 15557, "eventRanks": 2},
-    "service": {"type": "LoadBalancer", "port": 8080, "annotations": {"a": "b"}},
-    "serviceAccount": {"annotations": {"a": "b"}},
-    "drain": {"delaySeconds": 7, "timeoutSeconds": 600},
-    "autoscaling": {"enabled": True},
-    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-    "networkPolicy": {"enabled": True, "from": [{"podSelector": {}}], "opsFrom": [{"namespaceSelector": {}}],
-                      "eventsFrom": [{"podSelector": {"matchLabels": {"app": "vllm"}}}],
-                      "egress": [{"to": [{"podSelector": {}}]}]},
-    "env": [{"name": "WARMROUTE_GATEWAY__LOG_LEVEL", "value": "debug"}],
-    "podAnnotations": {"a": "b"}, "podLabels": {"c": "d"}, "nodeSelector": {"e": "f"},
-    "tolerations": [{"operator": "Exists"}], "affinity": {"nodeAffinity": {}}, "priorityClassName": "high",
+GIVEN = {  # by other values: a key in the file would be overruled, or a secret in a ConfigMap
+    "GatewayConfig": (
+        "port", "ops_port", "drain_timeout", "operator_key", "operator_key_file", "api_keys", "api_keys_file",
+    ),
+    "EventsConfig": ("bind",),
 }  # fmt: skip
 
 
-# --- without an engine
+# --- the schema of `config`
 
 
-def complaints(schema: dict[str, Any] | bool, value: Any, at: str = "values") -> list[str]:
-    """What is wrong with `value`, by the few words of JSON Schema that the chart's schema uses."""
-    if isinstance(schema, bool):
-        return [] if schema else [f"{at} may not be given"]
-    known = {"$schema", "description", "type", "additionalProperties", "properties", "required", "items", "enum",
-             "pattern", "minLength", "minimum", "maximum"}  # fmt: skip
-    assert not schema.keys() - known, f"this test does not know {schema.keys() - known}"
-    kinds = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
-    wanted = schema.get("type", [])
-    wanted = [wanted] if isinstance(wanted, str) else wanted
-    if wanted and type(value) not in [kinds[kind] for kind in wanted]:
-        return [f"{at} is no {wanted}"]
-    wrong = [f"{at} is not one of {schema['enum']}"] if value not in schema.get("enum", [value]) else []
-    if isinstance(value, str):
-        fits = re.search(schema.get("pattern", ""), value) and len(value) >= schema.get("minLength", 0)
-        wrong += [] if fits else [f"{at}: {value!r}"]
-    if isinstance(value, int):
-        wrong += [] if schema.get("minimum", value) <= value <= schema.get("maximum", value) else [f"{at}: {value}"]
-    if isinstance(value, list):
-        wrong += [line for item in value for line in complaints(schema.get("items", True), item, f"{at}[]")]
-    if isinstance(value, dict):
-        properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-        wrong += [f"{at}.{key} is missing" for key in schema.get("required", []) if key not in value]
-        for key, item in value.items():
-            wrong += complaints(properties.get(key, others), item, f"{at}.{key}")
-    return wrong
+class AsWritten(GenerateJsonSchema):
+    """Durations and sizes are numbers, or text with a unit."""
+
+    def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
+        """What comes before a number's own check is what reads its text."""
+        number = super().function_before_schema(schema)
+        units = {forms.duration: forms.SECONDS, forms.size: forms.BYTES}.get(schema["function"]["function"])  # type: ignore[call-overload]
+        if units is None:
+            return number
+        names = "|".join(sorted(filter(None, units), key=len, reverse=True))
+        return number | {"type": ["number", "string"], "pattern": f"^ *[0-9]+(\\.[0-9]+)? *(?i:{names})? *$"}
+
+
+def camel(name: str) -> str:
+    """A key as it may be written, too."""
+    first, *rest = name.split("_")
+    return first + "".join(word.upper() if word == "ttl" else word.title() for word in rest)
+
+
+def tidied(schema: Any) -> Any:
+    """Without titles and defaults (values.yaml and the model hold those), and with keys in both spellings."""
+    if isinstance(schema, list):
+        return [tidied(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    words = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum"}  # what pydantic leaves of bounds in a union
+    found = {words.get(key, key): tidied(item) for key, item in schema.items() if key not in ("title", "default")}
+    if isinstance(properties := schema.get("properties"), dict):
+        found["properties"] = {
+            key: tidied(below) for name, below in properties.items() for key in dict.fromkeys((name, camel(name)))
+        }
+    return found
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON Schema of the configuration file, as far as it is not given by other values."""
+    schema: dict[str, Any] = tidied(Config.model_json_schema(by_alias=False, schema_generator=AsWritten))
+    for section, names in GIVEN.items():
+        for name in names:
+            schema["$defs"][section]["properties"] |= dict.fromkeys((name, camel(name)), False)
+    return schema
+
+
+def chart_schema() -> str:
+    """values.schema.json: the chart's own part as it is, and the configuration's as the model says."""
+    config = config_schema()
+    definitions = config.pop("$defs")
+    chart = {key: item for key, item in SCHEMA.items() if key != "$defs"}
+    chart["properties"] = chart["properties"] | {"config": config}
+    return json.dumps(chart | {"$defs": definitions}, indent=1) + "\n"
+
+
+# --- the README
+
+
+def reference() -> str:
+    """The values with their comments, section by section (`# -- TITLE ---`)."""
+    _, *parts = re.split(r"^# -- (.+?) -+$", TEXT, flags=re.MULTILINE)
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return "".join(f"\n## {title}\n\n```yaml\n{body.strip()}\n```\n" for title, body in pairs)
+
+
+# --- the tests
 
 
 def leaves(values: dict[str, Any], above: str = "") -> set[str]:
     """Dotted paths of all values below which there is nothing of the chart's own."""
     paths: set[str] = set()
     for key, value in values.items():
-        free = above + key in ("config", "resources")
+        free = key == "config" or SCHEMA_OF[above + key].get("additionalProperties", True) is not False
         paths |= leaves(value, f"{above}{key}.") if isinstance(value, dict) and value and not free else {above + key}
     return paths
 
 
-def test_values_fit_their_schema() -> None:
-    """The default values and a full set fit; a wrong type, an unknown key and a key in the config file do not."""
-    assert complaints(SCHEMA, VALUES) == []
-    assert complaints(SCHEMA, FULL) == []
-    assert complaints(SCHEMA, {"replicas": 3}) == ["values.replicas may not be given"]
-    assert complaints(SCHEMA, {"replicaCount": "3"}) == ["values.replicaCount is no ['integer']"]
-    assert complaints(SCHEMA, {"config": {"gateway": {"operator_key": "x"}}})
-    assert complaints(SCHEMA, {"config": {"gateway": {"apiKeysFile": "x"}}})
-    assert complaints(SCHEMA, {"image": {"repository": "r", "digest": "latest"}})
+def schema_paths(schema: dict[str, Any], above: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every key that the chart's own schema knows, dotted, with its schema."""
+    for key, below in schema.get("properties", {}).items():
+        yield above + key, below
+        if key != "config":
+            yield from schema_paths(below, f"{above}{key}.")
+
+
+SCHEMA_OF = dict(schema_paths(SCHEMA))
+
+
+def test_schema_is_what_the_configuration_says() -> None:
+    """Every key of the configuration, in both spellings, with its bounds; none that other values give."""
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == chart_schema(), "run: python -m tests.test_chart"
+    gateway = SCHEMA["$defs"]["GatewayConfig"]["properties"]
+    assert gateway["port"] is gateway["opsPort"] is gateway["api_keys"] is False
+    assert gateway["keep_alive_timeout"] == gateway["keepAliveTimeout"] != {}
+    assert "podMappingTTL" in SCHEMA["$defs"]["PrefixStoreConfig"]["properties"]
+
+
+def test_readme_is_what_the_values_say() -> None:
+    """The chart's README ends in the values with their comments."""
+    head, mark, body = PAGE.read_text(encoding="utf-8").partition(MARK)
+    assert mark and "helm install" in head
+    assert body == reference(), "run: python -m tests.test_chart"
+    assert all(f"\n{key}:" in body for key in VALUES)
 
 
 def test_schema_and_values_know_the_same_keys() -> None:
     """Each key of values.yaml stands in the schema, and each key of the schema (but `global`) in values.yaml."""
+    inner = {path for path in SCHEMA_OF if any(other.startswith(f"{path}.") for other in SCHEMA_OF)}
+    assert SCHEMA_OF.keys() - inner - {"global"} == leaves(VALUES)
 
-    def paths(schema: dict[str, Any], above: str = "") -> set[str]:
-        found: set[str] = set()
-        for key, below in schema.get("properties", {}).items():
-            deeper = below.get("properties") and below.get("additionalProperties") is False
-            found |= paths(below, f"{above}{key}.") if deeper else {above + key}
-        return found
 
-    assert paths(SCHEMA) - {"global"} == leaves(VALUES)
+MONITORS = ("serviceMonitor", "podMonitor")  # of one template, `warmroute.endpoint`
 
 
 def used_values(text: str) -> set[str]:
@@ -127,13 +161,16 @@ def used_values(text: str) -> set[str]:
     for action in re.findall(r"\{\{-?\s*(.*?)\s*-?\}\}", text, re.DOTALL):
         used |= set(re.findall(r"\.Values\.([A-Za-z0-9_.]+)", action))
         scope = next((name for name in reversed(scopes) if name is not None), None)
-        if scope:
-            used |= {f"{scope}.{name}" for name in re.findall(r"(?<![\w$.)])\.([a-z]\w*)", action)}
+        if scope is not None:
+            used |= {f"{scope}.{name}".lstrip(".") for name in re.findall(r"(?<![\w$.)])\.([A-Za-z][\w.]*)", action)}
+        used |= {f"{kind}.{name}" for kind in MONITORS for name in re.findall(r"\.monitor\.(\w+)", action)}
         word = action.split(" ", 1)[0]
         if word in ("if", "with", "range", "define"):
-            opened = re.match(r"with (?:\.Values)?\.([A-Za-z0-9_.]+)$", action)
-            inner = f"{scope}.{opened[1]}" if opened and scope and ".Values" not in action else opened and opened[1]
-            scopes.append(inner if word == "with" else None)
+            opened = re.match(r"with (\$?\.Values|)\.?([A-Za-z0-9_.]*)$", action)
+            whole = (
+                opened and f"{scope or ''}.{opened[2]}".strip(".") if opened and not opened[1] else opened and opened[2]
+            )
+            scopes.append(whole if word == "with" else None)
         elif word == "end":
             scopes.pop()
     return used
@@ -144,17 +181,18 @@ def test_every_value_is_used_and_every_use_is_a_value() -> None:
     used = set().union(*map(used_values, TEMPLATES.values()))
     known = leaves(VALUES)
     inner = {path.rsplit(".", depth)[0] for path in known for depth in range(1, path.count(".") + 1)}
-    assert used - known - inner == set()
     assert known - used == set()
+    read = {path for text in TEMPLATES.values() for path in re.findall(r"\.Values\.([A-Za-z0-9_.]+)", text)}
+    assert read - known - inner == set()
 
 
 def test_default_config_is_accepted(tmp_path: Path) -> None:
-    """The gateway reads the config of values.yaml, with the variables that the Deployment adds."""
+    """The gateway reads the config of values.yaml, with the variables that the pod gets."""
     file = tmp_path / "warmroute.yaml"
     file.write_text(yaml.safe_dump(VALUES["config"]), encoding="utf-8")
     environ = {
         name: "9090" if name.endswith("PORT") else "120s"
-        for name in re.findall(r"name: (WARMROUTE_\w+), value", TEMPLATES["deployment.yaml"])
+        for name in re.findall(r"name: (WARMROUTE_\w+), value", TEMPLATES["_pod.tpl"])
         if not name.endswith("_FILE")
     }
     environ |= {"WARMROUTE_GATEWAY__PORT": "8080", "WARMROUTE_EVENTS__BIND": "tcp://*:5557"}
@@ -171,197 +209,27 @@ def test_chart_is_a_chart_of_this_version() -> None:
     assert f'version = "{chart["appVersion"]}"' in project
 
 
-# --- with a real engine
-# It runs in a process of its own: a Go runtime with signal handlers, whose settings are environment variables.
+async def test_alerts_and_dashboard_name_series_that_exist() -> None:
+    """Every metric in an expression is one that the gateway tells."""
+    files = (CHART / "files" / "alerts.yaml", CHART / "files" / "dashboard.json")
+    named = {name for file in files for name in re.findall(r"\bwarmroute_[a-z_]+", file.read_text(encoding="utf-8"))}
+    async with operators() as (client, _):
+        text = (await client.get("/metrics")).text
+    told = {
+        name + ending
+        for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE)
+        for ending in (("", "_bucket", "_count", "_sum") if kind == "histogram" else ("",))
+    }
+    assert named - told == set()
+    assert len(named) > 20
 
 
-def helm(tmp_path: Path, action: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the engine answers, or {"error": …}. Installs go to the stand-in API server."""
-    environ = {"PYTHONPATH": f"{SDK}", "HELM_DRIVER": "memory", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    script = ROOT / "tests" / "fakes" / "helm_engine.py"
-    run = subprocess.run(
-        [sys.executable, str(script), action, str(CHART)],
-        input=json.dumps(values or {}), env=environ, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    answer: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return answer
+def write_files() -> None:
+    """The schema, and the reference after the mark in the README."""
+    SCHEMA_FILE.write_text(chart_schema(), encoding="utf-8")
+    head, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
+    PAGE.write_text(head + mark + reference(), encoding="utf-8")
 
 
-def installed(tmp_path: Path, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The objects of an install, by kind."""
-    answer = helm(tmp_path, "install", values)
-    assert "error" not in answer, answer["error"]
-    objects = [item for item in yaml.safe_load_all(answer["manifest"]) if item]
-    assert len({item["kind"] for item in objects}) == len(objects)
-    return {item["kind"]: item for item in objects}
-
-
-def config_of(objects: dict[str, dict[str, Any]], tmp_path: Path) -> Any:
-    """The configuration that the gateway would read in the container, from the ConfigMap and its environment."""
-    file = tmp_path / "warmroute.yaml"
-    file.write_text(objects["ConfigMap"]["data"]["warmroute.yaml"], encoding="utf-8")
-    container = objects["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-    environ = {item["name"]: item.get("value", "redis://:pw@redis:6379") for item in container["env"]}
-    return load(str(file), {name: in_a_container(value, tmp_path) for name, value in environ.items()}, {})
-
-
-def in_a_container(value: str, tmp_path: Path) -> str:
-    """A file that the container would have, here; any other value as it is."""
-    if not value.startswith("/etc/warmroute-"):
-        return value
-    file = tmp_path / value.removeprefix("/")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("a-key\n", encoding="utf-8")
-    return str(file)
-
-
-@engine
-def test_engine_lints_the_chart(tmp_path: Path) -> None:
-    """`helm lint` has nothing worse to say than that there is no icon."""
-    answer = helm(tmp_path, "lint")
-    assert (answer["TotalChartsLinted"], answer["Errors"]) == (1, None)
-    assert [message for message in answer["Messages"] if message["Severity"] > 1] == []
-
-
-@engine
-def test_default_install(tmp_path: Path) -> None:
-    """The defaults install five objects: hardened, drained, spread, with a configuration that is read."""
-    objects = installed(tmp_path, {})
-    assert objects.keys() == {"Deployment", "Service", "ConfigMap", "ServiceAccount", "PodDisruptionBudget"}
-    pod = objects["Deployment"]["spec"]["template"]["spec"]
-    container = pod["containers"][0]
-    assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, 65532)
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-    }  # fmt: skip
-    assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
-    assert container["image"] == "warmroute:0.1.0"
-    assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert pod["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "ScheduleAnyway"
-    config = config_of(objects, tmp_path)
-    assert pod["terminationGracePeriodSeconds"] > 5 + config.gateway.drain_timeout
-    assert (config.gateway.port, config.gateway.ops_port) == (8080, 9090)
-
-
-@engine
-def test_full_install(tmp_path: Path) -> None:
-    """With everything on, each value arrives where it belongs, large integers unharmed."""
-    objects = installed(tmp_path, FULL)
-    assert {"HorizontalPodAutoscaler", "ServiceMonitor", "NetworkPolicy"} <= objects.keys()
-    spec = objects["Deployment"]["spec"]
-    pod = spec["template"]["spec"]
-    container = pod["containers"][0]
-    assert "replicas" not in spec
-    assert container["image"] == "warmroute@sha256:" + "0" * 64
-    assert pod["terminationGracePeriodSeconds"] == 7 + 600 + 15
-    assert container["lifecycle"]["preStop"]["exec"]["command"][-1] == "import time; time.sleep(7)"
-    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    assert mounts.keys() == volumes.keys()
-    assert mounts["tokenizers"] == "/tokenizers"
-    assert volumes["operator-key"]["secret"]["items"] == [{"key": "token", "path": "operator-key"}]
-    assert volumes["api-keys"]["secret"]["items"] == [{"key": "keys", "path": "api-keys"}]
-    assert volumes["pod-tls"]["secret"] == {"secretName": "vllm-tls", "defaultMode": 0o440}
-    (url,) = [item for item in container["env"] if item["name"] == "WARMROUTE_INDEX__REDIS__URL"]
-    assert url["valueFrom"] == {"secretKeyRef": {"name": "warmroute-redis", "key": "redis-url"}}
-    assert {port["containerPort"] for port in container["ports"]} == {18080, 19090, 15557, 15558}
-    assert {15557, 15558} < {port["port"] for port in objects["Service"]["spec"]["ports"]}
-    config = config_of(objects, tmp_path)
-    assert (config.gateway.port, config.gateway.ops_port, config.gateway.drain_timeout) == (18080, 19090, 600.0)
-    assert config.index.blocks_max == 123456789 and config.events.bind == "tcp://*:15557"
-    assert config.discovery.static[0].name == "pod-0"
-    assert config.gateway.operator_key is not None and config.gateway.asks_for_keys
-    assert config.index.redis.url is not None
-    files = {"ca_file": "ca.crt", "cert_file": "client.crt", "key_file": "client.key"}
-    tls = config.upstream.tls.model_dump(include=set(files))
-    assert {name: Path(file).name for name, file in tls.items()} == files
-    policy = objects["NetworkPolicy"]["spec"]
-    assert policy["policyTypes"] == ["Ingress", "Egress"]
-    assert policy["ingress"][1]["from"] == [{"namespaceSelector": {}}]
-    assert policy["ingress"][2]["from"] == [{"podSelector": {"matchLabels": {"app": "vllm"}}}]
-    assert [port["port"] for port in policy["ingress"][2]["ports"]] == ["events-0", "events-1"]
-
-
-@engine
-def test_objects_select_the_pods(tmp_path: Path) -> None:
-    """Service, budget, policy, monitor and spread select the labels that the pods carry."""
-    objects = installed(tmp_path, FULL)
-    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
-    service = objects["Service"]
-    selectors = [
-        objects["Deployment"]["spec"]["selector"]["matchLabels"],
-        service["spec"]["selector"],
-        objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
-        objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
-    ]
-    assert all(selector and selector.items() <= labels for selector in selectors)
-    monitor = objects["ServiceMonitor"]["spec"]
-    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert monitor["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
-    assert (
-        objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"]
-        == objects["Deployment"]["metadata"]["name"]
-    )
-
-
-@engine
-def test_a_new_config_rolls_the_pods(tmp_path: Path) -> None:
-    """The checksum in the pod template follows the configuration and nothing else."""
-
-    def checksum(values: dict[str, Any]) -> str:
-        template = installed(tmp_path, values)["Deployment"]["spec"]["template"]
-        return str(template["metadata"]["annotations"]["checksum/config"])
-
-    assert checksum({}) == checksum({"replicaCount": 5}) != checksum({"config": {"decisions": {"kept": 1}}})
-
-
-@engine
-@pytest.mark.parametrize(
-    "values",
-    [{"replicas": 3}, {"replicaCount": "3"}, {"config": {"gateway": {"operatorKey": "x"}}}, {"ports": {"data": 80}}],
-    ids=["unknown", "type", "secret", "privileged"],
-)  # fmt: skip
-def test_engine_refuses_bad_values(tmp_path: Path, values: dict[str, Any]) -> None:
-    """What the schema forbids is not installed."""
-    assert complaints(SCHEMA, values)
-    assert "values don't meet the specifications of the schema" in helm(tmp_path, "install", values)["error"]
-
-
-@engine
-def test_pods_of_kubernetes(tmp_path: Path) -> None:
-    """With them, and only with them, the gateway has a token, and a Role that lets it list and watch pods."""
-    found = {"kubernetes": {"selector": "app=vllm", "namespace": "inference", "service": None}}
-    objects = installed(tmp_path, {"config": {"discovery": found}})
-    assert objects["Deployment"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
-    role, binding = objects["Role"], objects["RoleBinding"]
-    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
-    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "inference"
-    assert binding["roleRef"]["name"] == role["metadata"]["name"]
-    assert binding["subjects"][0]["name"] == objects["ServiceAccount"]["metadata"]["name"]
-    config = config_of(objects, tmp_path)
-    assert config.discovery.kubernetes is not None and config.discovery.kubernetes.selector == "app=vllm"
-    service = installed(tmp_path, {"config": {"discovery": {"kubernetes": {"service": "vllm"}}}})["Role"]["rules"]
-    assert service[1] == {"apiGroups": [""], "resources": ["services"], "resourceNames": ["vllm"], "verbs": ["get"]}
-
-
-@engine
-def test_notes_say_what_is_missing(tmp_path: Path) -> None:
-    """The notes warn of no pods, of open operators' endpoints and of an open data plane, and only then."""
-    bare, full = (helm(tmp_path, "install", values)["info"]["notes"] for values in ({}, FULL))
-    for warning in ("There are no pods yet", "endpoints are open", "No API key is asked for"):
-        assert warning in bare and warning not in full
-
-
-@engine
-def test_notes_warn_of_publishers(tmp_path: Path) -> None:
-    """Where they connect to: of a port that is open to all, and of replicas that do not hear what one hears."""
-    alone = {"ports": {"events": 5557}, "replicaCount": 1}
-    several, one, full = (
-        helm(tmp_path, "install", v)["info"]["notes"] for v in ({"ports": {"events": 5557}}, alone, FULL)
-    )
-    assert "can speak for any pod" in one and "connects to one replica" not in one
-    assert "connects to one replica" in several
-    assert "can speak for any pod" not in full and "connects to one replica" not in full
+if __name__ == "__main__":
+    write_files()

@@ -13,6 +13,11 @@
 {{- end }}
 {{- end }}
 
+{{- /* The full name with an ending: `include "warmroute.named" (list $ "ops")`. */}}
+{{- define "warmroute.named" -}}
+{{- printf "%s-%s" (include "warmroute.fullname" (first .) | trunc 56 | trimSuffix "-") (last .) }}
+{{- end }}
+
 {{- define "warmroute.selector" -}}
 app.kubernetes.io/name: {{ include "warmroute.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -23,6 +28,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{ include "warmroute.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- /* Labels of what Prometheus looks at: of the operators' Service, not of the data plane's. */}}
+{{- define "warmroute.opsSelector" -}}
+{{ include "warmroute.selector" . }}
+app.kubernetes.io/component: ops
 {{- end }}
 
 {{- define "warmroute.serviceAccount" -}}
@@ -37,4 +51,44 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- with .Values.image }}
 {{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ default $.Chart.AppVersion .tag }}{{ end }}
 {{- end }}
+{{- end }}
+
+{{- define "warmroute.configMap" -}}
+{{- default (include "warmroute.fullname" .) .Values.existingConfigMap }}
+{{- end }}
+
+{{- /* `discovery` of the values as the configuration spells it; nothing where it names no pods. */}}
+{{- define "warmroute.kubernetes" -}}
+{{- with .Values.discovery }}
+{{- if or .selector .service .inferencePool }}
+{{- $found := dict "events_port" .eventsPort "replay_port" .replayPort }}
+{{- with .port }}{{ $_ := set $found "port" . }}{{ end }}
+{{- with .selector }}{{ $_ := set $found "selector" . }}{{ end }}
+{{- with .service }}{{ $_ := set $found "service" . }}{{ end }}
+{{- with .inferencePool }}{{ $_ := set $found "inference_pool" . }}{{ end }}
+{{- with .namespace }}{{ $_ := set $found "namespace" . }}{{ end }}
+{{- toYaml $found }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* The configuration file: `config`, and in its `discovery` what the values' `discovery` finds. */}}
+{{- define "warmroute.config" -}}
+{{- $config := deepCopy .Values.config }}
+{{- with include "warmroute.kubernetes" . | fromYaml }}
+{{- $discovery := deepCopy (dig "discovery" dict $config) }}
+{{- $_ := set $discovery "kubernetes" (mergeOverwrite . (deepCopy (dig "kubernetes" dict $discovery))) }}
+{{- $_ := set $config "discovery" $discovery }}
+{{- end }}
+{{- toYaml $config }}
+{{- end }}
+
+{{- /* How many replicas there are where nothing scales them. */}}
+{{- define "warmroute.replicas" -}}
+{{- if kindIs "invalid" .Values.replicaCount }}2{{ else }}{{ .Values.replicaCount }}{{ end }}
+{{- end }}
+
+{{- /* Whether something else says how many replicas there are. */}}
+{{- define "warmroute.scaled" -}}
+{{- if or .Values.autoscaling.enabled .Values.keda.enabled }}true{{ end }}
 {{- end }}
