@@ -130,7 +130,7 @@ class Service:
         for name in await peers.drained(self.config.gateway):
             pod = self.core.fleet.pods.get(name)
             if pod is not None:
-                pod.draining = True
+                pod.drain(True)
 
     def _sharing(self) -> Sharing | None:
         """The shared index, if there is one; what it needs is imported only then. Raises `ConfigError`."""

@@ -16,3 +16,62 @@ def test_pods_are_named_in_the_order_in_which_they_joined() -> None:
     fleet.learned_models(fleet.pods[names[0]], [{"id": "other"}])
     fleet.learned_models(fleet.pods[names[0]], [{"id": "tuned"}])
     assert [rank.id.pod for rank in fleet.serving("tuned")] == names
+
+
+def test_a_pod_is_well_until_it_misses_so_many_in_a_row() -> None:
+    """Probes missed between answers, or beside requests that it serves, do not count; who was away comes back cold."""
+    core = core_of(2)
+    fleet, pod = core.fleet, core.fleet.pods["pod-0"]
+    for name in fleet.pods:
+        fleet.probed(fleet.pods[name], True, 0.0, 2)
+    fleet.cold.clear()
+    assert pod.fails("no connection to /health", listens=False) and not pod.listens
+    fleet.probed(pod, False, 1.0, 2)
+    assert pod.fit(1.0) and not pod.fails("no connection to /health")
+    fleet.probed(pod, True, 2.0, 2)
+    assert pod.unfit(2.0) == [] and pod.failures == 0
+    pod.served_at = 3.5
+    for since in (3.0, 3.2, 3.4):
+        fleet.probed(pod, False, since, 2)
+    assert pod.fit(3.5)
+    pod.fails("it says 500 to /health", listens=False)
+    for since in (4.0, 5.0):
+        fleet.probed(pod, False, since, 2)
+    assert not pod.fit(5.0) and pod.unfit(5.0) == ["it says 500 to /health"] and fleet.cold == {pod}
+    fleet.probed(pod, True, 6.0, 2)
+    assert pod.fit(6.0)
+
+
+def test_a_pod_rests_and_wakes_up() -> None:
+    """What is new is said once: nobody asks it meanwhile, and then it is cold."""
+    fleet, pod = (core := core_of(1)).fleet, core.fleet.pods["pod-0"]
+    fleet.cold.clear()
+    assert not fleet.rests(pod, None) and fleet.rests(pod, "asleep") and not fleet.rests(pod, "asleep")
+    assert not pod.fit(0.0) and not pod.usable and pod.unfit(0.0)[-1] == "it is asleep"
+    assert fleet.rests(pod, None) and pod.fit(0.0) and fleet.cold == {pod}
+
+
+def test_who_drains_or_leaves_is_asked_no_more() -> None:
+    """By an operator's word, or by that of whoever told of the pod; each is lifted by itself."""
+    pod = core_of(1).fleet.pods["pod-0"]
+    pod.drain(True)
+    pod.stands(ready=False, leaving=False)
+    assert not pod.fit(0.0) and not pod.usable
+    pod.drain(False)
+    assert not pod.usable
+    pod.stands(ready=True, leaving=True)
+    assert not pod.fit(0.0) and "it is terminating" in pod.unfit(0.0)
+    pod.stands(ready=True, leaving=False)
+    assert pod.fit(0.0)
+
+
+def test_figures_tell_of_a_restart() -> None:
+    """A pod that started later than it said before is another one, and cold; what is missing changes nothing."""
+    fleet, pod = (core := core_of(1)).fleet, core.fleet.pods["pod-0"]
+    fleet.cold.clear()
+    assert not fleet.measured(pod, {"started": 5.0, "block_size": 32.0, "blocks": 101.0})
+    assert (pod.block_size, pod.blocks) == (32, 100)
+    pod.evidence.usage = True
+    assert not fleet.measured(pod, {}) and (pod.block_size, pod.blocks) == (32, 100)
+    assert not fleet.measured(pod, {"started": 5.0}) and not fleet.cold and pod.evidence.usage
+    assert fleet.measured(pod, {"started": 6.0}) and fleet.cold == {pod} and not pod.evidence.usage

@@ -19,6 +19,7 @@ from scorer.load import PodLoad
 _NAMED_MAX = 10  # models named in an error message
 _VERSION = re.compile(r"[!-~]{1,64}")  # what is none ends in logs and answers
 _ZERO_REPORTED = (0, 24)
+_NULL_BLOCKS = 1  # of num_gpu_blocks, vLLM keeps one for itself
 _ROOTS_MAX = 1000  # names of a pod whose weights are remembered: an adapter that comes back may be another one
 
 Rest = Literal["asleep", "paused"]
@@ -139,6 +140,24 @@ class Pod:
     slow_until: float = 0.0  # its slow start ends then
     engine: dict[str, float] = field(default_factory=dict)  # scraped figures
     evidence: Evidence = field(default_factory=Evidence)
+
+    def drain(self, draining: bool) -> None:
+        """An operator has no new request go there, or lifts that."""
+        self.draining = draining
+
+    def stands(self, ready: bool, leaving: bool) -> None:
+        """How it stands, as whoever told of it says."""
+        self.ready, self.leaving = ready, leaving
+
+    def fails(self, how: str, listens: bool | None = None) -> bool:
+        """A probe has failed like this; `listens`: whether somebody is there who might be slow, if that is known.
+
+        True: it is the first in a row.
+        """
+        self.unanswered = how
+        if listens is not None:
+            self.listens = listens
+        return self.failures == 0
 
     def fit(self, now: float) -> bool:
         if not self.healthy or self.draining or self.rest is not None or self.suspect_until > now:
@@ -269,10 +288,63 @@ class Fleet:
         self._grains.clear()
         self._versions.clear()
 
-    def probed(self, pod: Pod, answers: bool) -> None:
-        """What probes say of a pod."""
-        pod.answers = answers
+    def probed(self, pod: Pod, fine: bool, since: float, failures_max: int) -> None:
+        """A probe is over. A pod that has served a request `since` the one before is well, however late it answers; one
+        that misses `failures_max` in a row is not.
+        """
+        if fine:
+            pod.suspect_until, pod.unanswered = 0.0, None
+        if fine or pod.served_at >= since:
+            pod.failures, pod.answers = 0, True
+        else:
+            pod.failures += 1
+            if pod.failures < failures_max:
+                return
+            pod.answers = False
         self._judge()
+
+    def rests(self, pod: Pod, rest: Rest | None) -> bool:
+        """Whether it computes, and why not. True: that is new, and what it held is gone."""
+        if rest == pod.rest:
+            return False
+        pod.rest = rest
+        self.cold.add(pod)
+        return True
+
+    def restarted(self, pod: Pod) -> None:
+        """The pod was started anew: what was learned of the one before counts no more."""
+        pod.evidence, pod.rest = Evidence(), None
+        self.cold.add(pod)
+        for rank in pod.ranks:
+            if rank.feed is not None:
+                rank.feed.suspect()
+            else:
+                rank.trust.forget()
+
+    def measured(self, pod: Pod, figures: dict[str, float]) -> bool:
+        """The pod answered /metrics. True: it was started anew since it did so last."""
+        before = pod.engine.get("started")
+        anew = before is not None and before != figures.get("started", before)
+        if anew:
+            self.restarted(pod)
+        pod.engine = figures
+        drafter, caches = figures.get("drafter", 0.0) > 0, figures.get("caches", 1.0) > 0
+        for rank in pod.ranks:
+            if rank.feed is not None:
+                rank.feed.told(drafter, caches)
+            else:
+                rank.trust.told(caches)
+        feed = pod.ranks[0].feed if len(pod.ranks) == 1 else None  # the counters of several tell of no one
+        proof = pod.evidence.looked(figures.get("cache_queries"), figures.get("cache_hits"))
+        if proof is not None and feed is not None:
+            feed.counted(*proof)
+        size = figures.get("block_size")
+        if size is not None and size >= 1:
+            pod.block_size = int(size)
+        blocks = figures.get("blocks")
+        if blocks is not None and blocks > _NULL_BLOCKS:
+            pod.blocks = int(blocks) - _NULL_BLOCKS
+        return anew
 
     def _judge(self) -> None:
         """Who is healthy: who answers probes, and where too many do not at once, who may only be slow to answer."""

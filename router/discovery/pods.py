@@ -155,8 +155,7 @@ class Pods(Collector):
                 ready, leaving = found.ready, found.leaving
             else:
                 name, ready, leaving = step
-            pod = self._core.fleet.pods[name]
-            pod.ready, pod.leaving = ready, leaving
+            self._core.fleet.pods[name].stands(ready, leaving)
 
     async def look_again(self, proven: bool = False) -> None:
         """What pods serve and what requests ask for differ: have all pods that are well say it anew.

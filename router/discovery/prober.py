@@ -15,7 +15,7 @@ import orjson
 from router.config.fleet import ProbeConfig
 from router.core.cards import card_of, only
 from router.core.decision import Core
-from router.core.fleet import Evidence, Pod, Rest
+from router.core.fleet import Pod, Rest
 from router.discovery.prefills import Prefills
 from router.discovery.vllm_metrics import parse_metrics
 from router.upstream.failures import ConnectFailed, ConnectTimeout, ResponseTimeout, UpstreamError
@@ -25,7 +25,6 @@ log = logging.getLogger("warmroute.pods")
 
 _JITTER = 0.1  # share of the interval by which probes are spread
 _DETAILS_EVERY = 5  # probes between two looks at models, version and metrics of a pod that is known
-_NULL_BLOCKS = 1  # of num_gpu_blocks, vLLM keeps one for itself
 _WELCOME = (b"/version", b"/metrics", b"/is_sleeping", b"/is_paused")  # of what is asked, not needed
 
 
@@ -77,18 +76,10 @@ class Prober:
             return await self._ask_models()
 
     def _note(self, fine: bool, since: float) -> None:
-        """A probe is over. A pod that has served a request since the one before is well, however late it answers."""
+        """A probe is over."""
         pod, fleet = self._pod, self._core.fleet
         was, panicked = pod.healthy, fleet.panics
-        if fine:
-            pod.suspect_until, pod.unanswered = 0.0, None
-        if fine or pod.served_at >= since:
-            pod.failures = 0
-            fleet.probed(pod, True)
-        else:
-            pod.failures += 1
-            if pod.failures >= self._probe.failures_max:
-                fleet.probed(pod, False)
+        fleet.probed(pod, fine, since, self._probe.failures_max)
         if was != pod.healthy:
             log.info("%s is %s", pod.name, "fit" if pod.healthy else f"unfit: {pod.unanswered}")
         if panicked != fleet.panics:
@@ -144,10 +135,8 @@ class Prober:
             rest = "asleep" if asleep else "paused" if paused else None
         elif self._may_rest:
             return  # it has told before: as it was
-        if rest != pod.rest:
+        if self._core.fleet.rests(pod, rest):
             log.info("%s is %s", pod.name, rest or "awake again")
-            pod.rest = rest
-            self._core.fleet.cold.add(pod)
             self._forget()
 
     async def _says(self, path: bytes, name: str) -> bool | None:
@@ -171,7 +160,9 @@ class Prober:
         text = await self._asked(b"/metrics")
         if text is not None:
             self._prefills.looked(self._pod.ranks, text, asked_at)
-            self._learn(parse_metrics(text.decode(errors="replace")))
+            if self._core.fleet.measured(self._pod, parse_metrics(text.decode(errors="replace"))):
+                log.info("%s has been started anew", self._pod.name)
+                self._may_rest = False
 
     async def _asked(self, target: bytes) -> bytes | None:
         """The pod's answer, if it is a good one; what is wrong is said once in a row of failures."""
@@ -181,57 +172,25 @@ class Prober:
         except UpstreamError as error:
             if needed:
                 nobody = isinstance(error, ConnectFailed) and not isinstance(error, ConnectTimeout)
-                self._pod.listens = not nobody
                 how = "no connection" if nobody else "no answer in time" if _is_late(error) else "a broken answer"
-                self._fails(f"{how} to {target.decode()}", f": {error}")
+                self._fails(f"{how} to {target.decode()}", f": {error}", listens=not nobody)
             return None
         if answer.fine:
             return answer.body
         if needed:
-            self._pod.listens = False
-            self._fails(f"it says {answer.status} to {target.decode()}")
+            self._fails(f"it says {answer.status} to {target.decode()}", listens=False)
         return None
 
-    def _fails(self, how: str, details: str = "") -> bool:
+    def _fails(self, how: str, details: str = "", listens: bool | None = None) -> bool:
         """Always False. A probe has failed; said once in a row of failures. `details`: for the log alone."""
-        if self._pod.failures == 0:
+        if self._pod.fails(how, listens):
             log.info("%s: %s%s", self._pod.name, how, details)
-        self._pod.unanswered = how
         return False
 
     @property
     def _needs_counters(self) -> bool:
         """The pod's counters are all that its feed can be checked by."""
         return not self._pod.evidence.usage and any(rank.feed is not None for rank in self._pod.ranks)
-
-    def _learn(self, figures: dict[str, float]) -> None:
-        pod, before = self._pod, self._pod.engine.get("started")
-        if before is not None and before != figures.get("started", before):
-            log.info("%s has been started anew", pod.name)
-            pod.evidence, pod.rest, self._may_rest = Evidence(), None, False
-            self._core.fleet.cold.add(pod)
-            for rank in pod.ranks:
-                if rank.feed is not None:
-                    rank.feed.suspect()
-                else:
-                    rank.trust.forget()
-        pod.engine = figures
-        drafter, caches = figures.get("drafter", 0.0) > 0, figures.get("caches", 1.0) > 0
-        for rank in pod.ranks:
-            if rank.feed is not None:
-                rank.feed.told(drafter, caches)
-            else:
-                rank.trust.told(caches)
-        feed = pod.ranks[0].feed if len(pod.ranks) == 1 else None  # the counters of several tell of no one
-        proof = pod.evidence.looked(figures.get("cache_queries"), figures.get("cache_hits"))
-        if proof is not None and feed is not None:
-            feed.counted(*proof)
-        size = figures.get("block_size")
-        if size is not None and size >= 1:
-            self._pod.block_size = int(size)
-        blocks = figures.get("blocks")
-        if blocks is not None and blocks > _NULL_BLOCKS:
-            self._pod.blocks = int(blocks) - _NULL_BLOCKS
 
 
 def _is_late(error: UpstreamError) -> bool:

@@ -182,7 +182,7 @@ def _pod(service: Service, name: str) -> Pod:
 
 
 def _draining(pod: Pod, draining: bool) -> dict[str, Any]:
-    pod.draining = draining
+    pod.drain(draining)
     return {"pod": pod.name, "draining": pod.draining, "requests": pod.requests}
 
 
