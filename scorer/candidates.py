@@ -1,12 +1,12 @@
 """Who could serve a request: one candidate a pod (or rank), with the figures that decide.
 
-A decision looks at some figures of all pods and at all figures of some: so they are kept by column, and a `Candidate`
+A decision looks at some figures of all pods and at all figures of one: so they are kept by column, and a `Candidate`
 is put together for who asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,49 +27,37 @@ class Candidate(NamedTuple):
     requests: int  # in flight through this router
     prefill_tokens: int  # promised, not yet computed
     backlog_s: float  # until a prefill that comes now could start
-    token_s: float  # of prefill, for each token
+    token_s: float  # of prefill, for each token that is to be computed
     evicted: int = 0  # cached tokens that the pod must give up to take this request; 0 if its room is not known
-
-
-class Held(NamedTuple):
-    """What a pod has of the prompt: see `Candidate`."""
-
-    matched: int
-    worth: float
-    token_s: float  # of the rest
 
 
 @dataclass(slots=True)
 class Candidates:
-    """All of them, by column; `held` has those that match, by number. They are numbered from 0."""
+    """All of them, by column, numbered from 0: see `Candidate`."""
 
     tokens: int
+    matched: list[int]
+    worths: list[float]
     requests: list[int]
     prefill_tokens: list[int]
     backlogs_s: list[float]
-    tokens_s: list[float]  # of a prompt of which nothing is held
+    tokens_s: list[float]
     rooms: list[float]  # tokens for which nothing is given up
-    held: Mapping[int, Held]
 
     def __len__(self) -> int:
         return len(self.requests)
 
     def __getitem__(self, number: int) -> Candidate:
-        held = self.held.get(number)
-        matched, worth, token_s = (0, 0.0, self.tokens_s[number]) if held is None else held
+        matched = self.matched[number]
+        evicted = self.tokens - matched - self.rooms[number]
         figures = (
-            number, self.tokens, matched, worth, self.requests[number], self.prefill_tokens[number],
-            self.backlogs_s[number], token_s, int(max(0.0, self.tokens - matched - self.rooms[number])),
+            number, self.tokens, matched, self.worths[number], self.requests[number], self.prefill_tokens[number],
+            self.backlogs_s[number], self.tokens_s[number], int(evicted) if evicted > 0.0 else 0,
         )  # fmt: skip
         return _new(Candidate, figures)
 
     def __iter__(self) -> Iterator[Candidate]:
         return (self[number] for number in range(len(self.requests)))
-
-    def matched(self, number: int) -> int:
-        """Leading tokens that it will not compute."""
-        held = self.held.get(number)
-        return 0 if held is None else held.matched
 
 
 def by_column(candidates: Iterable[Candidate]) -> Candidates:
@@ -77,12 +65,13 @@ def by_column(candidates: Iterable[Candidate]) -> Candidates:
     given = list(candidates)
     return Candidates(
         given[0].tokens,
+        [each.matched for each in given],
+        [each.worth for each in given],
         [each.requests for each in given],
         [each.prefill_tokens for each in given],
         [each.backlog_s for each in given],
         [each.token_s for each in given],
         [float(each.tokens - each.matched - each.evicted) if each.evicted else _ROOMY for each in given],
-        {each.number: Held(each.matched, each.worth, each.token_s) for each in given if each.matched},
     )
 
 

@@ -27,18 +27,16 @@ def pick(
         prices = [price * slow for price, slow in zip(prices, slowness, strict=True)]
     bound = min(prices) * (1.0 + _ALIKE) + _CLOSE
     alike = [number for number, price in enumerate(prices) if price <= bound]
-    best = alike[0] if len(alike) == 1 else _first(columns, prices, bound, alike, turn)
+    best = alike[0] if len(alike) == 1 else _first(columns, alike, turn)
     return Pick(columns[best], columns, prices, _reason(columns, best, settings))
 
 
-def _first(candidates: Candidates, prices: Sequence[float], bound: float, alike: Sequence[int], turn: int) -> int:
+def _first(candidates: Candidates, alike: list[int], turn: int) -> int:
     """Of prices that are alike: the longest match, then the fewest requests, then whoever's turn it is."""
-    if candidates.held:
-        holders = [(held.matched, number) for number, held in candidates.held.items() if prices[number] <= bound]
-        longest = max(holders, default=(0, 0))[0]
-        if longest:
-            alike = sorted([number for matched, number in holders if matched == longest])
-    requests = candidates.requests
+    matched, requests = candidates.matched, candidates.requests
+    longest = max([matched[number] for number in alike])
+    if longest:
+        alike = [number for number in alike if matched[number] == longest]
     fewest = min([requests[number] for number in alike])
     tied = [number for number in alike if requests[number] == fewest]
     return tied[turn % len(tied)]
@@ -56,10 +54,9 @@ def scored(picked: Pick) -> list[Scored]:
 def _reason(candidates: Candidates, chosen: int, settings: Settings) -> str:
     if settings.policy == "round-robin":
         return "turn"
-    held = candidates.held
-    longest = max([each.matched for each in held.values()]) if held else 0
+    longest = max(candidates.matched)
     if not longest:
         return "least loaded: nobody holds a prefix"
-    if candidates.matched(chosen) == longest:
+    if candidates.matched[chosen] == longest:
         return "holds the longest prefix"
     return "less loaded than the holder of the longest prefix"

@@ -38,28 +38,36 @@ Policy: TypeAlias = Callable[[Candidates, Settings, int], list[float]]
 def predicted_ttft(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
     """Seconds until the first token if sent there, and what the work costs the fleet."""
     factor, eviction, request_s = 1.0 + settings.beta, settings.eviction, settings.request_s
-    tokens, rooms = float(candidates.tokens), candidates.rooms
+    tokens = float(candidates.tokens)
     fresh = factor * tokens
-    prices = [
-        backlog_s + (fresh if room >= tokens else fresh + eviction * (tokens - room)) * token_s + requests * request_s
-        for backlog_s, room, token_s, requests in zip(
-            candidates.backlogs_s, rooms, candidates.tokens_s, candidates.requests, strict=True
+    return [
+        backlog_s
+        + requests * request_s
+        + token_s
+        * (
+            fresh - factor * worth
+            if room >= tokens
+            else fresh - factor * worth + eviction * max(0.0, tokens - matched - room)
+        )
+        for matched, worth, requests, backlog_s, token_s, room in zip(
+            candidates.matched,
+            candidates.worths,
+            candidates.requests,
+            candidates.backlogs_s,
+            candidates.tokens_s,
+            candidates.rooms,
+            strict=True,
         )
     ]
-    for number, (matched, worth, token_s) in candidates.held.items():
-        evicted = max(0.0, tokens - matched - rooms[number])
-        work = factor * (tokens - worth) + eviction * evicted
-        prices[number] = candidates.backlogs_s[number] + work * token_s + candidates.requests[number] * request_s
-    return prices
 
 
 def weighted(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
     """Shares in [0, 1]: three parts of what is not matched, two of the load beside the busiest."""
     busiest, tokens = max(candidates.requests) or 1, max(1, candidates.tokens)
-    prices = [1.0 - 2 * (1 - requests / busiest) / 5 for requests in candidates.requests]
-    for number, held in candidates.held.items():
-        prices[number] -= 3 * held.worth / tokens / 5
-    return prices
+    return [
+        1.0 - 2 * (1 - requests / busiest) / 5 - 3 * worth / tokens / 5
+        for requests, worth in zip(candidates.requests, candidates.worths, strict=True)
+    ]
 
 
 def round_robin(candidates: Candidates, settings: Settings, turn: int) -> list[float]:

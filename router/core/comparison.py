@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
+from indexer.blocks import size_of
 from indexer.index import PrefixIndex
 from indexer.match import MISS, Hit
+from indexer.rule import Rule
 from router.core.demand import TEXT_BLOCK_TOKENS, Demand
-from router.core.fleet import Fleet, Rank
+from router.core.fleet import Fleet, Rank, RankId
 from router.core.holdings import Holders
-from scorer.candidates import Candidates, Held
+from scorer.candidates import Candidates
+from scorer.load import PodLoad
 
 _FEW = 4  # candidates that are looked at as a whole for every decision
 _LOOK_S = 0.1  # between two such looks at more of them
+
+_Found: TypeAlias = tuple[int, Hit, int, int]
+"""Who holds something of a prompt: number, hit, tokens of the prompt as it reads it, tokens a block."""
 
 
 class Comparison:
@@ -25,53 +31,73 @@ class Comparison:
         self._index = index
         self._weights = weights
         self._looked_at = float("-inf")
-        self._ranks: Sequence[Rank] = ()  # of the last decision, and their numbers
-        self._numbers: dict[Any, int] = {}
+        self._ranks: Sequence[Rank] = ()  # of the last decision, with what belongs to them
+        self._loads: Sequence[PodLoad] = ()
+        self._numbers: dict[RankId, int] = {}
 
     def candidates(
         self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float
     ) -> tuple[Candidates, list[Hit]]:
         """All of `ranks` (at least one) beside each other, and what each of them holds of the prompt."""
         self._look(ranks, now)
-        hits, held = [MISS] * len(ranks), {}
-        for number, hit in self._hits(demand, holders, ranks).items():
-            hits[number], held[number] = hit, self._held(demand, ranks[number], hit)
-        middle, loads = demand.most_tokens / 2, [rank.load for rank in ranks]
-        promised = [load.prefill_tokens for load in loads]
+        loads, count, tokens = self._lined_up(ranks), len(ranks), demand.most_tokens
+        middle = tokens / 2
         candidates = Candidates(
-            demand.most_tokens,
+            tokens,
+            [0] * count,
+            [0.0] * count,
             [load.requests for load in loads],
-            promised,
-            [
-                load.backlog_s(now) if tokens or load.stated_s else 0.0
-                for load, tokens in zip(loads, promised, strict=True)
-            ],
+            [load.prefill_tokens for load in loads],
+            [load.backlog_s(now) if load.prefill_tokens or load.stated_s else 0.0 for load in loads],
             [(rate := load.rate).per_token + rate.per_position * middle for load in loads],
             [rank.room for rank in ranks],
-            held,
         )
+        hits = [MISS] * count
+        if demand.reads_cache:
+            self._enter(candidates, hits, self._found(demand, holders, ranks))
         return candidates, hits
 
-    def _hits(self, demand: Demand, holders: Holders, ranks: Sequence[Rank]) -> dict[int, Hit]:
-        """What those of `ranks` that hold something of the prompt hold of it, and will read; by number."""
-        if not demand.reads_cache:
-            return {}
-        if holders.others or demand.by_version is not None:
-            best = [_best(demand.of(rank), holders, rank) for rank in ranks]
-            return {number: hit for number, hit in enumerate(best) if hit is not MISS}
-        numbers, by_text, held = self._numbered(ranks), demand.text is not None, {}
-        for grain, hits in holders.known[demand].items():
-            for name, hit in hits.items():
-                number = numbers.get(name)
-                if number is not None and (by_text or ranks[number].grain == grain):
-                    held[number] = hit
-        return held
-
-    def _numbered(self, ranks: Sequence[Rank]) -> dict[Any, int]:
-        """The place of each rank in `ranks`, which are mostly the same as the last time."""
+    def _lined_up(self, ranks: Sequence[Rank]) -> Sequence[PodLoad]:
+        """The loads of `ranks`, which are mostly the same as the last time."""
         if ranks != self._ranks:  # ranks are equal to themselves alone: this is quick
-            self._ranks, self._numbers = ranks, {rank.id: number for number, rank in enumerate(ranks)}
-        return self._numbers
+            self._ranks, self._loads = ranks, [rank.load for rank in ranks]
+            self._numbers = {rank.id: number for number, rank in enumerate(ranks)}
+        return self._loads
+
+    def _found(self, demand: Demand, holders: Holders, ranks: Sequence[Rank]) -> Iterable[_Found]:
+        """Those of `ranks` that hold something of the prompt."""
+        if holders.others or demand.by_version is not None:
+            return _best(demand, holders, ranks)
+        numbers, by_text, tokens, found = self._numbers, demand.text is not None, demand.tokens, []
+        for grain, hits in holders.known[demand].items():
+            size = TEXT_BLOCK_TOKENS if by_text else size_of(grain)
+            for name, hit in hits.items():
+                number = numbers.get(name)  # type: ignore[call-overload]
+                if number is not None and (by_text or ranks[number].grain == grain):
+                    found.append((number, hit, tokens, size))
+        return found
+
+    def _enter(self, candidates: Candidates, hits: list[Hit], found: Iterable[_Found]) -> None:
+        """What those found hold, and need not compute for it."""
+        ranks, of, matched, worth = self._ranks, None, 0, 0.0
+        for number, hit, tokens, size in found:
+            rank = ranks[number]
+            rule, rate = rank.trust.rule, rank.load.rate
+            if of != (hit, rule, tokens, size):  # mostly all have the same
+                of = (hit, rule, tokens, size)
+                matched, worth = self._reused(hit, rule, tokens, size)
+                worth += candidates.tokens - tokens  # what it has not got to compute either
+            hits[number] = hit
+            candidates.matched[number], candidates.worths[number] = matched, worth
+            candidates.tokens_s[number] = rate.per_token + rate.per_position * (matched + tokens) / 2
+
+    def _reused(self, hit: Hit, rule: Rule | None, tokens: int, size: int) -> tuple[int, float]:
+        """Tokens of a hit that are reused by a rule, and what they are worth."""
+        matched = rule.blocks(hit, tokens, size) * size if rule is not None else 0
+        if hit.gpu + hit.predicted == hit.blocks:
+            return matched, float(matched)
+        gpu, cpu, disk = self._weights
+        return matched, matched * (gpu * (hit.gpu + hit.predicted) + cpu * hit.cpu + disk * hit.disk) / hit.blocks
 
     def _look(self, ranks: Sequence[Rank], now: float) -> None:
         """At what changes little from one decision to the next: speeds and room. Of many, only now and then."""
@@ -83,25 +109,16 @@ class Comparison:
             rank.load.rate.look()
             blocks = rank.pod.blocks
             if blocks is not None and rank.feed is not None:
-                rank.room = float((blocks - self._index.held(rank.id)) * (rank.block_size or 0))
-
-    def _held(self, demand: Demand, rank: Rank, hit: Hit) -> Held:
-        tokens, rule, rate = demand.of(rank).tokens, rank.trust.rule, rank.load.rate
-        size = (rank.block_size or 0) if demand.text is None else TEXT_BLOCK_TOKENS
-        matched = rule.blocks(hit, tokens, size) * size if rule is not None else 0
-        worth = float(matched) if hit.gpu + hit.predicted == hit.blocks else matched * self._share(hit)
-        if demand.by_version is not None:
-            worth += demand.most_tokens - tokens  # what it has not got to compute either
-        return Held(matched, worth, rate.per_token + rate.per_position * (matched + tokens) / 2)
-
-    def _share(self, hit: Hit) -> float:
-        gpu, cpu, disk = self._weights
-        return (gpu * (hit.gpu + hit.predicted) + cpu * hit.cpu + disk * hit.disk) / hit.blocks
+                rank.room = (blocks - self._index.held(rank.id)) * (rank.block_size or 0)
 
 
-def _best(demand: Demand, holders: Holders, rank: Rank) -> Hit:
-    """The longer hit of what is known here and what other gateways know."""
-    here, there = holders.here(demand, rank), MISS
-    if holders.others is not None:
-        there = holders.others.get(rank.id, MISS)
-    return there if there.blocks > here.blocks else here
+def _best(demand: Demand, holders: Holders, ranks: Sequence[Rank]) -> Iterable[_Found]:
+    """By the longer hit of what is known here and what other gateways know, of the version that each has."""
+    for number, rank in enumerate(ranks):
+        theirs = demand.of(rank)
+        here, there = holders.here(theirs, rank), MISS
+        if holders.others is not None:
+            there = holders.others.get(rank.id, MISS)
+        hit = there if there.blocks > here.blocks else here
+        if hit is not MISS:
+            yield number, hit, theirs.tokens, (rank.block_size or 0) if demand.text is None else TEXT_BLOCK_TOKENS
