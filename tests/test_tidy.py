@@ -18,8 +18,9 @@ PURE = ("indexer", "scorer")
 BELOW = {"indexer": (), "scorer": ("indexer",), "router": ("scorer", "indexer"), "simulator": ()}
 
 LINE = (
-    "errors", "garbage", "native", "core", "config", "server", "upstream", "prompts", "tokens", "events", "metrics",
-    "shared_index", "discovery", "proxy", "workers", "service", "endpoints", "process", "commands", "cli", "__main__",
+    "errors", "garbage", "native", "core", "plan", "config", "server", "upstream", "prompts", "tokens", "events",
+    "metrics", "shared_index", "discovery", "proxy", "workers", "service", "endpoints", "process", "commands", "cli",
+    "__main__",
 )  # fmt: skip
 """The rooms of `router`, folders and files: each imports only from those before it."""
 

@@ -1,0 +1,175 @@
+"""A run: requests, gateways and pods, and a clock that goes from one thing that happens to the next."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import TypeAlias
+
+from router.core.demand import Placement
+from router.plan.cache import BlockCache, Pool, PooledCache, Taken
+from router.plan.engine import Engine, Job
+from router.plan.figures import Answered, Figures, figures
+from router.plan.gateway import VirtualGateway, tokens_of
+from router.plan.profiles import PodPlan
+from router.plan.publisher import Stretch
+from router.plan.traces import Arrivals, Numbers, Sessions, Turn
+
+_WARM = 0.2  # of the time, which is not counted
+_DRAIN_S = 600.0  # after the last request came
+_STREAM_SLO_S, _SESSION_SLO_S = 1 / 4000, 1e-4
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A request on its way."""
+
+    turn: Turn
+    arrived: float
+    user: Iterator[Turn] | None
+    gateway: VirtualGateway | None = None
+    placement: Placement | None = None
+    job: Job | None = None
+    began: float | None = None
+    ended: float | None = None
+
+
+_Call: TypeAlias = Callable[[float], None]
+
+
+class World:
+    """See the module. Without gateways, requests go where they are served first, before pods that share a cache."""
+
+    def __init__(self, pods: PodPlan, size: int, gateways: Sequence[VirtualGateway], seed: int) -> None:
+        """`size`: tokens a block."""
+        self.now = 0.0
+        self._size = size
+        self._gateways = gateways
+        self._rng = random.Random(seed)
+        self._agenda: list[tuple[float, int, _Call]] = []
+        self._count = 0
+        self._asked: list[_Asked] = []
+        profile = pods.profile._replace(kv_tokens=pods.kv_tokens)
+        pool = None if gateways else Pool(pods.pods * pods.kv_tokens // size)
+        self._engines = [
+            Engine(
+                number,
+                profile,
+                BlockCache(pods.kv_tokens, size) if pool is None else PooledCache(pods.kv_tokens, size, pool),
+                self,
+                pods.slow_half if 2 * number + 1 < pods.pods else 1.0,
+            )
+            for number in range(pods.pods)
+        ]
+
+    def at(self, time: float, call: _Call) -> None:
+        """Do it then."""
+        self._count += 1
+        heappush(self._agenda, (time, self._count, call))
+
+    def play(self, arrivals: Arrivals) -> Figures:
+        """All of a trace."""
+        for time, turn in arrivals.turns:
+            self._come_at(time, turn, None)
+        last = arrivals.turns[-1][0]
+        self._run(last + _DRAIN_S)
+        return self._figures(last * _WARM, last, _STREAM_SLO_S)
+
+    def serve(self, sessions: Sessions, users: int, horizon: float) -> Figures:
+        """Users, for so many seconds."""
+        numbers = Numbers()
+        for _ in range(users):
+            rng = random.Random(self._rng.random())
+            user = sessions.user(numbers, rng)
+            self._come_at(sessions.begins_s(rng), next(user), user)
+        self._run(horizon)
+        return self._figures(horizon * _WARM, horizon, _SESSION_SLO_S)
+
+    # What engines tell
+
+    def admitted(self, number: int, job: Job, taken: Taken) -> None:
+        if not taken.stored and not taken.removed:
+            return
+        stretches = [
+            Stretch(job.blocks[start:end], job.blocks[start - 1] if start else None, tokens, self._size)
+            for start, end in taken.stored
+            for tokens in (tokens_of(job.blocks[start:end], self._size),)
+        ]
+        for gateway in self._gateways:
+            gateway.changed(number, stretches, taken.removed, self.now)
+
+    def began(self, number: int, job: Job) -> None:
+        asked = job.ticket
+        assert isinstance(asked, _Asked)
+        asked.began = self.now
+        if asked.gateway is not None and asked.placement is not None:
+            asked.gateway.began(asked.placement, self.now)
+
+    def ended(self, number: int, job: Job) -> None:
+        asked = job.ticket
+        assert isinstance(asked, _Asked)
+        asked.ended = self.now
+        if asked.gateway is not None and asked.placement is not None:
+            asked.gateway.ended(asked.placement, job.tokens, job.cached, self.now)
+        if asked.user is not None:
+            turn = next(asked.user)
+            self._come_at(self.now + turn.think_s, turn, asked.user)
+
+    # Inside
+
+    def _run(self, until: float) -> None:
+        agenda = self._agenda
+        while agenda and agenda[0][0] <= until:
+            self.now, _, call = heappop(agenda)
+            call(self.now)
+
+    def _come_at(self, time: float, turn: Turn, user: Iterator[Turn] | None) -> None:
+        self.at(time, lambda now: self._come(_Asked(turn, now, user)))
+
+    def _come(self, asked: _Asked) -> None:
+        self._asked.append(asked)
+        if not self._gateways:
+            self._send(asked, self._soonest(asked.turn))
+            return
+        gateway = asked.gateway = self._gateways[0] if len(self._gateways) == 1 else self._rng.choice(self._gateways)
+        number, asked.placement = gateway.send(asked.turn, self.now)
+        self._send(asked, number)
+
+    def _send(self, asked: _Asked, number: int) -> None:
+        turn, engine = asked.turn, self._engines[number]
+        job = asked.job = Job(turn.tokens, turn.answer, self._whole(turn), asked)
+        if not self._gateways:
+            job.awaited = self._cached(engine, turn)
+        if engine.put(job, self.now):
+            self._step_later(engine)
+
+    def _step_later(self, engine: Engine) -> None:
+        version = engine.version
+        self.at(engine.ends_at, lambda now: self._step(engine, version, now))
+
+    def _step(self, engine: Engine, version: int, now: float) -> None:
+        if engine.version == version and engine.busy and engine.step(now):
+            self._step_later(engine)
+
+    def _soonest(self, turn: Turn) -> int:
+        job = Job(turn.tokens, turn.answer, (), None, awaited=self._cached(self._engines[0], turn))
+        return min(range(len(self._engines)), key=lambda number: self._engines[number].expected_s(job, self.now))
+
+    def _whole(self, turn: Turn) -> Sequence[int]:
+        return turn.blocks[: turn.tokens // self._size]
+
+    def _cached(self, engine: Engine, turn: Turn) -> int:
+        return engine.cache.held(turn.blocks[: (turn.tokens - 1) // self._size]) * self._size
+
+    def _figures(self, since: float, until: float, slo_s: float) -> Figures:
+        outcomes = [self._outcome(asked) for asked in self._asked]
+        return figures(outcomes, [engine.prefill_s for engine in self._engines], since, until, slo_s)
+
+    def _outcome(self, asked: _Asked) -> Answered:
+        until = self.now if asked.began is None else asked.began
+        cached = asked.job.cached if asked.job is not None else 0
+        return Answered(
+            asked.arrived, until - asked.arrived, asked.began is not None, asked.ended, asked.turn.tokens, cached
+        )
