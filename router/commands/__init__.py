@@ -1,4 +1,4 @@
 """The commands that look at a fleet: `check`, `score`, `demo`.
 
-`router.cli` is the door.
+`router.cli` is the door; `check` examines each pod by `examination`. They change nothing in a fleet that is not theirs.
 """
