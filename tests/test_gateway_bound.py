@@ -105,6 +105,7 @@ async def test_full_reports(fleet: list[PodProcess], served: GatewayProcess) -> 
     prompts = [[draw.randrange(200, 5000) for _ in range(draw.randrange(40, 300))] for _ in range(80)]
     xargs = {"vllm_xargs": {"kv_cache_report_mode": "full"}}
     async with httpx.AsyncClient(**PLAIN) as http:
+        (await http.post(f"{served.url}/pods/pod-1/drain")).raise_for_status()  # all goes to the one that evicts
         for _ in range(240):
             body = {"model": MODEL, "prompt": draw.choice(prompts), "max_tokens": 1}
             answer = await http.post(f"{served.url}/v1/completions", json=body | (xargs if draw.random() < 0.5 else {}))
@@ -123,6 +124,7 @@ async def test_full_reports(fleet: list[PodProcess], served: GatewayProcess) -> 
             if not await stale():
                 break
         assert not await stale()
+        (await http.post(f"{served.url}/pods/pod-1/undrain")).raise_for_status()
     counts = served.ranks()["pod-0"][0]["events"]["counts"]
     assert counts["removed"] > 30 and not counts.get("unknown removals")
 
