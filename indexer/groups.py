@@ -5,6 +5,8 @@ indexed; a hit can end only where each of the others can go on, too. A *window* 
 end; a *state* group what it kept at just that block, and so does a further group that keeps every block. vLLM 0.20 and
 0.21 name no kinds: there, a group that leaves blocks of a store out is a window.
 
+Where windows are all that a model has, one of them is indexed: what comes before a window need not be held.
+
 Where a rule is not known, or a group's blocks are smaller than those indexed, `unsure` says so: it takes the pod's own
 reports to prove what is foretold.
 """
@@ -33,9 +35,12 @@ class Groups:
         self.mistaken = False  # another group than the right one was indexed: all that was made of it is wrong
         self.hybrid = False  # hits hang on other groups, too
         self.states = False  # of which one keeps states
+        self.windowed = False  # the indexed group is a window itself: none keeps every block
+        self.found: list[BlockStored] = []  # what the indexed group told before it was known to be that
         self._unsure = False
         self._roles: dict[int, Role] = {}
         self._copies: dict[int, Counter[int]] = {}
+        self._first: dict[int, BlockStored] = {}  # of windows, while no group is indexed
 
     @property
     def unsure(self) -> bool:
@@ -46,6 +51,7 @@ class Groups:
         """The same groups, of which none keeps anything."""
         self._copies = {group: Counter() for group in self._copies}
         self.block_size, self.mistaken = 0, False
+        self._first.clear()
         return self
 
     def is_content(self, event: BlockStored) -> bool:
@@ -54,15 +60,17 @@ class Groups:
         if event.tier != "gpu":
             return kind in PREFIX_KINDS and (group is None or self.indexed in (None, group))
         if group is None or (group == self.indexed and (kind is not None or event.whole)):
-            return kind in PREFIX_KINDS and self._is_whole_block(event)
+            return (kind in PREFIX_KINDS or self._is_window(event)) and self._is_whole_block(event)
         if kind in PREFIX_KINDS:
             return self._is_indexed(event, group)
         self._beside(event, group)
-        return False
+        return group == self.indexed
 
     def is_indexed(self, group: int | None) -> bool:
         """Of a removal: is it about the indexed group?"""
-        return group is None or group == (self.indexed or 0)
+        if self.indexed is None:
+            return group not in self._roles
+        return group is None or group == self.indexed
 
     def role(self, group: int | None) -> Role | None:
         """What a group is beside the indexed one; None: nothing that prefixes hang on."""
@@ -86,6 +94,7 @@ class Groups:
 
     def remove(self, group: int, engine_hashes: Iterable[int]) -> list[int]:
         """One copy less of each: the hashes that this group no longer keeps."""
+        self._first.pop(group, None)
         copies, gone = self._copies.get(group, Counter()), []
         for engine_hash in engine_hashes:
             if copies[engine_hash] > 1:
@@ -119,6 +128,11 @@ class Groups:
                 self.indexed, self.mistaken = None, True
             self._enrol(group, "window")
             return False
+        if self.windowed:  # it was not so: there is a group that keeps all
+            self._enrol(self.indexed or 0, "window")
+            self.indexed, self.block_size, self.windowed, self.mistaken = group, event.block_size, False, True
+            return False
+        self._first.clear()
         if group in self._roles and (event.kind is None or event.block_size <= self.block_size):
             return False
         if self.indexed is None:
@@ -142,9 +156,29 @@ class Groups:
         if kind in WINDOW_KINDS and event.window and (event.block_size == self.block_size or not self.block_size):
             self.needed = max(self.needed, -(-(event.window - 1) // event.block_size))
             self._enrol(group, "window")
+            if self.indexed is None:
+                self._look_for_windows(event, group)
             return
         self._unsure = self._unsure or smaller or kind not in STATE_KINDS
         self._enrol(group, "state")
+
+    def _look_for_windows(self, event: BlockStored, group: int) -> None:
+        """In one step each group tells of the same request: where one speaks again, there is none that keeps all."""
+        if group not in self._first:
+            self._first[group] = event
+            return
+        self.indexed = next((number for number, first in self._first.items() if first.whole), None)
+        if self.indexed is not None:
+            self.found, self.windowed = [self._first[self.indexed]], True
+            self.block_size = event.block_size
+            del self._roles[self.indexed]
+            self._copies.pop(self.indexed, None)
+            self._first.clear()
+
+    def _is_window(self, event: BlockStored) -> bool:
+        if self.windowed and not event.whole:  # which of the blocks these are is not told
+            self._unsure = True
+        return self.windowed and event.whole
 
     def _enrol(self, group: int, role: Role) -> None:
         self._roles[group] = role

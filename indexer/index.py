@@ -21,8 +21,8 @@ from indexer.errors import IndexerError
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.groups import Groups, places_of
 from indexer.holders import HolderSets
-from indexer.ledger import CROWDED, LOWER, PLANES, PREDICTED, PROMISED, STATE, WINDOW, Account, Applied, Ledger
-from indexer.match import Hit, Holder, Match, Walk, reach
+from indexer.ledger import CROWDED, PLANES, PREDICTED, PROMISED, STATE, WINDOW, Account, Applied, Ledger
+from indexer.match import Hit, Holder, Match, Walk, by_plane, by_tier, stretches
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
 from indexer.strangers import ROOT
@@ -61,6 +61,7 @@ class PrefixIndex:
         self._octets: dict[tuple[int, int], tuple[Holder, ...]] = {}  # by byte of a mask and value; of this epoch
         self._active = 0
         self._hybrid = 0  # bits of pods whose hits also hang on further KV-cache groups
+        self._windowed = 0  # bits of those of which no group keeps every block: their hits are no prefixes
         self._layered = 0  # bits of pods with tiers below their own cache
         self.refusals = 0  # blocks for which there was no room
         self._bits = list(range(self._width - 1, -1, -1))
@@ -81,6 +82,8 @@ class PrefixIndex:
         hits = self._hits(walk)
         if self._hybrid & walk.first:
             self._mind_groups(hits, walk.runs)
+        if self._windowed & self._active:
+            self._look_for_windows(hits, keys)
         return Match(hits, len(keys), self._table.version, self._epoch, walk.frontier, rows)
 
     def unchanged(self, match: Match) -> bool:
@@ -89,7 +92,7 @@ class PrefixIndex:
             return False
         if match.version == self._table.version:
             return True
-        if match.frontier and self._pages.find(match.frontier):
+        if self._windowed or (match.frontier and self._pages.find(match.frontier)):
             return False
         pages = match.pages()
         if pages.size and int(self._pages.stamp_array[pages].max()) > match.version:
@@ -187,6 +190,9 @@ class PrefixIndex:
                     self._ledger.serve(known, self._pods.values())
             if known.groups.hybrid and not self._hybrid & known.masks[0]:
                 self._hybrid |= known.masks[0]
+                self._epoch += 1
+            if known.groups.windowed != bool(self._windowed & known.masks[0]):
+                self._windowed ^= known.masks[0]
                 self._epoch += 1
             if event.tier != "gpu" and not self._layered & known.masks[0]:
                 self._layered |= known.masks[0]
@@ -295,6 +301,7 @@ class PrefixIndex:
         if not anew:
             empty.groups = known.groups.emptied()
             self._hybrid |= empty.masks[0] if empty.groups.hybrid else 0
+            self._windowed |= empty.masks[0] if empty.groups.windowed else 0
         self.hide(pod, hidden)
         return Applied(removed=removed)
 
@@ -326,6 +333,7 @@ class PrefixIndex:
         self._octets.clear()
         self._active &= ~known.masks[0]
         self._hybrid &= ~known.masks[0]
+        self._windowed &= ~known.masks[0]
         self._layered &= ~known.masks[0]
         del self._pod_of_bit[known.bit]
         for tier, rows in known.tiers.items():
@@ -397,7 +405,7 @@ class PrefixIndex:
                 continue
             if pods & self._layered:
                 for pod in self._names(pods & self._layered):
-                    hit = self._by_tier(walk.runs, self._pods[pod].bit, blocks)
+                    hit = by_tier(walk.runs, self._sets.masks, self._pods[pod].masks, blocks)
                     if hit.blocks:
                         hits[pod] = hit
                 pods &= ~self._layered
@@ -406,7 +414,9 @@ class PrefixIndex:
             if alike is not None:
                 hits.update(dict.fromkeys(names, alike))
             else:
-                hits.update((pod, self._by_plane(walk.runs, self._pods[pod].bit, blocks)) for pod in names)
+                hits.update(
+                    (pod, by_plane(walk.runs, self._sets.masks, self._pods[pod].masks, blocks)) for pod in names
+                )
         return hits
 
     def _alike(self, runs: list[tuple[int, int]], pods: int, blocks: int) -> Hit | None:
@@ -445,56 +455,30 @@ class PrefixIndex:
         for pod, hit in hits.items():
             known = self._pods[pod]
             groups, run = known.groups, hit.near if hit.lower else hit.blocks
-            if not groups.hybrid:
+            if not groups.hybrid or groups.windowed:
                 continue
-            kept, state = known.masks[WINDOW] | known.masks[PREDICTED], known.masks[STATE] | known.masks[PROMISED]
-            windows = self._stretches(runs, kept, run) if groups.needed else None
-            states = self._stretches(runs, state, run) if groups.states else None
-            places = places_of(run, windows, groups.needed, states)
+            places = self._places(known, runs, run)
             longest = places[-1][1] if places else 0
-            hits[pod] = self._by_plane(runs, known.bit, longest)._replace(run=run, ends=tuple(places))
+            hits[pod] = by_plane(runs, self._sets.masks, known.masks, longest)._replace(run=run, ends=tuple(places))
 
-    def _stretches(self, runs: list[tuple[int, int]], inside: int, blocks: int) -> list[tuple[int, int]]:
-        """Of the first `blocks` blocks, (start, end) of those that have one of the bits `inside`."""
-        stretches: list[tuple[int, int]] = []
-        ends = [start for start, _ in runs[1:]]
-        for (start, number), end in zip(runs, [*ends, blocks], strict=True):
-            if start >= blocks:
-                break
-            if self._sets.masks[number] & inside:
-                joined = stretches and stretches[-1][1] == start
-                first = stretches.pop()[0] if joined else start
-                stretches.append((first, min(end, blocks)))
-        return stretches
+    def _look_for_windows(self, hits: dict[Holder, Hit], keys: Keys) -> None:
+        """The hits of pods of which no group keeps every block: whatever comes before the last window."""
+        numbers = self._pages.set_array[self._pages.find_all(keys)]
+        borders = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
+        runs = [(start, int(numbers[start])) for start in ([0, *borders.tolist()] if len(keys) else [])]
+        for pod in self._names(self._windowed & self._active):
+            known = self._pods[pod]
+            places = self._places(known, runs, len(keys))
+            hits.pop(pod, None)
+            if places:
+                longest = places[-1][1]
+                hit = by_plane(runs, self._sets.masks, known.masks, longest)
+                hits[pod] = hit._replace(gpu=longest - hit.predicted, run=longest, ends=tuple(places))
 
-    def _by_tier(self, runs: list[tuple[int, int]], bit: int, blocks: int) -> Hit:
-        """The hit of a pod with lower tiers: what its own cache holds, and what they hold from there on."""
-        own, below = (1 | 1 << self._width) << bit, 0
-        for plane in range(LOWER, len(PLANES)):
-            below |= 1 << (plane * self._width + bit)
-        near = blocks
-        lower: list[tuple[int, int]] = []
-        ends = [start for start, _ in runs[1:]]
-        for (start, number), end in zip(runs, [*ends, blocks], strict=True):
-            if start >= blocks:
-                break
-            mask = self._sets.masks[number]
-            if not mask & own:
-                near = min(near, start)
-            if mask & below:
-                first = lower.pop()[0] if lower and lower[-1][1] == start else start
-                lower.append((first, min(end, blocks)))
-        hit = self._by_plane(runs, bit, reach(near, lower))
-        return hit._replace(near=near, lower=tuple(lower)) if lower else hit
-
-    def _by_plane(self, runs: list[tuple[int, int]], bit: int, blocks: int) -> Hit:
-        counts = [0, 0, 0, 0]
-        ends = [start for start, _ in runs[1:]]
-        for (start, number), end in zip(runs, [*ends, blocks], strict=True):
-            mask = self._sets.masks[number] >> bit
-            for plane in range(len(PLANES)):
-                if mask >> (plane * self._width) & 1:
-                    counts[plane] += max(0, min(end, blocks) - start)
-                    break
-        gpu, predicted, cpu, disk = counts
-        return Hit(blocks, gpu, predicted, cpu, disk)
+    def _places(self, known: Account, runs: list[tuple[int, int]], run: int) -> list[tuple[int, int]]:
+        """See `places_of`: of the first `run` blocks."""
+        groups = known.groups
+        kept, state = known.masks[WINDOW] | known.masks[PREDICTED], known.masks[STATE] | known.masks[PROMISED]
+        windows = stretches(runs, self._sets.masks, kept, run) if groups.needed else None
+        states = stretches(runs, self._sets.masks, state, run) if groups.states else None
+        return places_of(run, windows, groups.needed, states)

@@ -114,7 +114,12 @@ class Ledger:
 
     def store(self, account: Account, event: BlockStored, lora: str | None) -> Applied:
         """`lora`: the adapter's name, where the event gives only its number."""
-        if not account.groups.is_content(event):
+        is_content = account.groups.is_content(event)
+        if account.groups.found:
+            for first in account.groups.found:
+                self._write(account, first, lora)
+            account.groups.found = []
+        if not is_content:
             return self._store_beside(account, event)
         applied, stored = self._write(account, event, lora)
         if account.orphans.blocks and stored:

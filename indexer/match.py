@@ -155,3 +155,45 @@ class Walk:
                     self.frontier = int(keys[end])
                 break
         self.rows.append(rows)
+
+
+Runs: TypeAlias = Sequence[tuple[int, int]]
+"""(first block, number of its holder set) wherever that set changes along a chain."""
+
+
+def stretches(runs: Runs, sets: Sequence[int], inside: int, blocks: int) -> list[tuple[int, int]]:
+    """Of the first `blocks` blocks, (start, end) of those that have one of the bits `inside`."""
+    found: list[tuple[int, int]] = []
+    for number, (start, held) in enumerate(runs):
+        if start >= blocks:
+            break
+        if sets[held] & inside:
+            end = runs[number + 1][0] if number + 1 < len(runs) else blocks
+            first = found.pop()[0] if found and found[-1][1] == start else start
+            found.append((first, min(end, blocks)))
+    return found
+
+
+def by_plane(runs: Runs, sets: Sequence[int], planes: Sequence[int], blocks: int) -> Hit:
+    """The hit of one pod, whose bits in each plane are `planes`: of each block the best plane counts."""
+    counts = [0, 0, 0, 0]
+    for number, (start, held) in enumerate(runs):
+        if start >= blocks:
+            break
+        end = runs[number + 1][0] if number + 1 < len(runs) else blocks
+        for plane in range(len(counts)):
+            if sets[held] & planes[plane]:
+                counts[plane] += min(end, blocks) - start
+                break
+    gpu, predicted, cpu, disk = counts
+    return Hit(blocks, gpu, predicted, cpu, disk)
+
+
+def by_tier(runs: Runs, sets: Sequence[int], planes: Sequence[int], blocks: int) -> Hit:
+    """As `by_plane`, of a pod with lower tiers: what its own cache holds, and what they hold from there on."""
+    gpu, predicted, cpu, disk = planes[:4]
+    own = stretches(runs, sets, gpu | predicted, blocks)
+    lower = stretches(runs, sets, cpu | disk, blocks)
+    near = own[0][1] if own and not own[0][0] else 0
+    hit = by_plane(runs, sets, planes, reach(near, lower))
+    return hit._replace(near=near, lower=tuple(lower)) if lower else hit

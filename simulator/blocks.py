@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from simulator.events import Cleared, Event, Origin, Removed, Stored
+from simulator.events import SPEC_KIND, Cleared, Event, Origin, Removed, Stored
 from simulator.offload import FarTier
 from simulator.reuse import Group
 
@@ -25,6 +25,10 @@ class Block:
         self.digest: bytes | None = None
 
 
+NULL = Block(0)
+"""Stands for what a window does not reach: nobody reads it."""
+
+
 class BlockPool:
     """`blocks_max` physical blocks of which one is reserved; events of what happened pile up until taken."""
 
@@ -36,9 +40,11 @@ class BlockPool:
         ahead: int = 0,
         groups: Sequence[Group] = (),
         far: FarTier | None = None,
+        window: int = 0,
     ) -> None:
         """`empty_first`: a freed block without cached content is taken again before all others. `ahead`: tokens behind
-        a block that its digest covers; `groups`: what is kept beside these blocks; `far`: the tier below."""
+        a block that its digest covers; `groups`: what is kept beside these blocks; `far`: the tier below; `window`:
+        tokens that every layer looks back at most, 0: some look back at all."""
         if blocks_max < 2:
             raise ValueError("a pool needs at least two blocks: one is the null block")
         self.block_size = block_size
@@ -50,6 +56,8 @@ class BlockPool:
         self._ahead = ahead
         self._groups = groups
         self._far = far
+        self._window = window
+        self._needed = -(-(window - 1) // block_size)
 
     @property
     def free(self) -> int:
@@ -66,8 +74,11 @@ class BlockPool:
         """Distinct cached contents."""
         return len(self._cached)
 
-    def match(self, digests: Iterable[bytes]) -> list[Block]:
-        """The leading blocks that are cached: of each content the copy that was stored first."""
+    def match(self, digests: Iterable[bytes], blocks_max: int | None = None) -> list[Block]:
+        """The leading blocks that are cached, of each content the copy that was stored first; where windows are all
+        there is, at most `blocks_max`, with null blocks for those that no window reaches."""
+        if self._window:
+            return self._in_windows(list(digests)[:blocks_max])
         found = []
         for digest in digests:
             copies = self._cached.get(digest)
@@ -75,6 +86,23 @@ class BlockPool:
                 break
             found.append(next(iter(copies.values())))
         return found
+
+    def _in_windows(self, digests: Sequence[bytes]) -> list[Block]:
+        """From the right, the first blocks without a gap that fill a window; else those from the start on."""
+        blocks, run = [NULL] * len(digests), 0
+        for number in range(len(digests) - 1, -1, -1):
+            copies = self._cached.get(digests[number])
+            run = run + 1 if copies is not None else 0
+            blocks[number] = next(iter(copies.values())) if copies is not None else NULL
+            if run and run >= self._needed:
+                return [NULL] * number + blocks[number : number + run]
+        return blocks[:run]
+
+    def leave_behind(self, blocks: list[Block], computed: int) -> None:
+        """A request goes on from `computed` tokens: what no window reaches any more is free to be evicted."""
+        end = max(0, computed - self._window + 1) // self.block_size if self._window else 0
+        self.release([block for block in blocks[:end] if block is not NULL])
+        blocks[:end] = [NULL] * min(end, len(blocks))
 
     def ends(self, digests: Sequence[bytes], blocks: int) -> int:
         """The most blocks, of at most so many, after which every group can go on."""
@@ -90,11 +118,13 @@ class BlockPool:
 
     def fits(self, new: int, reused: Sequence[Block]) -> bool:
         """Whether `new` blocks can be taken once `reused` are in use."""
-        return new + sum(block.refs == 0 for block in reused) <= len(self._free)
+        return new + sum(block.refs == 0 for block in reused if block is not NULL) <= len(self._free)
 
     def use(self, blocks: Iterable[Block]) -> None:
         """Share cached blocks with one more request."""
         for block in blocks:
+            if block is NULL:
+                continue
             if block.refs == 0:
                 del self._free[block.number]
             block.refs += 1
@@ -137,11 +167,15 @@ class BlockPool:
         size = self.block_size
         tokens = tuple(token_ids[first * size : end * size])
         behind = [tuple(token_ids[(n + 1) * size : (n + 1) * size + self._ahead]) for n in span] if self._ahead else []
-        self._events.append(Stored(tuple(chain[first:end]), parent, tokens, first, origin, tuple(behind)))
+        kind, window = ("sliding_window", self._window) if self._window else (SPEC_KIND, None)
+        stored = Stored(tuple(chain[first:end]), parent, tokens, first, origin, tuple(behind), 0, kind, window)
+        self._events.append(stored)
 
     def release(self, blocks: Sequence[Block]) -> None:
         """A request gives its blocks back; its last block will be evicted first."""
         for block in reversed(blocks):
+            if block is NULL:
+                continue
             block.refs -= 1
             if block.refs == 0:
                 self._free[block.number] = block

@@ -140,6 +140,9 @@ def _group(text: str) -> tuple[Kind, int]:
 @click.option("--recompute-tokens", type=click.IntRange(1), default=1, show_default=True, help="At a prompt's end.")
 @click.option("--prefix-caching/--no-prefix-caching", default=True, show_default=True)
 @click.option("--group", "groups", multiple=True, help="Beside full attention: mamba, or sliding_window:TOKENS.")
+@click.option(
+    "--sliding-window", type=click.IntRange(2), default=None, help="Tokens that every layer looks back: no full one."
+)
 @click.option("--offload-blocks", type=click.IntRange(0), default=0, help="Kept below its own cache; 0: no such tier.")
 @click.option("--self-describing-kv-events", "describes_offload", is_flag=True, help="Of that tier, as in vLLM.")
 @click.option("--api-key", "api_keys", multiple=True, help="Asked for under /v1; may be repeated.")
@@ -154,8 +157,8 @@ def simulate(
     prefill_tokens_per_s: float, attention_tokens: float, step_base_s: float, step_sequence_s: float,
     time_scale: float, buffer_steps: int, forced_outputs: Path | None, data_parallel_start_rank: int,
     drafter: str | None, lookahead_tokens: int | None, drop_units: int | None, reuse_unit: int, recompute_tokens: int,
-    prefix_caching: bool, groups: tuple[str, ...], offload_blocks: int, describes_offload: bool,
-    api_keys: tuple[str, ...], dev_mode: bool, scale_out: bool, faults: tuple[str, ...],
+    prefix_caching: bool, groups: tuple[str, ...], sliding_window: int | None, offload_blocks: int,
+    describes_offload: bool, api_keys: tuple[str, ...], dev_mode: bool, scale_out: bool, faults: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Checks what was given and serves until a signal."""
     if events_endpoint and not re.fullmatch(r"tcp://.+:[1-9][0-9]{0,4}", events_endpoint):
@@ -171,6 +174,7 @@ def simulate(
         reuse = Reuse(
             usual.drop if drop_units is None else drop_units, recompute_tokens, reuse_unit,
             usual.ahead if lookahead_tokens is None else lookahead_tokens, usual.drafter, prefix_caching,
+            sliding_window or 0,
         )  # fmt: skip
         settings = Settings(
             dialect=Dialect.of(version).but(event_format, event_hashes),

@@ -112,7 +112,7 @@ class Engine:
         given = enumerate(limits.groups, start=1)
         groups = [Group(number, kind, window, size, blocks_max) for number, (kind, window) in given]
         far = FarTier(limits.offload_max, limits.describes_offload, self.rank) if limits.offload_max else None
-        pool = BlockPool(blocks_max, size, empty_first, limits.reuse.ahead, groups, far)
+        pool = BlockPool(blocks_max, size, empty_first, limits.reuse.ahead, groups, far, limits.reuse.window)
         root = root_digest(secrets.token_hex(16) if self._seed is None else self._seed)
         return Scheduler(pool, root, limits.sequences_max, limits.batched_tokens_max, limits.reuse)
 

@@ -180,7 +180,7 @@ class Dialect:
     def _stored(self, event: Stored, block_size: int) -> dict[str, object]:
         origin = event.origin
         numbers = range(event.first, event.first + len(event.digests))
-        told = event.kind == SPEC_KIND and event.medium == MEDIUM
+        told = event.group == 0 and event.medium == MEDIUM
         extras = [origin.extra_keys(number) for number in numbers] if told else None
         return {
             "block_hashes": [self.engine_hash(digest) for digest in event.digests],

@@ -20,7 +20,8 @@ LOOKAHEAD_SINCE = (0, 33)
 @dataclass(frozen=True, slots=True)
 class Reuse:
     """`drop`: of the `unit`s of blocks that were found, so many are computed again. `look`: tokens at a prompt's end
-    that are computed anyhow. `ahead`: tokens behind a block that its hash covers. `drafter`: there is one.
+    that are computed anyhow. `ahead`: tokens behind a block that its hash covers. `drafter`: there is one. `window`:
+    tokens that the model looks back in every layer; 0: all, in some.
     """
 
     drop: int = 0
@@ -29,6 +30,7 @@ class Reuse:
     ahead: int = 0
     drafter: bool = False
     caches: bool = True
+    window: int = 0
 
     @classmethod
     def of(cls, drafter: str | None, version: tuple[int, ...]) -> Reuse:

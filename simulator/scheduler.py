@@ -196,9 +196,13 @@ class Scheduler:
     def _hit(self, request: Request) -> list[Block]:
         """The cached leading blocks; at least one token is left to compute."""
         digests = (request.chain or self._chain(request)).digests
-        found = self.pool.match(digests)
-        usable = self._reuse.usable(len(found), len(request.token_ids), self.pool.block_size)
-        return found[: self.pool.ends(digests, usable)]
+        tokens, size = len(request.token_ids), self.pool.block_size
+        limit = (tokens - self._reuse.look) // size
+        while True:
+            found = self.pool.match(digests, limit)
+            limit = self.pool.ends(digests, self._reuse.usable(len(found), tokens, size))
+            if limit >= len(found) or not self._reuse.window:
+                return found[:limit]
 
     def _continued(self, request: Request, reused: int) -> int:
         """The leading blocks of which the pool has `reused` and the tier below those behind: maybe the whole prompt."""
@@ -227,6 +231,7 @@ class Scheduler:
     def _grow(self, request: Request, computed: int, count: int, reused: Sequence[Block]) -> bool:
         """Give a request blocks for `count` tokens after the `computed` ones and cache those that become full."""
         size = self.pool.block_size
+        self.pool.leave_behind(request.blocks, computed)
         need = -(-(computed + count) // size) - len(request.blocks) - len(reused)
         if not self.pool.fits(max(need, 0), reused):
             return False

@@ -57,6 +57,56 @@ def test_all_groups_must_keep_a_block() -> None:
     assert not groups.holds("window", 2) and groups.remove(9, [1]) == []
 
 
+def windows(group: int, parent: int | None, *hashes: int, first: int = 1) -> BlockStored:
+    """A store of the tokens `first`, … by a group whose window is 4 blocks of one token."""
+    tokens = np.arange(first, first + len(hashes), dtype=np.uint32)
+    return BlockStored(list(hashes), parent, tokens, 1, group=group, kind="sliding_window", window=4)
+
+
+def test_windows_alone() -> None:
+    """No group keeps every block: a hit is what any window can go on from, whatever is gone before it."""
+    index, keys = PrefixIndex(SPACE, 1024), SPACE.chain(np.arange(1, 9, dtype=np.uint32), 1)
+    index.apply("pod", windows(0, None, 1, 2, 3, 4))
+    assert not index.match(keys).hits, "a group that keeps all may tell of it yet"
+    index.apply("pod", windows(0, 4, 5, 6, 7, 8, first=5))
+    assert index.match(keys).hits["pod"] == Hit(8, 8, run=8, ends=((1, 8),))
+    index.apply("pod", BlockRemoved([1, 2], group=0))
+    index.apply("pod", BlockRemoved([5], group=0))
+    match = index.match(keys)
+    assert match.hits["pod"] == Hit(8, 8, run=8, ends=((8, 8),)) and index.unchanged(match)
+    assert match.hits["pod"].usable(7) == 0
+    index.apply("pod", BlockRemoved([7], group=0))
+    assert not index.unchanged(match) and not index.match(keys).hits
+    assert not index.match(keys[:0]).hits
+    index.apply("pod", windows(0, 4, 5, 6, 7, first=5))
+    assert index.match(keys).hits["pod"].blocks == 8
+    index.apply("pod", AllBlocksCleared())
+    assert not index.match(keys).hits and index.holding("pod").gpu == 0
+    index.apply("pod", windows(0, None, 1, 2))
+    assert index.match(keys).hits["pod"].ends == ((1, 2),), "it is known from now on"
+    index.drop("pod")
+    assert not index.match(keys).hits
+
+
+def test_what_windows_tell_before_they_are_known_to_be_alone() -> None:
+    """It may be gone again; a group that keeps all may come late; and what can't be placed is not believed."""
+    gone = PrefixIndex(SPACE, 1024)
+    gone.apply("pod", windows(0, None, 1))
+    gone.apply("pod", BlockRemoved([1], group=0))
+    gone.apply("pod", windows(0, None, 1))
+    assert gone.holding("pod").gpu == 0
+
+    late, several = Groups(), Groups()
+    assert not late.is_content(windows(0, None, 1)) and late.is_content(windows(0, 1, 2, first=2)) and late.windowed
+    assert not late.is_content(stored(1, [1], "full_attention", 1))
+    assert (late.windowed, late.indexed, late.mistaken) == (False, 1, True)
+
+    parts = stored(0, [2], "sliding_window", 2, window=4)
+    assert not several.is_content(parts) and not several.is_content(windows(1, None, 1, 2))
+    assert not several.is_content(parts) and several.indexed == 1 and [each.group for each in several.found] == [1]
+    assert not several.is_content(stored(1, [4], "sliding_window", 2, window=4)) and several.unsure
+
+
 def test_the_indexed_group_is_found() -> None:
     """By its kind; without kinds, by what stores leave out; of several that keep all, that of the largest blocks."""
     by_kind = Groups()

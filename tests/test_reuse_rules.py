@@ -14,12 +14,14 @@ POD_OPTIONS = {
     "eagle-old": ("--vllm-version", "0.32.0", "--drafter", "eagle"),
     "eagle-new": ("--vllm-version", "0.33.0", "--drafter", "eagle", "--lookahead-tokens", "3"),
     "states": ("--group", "mamba"),
+    "windows": ("--sliding-window", "40", "--num-blocks", "64"),
     "uncached": ("--no-prefix-caching",),
 }
 RULES = {
     "eagle-old": "the last 1 computed again",
     "eagle-new": "all whole blocks",
     "states": "all whole blocks",
+    "windows": "all whole blocks",
     "uncached": "all whole blocks",
 }
 LEARNED_BY = 32

@@ -37,7 +37,8 @@ class Served:
     ) -> None:
         self.rng = random.Random(seed)
         beside = [Group(number, kind, window, SIZE, BLOCKS // 2) for number, (kind, window) in enumerate(groups, 1)]
-        pool = BlockPool(BLOCKS if far is None else BLOCKS // 5, SIZE, ahead=reuse.ahead, groups=beside, far=far)
+        blocks = BLOCKS if far is None else BLOCKS // 5
+        pool = BlockPool(blocks, SIZE, ahead=reuse.ahead, groups=beside, far=far, window=reuse.window)
         self.scheduler = Scheduler(pool, root_digest(str(seed)), 4, 64, reuse)
         self.space = KeySpace(seed)
         self.index = PrefixIndex(self.space, 4096, pods_max=2)
@@ -101,6 +102,9 @@ KINDS: dict[str, tuple[Reuse, tuple[tuple[Kind, int], ...], tuple[int, ...]]] = 
     "no prefix caching": (Reuse(caches=False), (), NEW),
     "sliding window": (Reuse(), (("sliding_window", 13),), NEW),
     "sliding window, kinds not told": (Reuse(), (("sliding_window", 13),), KINDLESS),
+    "windows alone": (Reuse(window=13), (), NEW),
+    "windows alone, of two lengths": (Reuse(window=13), (("sliding_window", 30),), NEW),
+    "windows of a block alone": (Reuse(window=4), (), NEW),
     "states": (Reuse(), (("mamba", 0), ("mamba", 0)), NEW),
     "states and a window": (Reuse(), (("mamba", 0), ("sliding_window", 13)), NEW),
     "states, with a drafter": (Reuse(drafter=True, drop=1), (("mamba", 0),), OLD),
