@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncGenerator
 
 from router.config.fleet import DnsConfig, StaticPod
-from router.discovery.found import Change, FoundPod, difference
+from router.discovery.found import Change, FoundPod, difference, pod_at
 
 log = logging.getLogger("warmroute.discovery")
 
@@ -48,14 +48,5 @@ class DnsSource:
 
     def _pod(self, address: str) -> StaticPod:
         given = self._given
-        host = f"[{address}]" if ":" in address else address
-        return StaticPod.model_validate(
-            {
-                "name": "ip-" + address.replace(":", "-").replace("%", "-"),
-                "address": f"http://{host}:{given.port}",
-                "events": f"tcp://{host}:{given.events_port}" if given.events_port is not None else None,
-                "replay": f"tcp://{host}:{given.replay_port}"
-                if given.replay_port is not None and given.events_port is not None
-                else None,
-            }
-        )
+        name = "ip-" + address.replace(":", "-").replace("%", "-")
+        return pod_at(address, given.port, given.events_port, given.replay_port, name=name)

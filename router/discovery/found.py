@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from router.config.fleet import StaticPod
 
@@ -45,6 +45,24 @@ class PodSource(Protocol):
 
     def changes(self) -> AsyncGenerator[list[Change]]:
         """What is there, at once (perhaps nothing), then what changes; for ever. Its troubles are its own to say."""
+
+
+def in_url(host: str) -> str:
+    """A host as it stands in a URL: an IPv6 address in brackets (RFC 3986, 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
+def pod_at(
+    host: str, port: int | str, events: int | str | None, replay: int | str | None, scheme: str = "http", **more: Any
+) -> StaticPod:
+    """The server that listens at these ports (`more`: its other fields); without events there is no replay.
+
+    Raises `pydantic.ValidationError`.
+    """
+    host = in_url(host)
+    sockets = {"events": events, "replay": replay if events is not None else None}
+    endpoints = {name: None if number is None else f"tcp://{host}:{number}" for name, number in sockets.items()}
+    return StaticPod.model_validate({"address": f"{scheme}://{host}:{port}", **endpoints, **more})
 
 
 class Joins(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from router.config.fleet import KubernetesConfig
+from router.discovery.found import in_url
 from router.errors import ConfigError
 
 _MOUNTED = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -62,9 +63,8 @@ def api_of(given: KubernetesConfig, environ: Mapping[str, str] = os.environ, mou
         namespace = given.namespace
         with contextlib.suppress(OSError):
             namespace = namespace or (mounted / "namespace").read_text("utf-8").strip()
-        host = f"[{host}]" if ":" in host else host
         return Api(
-            f"https://{host}:{port}",
+            f"https://{in_url(host)}:{port}",
             namespace or "default",
             token_file=given.token_file or str(mounted / "token"),
             ca_file=given.ca_file or str(mounted / "ca.crt"),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from router.config.fleet import StaticPod
-from router.discovery.found import FoundPod
+from router.discovery.found import FoundPod, pod_at
 
 _PREFIX = "warmroute.io/"
 """Of annotations: port (of several servers `8000,8001`), events-port, replay-port, data-parallel-size, first-rank,
@@ -79,40 +79,34 @@ def _number(pod: Mapping[str, Any], port: str) -> str:
 def _server(
     name: str, host: str, port: str, place: int, count: int, notes: Mapping[str, str], ports: Ports
 ) -> StaticPod:
-    host = f"[{host}]" if ":" in host else host
     events, replay = (
-        _socket(notes.get(what), default, host, place)
+        _socket(notes.get(what), default, place)
         for what, default in (("events-port", ports.events), ("replay-port", ports.replay))
     )
-    fields: dict[str, Any] = {
-        "name": name if count == 1 else f"{name}-{port}",
-        "address": f"{notes.get('scheme', ports.scheme)}://{host}:{port}",
-        "events": events,
-        "replay": replay if events is not None else None,
-    }
+    fields: dict[str, Any] = {"name": name if count == 1 else f"{name}-{port}"}
     for note, field in (("data-parallel-size", "data_parallel_size"), ("first-rank", "first_rank"), ("model", "model")):
         if note in notes:
             fields[field] = notes[note]
     try:
-        return StaticPod.model_validate(fields)
+        return pod_at(host, port, events, replay, notes.get("scheme", ports.scheme), **fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise NotAServer(f"{'.'.join(str(part) for part in first['loc']) or 'it'}: {first['msg']}") from None
 
 
-def _socket(note: str | None, default: int | None, host: str, place: int) -> str | None:
-    """The endpoint of the server at `place`: of several ports the one there, of one port the one so much higher."""
+def _socket(note: str | None, default: int | None, place: int) -> int | str | None:
+    """The port of the server at `place`: of several ports the one there, of one port the one so much higher."""
     if note is None:
-        return f"tcp://{host}:{default + place}" if default is not None else None
+        return default + place if default is not None else None
     given = [each.strip() for each in note.split(",")]
     if len(given) > 1:
         text = given[place] if place < len(given) else ""
-        return f"tcp://{host}:{text}" if text not in _NONE else None
+        return text if text not in _NONE else None
     if given[0] in _NONE:
         return None
     if not given[0].isdigit():
         raise NotAServer(f"{note!r} is not a port")
-    return f"tcp://{host}:{int(given[0]) + place}"
+    return int(given[0]) + place
 
 
 def _role(meta: Mapping[str, Any]) -> str | None:
