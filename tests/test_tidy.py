@@ -78,6 +78,7 @@ STORIES = {
     "gateway_bytes": "the whole gateway between raw clients and raw pods",
     "gateway_faults": "the whole gateway before pods with faults",
     "growth": "a year of coming and going, over all tables of a gateway",
+    "large_requests": "the whole gateway under bodies that take long to read",
     "lower_tiers": "one fact of events, from the wire to the holders",
     "offloading": "the whole gateway before pods with an offloading tier",
     "package": "tests the distribution",

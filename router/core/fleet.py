@@ -384,13 +384,18 @@ class Fleet:
             raise UnknownModel(f"The model {model[:200]!r} is not served here. {self._known()}")
         return ranks
 
-    def check_unnamed(self) -> None:
-        """A request names no model: raises `BadRequest` where no model is served by all pods, naming those that are."""
+    @property
+    def is_of_one_model(self) -> bool:
+        """A model is served by all pods, as far as they have told."""
         if self._unnamed is None or self._unnamed[0] != self.epoch:
             served = [pod.served.items() for pod in self.pods.values() if pod.served]
             bases = [{name for name, each in items if each.lora is None} for items in served]
             self._unnamed = (self.epoch, not bases or bool(set.intersection(*bases)))
-        if not self._unnamed[1]:
+        return self._unnamed[1]
+
+    def check_unnamed(self) -> None:
+        """A request names no model: raises `BadRequest` where no model is served by all pods, naming those that are."""
+        if not self.is_of_one_model:
             raise BadRequest(f"model: it is missing, and pods serve different ones. {self._known()}")
 
     def notice_grains(self) -> None:

@@ -19,7 +19,7 @@ from router.endpoints.answers import score_answer
 from router.endpoints.data_plane import Gateway
 from router.endpoints.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors
 from router.endpoints.operators import operators
-from router.errors import BadRequest, MethodNotAllowed, NoSuchPath, NotFound, RouterError, UnknownModel
+from router.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NoSuchPath, NotFound, RouterError, UnknownModel
 from router.prompts.prompt import parse_query
 from router.server.asgi import read_body
 from router.server.operator_access import OperatorAccess
@@ -176,7 +176,9 @@ def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> A
         prompt = await service.encoder.parsed("/score", body)
         if prompt.model is None:
             service.core.fleet.check_unnamed()
-        if not _PROMPTS.intersection(prompt.fields):  # vLLM's own /score, for cross-encoders
+        if not _PROMPTS.intersection(prompt.fields):
+            if not _OF_VLLM.intersection(prompt.fields):
+                raise BodyTooLarge(f"Not scored: {prompt.reason}.")
             return _Forwarded(gateway, body)
         return await scored(request, await service.encoder.understood("/score", body, prompt))
 
@@ -200,6 +202,7 @@ def _numbers(version: str) -> list[int]:
 
 
 _PROMPTS = frozenset(("prompt", "messages", "token_ids"))
+_OF_VLLM = frozenset(("text_1", "data_1", "queries"))  # its own /score, for cross-encoders
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 _NO_TIME_US = dict.fromkeys(("render", "tokenize", "keys", "lookup"), 0)  # of what was known
 

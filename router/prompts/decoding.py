@@ -25,6 +25,7 @@ class Body(TypedDict, total=False):
     cache_salt: Any
     chat_template: Any
     chat_template_kwargs: Any
+    content_parts: Any
     continue_final_message: Any
     data_1: Any
     documents: Any

@@ -20,7 +20,7 @@ from router.prompts.anthropic import NotSure, chat_of
 from router.prompts.decoding import Fields, fields_of
 from router.prompts.messages import is_skipped, text_of_part
 from router.prompts.multipart import model_of_form
-from router.prompts.skim import skim
+from router.prompts.skim import opens, skim
 
 Kind = Literal["chat", "text", "tokens", "none"]
 Side = Literal["left", "right"]
@@ -72,8 +72,8 @@ class Prompt:
     priority: int | None = None
     pods: frozenset[str] | None = None
     """Of /score: only these."""
-    large: bool = False
-    """Whatever is done with all of it takes long enough to be done in a thread."""
+    large: int = 0
+    """Bytes of a body of which all that is done with the whole takes long enough to be done in a thread; else 0."""
     reads_cache: bool = True
     """vLLM looks for the prompt's blocks; if not, all is computed, and stored as always."""
 
@@ -112,10 +112,10 @@ def is_large(body: bytes, bytes_max: int) -> bool:
 def parse_large(path: str, body: bytes, weight_max: int) -> Prompt:
     """As `parse`, for a thread: others have their turn meanwhile, and decoded fields weigh up to `weight_max` bytes."""
     known = path in _PARSERS
-    if not known and not _MAY_BE_JSON(body):
+    if not known and not opens(body):
         return _unknown(path, body)
     if b"\0" in body[:4]:
-        return Prompt("none", None, {}, reason="a large body that is not UTF-8 is not read here", large=True)
+        return Prompt("none", None, {}, reason="a large body that is not UTF-8 is not read here", large=len(body))
     try:
         skimmed = skim(body, weight_max)
     except BadRequest:
@@ -124,8 +124,8 @@ def parse_large(path: str, body: bytes, weight_max: int) -> Prompt:
         return _unknown(path, b"")
     if skimmed.left_out and known:
         reason = f"too much JSON to be read here: {', '.join(sorted(skimmed.left_out))}"
-        return replace(_prompt("none", fields_of(skimmed.body), (), None, False, reason), large=True)
-    return replace(parse(path, skimmed.body), large=True)
+        return replace(_prompt("none", fields_of(skimmed.body), (), None, False, reason), large=len(body))
+    return replace(parse(path, skimmed.body), large=len(body))
 
 
 def parse_query(query: Mapping[str, str]) -> Prompt:
@@ -246,7 +246,7 @@ def _generate(fields: Fields) -> Prompt:
     """vLLM's own token-in token-out request."""
     sampling = fields.get("sampling_params")
     max_tokens = _integer(sampling, "max_tokens") if type(sampling) is dict else None
-    if fields.get("features") is not None:
+    if fields.get("features") is not None or fields.get("content_parts"):
         return _prompt("tokens", fields, (), max_tokens, False, "the prompt has multimodal features")
     prompt = _tokens_prompt("token_ids", fields, [fields.get("token_ids")], max_tokens)
     return prompt if _sampling_reads_cache(sampling) else replace(prompt, reads_cache=False, is_alone=False)

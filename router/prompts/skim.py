@@ -21,8 +21,12 @@ from router.prompts.decoding import USED
 _PIECE_BYTES = 256 * 1024
 _FIELDS_MAX = 10_000  # of the object: no API has 100
 _BOM = b"\xef\xbb\xbf"
-_KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:')
-_OPENS = re.compile(rb"\s*\{").match
+_KEY = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_KEY_BYTES_MAX = 1024  # longer than any name that is used, however it is escaped
+_BLANKS = b" \t\n\r"
+_MODEL_FIRST = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"model"\s*:\s*"([^"\\]*)"').match
+_MODEL_LAST = re.compile(rb',\s*"model"\s*:\s*"([^"\\]*)"\s*\}\s*$').search
+_END_BYTES = 1024  # looked at for it
 
 _QUOTE, _BACKSLASH, _COMMA = b'"\\,'
 
@@ -46,6 +50,12 @@ def weight_of(body: bytes) -> int:
     return chars + sum(int(_WEIGHTS[char]) * body.count(char) for char in b'{[,"')
 
 
+def model_at_an_end(body: bytes) -> str | None:
+    """The model of an object whose first or last field it is, as clients write it; None: it may be anywhere."""
+    found = _MODEL_LAST(body, max(0, len(body) - _END_BYTES)) or _MODEL_FIRST(body, 0, _END_BYTES)
+    return found[1].decode("utf-8", "replace") if found is not None else None
+
+
 class Skimmed(NamedTuple):
     """`body`: the used fields, as JSON. `left_out`: names of those that were too heavy, in no order."""
 
@@ -59,7 +69,7 @@ def skim(body: bytes, weight_max: int, piece_bytes: int = _PIECE_BYTES) -> Skimm
     Raises BadRequest for what has no object's beginning and end, as far as that can be seen: what is left out is not
     looked at any closer.
     """
-    if not _OPENS(body, len(_BOM) if body.startswith(_BOM) else 0):
+    if not opens(body):
         raise BadRequest("the body is not a JSON object")
     marks = _marks(body, piece_bytes)
     kept: dict[str, tuple[int, int, int]] = {}
@@ -77,15 +87,36 @@ def skim(body: bytes, weight_max: int, piece_bytes: int = _PIECE_BYTES) -> Skimm
     return Skimmed(b"{%b}" % b",".join(parts), tuple(left_out))
 
 
+def opens(body: bytes) -> bool:
+    """An object's brace is the first that is not blank."""
+    start = _next(body, len(_BOM) if body.startswith(_BOM) else 0, len(body))
+    return body[start : start + 1] == b"{"
+
+
 def _name(body: bytes, begin: int, end: int) -> tuple[str, int]:
     """The name of the field between two marks, and where its value starts; "" where there is none."""
-    key = _KEY.match(body, begin, end)
-    if key is None:
+    start = _next(body, begin, end)
+    key = _KEY.match(body, start, min(end, start + _KEY_BYTES_MAX))
+    colon = end if key is None else _next(body, key.end(), end)
+    if key is None or body[colon : colon + 1] != b":":
         return "", end
     try:
-        return str(msgspec.json.decode(key[1])), key.end()
+        return str(msgspec.json.decode(key[0])), colon + 1
     except (msgspec.DecodeError, UnicodeDecodeError):
         return "", end
+
+
+def _next(body: bytes, begin: int, end: int) -> int:
+    """The place of the first byte that is not blank; looked for in pieces, as there may be nothing but blanks."""
+    size = _KEY_BYTES_MAX
+    while begin < end:
+        piece = body[begin : min(begin + size, end)]
+        rest = piece.lstrip(_BLANKS)
+        if rest:
+            return begin + len(piece) - len(rest)
+        begin += len(piece)
+        size = _PIECE_BYTES
+    return end
 
 
 def _marks(body: bytes, piece_bytes: int) -> list[tuple[int, int]]:

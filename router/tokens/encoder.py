@@ -8,6 +8,7 @@ Never an error that the pod would not give too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +28,15 @@ from router.core.decision import Core
 from router.core.fleet import Pod
 from router.core.token_proof import Doubt
 from router.core.token_states import Ladder, Origin, Shape, Source, TokenizerState, Witness
-from router.errors import UnknownModel
+from router.errors import Saturated, UnknownModel
 from router.prompts.beginnings import beginning_of
 from router.prompts.own_encodings import OwnEncoding, by_folder, by_names, is_tokenized
 from router.prompts.prompt import Prompt, is_large, parse, parse_large
 from router.prompts.rendering import RenderError, config_of
 from router.prompts.renderings import Group, Renderings, renderings_of, written
+from router.prompts.skim import model_at_an_end
 from router.tokens.given import Encoded, GivenTokens
+from router.tokens.large_bodies import LargeBodies
 from router.tokens.local import LocalTokens, LocalTokensLimits, TokensUnavailable
 from router.tokens.parity import Parity, ParityLimits, Trials, told_of
 from router.tokens.questions import (
@@ -56,6 +59,7 @@ log = logging.getLogger("warmroute.tokens")
 _IDS_MAX = 1 << 20  # given as ids: the keys of so many take 40 ms, on the loop
 _OTHER: NotToldReason = "the pods' /tokenize is not what their chats are encoded by"
 _VERSIONS_MAX = 4  # of vLLM that are asked about one prompt: a rolling upgrade has two
+_LATE = "there was no time to read so large a body"
 _BYTES_A_TOKEN = 4  # of text that is not tokenized: only its load counts
 
 
@@ -113,7 +117,7 @@ class Encoder:
         self._core = core
         self._recall = Recall(secrets.randbits(64), config.tokens.recall_max, config.tokens.recall_body_max)
         self._pool = ThreadPoolExecutor(config.tokens.threads, thread_name_prefix="tokenize")
-        self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._large_bodies = LargeBodies(config.tokens.deadline)
         self._body_inline_max = config.tokens.body_inline_max
         self._decoded_max = config.tokens.decoded_max
         self._text_max = config.tokens.text_max
@@ -135,8 +139,8 @@ class Encoder:
 
     def close(self) -> None:
         self.remote.close()
-        for pool in (self._pool, self._reading):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._large_bodies.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def stats(self) -> PrefixStats:
         return self._core.store.stats()
@@ -146,11 +150,20 @@ class Encoder:
         return self._recall.get(path, body, self._core.fleet.epoch)
 
     async def parsed(self, path: str, body: bytes) -> Prompt:
-        """What a body that was not seen before says; raises `BadRequest`."""
+        """What a body that was not seen before says; raises `BadRequest`, and `Saturated` where there is no time to
+        find out for whom a large one is."""
         if not is_large(body, self._body_inline_max):
             return parse(path, body)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._reading, parse_large, path, body, self._decoded_max)
+        try:
+            return await self._large_bodies.do(len(body), parse_large, path, body, self._decoded_max)
+        except TimeoutError:
+            return self._late(body)
+
+    def _late(self, body: bytes) -> Prompt:
+        model = model_at_an_end(body)
+        if model is None and not self._core.fleet.is_of_one_model:
+            raise Saturated("Too many large requests are being read.")
+        return Prompt("none", model, {}, reason=_LATE, large=len(body))
 
     async def understood(self, path: str, body: bytes, prompt: Prompt) -> Understood:
         """What a body that was not seen before means; kept for the next time. Raises `UnknownModel`.
@@ -178,9 +191,10 @@ class Encoder:
             if done:
                 break
         if gathered.reason is not None and not gathered.keys:
-            beginning = await self._off_loop(prompt, beginning_of, self._space, prompt, self._affinity_max)
-            if beginning is not None:
-                gathered.text, gathered.tokens = beginning.keys, beginning.tokens or 0
+            with contextlib.suppress(TimeoutError):
+                beginning = await self._off_loop(prompt, beginning_of, self._space, prompt, self._affinity_max)
+                if beginning is not None:
+                    gathered.text, gathered.tokens = beginning.keys, beginning.tokens or 0
         return gathered
 
     async def _encode_in_versions(
@@ -218,10 +232,10 @@ class Encoder:
         return True
 
     async def _off_loop(self, prompt: Prompt, make: Callable[..., _T], *given: Any) -> _T:
-        """What `make` makes of a prompt: in a thread if that is large."""
+        """What `make` makes of a prompt: in a thread if that is large, and then raises `TimeoutError`, too."""
         if not prompt.large:
             return make(*given)
-        return await asyncio.get_running_loop().run_in_executor(self._reading, make, *given)
+        return await self._large_bodies.do(prompt.large, make, *given)
 
     async def _question(self, prompt: Prompt) -> tuple[Gathered, _Question | None]:
         """Render. Without a question, its reason says why the prompt stays unknown. Raises `UnknownModel`."""
@@ -243,6 +257,9 @@ class Encoder:
             return gathered, None
         except NotTold as untold:
             gathered.reason, gathered.origin = _why(untold), self._by_text(prompt, served, shape)
+            return gathered, None
+        except TimeoutError:
+            gathered.reason = _LATE
             return gathered, None
         gathered.timing_us["render"] = round((perf_counter() - began) * 1e6)
         gathered.further, gathered.origin = _further(prompt), way.origin

@@ -121,7 +121,9 @@ class House:
     def pod(self, name: str) -> Pod:
         return self.service.core.fleet.pods[name]
 
-    async def ask(self, body: dict[str, Any] | None = None, path: str = "/v1/completions", **headers: str) -> Answer:
+    async def ask(
+        self, body: dict[str, Any] | bytes | None = None, path: str = "/v1/completions", **headers: str
+    ) -> Answer:
         """One request of a client that stays."""
         client = Client(self.app, body or {}, headers, path)
         async with asyncio.timeout(PATIENCE_S):
@@ -147,10 +149,13 @@ class Client:
     """One request, without a server between: what ASGI says is what this client sees. It may leave."""
 
     def __init__(
-        self, app: Gateway, body: dict[str, Any], headers: dict[str, str], path: str = "/v1/completions"
+        self, app: Gateway, body: dict[str, Any] | bytes, headers: dict[str, str], path: str = "/v1/completions"
     ) -> None:
+        """`body`: bytes go out as they are."""
         self._app = app
-        self._body: bytes | None = json.dumps({"model": MODEL, "prompt": "x", **body}).encode()
+        self._body: bytes | None = (
+            body if isinstance(body, bytes) else json.dumps({"model": MODEL, "prompt": "x", **body}).encode()
+        )
         fields = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         self._scope = {"type": "http", "method": "POST", "path": path, "headers": fields}
         self._left = asyncio.Event()
