@@ -18,6 +18,7 @@ from router.core.decision import Core
 from router.core.settings import Bounds, CoreSettings, IndexSettings
 from router.discovery.pods import Pods
 from router.errors import ConfigError
+from router.handover.handover import Handover
 from router.metrics import Metrics
 from router.proxy.proxy import Proxy
 from router.server.long_answers import in_turns
@@ -52,7 +53,9 @@ class Service:
         self.metrics = Metrics(
             self.core, self.encoder.stats, questions=self.encoder.remote.counts, given=config.metrics
         )
-        self.pods = Pods(self.core, config, self.upstreams)
+        self.handover = Handover(self.core, self.upstreams, config.handover)
+        self.metrics.join(self.handover)
+        self.pods = Pods(self.core, config, self.upstreams, heirs=self.handover)
         self.metrics.join(self.pods)
         if self.pods.bound is not None:
             self.metrics.join(self.pods.bound)
@@ -91,6 +94,7 @@ class Service:
             self.encoder.close()
             if self.sharing is not None:
                 await self.sharing.stop()
+            await self.handover.aclose()
             await self.pods.stop()
             if self.peers is not None:
                 await self.peers.aclose()

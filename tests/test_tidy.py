@@ -19,7 +19,8 @@ BELOW = {"indexer": (), "scorer": ("indexer",), "router": ("scorer", "indexer"),
 
 LINE = (
     "errors", "garbage", "native", "core", "plan", "config", "server", "upstream", "prompts", "tokens", "events",
-    "metrics", "shared_index", "discovery", "proxy", "workers", "service", "endpoints", "process", "commands", "cli",
+    "metrics", "shared_index", "discovery", "handover", "proxy", "workers", "service", "endpoints", "process",
+    "commands", "cli",
     "__main__",
 )  # fmt: skip
 """The rooms of `router`, folders and files: each imports only from those before it."""
@@ -77,6 +78,7 @@ STORIES = {
     "gateway_bound": "the whole gateway, before pods that connect to it",
     "gateway_bytes": "the whole gateway between raw clients and raw pods",
     "gateway_faults": "the whole gateway before pods with faults",
+    "handover": "the whole gateway before pods that leave",
     "growth": "a year of coming and going, over all tables of a gateway",
     "large_requests": "the whole gateway under bodies that take long to read",
     "lower_tiers": "one fact of events, from the wire to the holders",

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from router.config.upstream import PodKeyConfig, PodTlsConfig
 from router.config.values import (
     PORT_MAX,
+    Bytes,
     Count,
     Endpoint,
     HttpAddress,
@@ -180,6 +181,43 @@ class DiscoveryConfig(Section):
         if pods := _overlap(self.static):
             raise ValueError(f"static: pods {pods[0]} and {pods[1]} share an events or replay endpoint")
         return self
+
+
+class HandoverConfig(Section):
+    """What pods that leave pass on: others compute the most asked-for prompts that nobody else holds, while idle."""
+
+    kept_max: Bytes = Field(
+        default=32 * 2**20,
+        ge=0,
+        le=2**36,
+        description="Bodies of requests of late kept for it, in memory only. 0: nothing is handed over, and "
+        "`/scale-in` knows of no reuse.",
+    )
+    body_max: Bytes = Field(default=2**20, ge=1024, le=2**30, description="Larger bodies are not kept.")
+    half_life: Seconds = Field(
+        default=300.0, gt=0, le=86400, description="After so long, that a prompt was asked for counts half."
+    )
+    before: Seconds = Field(
+        default=1.0,
+        ge=0,
+        le=600,
+        description="A pod that is drained is used until its prompts are handed over, so long at most "
+        "(`POST /pods/{name}/drain?wait=30` says otherwise).",
+    )
+    patience: Seconds = Field(default=60.0, ge=0, le=3600, description="What is not handed over by then is lost.")
+    prompts_max: Count = Field(default=1000, ge=0, le=100_000, description="Of one pod, the most asked for.")
+    tokens_min: Count = Field(default=64, ge=1, le=1_000_000, description="Fewer are not worth a request.")
+    room_share: Ratio = Field(
+        default=0.5, ge=0, le=1, description="Of heirs' caches, what they inherit from one pod takes no more."
+    )
+    backlog_max: Seconds = Field(
+        default=0.05,
+        ge=0,
+        le=60,
+        description="A pod with more prefill to do than this is not idle, and inherits later.",
+    )
+    per_pod: Count = Field(default=1, ge=1, le=100, description="Prompts that one heir computes at a time.")
+    prefill_timeout: Seconds = Field(default=60.0, gt=0, le=3600, description="For one prompt.")
 
 
 class ProbeConfig(Section):

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from router.config.admission import AdmissionConfig, BreakerConfig
 from router.config.events import EventsConfig
-from router.config.fleet import DiscoveryConfig, ModelConfig, ProbeConfig, check_bound, twice
+from router.config.fleet import DiscoveryConfig, HandoverConfig, ModelConfig, ProbeConfig, check_bound, twice
 from router.config.gateway import KEY_HEADERS, OF_ORIGINS, GatewayConfig
 from router.config.index import IndexConfig
 from router.config.tokens import ParityConfig, PrefixStoreConfig, TokensConfig
@@ -95,6 +95,7 @@ class Config(Section):
     admission: AdmissionConfig = AdmissionConfig()
     events: EventsConfig = EventsConfig()
     probe: ProbeConfig = ProbeConfig()
+    handover: HandoverConfig = HandoverConfig()
     decisions: DecisionsConfig = DecisionsConfig()
     metrics: SeriesConfig = SeriesConfig()
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 from prometheus_client.core import GaugeMetricFamily
@@ -36,6 +36,16 @@ _UNVERIFIED = "%s: ITS CERTIFICATE IS NOT CHECKED (tls.verify is off): whoever a
 _MEND_S = 0.5  # between two looks at whether a feed wants its pod's history again
 
 
+class Heirs(Protocol):
+    """Those who inherit what a pod alone holds."""
+
+    def begin(self, name: str) -> None:
+        """It was told to end."""
+
+    def left(self, name: str) -> None:
+        """It is gone; its name may come again."""
+
+
 class Pods(Collector):
     """See the module. `upstreams`: where requests are sent to, by pod; kept as pods come and go."""
 
@@ -45,11 +55,13 @@ class Pods(Collector):
         config: Config,
         upstreams: Upstreams,
         clock: Callable[[], float] = time.monotonic,
+        heirs: Heirs | None = None,
     ) -> None:
-        """Raises `ConfigError` where a source of pods can't be used at all."""
+        """`heirs`: told of who leaves. Raises `ConfigError` where a source of pods can't be used at all."""
         self._core = core
         self._config = config
         self._clock = clock
+        self._heirs = heirs
         self._upstreams = upstreams
         self._sources = sources_of(config.discovery)
         self._roster = Roster()
@@ -124,6 +136,8 @@ class Pods(Collector):
         """A pod is gone for good. It is in no decision from now on; what is on its way may end."""
         self._core.leave(self._core.fleet.pods[name])
         self._upstreams.retire(name)
+        if self._heirs is not None:
+            self._heirs.left(name)
         task, client, readers = self._tasks.pop(name), self._clients.pop(name), self._readers.pop(name)
         del self._probers[name], self._joined_at[name]
         if self.bound is not None:
@@ -155,7 +169,11 @@ class Pods(Collector):
                 ready, leaving = found.ready, found.leaving
             else:
                 name, ready, leaving = step
-            self._core.fleet.pods[name].stands(ready, leaving)
+            pod = self._core.fleet.pods[name]
+            told_to_end = leaving and not pod.leaving
+            pod.stands(ready, leaving)
+            if told_to_end and self._heirs is not None:
+                self._heirs.begin(name)
 
     async def look_again(self, proven: bool = False) -> None:
         """What pods serve and what requests ask for differ: have all pods that are well say it anew.

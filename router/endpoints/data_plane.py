@@ -90,8 +90,11 @@ class Gateway:
             request = self._request(scope, body, request_id, began, meaning)
             routing = Routing(self._dispatch, meaning, others, request)
             refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
-            if routing.served and request.witness is not None:
-                service.encoder.parity.offer(meaning.demand, request.witness)
+            if routing.served:
+                if request.witness is not None:
+                    service.encoder.parity.offer(meaning.demand, request.witness)
+                if isinstance(body, bytes):
+                    service.handover.recent.note(scope["path"], body, meaning.demand, began)
             if refusal is not None:
                 service.metrics.count(model, "", refusal.status)
         except ClientGone:

@@ -18,6 +18,7 @@ from router.core.fleet import Pod
 from router.endpoints.answers import decision_answer, ladder_answer, pod_answer
 from router.endpoints.openapi import errors
 from router.errors import NotFound
+from router.handover.estates import cheapest
 from router.server.long_answers import in_turns
 from router.server.operator_access import OperatorAccess
 from router.service import Service
@@ -96,6 +97,17 @@ def _observe(router: APIRouter, service: Service) -> None:
             % await in_turns(_listed([partial(decision_answer, decision, now) for decision in newest]))
         )
 
+    @router.get("/scale-in", responses=errors(400))
+    async def scale_in(count: Annotated[int, Query(ge=1, le=4096)] = 1) -> dict[str, Any]:
+        """The pods whose loss costs least: of prompts of late, what only they hold, by how often it is asked for."""
+        recent = service.handover.recent
+        picked, each = await in_turns(cheapest(core, recent, count, time.monotonic()))
+        return {
+            "pods": [loss._asdict() for loss in picked],
+            "all": [loss._asdict() for loss in each],
+            "prompts_known": len(recent),
+        }
+
     @router.get("/cache/status")
     async def cache_status() -> dict[str, Any]:
         """Sizes, hit ratios, evictions of index and prefix store."""
@@ -119,14 +131,19 @@ def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> Non
     core, store = service.core, service.core.store
 
     @router.post("/pods/{name}/drain", **_or_errors(guarded, 404))
-    async def drain(name: str) -> dict[str, Any]:
-        """Send nothing new to a pod."""
-        return _draining(_pod(service, name), True)
+    async def drain(name: str, wait: Annotated[float | None, Query(ge=0, le=3600)] = None) -> dict[str, Any]:
+        """Send nothing new to a pod, from the answer on. Before, what it alone holds is handed over, while it is used:
+        for `wait` seconds at most (default: `handover.before`)."""
+        pod, wait_s = _pod(service, name), service.config.handover.before if wait is None else wait
+        handed = await service.handover.before(name, 0 if pod.draining else wait_s)
+        return _draining(pod, True) | ({"handover": asdict(handed)} if handed.prompts else {})
 
     @router.post("/pods/{name}/undrain", **_or_errors(guarded, 404))
     async def undrain(name: str) -> dict[str, Any]:
         """Send to a pod again."""
-        return _draining(_pod(service, name), False)
+        pod = _pod(service, name)
+        service.handover.stays(name)
+        return _draining(pod, False)
 
     @router.post("/cache/invalidate", **_or_errors(guarded, 400, 404))
     async def invalidate(what: Invalidate) -> dict[str, Any]:

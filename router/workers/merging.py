@@ -162,8 +162,23 @@ def merged_status(answers: Answers, limit: int) -> Any:
 
 def merged_drain(answers: Answers, limit: int) -> Any:
     """Each knows the requests of all."""
-    own = next(iter(answers.values()))
-    return {**own, "requests": max(one["requests"] for one in answers.values())}
+    own, handed = next(iter(answers.values())), [one["handover"] for one in answers.values() if "handover" in one]
+    told = {**own, "requests": max(one["requests"] for one in answers.values())}
+    return told | ({"handover": added(handed)} if handed else {})
+
+
+def merged_losses(answers: Answers, limit: int) -> Any:
+    """Each has seen some of the requests: what a pod is worth to them is added."""
+    costs = ("cost_tokens", "cost_s", "alone_tokens", "prompts")
+    each = {loss["pod"]: {**loss, **dict.fromkeys(costs, 0)} for one in answers.values() for loss in one["all"]}
+    for one in answers.values():
+        for loss in one["all"]:
+            mine = each[loss["pod"]]
+            mine.update({cost: mine[cost] + loss[cost] for cost in costs})
+    ranked = sorted(each.values(), key=lambda loss: (loss["cost_tokens"], loss["blocks"], loss["requests"]))
+    count = max(len(one["pods"]) for one in answers.values())
+    known = sum(one["prompts_known"] for one in answers.values())
+    return {"pods": ranked[:count], "all": ranked, "prompts_known": known}
 
 
 def merged_changes(answers: Answers, limit: int) -> Any:

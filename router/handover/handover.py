@@ -1,0 +1,242 @@
+"""Heirs compute what only a pod that leaves holds, before it goes: the most asked for first, and only who is idle.
+
+`before` is for a pod that is drained on purpose, which is used until then; `begin` for one that was told to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from router.config.fleet import HandoverConfig
+from router.core.decision import Core
+from router.core.demand import End, Placement
+from router.errors import RouterError
+from router.handover.estates import Legacy, estates, held_now, tokens_held
+from router.handover.prefill_body import prefill_body
+from router.handover.recent import Recent
+from router.server.long_answers import in_turns
+from router.upstream.failures import UnsendableRequest, UpstreamError
+from router.upstream.pool import Upstream
+
+log = logging.getLogger("warmroute.handover")
+
+_PAUSE_S = 0.02  # between two looks at whether somebody is idle
+_ANSWER_BYTES_MAX = 1 << 20  # of one token, with what is told beside it
+
+
+@dataclass(slots=True)
+class Handed:
+    """What became of one pod's legacy: prompts and tokens in all, and of the prompts those that heirs have computed,
+    those that need not be any more, and those of which the computing failed."""
+
+    prompts: int = 0
+    tokens: int = 0
+    done: int = 0
+    needless: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Leaver:
+    """One pod on its way out."""
+
+    task: asyncio.Task[None]
+    handed: Handed
+
+
+class Handover(Collector):
+    """See the module. `recent`: what it works from."""
+
+    def __init__(
+        self,
+        core: Core,
+        upstreams: Mapping[str, Upstream],
+        given: HandoverConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.recent = Recent(given.kept_max, given.body_max, given.half_life)
+        self._core = core
+        self._upstreams = upstreams
+        self._given = given
+        self._clock = clock
+        self._leavers: dict[str, _Leaver] = {}
+        self._ending: set[asyncio.Task[None]] = set()  # of pods that are gone
+        self._heirs: dict[str, int] = {}  # prompts that each pod computes for us
+        self._counts = {"done": 0, "needless": 0, "failed": 0, "late": 0}
+        self._tokens = 0
+
+    def begin(self, name: str) -> None:
+        """A pod leaves: have others compute what it alone holds; once for each time that it leaves."""
+        if name in self._leavers or not len(self.recent):
+            return
+        handed = Handed()
+        task = asyncio.get_running_loop().create_task(self._hand_over(name, handed))
+        self._leavers[name] = _Leaver(task, handed)
+
+    async def before(self, name: str, wait_s: float) -> Handed:
+        """The same, and wait for it, for `wait_s` at most: then it goes on by itself."""
+        self.begin(name)
+        leaver = self._leavers.get(name)
+        if leaver is None:
+            return Handed()
+        if wait_s > 0:
+            await asyncio.wait([leaver.task], timeout=wait_s)
+        return replace(leaver.handed)
+
+    def stays(self, name: str) -> None:
+        """It does not leave after all."""
+        leaver = self._leavers.pop(name, None)
+        if leaver is not None:
+            leaver.task.cancel()
+
+    def left(self, name: str) -> None:
+        """It is gone: heirs go on, and whoever comes under its name may leave in turn."""
+        leaver = self._leavers.pop(name, None)
+        if leaver is not None and not leaver.task.done():
+            self._ending.add(leaver.task)
+            leaver.task.add_done_callback(self._ending.discard)
+
+    async def aclose(self) -> None:
+        tasks = [*self._ending, *(leaver.task for leaver in self._leavers.values())]
+        self._leavers.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def collect(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        prompts = CounterMetricFamily(
+            "warmroute_handover_prompts", "Prompts of pods that left, by what became of them.", labels=("result",)
+        )
+        for result, count in self._counts.items():
+            prompts.add_metric((result,), count)
+        yield prompts
+        yield CounterMetricFamily("warmroute_handover_tokens", "Tokens that heirs have computed.", value=self._tokens)
+        yield GaugeMetricFamily(
+            "warmroute_recent_bytes", "Of requests of late that are kept.", value=self.recent.nbytes
+        )
+
+    async def _hand_over(self, name: str, handed: Handed) -> None:
+        until = self._clock() + self._given.patience
+        held = await in_turns(held_now(self._core, self.recent, self._clock()))
+        each = await in_turns(estates(held, self._out - {name}))
+        legacies = self._chosen(each[name].dearest()) if name in each else []
+        handed.prompts, handed.tokens = len(legacies), sum(legacy.own_tokens for legacy in legacies)
+        queue, sending = deque(legacies), set[asyncio.Task[None]]()
+        try:
+            while (queue or sending) and self._clock() < until:
+                while queue and (heirs := self._idle()):
+                    legacy = queue.popleft()
+                    placement = self._place(name, legacy, heirs)
+                    if placement is None:
+                        handed.needless += 1
+                        self._counts["needless"] += 1
+                        continue
+                    sending.add(asyncio.get_running_loop().create_task(self._compute(legacy, placement, handed)))
+                if sending:
+                    _, sending = await asyncio.wait(sending, timeout=_PAUSE_S, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(_PAUSE_S)
+        finally:
+            self._counts["late"] += len(queue)
+            for task in sending:
+                task.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
+        if legacies:
+            log.info(
+                "%s: of %d prompts that it alone held, heirs have %d",
+                name,
+                handed.prompts,
+                handed.done + handed.needless,
+            )
+
+    @property
+    def _out(self) -> set[str]:
+        """Who is on the way out, and inherits nothing."""
+        return {name for name, pod in self._core.fleet.pods.items() if pod.draining or pod.leaving}
+
+    def _chosen(self, legacies: list[Legacy]) -> list[Legacy]:
+        """As many as heirs have room for, beside what is their own."""
+        given, room, chosen = self._given, 0.0, list[Legacy]()
+        for pod in self._core.fleet.pods.values():
+            if pod.name not in self._leavers and not (pod.draining or pod.leaving):
+                blocks = pod.blocks if pod.blocks is not None else float("inf")
+                room += given.room_share * sum(blocks * (rank.block_size or 0) for rank in pod.ranks)
+        for legacy in legacies:
+            if legacy.own_tokens >= given.tokens_min and legacy.own_tokens <= room and len(chosen) < given.prompts_max:
+                room -= legacy.own_tokens
+                chosen.append(legacy)
+        return chosen
+
+    def _idle(self) -> frozenset[str]:
+        """Pods that have no prompt to compute now, nor as many for us as they may."""
+        now, given = self._clock(), self._given
+        return frozenset(
+            name
+            for name, pod in self._core.fleet.pods.items()
+            if name not in self._leavers
+            and pod.fit(now)
+            and self._heirs.get(name, 0) < given.per_pod
+            and min(rank.load.backlog_s(now) for rank in pod.ranks) <= given.backlog_max
+        )
+
+    def _place(self, name: str, legacy: Legacy, heirs: frozenset[str]) -> Placement | None:
+        """Pick the heir as if it was a request; None where somebody else holds it by now, or nobody may have it."""
+        now, demand = self._clock(), replace(legacy.asked.demand, pods=heirs, tells_prefill=True)
+        held = tokens_held(self._core, legacy.asked.demand, now)
+        out = self._out | {name}
+        if (
+            max((tokens for pod, tokens in held.items() if pod not in out), default=0) + self._given.tokens_min
+            > legacy.end
+        ):
+            return None
+        try:
+            return self._core.route(demand, self._core.look_up(demand, None, now), frozenset(), now)
+        except RouterError:
+            return None
+
+    async def _compute(self, legacy: Legacy, placement: Placement, handed: Handed) -> None:
+        """Have an heir compute it."""
+        core, pod, end = self._core, placement.pod.name, End("void")
+        self._heirs[pod] = self._heirs.get(pod, 0) + 1
+        fine = False
+        try:
+            async with asyncio.timeout(self._given.prefill_timeout):
+                end = await self._ask(legacy, placement)
+            fine = end.status is not None and end.status < 400
+        except (UpstreamError, UnsendableRequest, TimeoutError) as error:
+            log.info("%s does not compute what it is to inherit: %s", pod, error or type(error).__name__)
+        finally:
+            core.finish(placement, end, self._clock())
+            self._heirs[pod] -= 1
+            if not self._heirs[pod]:
+                del self._heirs[pod]
+        handed.done, handed.failed = handed.done + fine, handed.failed + (not fine)
+        self._counts["done" if fine else "failed"] += 1
+        self._tokens += legacy.own_tokens if fine else 0
+
+    async def _ask(self, legacy: Legacy, placement: Placement) -> End:
+        rank, body = placement.decision.rank, prefill_body(legacy.asked.path, legacy.asked.body)
+        if body is None:
+            return End("void")
+        upstream = self._upstreams[rank.id.pod]
+        headers = [(b"content-type", b"application/json"), *upstream.own_key()]
+        if len(rank.pod.ranks) > 1 and (number := rank.pod.global_rank(rank.id.rank)) is not None:
+            headers.append((b"x-data-parallel-rank", b"%d" % number))
+        response = await upstream.request("POST", legacy.asked.path.encode(), headers, body)
+        try:
+            if response.status < 400:
+                self._core.first_byte(placement, True, self._clock())
+            await response.read(_ANSWER_BYTES_MAX)
+            return End("served", response.status)
+        finally:
+            response.close()
