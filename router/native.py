@@ -25,7 +25,7 @@ _HOT = {
     "router.core": "breaker comparison decision demand fleet holdings retry_budget token_states",
     "router.endpoints": "data_plane",
     "router.prompts": "beginnings messages prompt rendering renderings",
-    "router.proxy": "attempts proxy usage",
+    "router.proxy": "attempts client_watch proxy usage",
     "router.server": "connection exchange heads limits port",
     "router.tokens": "encoder given local recall safe_cuts understanding",
     "router.upstream": "connection pool replies",

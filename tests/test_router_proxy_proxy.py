@@ -173,7 +173,7 @@ async def gateway(routes: InOrder, **options: Any) -> AsyncIterator[Gateway]:
         await until(lambda: not here.app_tasks)
         for taken in routes.taken:
             assert len(taken.ends) == 1, "each assignment ends exactly once"
-        assert not proxy._unwatched
+        assert not proxy.watch.unwatched
         await until(lambda: not [task for task in asyncio.all_tasks() - before if "until_gone" in repr(task)])
     finally:
         server.close()

@@ -15,10 +15,11 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import quote
 
 from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError, unraised
+from router.proxy.client_watch import ClientWatch, Flight
 from router.proxy.refusals import DISPUTES, REFUSALS, retry_after_s
 from router.proxy.uploads import Upload
 from router.proxy.usage import Tail, Usage, read_usage
@@ -102,52 +103,6 @@ class Routes(Protocol):
         """After `Full`: pick one when there is room. Raises `RouterError`: the wait is too long …"""
 
 
-class _Flight:
-    """One request while it is forwarded; `gone` once its client is."""
-
-    __slots__ = ("_cancelling", "_task", "body", "gone", "receive", "scope", "send", "upload", "watch")
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, body: bytes | Upload) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "forward runs in a task"
-        self._task: asyncio.Task[Any] | None = task
-        self._cancelling = task.cancelling()
-        self.scope = scope
-        self.receive = receive
-        self.send = send
-        self.body = body if isinstance(body, bytes) else b""  # all of it, where it is no upload
-        self.upload = body if not isinstance(body, bytes) else None
-        self.gone = False
-        self.watch: asyncio.Task[None] | None = None
-
-    async def until_gone(self) -> None:
-        """Wait for the client to leave; then interrupt the forwarding, wherever it waits.
-
-        Who waits for that has what comes from the client: the rest of an upload.
-        """
-        if self.upload is not None:
-            await self.upload.pass_on()
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        if self._task is not None:
-            self._task.cancel()
-
-    @property
-    def spent(self) -> bool:
-        """One pod has had what can't be sent again."""
-        return self.upload is not None and self.upload.spent
-
-    def was_ours(self) -> bool:
-        """Whether a cancellation that arrived is `until_gone`'s own, and nobody else's."""
-        return self.gone and self._task is not None and self._task.uncancel() <= self._cancelling
-
-    def over(self) -> asyncio.Task[None] | None:
-        """Let go of the tasks: one that is cancelled refers to us, by its traceback. Returns the watch."""
-        watch, self.watch, self._task = self.watch, None, None
-        return watch
-
-
 class _Flow:
     """A response's body on its way. Called while nothing has to be awaited: what came goes on at once."""
 
@@ -188,10 +143,8 @@ class Proxy:
         self._attempts_max = attempts_max
         self._breaks_max = breaks_max
         self.dropped = NOT_FORWARDED | withheld
-        self._watch_after_s = watch_after_s
         self._clock = clock
-        self._unwatched: set[_Flight] = set()
-        self._watch_timer: asyncio.TimerHandle | None = None
+        self.watch = ClientWatch(watch_after_s)
 
     async def forward(
         self,
@@ -208,11 +161,8 @@ class Proxy:
         Returns when the answer is out, cut, or nobody is left to read it: the error of our own, if that was the
         answer. Raises only what is not expected, and a cancellation that came from outside.
         """
-        flight = _Flight(scope, receive, send, body)
-        if flight.upload is None:
-            self._watch_later(flight)
-        else:
-            flight.watch = asyncio.get_running_loop().create_task(flight.until_gone())
+        flight = Flight(scope, receive, send, body)
+        self.watch.begin(flight)
         try:
             return await self._serve(flight, routes, error_headers)
         except asyncio.CancelledError:
@@ -220,9 +170,9 @@ class Proxy:
                 raise
             return None
         finally:
-            self._unwatch(flight)
+            self.watch.end(flight)
 
-    async def _serve(self, flight: _Flight, routes: Routes, error_headers: Headers) -> RouterError | None:
+    async def _serve(self, flight: Flight, routes: Routes, error_headers: Headers) -> RouterError | None:
         tried: frozenset[str] = frozenset()
         broken, disputed = routes.broken, 0
         failure: RouterError | None = None
@@ -278,7 +228,7 @@ class Proxy:
         await send_error(flight.send, failure, error_headers)
         return failure
 
-    async def _ask(self, flight: _Flight, assignment: Assignment, fresh: bool) -> Response | UpstreamError:
+    async def _ask(self, flight: Flight, assignment: Assignment, fresh: bool) -> Response | UpstreamError:
         """Ask one pod: its response, which nobody has seen yet, or why there is none."""
         scope = flight.scope
         method, target, headers = scope["method"], _target(scope), scope["headers"]
@@ -317,7 +267,7 @@ class Proxy:
             raise
         return response
 
-    async def _relay(self, flight: _Flight, assignment: Assignment, response: Response) -> None:
+    async def _relay(self, flight: Flight, assignment: Assignment, response: Response) -> None:
         """Stream the response to the client and settle the assignment, whatever happens."""
         status, flow, error = response.status, _Flow(flight.scope, response), None
         try:
@@ -351,28 +301,6 @@ class Proxy:
             response.close()
             outcome = Outcome(status, flow.bytes_out, read_usage(flow.tail.kept), flight.gone, error)
             assignment.finished(outcome, self._clock())
-
-    # The client may leave. Watching for it costs a task, so only requests that last get one: a timer arms
-    # those that it finds, and a request that is over before the timer's turn has cost a set entry.
-
-    def _watch_later(self, flight: _Flight) -> None:
-        self._unwatched.add(flight)
-        if self._watch_timer is None:
-            loop = asyncio.get_running_loop()
-            self._watch_timer = loop.call_later(self._watch_after_s, self._watch_all, loop)
-
-    def _watch_all(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._watch_timer = None
-        for flight in self._unwatched:
-            flight.watch = loop.create_task(flight.until_gone())
-        self._unwatched.clear()
-
-    def _unwatch(self, flight: _Flight) -> None:
-        watch = flight.over()
-        if watch is None:
-            self._unwatched.discard(flight)
-        else:
-            watch.cancel()
 
 
 def _target(scope: Scope) -> bytes:
