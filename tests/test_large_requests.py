@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.houses import MODEL, house, says
 from tests.fakes.peers import until
 
-AT_ONCE = {"tokens": {"deadline": 0.001}}
+AT_ONCE = {"tokens": {"reading_max": 0.001}}
 LATE = "there was no time to read so large a body"
 
 MANY = b'"x":[%b0]' % (b"{}," * (1 << 20))

@@ -118,8 +118,8 @@ def fleet() -> Iterator[list[PodProcess]]:
 
 @pytest.fixture(scope="module")
 def served(fleet: list[PodProcess], tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """The gateway in front of both; 0.3 s for tokens."""
-    tokens = {"deadline": 0.3}
+    """The gateway in front of both; 0.3 s for tokens, and a minute for reading."""
+    tokens = {"deadline": 0.3, "reading_max": 60}
     with gateway(tmp_path_factory.mktemp("gateway"), [pod.configured for pod in fleet], tokens=tokens) as served:
         yield served
 

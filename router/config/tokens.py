@@ -90,10 +90,10 @@ class TokensConfig(Section):
         default=1, ge=1, le=64, description="Threads that tokenize long texts; each takes 30 MB for each model."
     )
     deadline: Seconds = Field(
-        default=2.0,
-        gt=0,
-        le=60,
-        description="After it a request is routed by load alone, and says so; for the reading of a large body, too.",
+        default=2.0, gt=0, le=60, description="After it a request is routed by load alone, and says so."
+    )
+    reading_max: Seconds = Field(
+        default=5.0, gt=0, le=300, description="A large body that is not read after so long is routed by load, too."
     )
     text_max: Bytes = Field(
         default=8 * _MIB,

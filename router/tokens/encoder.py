@@ -117,7 +117,7 @@ class Encoder:
         self._core = core
         self._recall = Recall(secrets.randbits(64), config.tokens.recall_max, config.tokens.recall_body_max)
         self._pool = ThreadPoolExecutor(config.tokens.threads, thread_name_prefix="tokenize")
-        self._large_bodies = LargeBodies(config.tokens.deadline)
+        self._large_bodies = LargeBodies(config.tokens.reading_max)
         self._body_inline_max = config.tokens.body_inline_max
         self._decoded_max = config.tokens.decoded_max
         self._text_max = config.tokens.text_max
