@@ -40,6 +40,7 @@ class Groups:
         self._unsure = False
         self._roles: dict[int, Role] = {}
         self._copies: dict[int, Counter[int]] = {}
+        self._size = 0  # as `block_size`, also of what came before the groups were emptied
         self._first: dict[int, BlockStored] = {}  # of windows, while no group is indexed
 
     @property
@@ -118,6 +119,7 @@ class Groups:
             self._unsure = True
             return False
         self.block_size = event.block_size
+        self._size = max(self._size, event.block_size)
         return True
 
     def _is_indexed(self, event: BlockStored, group: int) -> bool:
@@ -133,18 +135,20 @@ class Groups:
             self.indexed, self.block_size, self.windowed, self.mistaken = group, event.block_size, False, True
             return False
         self._first.clear()
-        if group in self._roles and (event.kind is None or event.block_size <= self.block_size):
+        if group in self._roles and (event.kind is None or event.block_size <= self._size):
             return False
         if self.indexed is None:
             self.indexed = group
             return self._is_whole_block(event)
         self._unsure = True
-        if event.block_size <= self.block_size:
+        if event.block_size <= self._size:
             self._enrol(group, "state")
             return False
         self._enrol(self.indexed, "state")
         self._roles.pop(group, None)
-        self.indexed, self.block_size, self.mistaken = group, event.block_size, True
+        self._copies.pop(group, None)
+        self.indexed, self.mistaken = group, True
+        self.block_size = self._size = event.block_size
         return False
 
     def _beside(self, event: BlockStored, group: int) -> None:

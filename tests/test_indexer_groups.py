@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -263,3 +264,23 @@ def test_nothing_is_left_behind() -> None:
         while pod.index.sweep():
             pass
         assert pod.index.blocks == 0
+
+
+def test_block_sizes_of_several_groups_are_sorted_out_once() -> None:
+    """In whatever order they are told: after one look back the group of the largest blocks is indexed for good."""
+    sizes = {0: 64, 1: 8, 2: 4, 3: 256}
+    for order in itertools.permutations(sizes):
+        groups, again = Groups(), 0
+        for _ in range(4):
+            content = {}
+            for group in order:
+                ends = range(sizes[group], 257, sizes[group])
+                content[group] = groups.is_content(stored(group, list(ends), "mla_attention", 256, sizes[group]))
+                if groups.mistaken:
+                    break
+            if not groups.mistaken:
+                break
+            again += 1
+            groups = groups.emptied()
+        assert again <= 3 and not groups.mistaken, order
+        assert content == {group: group == 3 for group in sizes} and groups.unsure, order
