@@ -107,6 +107,12 @@ KINDS: dict[str, tuple[Reuse, tuple[tuple[Kind, int], ...], tuple[int, ...]]] = 
     "windows of a block alone": (Reuse(window=4), (), NEW),
     "states": (Reuse(), (("mamba", 0), ("mamba", 0)), NEW),
     "states and a window": (Reuse(), (("mamba", 0), ("sliding_window", 13)), NEW),
+    "a window, with a drafter": (Reuse(drafter=True, drop=1, look=0), (("sliding_window", 13),), OLD),
+    "states and a window, 0.33, with a drafter": (
+        Reuse(drafter=True, ahead=1),
+        (("mamba", 0), ("sliding_window", 13)),
+        NEW,
+    ),
     "states, with a drafter": (Reuse(drafter=True, drop=1), (("mamba", 0),), OLD),
 }
 NOT_TOLD = {
