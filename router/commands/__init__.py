@@ -1,4 +1,5 @@
 """The commands that look at a fleet: `check`, `score`, `demo`.
 
-`router.cli` is the door; `check` examines each pod by `examination`. They change nothing in a fleet that is not theirs.
+`router.cli` is the door; `check` has each pod examined by `examination`. They change nothing in a fleet that is not
+theirs, and no part of the gateway imports them.
 """

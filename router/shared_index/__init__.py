@@ -1,4 +1,5 @@
 """The index that several gateways share through Redis.
 
-`sharing` is the door. Imported only where `index.redis` is set.
+`sharing` is the door: it asks for what others know (`hits`), and writes what this gateway's feeds say (`mirror`).
+Imported only where `index.redis` is set. It never holds up a decision for longer than it was given.
 """
