@@ -1,7 +1,9 @@
 # The base is an argument: any image with Python >= 3.11 in which `python` is on the path. For releases, give a digest.
+# The builder needs pip and apt-get, and the same Python; what runs needs neither.
 ARG BASE=python:3.12-slim-bookworm
+ARG BUILDER=${BASE}
 
-FROM ${BASE} AS build
+FROM ${BUILDER} AS build
 WORKDIR /src
 # All that may be installed, checked against its hash. Nothing is fetched after this layer.
 COPY requirements.lock ./
@@ -20,23 +22,33 @@ RUN python -m pip wheel --quiet --no-deps --no-index --find-links /wheels --whee
       --find-links /wheels --compile 'warmroute[redis]'
 # The hot path as machine code: half the CPU for each request. An empty NATIVE leaves it out, and needs no C compiler.
 ARG NATIVE=1
+WORKDIR /native
 SHELL ["/bin/sh", "-euc"]
 # hadolint ignore=DL3008
 RUN if [ -n "${NATIVE}" ]; then \
       apt-get update -qq; \
-      apt-get install -y -qq --no-install-recommends gcc libc6-dev; \
+      apt-get install -y -qq --no-install-recommends gcc libc6-dev python3-dev; \
       rm -rf /var/lib/apt/lists/*; \
-      python -m venv --without-pip /native; \
-      python -m pip --python /native/bin/python install --no-cache-dir --quiet --no-index \
+      python -m venv --without-pip .; \
+      python -m pip --python bin/python install --no-cache-dir --quiet --no-index \
         --find-links /wheels 'warmroute[native]'; \
-      /native/bin/warmroute native; \
-      cd /native/lib/python3*/site-packages; \
-      cp --parents warmroute__mypyc.*.so indexer/*.so router/*.so router/*/*.so scorer/*.so /opt/warmroute/lib/python3*/site-packages/; \
+      bin/warmroute native; \
+      modules=$(find lib/python3*/site-packages -maxdepth 3 -name '*.so' \
+        \( -path '*/router/*' -o -path '*/indexer/*' -o -path '*/scorer/*' -o -name 'warmroute__mypyc.*' \)); \
+      for module in ${modules}; do \
+        cp "${module}" "/opt/warmroute/${module}"; \
+      done; \
     fi
 
 FROM ${BASE}
+# What it is made of: --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)".
+ARG VERSION=0.1.0
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="warmroute" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.description="A KV-cache-aware router in front of a fleet of vLLM pods" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/warmroute /opt/warmroute
 ENV PATH=/opt/warmroute/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

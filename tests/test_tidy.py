@@ -72,6 +72,7 @@ STORIES = {
     "cycles": "what the collector finds after a request, whoever left it",
     "discovery": "pods that come and go, from their sources to requests",
     "evidence": "pods' figures as proof: from the prober to the index",
+    "examples": "tests examples/",
     "full_index": "one state of the index, over many of its modules",
     "full_report": "one fact of events, from the wire to the ledger",
     "gateway": "the whole gateway before good pods, as processes",

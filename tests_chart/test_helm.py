@@ -15,6 +15,7 @@ from router.config.reading import load
 from tests_chart.install import HELM, VALIDATE
 
 CHART = Path(__file__).parents[1] / "charts" / "warmroute"
+EXAMPLES = CHART.parents[1] / "examples" / "kubernetes"
 ALERTS = CHART / "files" / "alerts.yaml"
 VALUES = {path.name.removesuffix("-values.yaml"): path for path in (CHART / "ci").iterdir()}
 VERSIONS = [f"1.{minor}" for minor in range(25, 38)]
@@ -338,3 +339,15 @@ def test_notes_warn_of_publishers(tmp_path: Path) -> None:
     assert "can speak for any pod" in one and "connects to one replica" not in one
     assert "connects to one replica" in several
     assert "can speak for any pod" not in full and "connects to one replica" not in full
+
+
+@pytest.mark.parametrize("version", (VERSIONS[0], VERSIONS[-1]))
+def test_the_example_is_what_kubernetes_and_the_chart_take(version: str, tmp_path: Path) -> None:
+    """vLLM's Deployment is strictly a Deployment, and the values beside it select its pods."""
+    command = [str(VALIDATE), "--strict", "--kubernetes-version", version, str(EXAMPLES / "vllm.yaml")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    vllm = yaml.safe_load((EXAMPLES / "vllm.yaml").read_text(encoding="utf-8"))
+    found = config_of(rendered(yaml.safe_load((EXAMPLES / "values.yaml").read_text("utf-8")), tmp_path), tmp_path)
+    labels = vllm["spec"]["template"]["metadata"]["labels"]
+    assert found.discovery.kubernetes.selector in {f"{name}={value}" for name, value in labels.items()}
