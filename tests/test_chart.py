@@ -1,7 +1,8 @@
 """The Helm chart: its values, schema and README agree with each other and with the configuration.
 
-`python -m tests.test_chart` writes the schema of `config` and the chart's README anew. What a real Helm makes of the
-chart is told by `tests_chart` (`make test-chart`).
+`python -m tests.test_chart` writes the chart's README anew; the schema of `config` is written with docs/configuration.md,
+by `python -m tests.test_router_config_settings`. What a real Helm makes of the chart is told by `tests_chart`
+(`make test-chart`).
 """
 
 from __future__ import annotations
@@ -13,87 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core import core_schema
 
-from router.config import values as forms
 from router.config.reading import load
-from router.config.settings import Config
+from tests.fakes.chart_schema import FILE
 from tests.fakes.services import operators
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "warmroute"
 PAGE = CHART / "README.md"
-SCHEMA_FILE = CHART / "values.schema.json"
 MARK = "<!-- made from values.yaml: python -m tests.test_chart -->\n"
 
 TEXT = (CHART / "values.yaml").read_text(encoding="utf-8")
 VALUES: dict[str, Any] = yaml.safe_load(TEXT)
-SCHEMA: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+SCHEMA: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 TEMPLATES = {path.name: path.read_text(encoding="utf-8") for path in sorted((CHART / "templates").rglob("*.*"))}
-
-GIVEN = {  # by other values: a key in the file would be overruled, or a secret in a ConfigMap
-    "GatewayConfig": (
-        "port", "ops_port", "drain_timeout", "operator_key", "operator_key_file", "api_keys", "api_keys_file",
-    ),
-    "EventsConfig": ("bind",),
-}  # fmt: skip
-
-
-# --- the schema of `config`
-
-
-class AsWritten(GenerateJsonSchema):
-    """Durations and sizes are numbers, or text with a unit."""
-
-    def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
-        """What comes before a number's own check is what reads its text."""
-        number = super().function_before_schema(schema)
-        units = {forms.duration: forms.SECONDS, forms.size: forms.BYTES}.get(schema["function"]["function"])  # type: ignore[call-overload]
-        if units is None:
-            return number
-        names = "|".join(sorted(filter(None, units), key=len, reverse=True))
-        return number | {"type": ["number", "string"], "pattern": f"^ *[0-9]+(\\.[0-9]+)? *(?i:{names})? *$"}
-
-
-def camel(name: str) -> str:
-    """A key as it may be written, too."""
-    first, *rest = name.split("_")
-    return first + "".join(word.upper() if word == "ttl" else word.title() for word in rest)
-
-
-def tidied(schema: Any) -> Any:
-    """Without titles and defaults (values.yaml and the model hold those), and with keys in both spellings."""
-    if isinstance(schema, list):
-        return [tidied(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    words = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum"}  # what pydantic leaves of bounds in a union
-    found = {words.get(key, key): tidied(item) for key, item in schema.items() if key not in ("title", "default")}
-    if isinstance(properties := schema.get("properties"), dict):
-        found["properties"] = {
-            key: tidied(below) for name, below in properties.items() for key in dict.fromkeys((name, camel(name)))
-        }
-    return found
-
-
-def config_schema() -> dict[str, Any]:
-    """JSON Schema of the configuration file, as far as it is not given by other values."""
-    schema: dict[str, Any] = tidied(Config.model_json_schema(by_alias=False, schema_generator=AsWritten))
-    for section, names in GIVEN.items():
-        for name in names:
-            schema["$defs"][section]["properties"] |= dict.fromkeys((name, camel(name)), False)
-    return schema
-
-
-def chart_schema() -> str:
-    """values.schema.json: the chart's own part as it is, and the configuration's as the model says."""
-    config = config_schema()
-    definitions = config.pop("$defs")
-    chart = {key: item for key, item in SCHEMA.items() if key != "$defs"}
-    chart["properties"] = chart["properties"] | {"config": config}
-    return json.dumps(chart | {"$defs": definitions}, indent=1) + "\n"
-
 
 # --- the README
 
@@ -126,15 +60,6 @@ def schema_paths(schema: dict[str, Any], above: str = "") -> Iterator[tuple[str,
 
 
 SCHEMA_OF = dict(schema_paths(SCHEMA))
-
-
-def test_schema_is_what_the_configuration_says() -> None:
-    """Every key of the configuration, in both spellings, with its bounds; none that other values give."""
-    assert SCHEMA_FILE.read_text(encoding="utf-8") == chart_schema(), "run: python -m tests.test_chart"
-    gateway = SCHEMA["$defs"]["GatewayConfig"]["properties"]
-    assert gateway["port"] is gateway["opsPort"] is gateway["api_keys"] is False
-    assert gateway["keep_alive_timeout"] == gateway["keepAliveTimeout"] != {}
-    assert "podMappingTTL" in SCHEMA["$defs"]["PrefixStoreConfig"]["properties"]
 
 
 def test_readme_is_what_the_values_say() -> None:
@@ -224,12 +149,11 @@ async def test_alerts_and_dashboard_name_series_that_exist() -> None:
     assert len(named) > 20
 
 
-def write_files() -> None:
-    """The schema, and the reference after the mark in the README."""
-    SCHEMA_FILE.write_text(chart_schema(), encoding="utf-8")
+def write_page() -> None:
+    """The reference after the mark in the README."""
     head, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
     PAGE.write_text(head + mark + reference(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_files()
+    write_page()

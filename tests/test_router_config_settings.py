@@ -1,6 +1,7 @@
 """The configuration: sources and their order, spellings, forms, bounds, cross checks, and its page.
 
-`python -m tests.test_router_config_settings` writes the reference in docs/configuration.md anew from the model.
+`python -m tests.test_router_config_settings` writes the reference in docs/configuration.md and the chart's schema anew
+from the model.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from router.config.tokens import PROFILES
 from router.errors import ConfigError
 from router.process import _front
 from router.service import Service
+from tests.fakes.chart_schema import FILE, chart_schema, write_schema
 from tests.fakes.limits import serving_limits, upstream_limits
 
 ROOT = Path(__file__).parents[1]
@@ -554,6 +556,16 @@ def test_page_tells_every_field() -> None:
     assert "tokenizer.json" in head
 
 
+def test_charts_schema_tells_every_field() -> None:
+    """The chart's schema holds every key of the configuration, in both spellings, with its bounds; none that other values give."""
+    assert FILE.read_text(encoding="utf-8") == chart_schema(), "run: python -m tests.test_chart"
+    definitions = json.loads(chart_schema())["$defs"]
+    gateway = definitions["GatewayConfig"]["properties"]
+    assert gateway["port"] is gateway["opsPort"] is gateway["api_keys"] is False
+    assert gateway["keep_alive_timeout"] == gateway["keepAliveTimeout"] != {}
+    assert "podMappingTTL" in definitions["PrefixStoreConfig"]["properties"]
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles(profile: str, tmp_path: Path) -> None:
     """A profile sets what is not given; what is given wins; the page tells all; the default's is the default."""
@@ -594,3 +606,4 @@ def write_page() -> None:
 
 if __name__ == "__main__":
     write_page()
+    write_schema()
