@@ -1,8 +1,8 @@
 """The Helm chart: its values, schema and README agree with each other and with the configuration.
 
-`python -m tests.test_chart` writes the chart's README anew; the schema of `config` is written with docs/configuration.md,
-by `python -m tests.test_router_config_settings`. What a real Helm makes of the chart is told by `tests_chart`
-(`make test-chart`).
+`python -m tests.test_chart` writes the chart's README anew; the schema of `config` is written with the page of the
+configuration (`python -m tests.test_router_config_settings`). What a real Helm makes of the chart is told by
+`tests_chart` (`make test-chart`).
 """
 
 from __future__ import annotations

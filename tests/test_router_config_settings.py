@@ -557,8 +557,8 @@ def test_page_tells_every_field() -> None:
 
 
 def test_charts_schema_tells_every_field() -> None:
-    """The chart's schema holds every key of the configuration, in both spellings, with its bounds; none that other values give."""
-    assert FILE.read_text(encoding="utf-8") == chart_schema(), "run: python -m tests.test_chart"
+    """The chart's schema holds every key, in both spellings, with its bounds; none that the chart's values give."""
+    assert FILE.read_text(encoding="utf-8") == chart_schema(), "run: python -m tests.test_router_config_settings"
     definitions = json.loads(chart_schema())["$defs"]
     gateway = definitions["GatewayConfig"]["properties"]
     assert gateway["port"] is gateway["opsPort"] is gateway["api_keys"] is False
