@@ -28,33 +28,30 @@ def blocks_of(events: Sequence[Event]) -> int:
 
 
 class Backlog:
-    """See the module. True while something waits."""
+    """See the module. Something waits as long as there are `events`."""
 
     def __init__(self) -> None:
         self.blocks = 0
-        self._events: deque[Iterator[Event]] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._events)
+        self.events: deque[Iterator[Event]] = deque()  # each in its pieces
 
     def put(self, events: Sequence[Event]) -> None:
         """These come after all others."""
         self.blocks += blocks_of(events)
-        self._events += [_pieces(event) for event in events]
+        self.events += [_pieces(event) for event in events]
 
     def next(self) -> Event | None:
         """The next piece; None: there is nothing more."""
-        while self._events:
-            event = next(self._events[0], None)
+        while self.events:
+            event = next(self.events[0], None)
             if event is not None:
                 self.blocks -= blocks_of([event])
                 return event
-            self._events.popleft()
+            self.events.popleft()
         return None
 
     def clear(self) -> None:
         self.blocks = 0
-        self._events.clear()
+        self.events.clear()
 
 
 def _pieces(event: Event) -> Iterator[Event]:

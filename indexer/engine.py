@@ -6,38 +6,37 @@ removed; more copies than one are rare and kept beside the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import isqrt
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.pages import FREE, FREED, UNUSED
-
 _ENTRIES_MIN = 1024
-_WORD = 0xFFFF_FFFF_FFFF_FFFF
 
 _Renamed: TypeAlias = tuple[list[int], list[int]]
-_Places: TypeAlias = tuple[memoryview, memoryview, memoryview, memoryview, int]
 
 
 class EngineMap:
     """Engine hash (64 bits) -> row, with copy counts; doubles as it fills, about 20 bytes an entry when full.
 
-    Buckets are salted: a pod names its blocks as it likes, and must not be able to put them all into one.
+    A bucket is the remainder by a secret prime: a pod names its blocks as it likes, and must not be able to put them
+    all into one.
     """
 
     def __init__(self, salt: int) -> None:
-        """`salt`: a random 64-bit number, kept secret."""
-        self._salt = salt | 1
+        """`salt`: a random 64-bit number, kept secret; the primes follow from it."""
+        self._salt = salt
         self.copies: dict[int, int] = {}  # hash -> copies beyond the first
         self.aliases: dict[int, int] = {}  # row -> hashes beyond the first that name it
-        self.mark_array: NDArray[np.uint32] = np.array([1, 0, 0], np.uint32)  # see UNUSED, FREE, FREED
-        self._marks = self.mark_array.data
+        self.named = 0  # hashes that name a row
+        self.entries = 1  # ever used; entry 0 is none
+        self._free = 0  # the entry that was freed last, which tells the one before; 0: there is none
         self._lay_out(_ENTRIES_MIN)
 
     def __len__(self) -> int:
-        return self._marks[UNUSED] - 1 - self._marks[FREED]
+        return self.named
 
     @property
     def nbytes(self) -> int:
@@ -46,64 +45,58 @@ class EngineMap:
     def find(self, engine_hash: int) -> int:
         """The row that this hash names, 0 if none."""
         hashes, following = self._hashes, self._next
-        entry: int = self._heads[(engine_hash * self._salt & _WORD) >> self._shift]
+        entry: int = self._heads[engine_hash % self._prime]
         while entry and hashes[entry] != engine_hash:
             entry = following[entry]
         return self._rows[entry] if entry else 0
 
-    def name(self, engine_hashes: Iterable[int], rows: Iterable[int], again: bool = False) -> _Renamed:
-        """Each hash names its row from now on.
+    def name(self, engine_hashes: Sequence[int], rows: Sequence[int], again: bool = False) -> _Renamed:
+        """Each hash names its row from now on; hashes for which there is no row name nothing.
 
         Returns the rows that their hash named before, which have a copy more (unless they are told of `again`); and
         those that lost a name: their hash named other content before, so the pod's events contradict each other, and
         the newer one counts.
         """
-        hashes, named, following, heads, shift = self._places()
-        marks, salt, last = self._marks, self._salt, self._last
-        unused, free, freed = marks
+        while self.named + len(rows) >= len(self._hashes):
+            self._grow()
+        hashes, row_of, following, heads = self._hashes, self._rows, self._next, self._heads
+        prime, entries, free, new = self._prime, self.entries, self._free, 0
         copied: list[int] = []
         lost: list[int] = []
         for engine_hash, row in zip(engine_hashes, rows, strict=False):
-            bucket = (engine_hash * salt & _WORD) >> shift
+            bucket = engine_hash % prime
             entry = first = heads[bucket]
             while entry and hashes[entry] != engine_hash:
                 entry = following[entry]
             if not entry:
                 if free:
-                    entry, free, freed = free, following[free], freed - 1
+                    entry, free = free, following[free]
                 else:
-                    entry = unused
-                    if entry > last:
-                        self.grow()
-                        hashes, named, following, heads, shift = self._places()
-                        last = self._last
-                        bucket = (engine_hash * salt & _WORD) >> shift
-                        first = heads[bucket]
-                    unused += 1
+                    entry, entries = entries, entries + 1
+                new += 1
                 hashes[entry], following[entry], heads[bucket] = engine_hash, first, entry
-            elif named[entry] == row:
+            elif row_of[entry] == row:
                 if not again:
                     self.copies[engine_hash] = self.copies.get(engine_hash, 0) + 1
                 copied.append(row)
             else:
                 self.copies.pop(engine_hash, None)
-                lost.append(named[entry])
-            named[entry] = row
-        marks[UNUSED], marks[FREE], marks[FREED] = unused, free, freed
+                lost.append(row_of[entry])
+            row_of[entry] = row
+        self.named, self.entries, self._free = self.named + new, entries, free
         return copied, lost
 
-    def forget(self, engine_hashes: Iterable[int]) -> tuple[list[int], list[int]]:
+    def forget(self, engine_hashes: Sequence[int]) -> tuple[list[int], list[int]]:
         """A copy of each hash is gone: the rows that no hash names any more, and the hashes that named none."""
-        hashes, named, following, heads, shift = self._places()
-        copies, aliases, marks, salt = self.copies, self.aliases, self._marks, self._salt
-        _, free, freed = marks
+        hashes, row_of, following, heads = self._hashes, self._rows, self._next, self._heads
+        copies, aliases, prime, free, freed = self.copies, self.aliases, self._prime, self._free, 0
         gone: list[int] = []
         unknown: list[int] = []
         for engine_hash in engine_hashes:
             if copies and engine_hash in copies:
                 _count_down(copies, engine_hash)
                 continue
-            bucket = (engine_hash * salt & _WORD) >> shift
+            bucket = engine_hash % prime
             before, entry = 0, heads[bucket]
             while entry and hashes[entry] != engine_hash:
                 before, entry = entry, following[entry]
@@ -114,15 +107,14 @@ class EngineMap:
                 following[before] = following[entry]
             else:
                 heads[bucket] = following[entry]
-            row: int = named[entry]
-            named[entry] = 0
-            following[entry] = free
+            row: int = row_of[entry]
+            row_of[entry], following[entry] = 0, free
             free, freed = entry, freed + 1
             if aliases and row in aliases:
                 _count_down(aliases, row)
             else:
                 gone.append(row)
-        marks[FREE], marks[FREED] = free, freed
+        self.named, self._free = self.named - freed, free
         return gone, unknown
 
     def named_again(self, rows: Iterable[int]) -> None:
@@ -137,11 +129,6 @@ class EngineMap:
         _count_down(self.aliases, row)
         return False
 
-    @property
-    def entries(self) -> int:
-        """Entries in use or free again."""
-        return self._marks[UNUSED]
-
     def rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint32]:
         """All rows named (some twice, if two hashes name one), shape (n,); of entries `start` to `stop` only."""
         rows = self.row_array[start : self.entries if stop is None else min(stop, self.entries)]
@@ -154,35 +141,39 @@ class EngineMap:
         found: list[int] = self.hash_array[entries[::-1]].tolist()
         return found
 
-    def _places(self) -> _Places:
-        return self._hashes, self._rows, self._next, self._heads, self._shift
-
     def _lay_out(self, entries: int) -> None:
-        self._last = entries - 1
-        self._shift = 64 - self._last.bit_length()  # a bucket is the top bits of a product
+        self._prime = _prime_from(entries * 3 // 4 + self._salt % (entries // 2))
         self.hash_array: NDArray[np.uint64] = np.zeros(entries, np.uint64)
         self.row_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
         self.next_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
-        self.head_array: NDArray[np.uint32] = np.zeros(entries, np.uint32)
+        self.head_array: NDArray[np.uint32] = np.zeros(self._prime, np.uint32)
         self._hashes = self.hash_array.data
         self._rows = self.row_array.data
         self._next = self.next_array.data
         self._heads = self.head_array.data
 
-    def grow(self) -> None:
-        """Double, when every entry is in use: entries keep their numbers, only the chains are made anew."""
-        hashes, rows = self.hash_array, self.row_array
+    def _grow(self) -> None:
+        """Double: entries keep their numbers, only the chains of the buckets are made anew."""
+        hashes, rows, following = self.hash_array, self.row_array, self.next_array
         used = len(hashes)
         self._lay_out(2 * used)
-        self.hash_array[:used], self.row_array[:used] = hashes, rows
-        entries = np.arange(1, used, dtype=np.uint32)
+        self.hash_array[:used], self.row_array[:used], self.next_array[:used] = hashes, rows, following
+        entries = np.flatnonzero(rows).astype(np.uint32)
         while entries.size:  # of those that fall into one bucket, one enters a round
-            buckets = (self.hash_array[entries] * np.uint64(self._salt)) >> np.uint64(self._shift)
+            buckets = self.hash_array[entries] % np.uint64(self._prime)
             before = self.head_array[buckets]
             self.head_array[buckets] = entries
             entered = self.head_array[buckets] == entries
             self.next_array[entries[entered]] = before[entered]
             entries = entries[~entered]
+
+
+def _prime_from(number: int) -> int:
+    """The first prime that is not below `number`, which is at least 3."""
+    number |= 1
+    while not all(number % divisor for divisor in range(3, isqrt(number) + 1, 2)):
+        number += 2
+    return number
 
 
 def _count_down(counts: dict[int, int], key: int) -> None:

@@ -113,7 +113,7 @@ class Feed:
         if not self._heard:
             return ["nothing was heard of its feed"]
         reasons = list(self._reasons)
-        if self._backlog:
+        if self.unfinished:
             reasons.append(LARGE_BATCH)
         if self._index.lacks(self.pod):
             reasons.append(FULL)
@@ -206,14 +206,14 @@ class Feed:
     @property
     def unfinished(self) -> bool:
         """Something that came is not believed yet: what is known is as old as that."""
-        return bool(self._backlog)
+        return bool(self._backlog.events)
 
     def go_on(self, now: float) -> bool:
         """Believe one piece of what waits; False: nothing is left."""
         event = self._backlog.next()
         if event is not None:
             self._heed(event, now)
-        return bool(self._backlog)
+        return self.unfinished
 
     def missing(self) -> int | None:
         """The first batch that a replay should have brought, and did not."""
@@ -383,32 +383,33 @@ class Feed:
             counts.unknown_events += len(batch.unknown)
             self._unknown(UNKNOWN)
         events = [_told_again(event) for event in batch.events] if again else batch.events
-        if not self._backlog and blocks_of(events) <= LARGE:
+        blocks = blocks_of(events)
+        if blocks <= LARGE and not self._backlog.events:
             for event in events:
                 self._heed(event, now)
-        elif self._backlog.blocks + blocks_of(events) <= WAITING_MAX:
+        elif self._backlog.blocks + blocks <= WAITING_MAX:
             self._backlog.put(events)
         else:  # it says more than can be believed in time
             self.reread()
 
     def _heed(self, event: Event, now: float) -> None:
+        if type(event) is AllBlocksCleared:
+            self._cleared_at = now
         if event.tier != "gpu":
             self._await_removals(event, now)
-        if event.tier == "gpu" or KEPT not in self._reasons or not self._waits(event):
-            self._believe(event)
-        if isinstance(event, AllBlocksCleared):
-            self._cleared_at = now
+            if KEPT in self._reasons and self._waits(event):
+                return
+        self._believe(event)
         if ORPHANS in self._reasons and not self._index.awaits(self.pod):
             del self._reasons[ORPHANS]
 
     def _believe(self, event: Event) -> None:
         counts = self.counts
-        if isinstance(event, BlockStored):
-            applied = self._index.apply(
-                self.pod, event, None if event.lora_id is None else self._adapter(event.lora_id)
-            )
+        if type(event) is BlockStored:  # `isinstance` looks longer at a struct that is none
+            lora = None if event.lora_id is None else self._adapter(event.lora_id)
+            applied = self._index.apply(self.pod, event, lora)
             counts.stored += applied.stored
-            if applied.stored and event.tier == "gpu" and (event.block_size != self.grain or event.ahead is not None):
+            if (event.block_size != self.grain or event.ahead is not None) and applied.stored and event.tier == "gpu":
                 self._learn(event)
             if applied.refused:
                 counts.refused += applied.refused
@@ -422,12 +423,13 @@ class Feed:
             if applied.orphans:
                 counts.orphans += applied.orphans
                 self._unknown(ORPHANS)
-        elif isinstance(event, BlockRemoved):
+        elif type(event) is BlockRemoved:
             applied = self._index.apply(self.pod, event)
             counts.removed += applied.removed
             if applied.unknown:
                 counts.unknown_removals += applied.unknown
         else:
+            assert type(event) is AllBlocksCleared
             self._clear(event)
 
     def _await_removals(self, event: Event, now: float) -> None:

@@ -61,7 +61,8 @@ class Groups:
         if event.tier != "gpu":
             return kind in PREFIX_KINDS and (group is None or self.indexed in (None, group))
         if group is None or (group == self.indexed and (kind is not None or event.whole)):
-            return (kind in PREFIX_KINDS or self._is_window(event)) and self._is_whole_block(event)
+            told = kind in PREFIX_KINDS or self._is_window(event)
+            return told and (event.block_size == self.block_size or self._is_whole_block(event))
         if kind in PREFIX_KINDS:
             return self._is_indexed(event, group)
         self._beside(event, group)

@@ -182,7 +182,7 @@ class PrefixIndex:
         """Believe one event of `pod`'s feed. `lora`: the adapter's name, where the event gives only its number."""
         self._table.version += 1
         known = self._pods.get(pod) or self._known(pod)
-        if isinstance(event, BlockStored):
+        if type(event) is BlockStored:
             applied = self._ledger.store(known, event, lora)
             if applied.refused:
                 self.refusals += applied.refused
@@ -198,9 +198,9 @@ class PrefixIndex:
                 self._layered |= known.masks[0]
                 self._epoch += 1
             return applied
-        if isinstance(event, BlockRemoved):
+        if type(event) is BlockRemoved:
             return self._ledger.remove(known, event)
-        assert isinstance(event, AllBlocksCleared)
+        assert type(event) is AllBlocksCleared
         return self._clear_tier(pod, known, event.tier)
 
     def predict(self, pod: Holder, keys: Keys, start: int, expires: float) -> Prediction:

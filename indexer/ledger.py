@@ -152,17 +152,24 @@ class Ledger:
             if not row:
                 account.orphans.add(event)
                 return Applied(orphans=len(event.hashes)), ()
-        account.grain = event.block_size if event.ahead is None else event.grain
-        stored = self._enter(account, event, self._keys(account, event, account.grain, row, lora), row)
+        stored = self._enter(account, event, hashes, row, lora)
         if stored == len(event.hashes):
             return Applied(stored), event.hashes
         self._refuse(account, event, stored, lora)
         return Applied(stored, refused=len(event.hashes) - stored), event.hashes[:stored]
 
-    def _enter(self, account: Account, event: BlockStored, keys: list[int], parent: int) -> int:
-        """The pod holds the blocks with these keys, behind the row `parent`; for how many of them there was room."""
+    def _enter(self, account: Account, event: BlockStored, hashes: EngineMap, parent: int, lora: str | None) -> int:
+        """The pod's own cache holds the blocks, behind the row `parent`; for how many of them there was room."""
         pages, predicted = self._table.pages, account.predicted
-        room = self._room(account, event.tier, len(keys))
+        if event.ahead is None:
+            grain, blocks = event.block_size, cut(event.tokens, event.block_size)
+        else:
+            grain, blocks = event.grain, event.covered()
+        account.grain, extras = grain, extras_of(event, lora)
+        if extras is not None:
+            account.special = True
+        keys = self._space.follow(blocks, grain, pages.keys[parent] if parent else None, extras)
+        room = self._room(hashes, len(keys))
         rows = pages.follow(keys if room == len(keys) else keys[:room], parent)
         if predicted and rows:
             before = pages.keys[parent] if parent else ROOT
@@ -172,10 +179,10 @@ class Ledger:
         self._name(account, event.tier, event.hashes, rows, predicted, event.again)
         return len(rows)
 
-    def _room(self, account: Account, tier: Tier, blocks: int) -> int:
-        """How many of so many blocks a pod may have more: of names as many as the index has rows, and where room is
+    def _room(self, hashes: EngineMap, blocks: int) -> int:
+        """How many of so many blocks more a pod may name: of names as many as the index has rows, and where room is
         short, its share of it."""
-        pages, held = self._table.pages, len(account.tiers[tier])
+        pages, held = self._table.pages, hashes.named
         spare, names = (self._crowded - pages.used) * PAGE, pages.pages_max * PAGE - held
         if blocks <= spare and blocks <= names:
             return blocks
@@ -202,7 +209,7 @@ class Ledger:
         while refused.blocks and done.stored < blocks_max:
             parent, stores = refused.oldest()
             needed = sum(blocks // PAGE + 2 for blocks in stores)
-            if pages.free < needed or self._room(account, "gpu", sum(stores)) < sum(stores):
+            if pages.free < needed or self._room(account.tiers["gpu"], sum(stores)) < sum(stores):
                 break
             events, gone = refused.adopt(parent)
             for event in events:
@@ -264,12 +271,6 @@ class Ledger:
             named = [engine_hash for engine_hash in named if hashes.find(engine_hash)]
         account.refused.lost += len(evicted)
         return len(evicted)
-
-    def _keys(self, account: Account, event: BlockStored, grain: Grain, parent: int, lora: str | None) -> list[int]:
-        key, extras = self._table.pages.keys[parent] if parent else None, extras_of(event, lora)
-        if extras is not None:
-            account.special = True
-        return self._space.follow(event.covered(), grain, key, extras)
 
     def _name(
         self,

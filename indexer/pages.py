@@ -10,15 +10,10 @@ out at birth (untouched pages cost nothing), so there is no growth and no stall.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from numpy.typing import NDArray
 
 PAGE = 8
-UNUSED, FREE, FREED = range(3)
-"""Marks of a table whose places are given out in turn and taken back: the first place never used, the first one that is
-free again (each names the next), and how many of those there are."""
 _LAST = PAGE - 1
 _RUN_MIN = 64  # rows; shorter runs are not worth looking for the next,
 _SHORT_RUNS_MAX = 4  # except for the few where prompts branch off
@@ -43,7 +38,6 @@ class Pages:
         self.stamp_array: NDArray[np.uint64] = np.zeros(self.pages_max + 1, np.uint64)
         self.live_array: NDArray[np.uint8] = np.zeros(self.pages_max + 1, np.uint8)
         self.before_array: NDArray[np.uint64] = np.zeros(self.pages_max + 1, np.uint64)
-        self.mark_array: NDArray[np.uint32] = np.array([1, 0, 0], np.uint32)  # see UNUSED, FREE, FREED
         self.keys = self.key_array.data
         self._blank = np.zeros(PAGE, np.uint64).data
         self.sets = self.set_array.data
@@ -52,12 +46,9 @@ class Pages:
         self._befores = self.before_array.data  # of each page, the key of the block before its first row; 0: none
         self._next = self.next_array.data
         self._heads = self.head_array.data
-        self._marks = self.mark_array.data
-
-    @property
-    def used(self) -> int:
-        """Pages in use."""
-        return self._marks[UNUSED] - 1 - self._marks[FREED]
+        self.used = 0  # pages in use
+        self._unused = 1  # the first page that was never used; page 0 is none
+        self._free = 0  # the page that was released last, whose first row tells the one before; 0: there is none
 
     @property
     def free(self) -> int:
@@ -68,7 +59,7 @@ class Pages:
     def nbytes(self) -> int:
         """Bytes of all that was ever used; the rest of the arrays is address space only."""
         row = 8 + 4 + 4
-        return self._marks[UNUSED] * (PAGE * row + 17) + self.head_array.nbytes
+        return self._unused * (PAGE * row + 17) + self.head_array.nbytes
 
     def find(self, key: int) -> int:
         """The row of `key`, 0 if there is none."""
@@ -104,53 +95,9 @@ class Pages:
             rows = self._follow_all(np.asarray(keys, np.uint64), row)
             if rows is not None:
                 return rows
-        return self._follow_each(keys if isinstance(keys, list) else keys.tolist(), row)
-
-    def _follow_all(self, keys: NDArray[np.uint64], row: int) -> list[int] | None:
-        """As `follow`, at once. None where keys that have rows stand behind keys that have none."""
-        buckets = keys & np.uint64(self._mask)
-        firsts = self.head_array[buckets]
-        rows: list[int] = []
-        if firsts.any():
-            found = self.find_all(keys)
-            known = int(np.count_nonzero(found))
-            if not found[:known].all():
-                return None
-            if known:
-                rows = found[:known].tolist()
-                keys, buckets, firsts, row = keys[known:], buckets[known:], firsts[known:], rows[-1]
-        made = self._places(len(keys), row)
-        count = len(made)
-        if count:
-            places = np.array(made, np.uint32)
-            self.key_array[places] = keys[:count]
-            self.next_array[places] = firsts[:count]
-            self.head_array[buckets[:count]] = places
-            pages = places // PAGE
-            begun = np.flatnonzero(pages != np.append(np.uint32(row // PAGE), pages[:-1]))
-            self.before_array[pages[begun]] = np.append(self.key_array[row], keys[: count - 1])[begun]
-            for lost in np.flatnonzero(self.head_array[buckets[:count]] != places).tolist():  # two keys of one bucket
-                self._next[made[lost]], self._heads[int(buckets[lost])] = self._heads[int(buckets[lost])], made[lost]
-        return rows + made
-
-    def _places(self, count: int, row: int) -> list[int]:
-        """So many rows that are free, for a chain behind `row` (0: at the start); fewer where all pages are used."""
-        behind = row + 1
-        places: list[int] = []
-        if row and behind & _LAST and not self.keys[behind]:
-            places += range(behind, (behind | _LAST) + 1)
-        depth = behind & _LAST if row else 0
-        while len(places) < count:
-            page = self._page() * PAGE
-            if not page:
-                break
-            places += range(page + (0 if places else depth), page + PAGE)
-        return places[:count]
-
-    def _follow_each(self, keys: Iterable[int], row: int) -> list[int]:
         stored, heads, following, mask = self.keys, self._heads, self._next, self._mask
-        rows: list[int] = []
-        for key in keys:
+        made: list[int] = []
+        for key in keys if isinstance(keys, list) else keys.tolist():
             behind = row + 1
             there = stored[behind]  # nothing behind row 0
             if there == key:
@@ -169,8 +116,48 @@ class Pages:
                     row = self.place(key, row)
                     if not row:
                         break
-            rows.append(row)
-        return rows
+            made.append(row)
+        return made
+
+    def _follow_all(self, keys: NDArray[np.uint64], row: int) -> list[int] | None:
+        """As `follow`, at once. None where keys that have rows stand behind keys that have none."""
+        buckets = keys & np.uint64(self._mask)
+        firsts = self.head_array[buckets]
+        rows: list[int] = []
+        if firsts.any():
+            found = self.find_all(keys)
+            known = int(np.count_nonzero(found))
+            if not found[:known].all():
+                return None
+            if known:
+                rows = found[:known].tolist()
+                keys, buckets, firsts, row = keys[known:], buckets[known:], firsts[known:], rows[-1]
+        made = self._places(keys, row)
+        count = len(made)
+        if count:
+            places = np.array(made, np.uint32)
+            self.key_array[places] = keys[:count]
+            self.next_array[places] = firsts[:count]
+            self.head_array[buckets[:count]] = places
+            for lost in np.flatnonzero(self.head_array[buckets[:count]] != places).tolist():  # two keys of one bucket
+                self._next[made[lost]], self._heads[int(buckets[lost])] = self._heads[int(buckets[lost])], made[lost]
+        return rows + made
+
+    def _places(self, keys: NDArray[np.uint64], row: int) -> list[int]:
+        """Rows that are free, for a chain of `keys` behind `row` (0: at the start); fewer where all pages are used."""
+        count, behind = len(keys), row + 1
+        places: list[int] = []
+        if row and behind & _LAST and not self.keys[behind]:
+            places += range(behind, (behind | _LAST) + 1)
+        depth = behind & _LAST if row else 0
+        while len(places) < count:
+            page = self._page()
+            if not page:
+                break
+            self._befores[page] = int(keys[len(places) - 1]) if places else self.keys[row]
+            first = page * PAGE
+            places += range(first + (0 if places else depth), first + PAGE)
+        return places[:count]
 
     def behind(self, row: int, count: int) -> list[int]:
         """The last `count` rows of the chain that ends with `row`, in order; fewer where those before are not known."""
@@ -188,7 +175,7 @@ class Pages:
 
     def release(self, page: int) -> None:
         """Forget all keys of a page of which no row is held."""
-        heads, following, mask, marks = self._heads, self._next, self._mask, self._marks
+        heads, following, mask = self._heads, self._next, self._mask
         first = page * PAGE
         keys = self.keys[first : first + PAGE]
         for row, key in enumerate(keys.tolist(), first):
@@ -203,8 +190,9 @@ class Pages:
                     at = following[at]
                 following[at] = following[row]
         keys[:] = self._blank
-        following[first] = marks[FREE]
-        marks[FREE], marks[FREED] = page, marks[FREED] + 1
+        following[first] = self._free
+        self._free = page
+        self.used -= 1
 
     def find_all(self, keys: NDArray[np.uint64]) -> NDArray[np.uint32]:
         """The rows of many keys at once, shape (n,), 0 where there is none."""
@@ -271,13 +259,14 @@ class Pages:
         return rows
 
     def _page(self) -> int:
-        marks = self._marks
-        page: int = marks[FREE]
+        """A page that is free, which is in use from now on; 0 if there is none."""
+        page = self._free
         if page:
-            marks[FREE], marks[FREED] = self._next[page * PAGE], marks[FREED] - 1
-            return page
-        page = marks[UNUSED]
-        if page > self.pages_max:
-            return 0
-        marks[UNUSED] = page + 1
+            self._free = self._next[page * PAGE]
+        else:
+            page = self._unused
+            if page > self.pages_max:
+                return 0
+            self._unused = page + 1
+        self.used += 1
         return page

@@ -77,6 +77,10 @@ class Stream(Generic[_T]):
 
     def live(self, number: int, clock: float, batch: _T, size: int = 0) -> Ready[_T]:
         """A batch of `size` bytes came from the publisher."""
+        if number == self.expected and number > self._newest[0] and not self.replaying:
+            self._newest = (number, clock)
+            self.expected, self._applied_clock, self._heard, self.behind = number + 1, clock, number, False
+            return Ready("in_order", apply=[batch])
         if number <= self._newest[0]:
             if clock > self._newest[1]:
                 self._newest = (number, clock)
@@ -92,14 +96,11 @@ class Stream(Generic[_T]):
             self._heard = number
             self._close()
             return Ready("duplicate")
-        if self.replaying or number > self.expected:
-            self._hold(number, clock, batch, size)
-            if self.replaying:
-                self._heard = number
-                return Ready("held")
-            return self._ask("gap" if self.expected else "late", number)
-        self.expected, self._applied_clock, self._heard, self.behind = number + 1, clock, number, False
-        return Ready("in_order", apply=[batch])
+        self._hold(number, clock, batch, size)
+        if self.replaying:
+            self._heard = number
+            return Ready("held")
+        return self._ask("gap" if self.expected else "late", number)
 
     def replayed(self, number: int, clock: float, batch: _T, size: int = 0) -> Ready[_T]:
         """A batch of `size` bytes came from the replay socket; a replay's batches come in order."""

@@ -24,8 +24,10 @@ class Table:
         self.sets = sets
         self.version = 0
 
-    def hold(self, rows: Sequence[int], mask: int, instead_of: int = 0) -> list[int]:
+    def hold(self, rows: list[int], mask: int, instead_of: int = 0) -> list[int]:
         """Set the bits `mask` of rows, and clear those of `instead_of`; returns the rows that had them set before."""
+        if len(rows) == 1:
+            return rows[:1] if self._exchange(rows[0], mask, instead_of) & mask else []
         if len(rows) >= _MANY and _differ(rows):
             return self._hold_many(rows, mask, instead_of)
         numbers, sets, masks = self.pages.sets, self.sets, self.sets.masks
@@ -60,6 +62,9 @@ class Table:
 
     def unhold(self, rows: Sequence[int], mask: int) -> None:
         """Clear the bits `mask` of rows; a page of which no row is held is given back."""
+        if len(rows) == 1:
+            self._exchange(rows[0], 0, mask)
+            return
         if len(rows) >= _MANY and _differ(rows):
             self._unhold_many(rows, mask)
             return
@@ -87,6 +92,18 @@ class Table:
             sets.move(old, new, moved)
         if page:
             self._changed(page, -less)
+
+    def _exchange(self, row: int, mask: int, instead_of: int) -> int:
+        """As `hold` and `unhold`, of one row, as a pod stores and removes while it decodes; its mask before."""
+        numbers, sets = self.pages.sets, self.sets
+        old: int = numbers[row]
+        before = sets.masks[old]
+        after = before & ~instead_of | mask
+        if after != before:
+            numbers[row] = new = sets.number(after)
+            sets.move(old, new, 1)
+            self._changed(row // PAGE, (not old) - (not new))
+        return before
 
     def _hold_many(self, rows: Sequence[int], mask: int, instead_of: int) -> list[int]:
         held: list[int] = []

@@ -10,9 +10,9 @@ block by itself.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import msgspec
 import numpy as np
@@ -101,6 +101,13 @@ _decode_map = msgspec.msgpack.Decoder(_StoredMap | _RemovedMap | _ClearedMap).de
 _decode_any = msgspec.msgpack.Decoder().decode
 _decode_bin = msgspec.msgpack.Decoder(bytes).decode
 
+_Decode = Callable[[bytes | memoryview], _Maps | _Arrays]
+_DECODE_FROM: dict[int, _Decode] = {
+    **dict.fromkeys((*range(0x80, 0x90), 0xDE, 0xDF), cast(_Decode, _decode_maps)),
+    **dict.fromkeys((*range(0x90, 0xA0), 0xDC, 0xDD), cast(_Decode, _decode_arrays)),
+}
+"""By the first byte of a batch's first event: what all of its events are decoded by."""
+
 # Places of bytes in a batch `[float64, [event, …], …]`: the header of its list of events, the first event by header.
 _HEADER = 10
 _FIRST_EVENT = {0xDC: _HEADER + 3, 0xDD: _HEADER + 5}  # else it follows at once
@@ -132,19 +139,18 @@ def _whole(payload: bytes | memoryview) -> Batch | None:
     """All events in one go, as they nearly always come; None where it takes a closer look."""
     header = payload[_HEADER] if len(payload) > _FIRST_EVENT_LATEST else 0
     first = payload[_FIRST_EVENT.get(header, _HEADER + 1)] if header else 0
+    decode_from = _DECODE_FROM.get(first)
+    if decode_from is None:
+        return None
     try:
-        if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
-            batch: _Maps | _Arrays = _decode_maps(payload)
-        elif 0x90 <= first <= 0x9F or first in (0xDC, 0xDD):
-            batch = _decode_arrays(payload)
-        else:
-            return None
+        batch = decode_from(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     if not isfinite(batch.ts):
         return None
     bad: list[str] = []
-    return Batch(batch.ts, _values(batch.events, bad), batch.data_parallel_rank, tuple(bad))
+    events = _values(batch.events, bad)
+    return Batch(batch.ts, events, batch.data_parallel_rank, tuple(bad) if bad else ())
 
 
 def _piecemeal(payload: bytes | memoryview) -> Batch:
@@ -270,7 +276,9 @@ def _ahead(event: _Stored) -> Tokens | None:
 
 def check_stored(event: BlockStored) -> None:
     """ValueError if the event contradicts itself."""
-    blocks, size, tokens = len(event.hashes), event.block_size, len(event.tokens)
+    blocks, size, tokens, extras = len(event.hashes), event.block_size, len(event.tokens), event.extras
+    if tokens == blocks * size and 0 < size <= BLOCK_SIZE_MAX and (extras is None or len(extras) == blocks):
+        return
     if not 0 < size <= BLOCK_SIZE_MAX and (size or tokens or event.tier == "gpu"):
         raise ValueError(f"block_size {size}")
     # Groups that keep some blocks only list just these; a lower tier may store without tokens, and without a size.
@@ -280,14 +288,14 @@ def check_stored(event: BlockStored) -> None:
         if event.kind is None and event.group is not None and tokens > blocks * size:
             return  # 0.20 and 0.21 do not say which group is of which kind
         raise ValueError(f"{tokens} tokens for {blocks} blocks of {size}")
-    if event.extras is not None and len(event.extras) != blocks:
-        raise ValueError(f"{len(event.extras)} extra_keys for {blocks} blocks")
+    if extras is not None and len(extras) != blocks:
+        raise ValueError(f"{len(extras)} extra_keys for {blocks} blocks")
 
 
 def _hashes(values: list[_Hash]) -> list[int]:
     """The low 64 bits of each."""
     try:
-        unsigned = min(values, default=0) >= 0  # type: ignore[operator]
+        unsigned = not values or min(values) >= 0  # type: ignore[operator]
     except TypeError:  # there are digests
         unsigned = False
     if unsigned:  # as nearly all are: they stay as they are
