@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup test-chart test-vllm test-templates test-redis test-native test-chaos soak test-fidelity clean
+.PHONY: demo test lint setup test-chart test-vllm test-templates test-redis test-kubernetes test-native test-chaos soak test-fidelity clean
 
 setup: $(VENV)/.ready
 
@@ -46,6 +46,12 @@ test-templates: setup
 # The index that gateways share, against a real server: `apt-get install redis-server` (or valkey-server) first.
 test-redis: setup
 	$(BIN)/python -m pytest tests_redis
+
+# Pods found by a real kube-apiserver on loopback. The first run builds it from Debian's sources (bookworm, as root: 10
+# minutes, 3 GB meanwhile) into .apiserver, or where APISERVER_HOME says.
+test-kubernetes: setup
+	tests_kubernetes/build.sh
+	$(BIN)/python -m pytest tests_kubernetes
 
 # Everything again, with the hot path as machine code, in a copy of its own. Needs a C compiler; 10 minutes.
 test-native: setup

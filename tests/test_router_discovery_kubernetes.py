@@ -2,75 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from router.config.fleet import KubernetesConfig
-from router.discovery.found import Change, FoundPod, Gone
-from router.discovery.kubernetes import KubernetesSource
-from router.discovery.kubernetes_api import api_of
-from tests.fakes.kube import KubePeer, kube_peer, pod
-
-
-class Follower:
-    """What a source has told so far, as a set of pods."""
-
-    def __init__(self, source: KubernetesSource) -> None:
-        self.source = source
-        self.pods: dict[str, FoundPod] = {}
-        self.batches = 0
-        self.slept: list[float] = []
-
-    async def run(self) -> None:
-        async with contextlib.aclosing(self.source.changes()) as changes:
-            async for batch in changes:
-                self.take(batch)
-
-    def take(self, batch: list[Change]) -> None:
-        self.batches += 1
-        for change in batch:
-            if isinstance(change, Gone):
-                del self.pods[change.uid]
-            else:
-                self.pods[change.uid] = change
-
-    async def names(self, *expected: str) -> None:
-        """Wait until just these pods are known."""
-        async with asyncio.timeout(10):
-            while sorted(each.pod.name for each in self.pods.values()) != sorted(expected):
-                await asyncio.sleep(0.005)
-
-
-@contextlib.asynccontextmanager
-async def following(peer: KubePeer, **given: Any) -> AsyncIterator[Follower]:
-    """A source of this API server that is followed."""
-    chosen = {} if {"service", "inference_pool"} & set(given) else {"selector": "app=vllm"}
-    section = KubernetesConfig.model_validate({"api": peer.address, "namespace": "inference", **chosen, **given})
-
-    async def sleep(seconds: float) -> None:
-        follower.slept.append(seconds)
-        await asyncio.sleep(0.01)
-
-    follower = Follower(KubernetesSource(section, api_of(section), sleep))
-    task = asyncio.create_task(follower.run())
-    try:
-        yield follower
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert task.cancelled(), task
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
+from tests.fakes.following import following
+from tests.fakes.kube import kube_peer, pod
+from tests.fakes.peers import until
 
 
 async def test_listed_in_pages_then_watched() -> None:
@@ -79,7 +19,7 @@ async def test_listed_in_pages_then_watched() -> None:
         for number in range(5):
             peer.put(pod(f"vllm-{number}", f"10.0.0.{number}"))
         peer.put(pod("other", "10.0.0.9", labels={"app": "else"}))
-        async with following(peer) as seen:
+        async with following(peer.address) as seen:
             await seen.names(*[f"vllm-{number}" for number in range(5)])
             await until(lambda: peer.watches == 1)
             peer.put(pod("vllm-5", None, ready=False))  # it has no address yet
@@ -105,7 +45,7 @@ async def test_too_old() -> None:
     async with kube_peer() as peer:
         peer.put(pod("a", "10.0.0.1"))
         peer.put(pod("b", "10.0.0.2"))
-        async with following(peer) as seen:
+        async with following(peer.address) as seen:
             await seen.names("a", "b")
             await until(lambda: peer.watches == 1)
             gone, again = "uid-a", pod("a", "10.0.0.1", uid="another")
@@ -123,7 +63,7 @@ async def test_what_is_known_is_kept_while_the_server_is_away() -> None:
     async with kube_peer() as peer:
         peer.put(pod("a", "10.0.0.1"))
         peer.put(pod("b", "10.0.0.2"))
-        async with following(peer) as seen:
+        async with following(peer.address) as seen:
             await seen.names("a", "b")
             await peer.stop()
             await until(lambda: len(seen.slept) > 5)
@@ -139,7 +79,7 @@ async def test_a_server_that_is_away_at_first() -> None:
     """There are no pods yet, and that is said at once; later there are."""
     async with kube_peer() as peer:
         await peer.stop()
-        async with following(peer) as seen:
+        async with following(peer.address) as seen:
             await until(lambda: seen.batches == 1)
             assert seen.pods == {}
             peer.put(pod("a", "10.0.0.1"))
@@ -153,7 +93,7 @@ async def test_forbidden(caplog: pytest.LogCaptureFixture) -> None:
         peer.put(pod("a", "10.0.0.1"))
         peer.forbidden = True
         with caplog.at_level(logging.INFO, "warmroute.discovery"):
-            async with following(peer) as seen:
+            async with following(peer.address) as seen:
                 await until(lambda: len(seen.slept) > 3)
                 lines = [line for line in caplog.messages if "403" in line]
                 assert len(lines) == 1 and "get, list and watch" in lines[0] and "inference" in lines[0]
@@ -169,7 +109,7 @@ async def test_a_token_that_ends(tmp_path: Path) -> None:
     async with kube_peer() as peer:
         peer.token = "first"
         peer.put(pod("a", "10.0.0.1"))
-        async with following(peer, token_file=str(file)) as seen:
+        async with following(peer.address, token_file=str(file)) as seen:
             await seen.names("a")
             peer.token = "second"
             await peer.stop()
@@ -186,7 +126,7 @@ async def test_pods_of_a_service(caplog: pytest.LogCaptureFixture) -> None:
     async with kube_peer() as peer:
         peer.put(pod("a", "10.0.0.1", labels={"app": "vllm", "tier": "hot"}))
         peer.put(pod("b", "10.0.0.2"))
-        async with following(peer, service="vllm") as seen:
+        async with following(peer.address, service="vllm") as seen:
             await until(lambda: len(seen.slept) > 1)
             assert any("vllm" in line and "not found" in line for line in caplog.messages)
             peer.services["vllm"] = {"spec": {}}
@@ -201,7 +141,7 @@ async def test_pods_of_a_service_that_changes_its_mind() -> None:
         peer.put(pod("a", "10.0.0.1", labels={"app": "vllm"}, containers=[{"http": 8100}]))
         peer.put(pod("b", "10.0.0.2", labels={"app": "other"}))
         peer.services["vllm"] = {"spec": {"selector": {"app": "vllm"}, "ports": [{"port": 80, "targetPort": "http"}]}}
-        async with following(peer, service="vllm") as seen:
+        async with following(peer.address, service="vllm") as seen:
             await seen.names("a")
             assert seen.pods["uid-a/8100"].pod.address == "http://10.0.0.1:8100"
             peer.services["vllm"] = {"spec": {"selector": {"app": "other"}, "ports": [{"port": 81}]}}
@@ -222,7 +162,7 @@ async def test_pods_of_an_inference_pool(group: str, spec: dict[str, Any], caplo
     """Of either kind; while there is none, that is told."""
     async with kube_peer() as peer:
         peer.put(pod("a", "10.0.0.1"))
-        async with following(peer, inference_pool="chat") as seen:
+        async with following(peer.address, inference_pool="chat") as seen:
             await until(lambda: len(seen.slept) > 1)
             assert seen.source.trouble is not None and "404" in seen.source.trouble
             peer.things[f"/apis/inference.networking.{group}/namespaces/inference/inferencepools/chat"] = {"spec": spec}
@@ -236,7 +176,7 @@ async def test_labels_that_no_pod_has(caplog: pytest.LogCaptureFixture) -> None:
     async with kube_peer() as peer:
         peer.put(pod("other", "10.0.0.1", labels={"app": "else"}))
         with caplog.at_level(logging.INFO, "warmroute.discovery"):
-            async with following(peer) as seen:
+            async with following(peer.address) as seen:
                 await until(lambda: peer.watches == 1)
                 told = "no Pod in inference has the labels app=vllm: waiting for one"
                 assert (caplog.messages, seen.source.trouble) == ([f"kubernetes: {told}"], told)
@@ -251,7 +191,7 @@ async def test_a_pod_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
     async with kube_peer() as peer:
         peer.put(pod("odd", "10.0.0.1", annotations={"warmroute.io/events-port": "often"}))
         peer.put(pod("fine", "10.0.0.2"))
-        async with following(peer) as seen:
+        async with following(peer.address) as seen:
             await seen.names("fine")
             peer.put(pod("odd", "10.0.0.1", annotations={"warmroute.io/events-port": "often", "x": "y"}))
             peer.put(pod("second", "10.0.0.3"))
@@ -263,7 +203,7 @@ async def test_a_history_that_is_always_too_old_is_not_asked_without_a_pause() -
     """A server that answers every watch with 410 gets tries that are spread."""
     async with kube_peer() as peer:
         peer.put(pod("a", "10.0.0.1"))
-        async with following(peer) as seen:
+        async with following(peer.address) as seen:
             await seen.names("a")
             await until(lambda: peer.watches == 1)
             for _ in range(4):

@@ -59,6 +59,7 @@ _TESTS = (
     "tests",
     "tests_chaos",
     "tests_fidelity",
+    "tests_kubernetes",
     "tests_redis",
     "tests_soak",
     "tests_templates",
