@@ -110,13 +110,14 @@ class KeySpace:
 
         `lora` is part of every block; `salt` of a chain's first block only, so it is ignored when resuming.
         """
-        if lora is None and (salt is None or parent is not None):
-            return np.array(self.follow(cut(tokens, grain), grain, parent), dtype=np.uint64)
-        count = blocks_in(len(tokens), grain)
-        extras: list[Extras | None] = [None if lora is None else [lora]] * count
-        if parent is None and salt is not None and count:
-            extras[0] = [lora, salt]
-        return self.chain_extras(tokens, grain, parent, extras)
+        blocks = cut(tokens, grain)
+        first = blocks[0] + _encode([lora, salt]) if blocks and salt is not None and parent is None else None
+        if lora is not None:
+            name = _encode([lora])
+            blocks = [block + name for block in blocks]
+        if first is not None:
+            blocks[0] = first
+        return np.array(self.follow(blocks, grain, parent), dtype=np.uint64)
 
     def chain_extras(self, tokens: Tokens, grain: Grain, parent: int | None, extras: Sequence[Extras | None]) -> Keys:
         """As `chain`, with the extras of each block given (None or empty: none)."""

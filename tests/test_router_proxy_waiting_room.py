@@ -14,7 +14,6 @@ from router.core.demand import Demand
 from router.core.fair_queue import FairQueue, Waiting
 from router.errors import Full, NoFitPod, Saturated
 from router.metrics import Metrics
-from router.prompts.prompt import Prompt
 from router.proxy.attempts import Attempt, Dispatch, Request, Routing
 from router.proxy.waiting_room import ClaimRules, Claims, WaitingRoom, flow_of, priority_of
 from router.tokens.understanding import Understood
@@ -285,7 +284,7 @@ async def test_nobody_overtakes() -> None:
     admission: WaitingRoom[Attempt] = WaitingRoom(core.queue, 1.0, metrics.admissions)
     upstreams = {name: Upstream(pod.address, upstream_limits()) for name, pod in core.fleet.pods.items()}
     dispatch = Dispatch(core, metrics, upstreams, admission, nothing_new, False, True)
-    meaning = Understood(Prompt("none", MODEL, {}, reason="-"), Demand(MODEL, 100))
+    meaning = Understood(Demand(MODEL, 100))
     routing = Routing(dispatch, meaning, None, Request(b"id", "/v1/completions", 0.0, Claims(ALL, ())))
     assert routing.route(NOBODY).pod
     waits = core.queue.put("somebody", b"", 0, 100, MODEL)

@@ -86,6 +86,27 @@ async def test_pods_that_do_not_tokenize() -> None:
             assert b'warmroute_tokenizer_questions_total{result="slow"} 2.0' in service.metrics.text()
 
 
+async def test_what_is_recalled_without_tokens() -> None:
+    """A body of which nobody makes tokens means the same again, until the fleet changes; not where pods were asked."""
+    async with peer(Anything(TEMPLATES)) as seen:
+        static = [{"name": "pod-0", "address": seen.address}]
+        tokens = {"deadline": 0.3, "hedge_delay": 0.05}
+        async with in_process({"discovery": {"static": static}, "tokens": tokens}) as (service, client):
+            for path, given, lasts in (
+                ("/v1/embeddings", {"model": "raises", "input": "of no prompt " * 20}, True),
+                ("/v1/completions", {"model": "raises", "prompt": "that the pod is asked about " * 20}, False),
+                ("/v1/embeddings", {"model": "nobody's", "input": "of no prompt " * 20}, False),
+            ):
+                body = json.dumps(given).encode()
+                await client.post(path, content=body)
+                known = service.encoder.recalled(path, body)
+                assert (known is not None) is lasts, path
+                if known is not None:
+                    assert known.demand is service.core.decisions[-1].demand and known.demand.text is not None
+                    service.core.fleet.changed()
+                    assert service.encoder.recalled(path, body) is None
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "{% if %}", '{"version": "1.0"}', "\udcff"])
 def test_broken_files(file: str, content: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def _meaning(tokens: int = 4) -> Understood:
 def _meaning_of(prompt: Prompt, tokens: int) -> Understood:
     ending = Ending(np.arange(tokens, dtype=np.uint64), tokens)
     gathered = Gathered(tokens, keys={1: ending.keys}, endings={1: ending})
-    return Understood(prompt.understood(), gathered.demand(prompt))
+    return gathered.meaning(prompt)
 
 
 def test_the_same_bytes_mean_the_same() -> None:

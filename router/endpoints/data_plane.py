@@ -117,10 +117,10 @@ class Gateway:
     def _request(
         self, scope: Scope, body: bytes | Upload, request_id: bytes, began: float, meaning: Understood
     ) -> Request:
-        client, path, prompt = scope.get("client"), scope["path"], meaning.prompt
+        client, path = scope.get("client"), scope["path"]
         address = client[0] if client else ""
-        claims = Claims(self._rules, scope["headers"], scope.get(SHOWN_KEY), address, prompt.priority)
-        if meaning.demand.origin is None or prompt.large or not isinstance(body, bytes):
+        claims = Claims(self._rules, scope["headers"], scope.get(SHOWN_KEY), address, meaning.priority)
+        if meaning.demand.origin is None or meaning.large or not isinstance(body, bytes):
             return Request(request_id, path, began, claims)
         return Request(request_id, path, began, claims, Witness(path, body))
 

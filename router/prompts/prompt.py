@@ -91,10 +91,6 @@ class Prompt:
         """About as many tokens' work it is, where they are not known, for a body of `size` bytes."""
         return size // (_BYTES_A_FRAME if self.kind == "none" and not self.fields else _BYTES_A_TOKEN)
 
-    def understood(self) -> Prompt:
-        """What is still asked for when the prompt's tokens are known: nothing that is as long as the body was."""
-        return replace(self, fields={}, prompts=(), cache_salt=None)
-
 
 def parse(path: str, body: bytes) -> Prompt:
     """The prompt of a POST of `body` to `path` (no query string); raises BadRequest."""

@@ -79,7 +79,7 @@ class Routing:
     @property
     def streams(self) -> bool:
         """The answer is to be a stream."""
-        return self._meaning.prompt.stream
+        return self._meaning.streams
 
     def route(self, exclude: frozenset[str]) -> Attempt:
         """Decide and take; raises `UnknownModel`, `NoFitPod`, `NoRetry`, or `Full`: then one may `wait`."""

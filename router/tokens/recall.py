@@ -60,7 +60,8 @@ class Recall:
         if name in self._entries:
             self._remove(name)
         demand = meaning.demand
-        nbytes = _BYTES_BESIDE + sum(keys.nbytes for each in demand.versions for keys in each.keys.values())
+        nbytes = _BYTES_BESIDE if demand.text is None else _BYTES_BESIDE + demand.text.nbytes
+        nbytes += sum(keys.nbytes for each in demand.versions for keys in each.keys.values())
         nbytes += sum(_NAME_BYTES + 4 * len(pod) for pod in demand.pods or ())
         self._entries[name] = (Recalled(meaning, epoch), nbytes)
         self.nbytes += nbytes

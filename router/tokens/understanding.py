@@ -19,10 +19,17 @@ _KWARGS = ("chat_template_kwargs", "chat_template", "documents", "reasoning_effo
 
 
 class Understood(NamedTuple):
-    """One body's meaning. `known`: how many of its tokens were before; `timing_us`: of what was done, by stage."""
+    """One body's meaning, of which nothing is as long as the body was.
 
-    prompt: Prompt
+    `known`: how many of its tokens were before; `timing_us`: of what was done, by stage.
+    """
+
     demand: Demand
+    streams: bool = False
+    """The answer is to be a stream."""
+    priority: int | None = None
+    large: bool = False
+    """See `Prompt`: it is read in a thread."""
     known: LookupResult = "partial"
     timing_us: Mapping[str, int] = {}
     broken: int = 0
@@ -80,6 +87,11 @@ class Gathered:
             prompt.answer_tokens if self.reason is None else None,
         )
 
+    def meaning(self, prompt: Prompt) -> Understood:
+        """The same, with what others than the decision want to know."""
+        told = (self.known, self.timing_us, self.broken)
+        return Understood(self.demand(prompt), prompt.stream, prompt.priority, bool(prompt.large), *told)
+
 
 def in_versions(by_version: Mapping[str | None, Gathered], prompt: Prompt) -> Gathered:
     """What is known of a prompt by each of the versions of vLLM in use, of which there is at least one, as one.
@@ -103,7 +115,7 @@ def in_versions(by_version: Mapping[str | None, Gathered], prompt: Prompt) -> Ga
 
 def unknown(prompt: Prompt, reason: str | None, tokens: int = 0) -> Understood:
     """The meaning of a body of which no tokens are wanted; `tokens`: about as much work it is."""
-    return Understood(prompt.understood(), Gathered(tokens, reason=reason).demand(prompt))
+    return Gathered(tokens, reason=reason).meaning(prompt)
 
 
 def shape_of(prompt: Prompt) -> Shape:
