@@ -25,7 +25,6 @@ from router.config.fleet import ASK_THE_PODS, ModelConfig
 from router.config.settings import Config
 from router.core.cards import Served
 from router.core.decision import Core
-from router.core.demand import Demand
 from router.core.fleet import Pod
 from router.core.token_proof import Doubt
 from router.core.token_states import Ladder, Origin, Shape, Source, TokenizerState, Witness
@@ -63,8 +62,6 @@ _VERSIONS_MAX = 4  # of vLLM that are asked about one prompt: a rolling upgrade 
 _LATE = "there was no time to read so large a body"
 _BYTES_A_TOKEN = 4  # of text that is not tokenized: only its load counts
 
-
-_NO_TIME: Mapping[str, int] = MappingProxyType({})
 
 _T = TypeVar("_T")
 
@@ -177,9 +174,9 @@ class Encoder:
         if not gathered.tokens:
             gathered.tokens = prompt.guessed_tokens(len(body))
         meaning = gathered.meaning(prompt)
-        if self._lasts(meaning.demand, prompt):
-            again = meaning._replace(known="partial", timing_us=_NO_TIME)
-            self._recall.put(path, body, again, self._core.fleet.epoch)
+        known = prompt.model is None or self._core.fleet.is_known(prompt.model)
+        if known and meaning.lasts and (meaning.demand.text is not None or not self._tells_time(prompt)):
+            self._recall.put(path, body, meaning.again(), self._core.fleet.epoch)
         return meaning
 
     async def _gather(self, prompt: Prompt) -> Gathered:
@@ -379,13 +376,6 @@ class Encoder:
         except (RenderError, TokensUnavailable):
             return None
         return encoded.tokens
-
-    def _lasts(self, demand: Demand, prompt: Prompt) -> bool:
-        """Will the same body mean the same tomorrow, as long as the fleet does not change?"""
-        if demand.text is not None:  # where no pod was asked, and time enough was, it hangs on the body alone
-            known = demand.model is None or self._core.fleet.is_known(demand.model)
-            return known and demand.origin is None and not prompt.large
-        return all(each.endings and not each.reason for each in demand.versions) and not self._tells_time(prompt)
 
     def _tells_time(self, prompt: Prompt) -> bool:
         """Might this prompt's text be another one tomorrow?"""

@@ -35,6 +35,18 @@ class Understood(NamedTuple):
     broken: int = 0
     """Pods that broke off when they were asked for its tokens, maybe because of it."""
 
+    @property
+    def lasts(self) -> bool:
+        """Does it hang on nothing but the body and the fleet? Or else on the time that there was, or what pods said."""
+        demand = self.demand
+        if demand.text is not None:
+            return demand.origin is None and not self.large
+        return all(each.endings and not each.reason for each in demand.versions)
+
+    def again(self) -> Understood:
+        """What the same body means when it comes again."""
+        return self._replace(known="partial", timing_us={}, broken=0)
+
 
 @dataclass(slots=True, eq=False)
 class Gathered:
