@@ -28,10 +28,11 @@ def blocks_of(events: Sequence[Event]) -> int:
 
 
 class Backlog:
-    """See the module. Something waits as long as there are `events`."""
+    """See the module. Something waits as long as there are `events`; while it is `closed`, all that comes does."""
 
     def __init__(self) -> None:
         self.blocks = 0
+        self.closed = False
         self.events: deque[Iterator[Event]] = deque()  # each in its pieces
 
     def put(self, events: Sequence[Event]) -> None:
@@ -40,8 +41,8 @@ class Backlog:
         self.events += [_pieces(event) for event in events]
 
     def next(self) -> Event | None:
-        """The next piece; None: there is nothing more."""
-        while self.events:
+        """The next piece; None: there is nothing more, for now."""
+        while self.ready:
             event = next(self.events[0], None)
             if event is not None:
                 self.blocks -= blocks_of([event])
@@ -49,8 +50,23 @@ class Backlog:
             self.events.popleft()
         return None
 
+    @property
+    def ready(self) -> bool:
+        """Something waits, and may be believed."""
+        return not self.closed and bool(self.events)
+
+    def close(self) -> None:
+        """For a moment nothing is to be believed; until `open`, or until all of it is forgotten."""
+        self.closed = True
+        self.events.appendleft(iter(()))  # what comes finds that something waits
+
+    def open(self) -> None:
+        """What has waited may be believed."""
+        self.closed = False
+
     def clear(self) -> None:
         self.blocks = 0
+        self.closed = False
         self.events.clear()
 
 

@@ -25,15 +25,15 @@ class EngineMap:
     all into one.
     """
 
-    def __init__(self, salt: int) -> None:
-        """`salt`: a random 64-bit number, kept secret; the primes follow from it."""
+    def __init__(self, salt: int, entries: int = 0) -> None:
+        """`salt`: a random 64-bit number, kept secret; the primes follow from it. `entries`: so many will come soon."""
         self._salt = salt
         self.copies: dict[int, int] = {}  # hash -> copies beyond the first
         self.aliases: dict[int, int] = {}  # row -> hashes beyond the first that name it
         self.named = 0  # hashes that name a row
         self.entries = 1  # ever used; entry 0 is none
         self._free = 0  # the entry that was freed last, which tells the one before; 0: there is none
-        self._lay_out(_ENTRIES_MIN)
+        self._lay_out(max(_ENTRIES_MIN, 1 << entries.bit_length()))
 
     def __len__(self) -> int:
         return self.named
@@ -158,7 +158,19 @@ class EngineMap:
         used = len(hashes)
         self._lay_out(2 * used)
         self.hash_array[:used], self.row_array[:used], self.next_array[:used] = hashes, rows, following
-        entries = np.flatnonzero(rows).astype(np.uint32)
+        self._chain(np.flatnonzero(rows).astype(np.uint32))
+
+    def extend(self, engine_hashes: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
+        """As `name`, of many hashes at once, none of which is known, and no two alike."""
+        first, end = self.entries, self.entries + len(rows)
+        while end > len(self._hashes):
+            self._grow()
+        self.hash_array[first:end], self.row_array[first:end] = engine_hashes, rows
+        self._chain(np.arange(first, end, dtype=np.uint32))
+        self.named, self.entries = self.named + len(rows), end
+
+    def _chain(self, entries: NDArray[np.uint32]) -> None:
+        """Have these entries, which are in no chain, found by their hashes."""
         while entries.size:  # of those that fall into one bucket, one enters a round
             buckets = self.hash_array[entries] % np.uint64(self._prime)
             before = self.head_array[buckets]

@@ -7,3 +7,7 @@ class IndexerError(Exception):
 
 class WireError(IndexerError):
     """A frame or event that is not of a shape that vLLM has published."""
+
+
+class SnapshotError(IndexerError):
+    """What should be a snapshot is none, or not whole, or not as it was written: nothing of it is believed."""

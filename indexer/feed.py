@@ -206,7 +206,7 @@ class Feed:
     @property
     def unfinished(self) -> bool:
         """Something that came is not believed yet: what is known is as old as that."""
-        return bool(self._backlog.events)
+        return self._backlog.ready
 
     def go_on(self, now: float) -> bool:
         """Believe one piece of what waits; False: nothing is left."""

@@ -14,8 +14,10 @@ reports to prove what is foretold.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
+
+import msgspec
 
 from indexer.events import ASIDE_KINDS, PREFIX_KINDS, STATE_KINDS, WINDOW_KINDS, BlockStored
 
@@ -23,6 +25,18 @@ Role: TypeAlias = Literal["window", "state"]
 
 Stretches: TypeAlias = Sequence[tuple[int, int]]
 """(first block, block after the last) of each, in order, without overlap."""
+
+
+class GroupsKnown(msgspec.Struct, frozen=True):
+    """The groups of a pod without what they keep, as they are told elsewhere."""
+
+    indexed: int | None
+    block_size: int
+    needed: int
+    hybrid: bool
+    states: bool
+    unsure: bool
+    roles: dict[int, Role]
 
 
 class Groups:
@@ -47,6 +61,25 @@ class Groups:
     def unsure(self) -> bool:
         """Where a hit ends is a guess."""
         return self._unsure or (self.indexed is None and bool(self._roles))
+
+    @property
+    def known(self) -> GroupsKnown:
+        """See `GroupsKnown`."""
+        return GroupsKnown(
+            self.indexed, self.block_size, self.needed, self.hybrid, self.states, self._unsure, dict(self._roles)
+        )
+
+    @property
+    def copies(self) -> Mapping[int, Counter[int]]:
+        """What each group beside the indexed one keeps, and how many copies."""
+        return self._copies
+
+    def learn(self, known: GroupsKnown) -> None:
+        """Be these groups, of which none keeps anything yet."""
+        self.indexed, self.block_size, self.needed = known.indexed, known.block_size, known.needed
+        self.hybrid, self.states, self._unsure = known.hybrid, known.states, known.unsure
+        self._roles = dict(known.roles)
+        self._copies = {group: Counter() for group in known.roles}
 
     def emptied(self) -> Groups:
         """The same groups, of which none keeps anything."""

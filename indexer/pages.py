@@ -159,6 +159,30 @@ class Pages:
             places += range(first + (0 if places else depth), first + PAGE)
         return places[:count]
 
+    def lay(self, keys: NDArray[np.uint64], befores: NDArray[np.uint64]) -> int:
+        """Pages as they are elsewhere: `keys`, shape (n, PAGE), 0 where there is none, are all different and have no
+        rows here; `befores`: of each page, the key of the block before it. Returns for how many there was room."""
+        made = []
+        for _ in range(len(keys)):
+            page = self._page()
+            if not page:
+                break
+            made.append(page)
+        pages = np.array(made, np.uint32)
+        grid = pages[:, None] * np.uint32(PAGE) + np.arange(PAGE, dtype=np.uint32)
+        self.key_array[grid] = keys[: len(made)]
+        self.next_array[grid] = 0
+        self.before_array[pages] = befores[: len(made)]
+        rows = grid[keys[: len(made)] != 0]
+        while rows.size:  # of those that fall into one bucket, one enters a round
+            buckets = self.key_array[rows] & np.uint64(self._mask)
+            before = self.head_array[buckets]
+            self.head_array[buckets] = rows
+            entered = self.head_array[buckets] == rows
+            self.next_array[rows[entered]] = before[entered]
+            rows = rows[~entered]
+        return len(made)
+
     def behind(self, row: int, count: int) -> list[int]:
         """The last `count` rows of the chain that ends with `row`, in order; fewer where those before are not known."""
         rows = [row]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -147,6 +147,24 @@ class PrefixStore:
     def nbytes(self) -> int:
         """Bytes in use, at most `bytes_max` after every call."""
         return self._text_bytes + self.mappings.nbytes
+
+    def keys_by_use(self) -> Iterator[Keys]:
+        """The block keys of all texts, piece by piece: those used last first, of one text from its start.
+
+        Between two pieces anything may change.
+        """
+        told: set[TextBlock] = set()
+        for leaf in reversed(list(self._leaves)):
+            pieces, block = [], leaf
+            while block not in told:
+                told.add(block)
+                pieces.append(block)
+                if block.parent is None:
+                    break
+                block = block.parent
+            for piece in reversed(pieces):
+                for keys in list(piece.keys.values()):
+                    yield np.frombuffer(keys, dtype=np.uint64)
 
     # --- writing
 

@@ -132,6 +132,19 @@ class Calibration:
         return self._look()
 
     @property
+    def learned(self) -> tuple[Rule, Rule, bool, bool, int]:
+        """The rule, what was guessed before, whether either is sure, and how often a proven one turned out wrong."""
+        return self.rule, self._guess, self._sure, self.proven, self._disproofs
+
+    def relearn(self, rule: Rule, guess: Rule, is_sure: tuple[bool, bool], disproofs: int) -> bool:
+        """Believe what was learned before, if there are such rules; `is_sure`: the guess, and the rule."""
+        if rule not in RULES or guess not in RULES:
+            return False
+        self.rule, self._guess, self._disproofs = rule, guess, max(0, disproofs)
+        self._sure, self.proven = is_sure
+        return True
+
+    @property
     def _proofs(self) -> int:
         """Hits in a row that prove the rule."""
         least = FIRST_PROOFS if self.rule.known else FURTHER_PROOFS

@@ -51,6 +51,7 @@ class Stream(Generic[_T]):
         self.replaying = False
         self.truncated = False  # some history is unknown
         self.behind = False  # what is applied was true once; what became of it is not known yet
+        self.waiting = False  # for what its publisher sent before: it comes from elsewhere
         self.dropped = 0  # batches that came and could not be kept
         self._held: dict[int, tuple[float, _T, int]] = {}  # clock, batch, bytes
         self._held_max = held_max
@@ -68,7 +69,53 @@ class Stream(Generic[_T]):
 
     def connected(self) -> Ready[_T]:
         """The feed was connected (again): is it the publisher that we know, and what did we miss?"""
-        return self._ask("late")
+        return Ready("held") if self.waiting else self._ask("late")
+
+    def wait(self) -> None:
+        """What a new stream's publisher sent before may come from elsewhere, by `resume`: until then, all is held."""
+        self.waiting = self.replaying = self.behind = True
+
+    @property
+    def as_of(self) -> tuple[int, float]:
+        """Number and clock of the last batch that was applied; -1: none was."""
+        return self.expected - 1, self._applied_clock
+
+    @property
+    def sure(self) -> bool:
+        """Nothing that was applied is in doubt."""
+        return not self._doubted
+
+    def resume(self, known: tuple[int, float, bool] | None, connected: bool) -> Ready[_T]:
+        """The wait is over. `known`: elsewhere all is known up to the batch of this number and clock (and history
+        before; or it is truncated); None: nothing is.
+
+        It is believed if that very batch was held here, or once a replay has brought it. If another publisher's was
+        held, it is to be forgotten. `connected`: somebody is there who can be asked.
+        """
+        if not self.waiting:  # its publisher has begun anew meanwhile
+            return Ready("held")
+        self.waiting = False
+        if known is None:
+            self.replaying = self.behind = connected
+            return self._ask("late", self._heard) if connected else Ready("held")
+        number, clock, truncated = known
+        held = self._held.get(number)
+        held_at = ((other, at) for other, (at, _, _) in self._held.items() if other != number)
+        if any(at < clock if other > number else at > clock for other, at in held_at):
+            held = None
+        elif held is None or held[0] == clock:
+            self.expected, self._applied_clock, self.truncated = number + 1, clock, truncated
+        if not self.expected:
+            ready = self._ask("restart", self._heard)
+            ready.forget = True
+            return ready
+        for old in [old for old in self._held if old <= number]:
+            self._drop(old)
+        if held is None:
+            return self._ask("late", self._heard)
+        apply = self._contiguous()
+        self._close()
+        return Ready("closed", apply=apply, replay_from=number if self.replaying else None)
 
     @property
     def caught_up(self) -> bool:
@@ -162,6 +209,7 @@ class Stream(Generic[_T]):
     def resync(self) -> Ready[_T]:
         """What was made of the batches is in doubt: have them again, and forget once the first one is there."""
         self.replaying = self._doubted = self._proven = True
+        self.waiting = False
         return Ready("late", replay_from=0)
 
     def forgotten(self) -> None:
@@ -209,7 +257,7 @@ class Stream(Generic[_T]):
         for number in [number for number, (clock, _, _) in self._held.items() if clock <= since]:
             self._drop(number)
         self.expected, self.truncated, self._proven, self.replaying = 0, False, True, True
-        self._doubted, self.behind = False, True
+        self._doubted, self.waiting, self.behind = False, False, True
         self._heard = self._newest[0] if self._newest[0] in self._held else -1
         return Ready("restart", forget=True, replay_from=0)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from indexer.match import Hit
 from indexer.rule import Calibration, Rule
 
@@ -26,6 +28,17 @@ PROOFS = 32
 """So many hits in a row, all foretold exactly, show that an unknown history no longer matters."""
 RESYNC_INTERVAL_S = 60.0
 """Between two attempts to read a pod's history anew."""
+
+
+class Learned(msgspec.Struct, frozen=True):
+    """What reports have shown of a pod, as it is told elsewhere. Rules as (drop, look, unit)."""
+
+    rule: tuple[int, int, int]
+    guess: tuple[int, int, int]
+    sure: bool
+    proven: bool
+    disproofs: int
+    proofs: int
 
 
 class Trust:
@@ -48,6 +61,18 @@ class Trust:
     @property
     def proven(self) -> bool:
         return self.proofs >= PROOFS
+
+    @property
+    def learned(self) -> Learned:
+        """See `Learned`."""
+        return Learned(*self.calibration.learned, self.proofs)
+
+    def relearn(self, learned: Learned) -> None:
+        """Believe what reports have shown before."""
+        rule, guess = Rule(*learned.rule), Rule(*learned.guess)
+        if self.calibration.relearn(rule, guess, (learned.sure, learned.proven), learned.disproofs):
+            self.proofs = max(0, learned.proofs)
+            self._renew()
 
     def told(self, caches: bool) -> None:
         """The pod says whether it caches prefixes at all."""

@@ -44,6 +44,7 @@ def main() -> None:
 @click.option("--model", "models", multiple=True, help="name=…,tokenizer=FOLDER.")
 @click.option("--policy", help="predicted-ttft, weighted, round-robin or least-load.")
 @click.option("--workers", type=int, help="Processes that serve, each on a core of its own.")
+@click.option("--restore", type=click.Path(dir_okay=False), help="A snapshot to begin with.")
 @click.option("--log-level", help="debug, info, warning or error.")
 def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **given: object) -> None:
     """Run the gateway.
@@ -61,6 +62,7 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
         "gateway.ops_port": given["ops_port"],
         "gateway.workers": given["workers"],
         "gateway.log_level": given["log_level"],
+        "state.restore": given["restore"],
         "scoring.policy": given["policy"],
         "discovery.static": [parse_pod(text) for text in pods] or None,
         "models": [parse_model(text) for text in models] or None,

@@ -22,6 +22,8 @@ from router.handover.handover import Handover
 from router.metrics import Metrics
 from router.proxy.proxy import Proxy
 from router.server.long_answers import in_turns
+from router.state.gateways import peer_key
+from router.state.keeping import Keeping
 from router.tokens.encoder import Encoder
 from router.upstream.upstreams import Upstreams
 from router.workers.peers import Peers
@@ -42,7 +44,9 @@ class Service:
 
     def __init__(self, config: Config, worker: Worker | None = None) -> None:
         """`worker`: where this process is one of several workers."""
-        space = KeySpace(secrets.randbits(64) if worker is None else worker.seed)
+        key = peer_key(config.peers.key_file)
+        given_seed = secrets.randbits(64) if worker is None else worker.seed
+        space = KeySpace(given_seed if key is None else key.seed)
         self.config = config
         board = None if worker is None else worker.board(config.gateway)
         self.core = Core(core_settings(config), space, board)
@@ -55,7 +59,9 @@ class Service:
         )
         self.handover = Handover(self.core, self.upstreams, config.handover)
         self.metrics.join(self.handover)
-        self.pods = Pods(self.core, config, self.upstreams, heirs=self.handover)
+        self.keeping = Keeping(config, self.core, key, worker, self._forget_keys, lambda name: self.pods.go_on(name))
+        self.metrics.join(self.keeping)
+        self.pods = Pods(self.core, config, self.upstreams, heirs=self.handover, memory=self.keeping.memory)
         self.metrics.join(self.pods)
         if self.pods.bound is not None:
             self.metrics.join(self.pods.bound)
@@ -77,6 +83,7 @@ class Service:
         """Everything runs inside."""
         if self.sharing is not None:
             await self.sharing.start()
+        await self.keeping.start()
         await self.pods.start()
         if self.peers is not None:
             await self._drain_as(self.peers)
@@ -95,6 +102,7 @@ class Service:
             if self.sharing is not None:
                 await self.sharing.stop()
             await self.handover.aclose()
+            await self.keeping.stop()
             await self.pods.stop()
             if self.peers is not None:
                 await self.peers.aclose()

@@ -29,6 +29,9 @@ _UNITS = (1.0, 1e3, 1e7)  # of the three unknowns: so that sums of squares are o
 _SHAPES = ((1,), (0, 1), (1, 2), (0, 1, 2))  # which unknowns may be above 0: a token always costs something
 _SHRINK = (0.05, 1e-6, 0.02)  # of each: where prompts are alike and can't tell, the tokens cost it all
 _SINGULAR = 1e-15
+_FLEET_VALUES, _POD_VALUES = 18, 5
+_LEARNED_MAX = 1e15  # what is more was not learned
+_SLOWEST = 1e4
 
 
 class FleetRate:
@@ -49,6 +52,21 @@ class FleetRate:
         weight = _LEAN_COUNT * (seconds + _NOISE_S) ** -2
         self._squares = [[_LEAN_BASE, 0.0, 0.0], [0.0, weight * tokens * tokens, 0.0], [0.0, 0.0, _LEAN_POSITION]]
         self._targets = [0.0, weight * tokens * seconds, 0.0]
+
+    @property
+    def learned(self) -> list[float]:
+        """All that was learned, as numbers; for `relearn`."""
+        found = [self.base_s, self.per_token, self.per_position, self.middle, self.factor, float(self.samples)]
+        return [*found, *(value for row in self._squares for value in row), *self._targets]
+
+    def relearn(self, values: list[float]) -> None:
+        """Believe what was learned before, unless something was learned since."""
+        if self.samples or len(values) != _FLEET_VALUES or not _are_learned(values) or not 0 < values[1] <= 1:
+            return
+        self.base_s, self.per_token, self.per_position, self.middle, self.factor = values[:5]
+        self.samples = int(values[5])
+        self._squares = [values[6:9], values[9:12], values[12:15]]
+        self._targets = values[15:]
 
     def token_s(self, middle: float) -> float:
         """Seconds of one token with `middle` tokens before it."""
@@ -127,6 +145,18 @@ class PrefillRate:
         self.per_position = self.fleet.per_position
 
     @property
+    def learned(self) -> list[float]:
+        """What was seen of this pod alone, as numbers; for `relearn`."""
+        return [self.slowness(), self._taken_s, self._tokens, self._positions, float(self.samples)]
+
+    def relearn(self, values: list[float]) -> None:
+        """Believe what was seen of the pod before, unless something was seen since."""
+        if self.samples or len(values) != _POD_VALUES or not _are_learned(values) or not 0 < values[0] <= _SLOWEST:
+            return
+        self.factor, self._taken_s, self._tokens, self._positions = values[:4]
+        self.samples, self._at = int(values[4]), self.fleet.samples
+
+    @property
     def token_s(self) -> float:
         """Predicted seconds of prefill a token, in the middle of a usual prompt."""
         return self.slowness() * self.fleet.token_s(self.fleet.middle)
@@ -193,6 +223,10 @@ class PrefillRate:
         """By what the fleet's fit says now: what was seen of the pod stays what it was when the fit moves on."""
         expected_s = self.fleet.per_token * self._tokens + self.fleet.per_position * self._positions
         self.factor = (self._taken_s + _LEAN_S) / (expected_s + _LEAN_S)
+
+
+def _are_learned(values: list[float]) -> bool:
+    return all(0 <= value <= _LEARNED_MAX for value in values)
 
 
 def _solve(squares: list[list[float]], targets: list[float], shape: tuple[int, ...]) -> list[float] | None:

@@ -19,9 +19,8 @@ BELOW = {"indexer": (), "scorer": ("indexer",), "router": ("scorer", "indexer"),
 
 LINE = (
     "errors", "garbage", "native", "core", "plan", "config", "server", "upstream", "prompts", "tokens", "events",
-    "metrics", "shared_index", "discovery", "handover", "proxy", "workers", "service", "endpoints", "process",
-    "commands", "cli",
-    "__main__",
+    "metrics", "shared_index", "discovery", "handover", "proxy", "workers", "state", "service", "endpoints", "process",
+    "commands", "cli", "__main__",
 )  # fmt: skip
 """The rooms of `router`, folders and files: each imports only from those before it."""
 
@@ -31,7 +30,8 @@ FILE_LINES_MAX = 500
 
 _PURE_IMPORTS = {
     "__future__", "abc", "array", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools", "heapq",
-    "itertools", "math", "operator", "types", "typing", "cachetools", "msgspec", "numba", "numpy", "xxhash",
+    "hashlib", "hmac", "itertools", "math", "operator", "struct", "types", "typing", "zlib", "cachetools", "msgspec",
+    "numba", "numpy", "xxhash",
 }  # fmt: skip
 """What cannot reach a socket, clock, random source, environment, log or metric. Add to it what can't either."""
 _PURE_AT_THE_EDGE = _PURE_IMPORTS | {
@@ -87,6 +87,7 @@ STORIES = {
     "offloading": "the whole gateway before pods with an offloading tier",
     "package": "tests the distribution",
     "recorded_tokens": "recorded requests, from the body to token ids",
+    "remembered": "the whole gateway, over its own end, and beside another one",
     "resilience": "the whole gateway before bad pods",
     "reuse_rules": "the whole gateway before pods that reuse blocks in other ways",
     "rolling": "a restart of all, under load",

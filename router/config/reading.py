@@ -70,6 +70,9 @@ def _check_files(config: Config) -> None:
     ):
         if path is not None and not Path(path).is_file():
             raise ConfigError(f"gateway.tls.{what}: there is no file {path}")
+    for what, path in (("state.restore", config.state.restore), ("peers.key_file", config.peers.key_file)):
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"{what}: there is no file {path}")
     _check_keys("gateway.api_keys_file", config.gateway.api_keys_file)
     _check_keys("pods.api_key_file", config.pods.api_key_file)
     for pod in config.discovery.static:

@@ -14,7 +14,7 @@ from router.config.admission import AdmissionConfig, BreakerConfig
 from router.config.events import EventsConfig
 from router.config.fleet import DiscoveryConfig, HandoverConfig, ModelConfig, ProbeConfig, check_bound, twice
 from router.config.gateway import KEY_HEADERS, OF_ORIGINS, GatewayConfig
-from router.config.index import IndexConfig
+from router.config.index import IndexConfig, PeersConfig, StateConfig
 from router.config.tokens import ParityConfig, PrefixStoreConfig, TokensConfig
 from router.config.upstream import PodKeysConfig, UpstreamConfig
 from router.config.values import Count, Ratio, Seconds, Section
@@ -96,6 +96,8 @@ class Config(Section):
     events: EventsConfig = EventsConfig()
     probe: ProbeConfig = ProbeConfig()
     handover: HandoverConfig = HandoverConfig()
+    state: StateConfig = StateConfig()
+    peers: PeersConfig = PeersConfig()
     decisions: DecisionsConfig = DecisionsConfig()
     metrics: SeriesConfig = SeriesConfig()
 

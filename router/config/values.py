@@ -111,6 +111,13 @@ def _bind_endpoint(text: str) -> str:
     return text.rstrip("/")
 
 
+def _udp_address(text: str) -> str:
+    _url(f"udp://{text}", ("udp",), "0.0.0.0:9090 or [::]:9090")
+    if urlsplit(f"udp://{text}").port is None:
+        raise ValueError("should name host and port: 0.0.0.0:9090")
+    return text
+
+
 def _topic(text: str) -> str:
     if not text.isprintable():
         raise ValueError("should be printable text")
@@ -134,5 +141,6 @@ ModelName = Annotated[str, Field(pattern=MODEL_NAME, max_length=512)]
 HttpAddress = Annotated[str, AfterValidator(_address)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 BindEndpoint = Annotated[str, AfterValidator(_bind_endpoint)]
+UdpAddress = Annotated[str, AfterValidator(_udp_address)]
 Topic = Annotated[str, AfterValidator(_topic), Field(min_length=1, max_length=512)]
 VllmVersion = Annotated[str, BeforeValidator(_version), Field(pattern=r"^v?[0-9]+\.[0-9]+([.+a-z-].*)?$")]

@@ -133,6 +133,7 @@ class Pod:
     failures: int = 0  # in a row
     suspect_until: float = 0.0  # a request failed to reach it: others first
     draining: bool = False
+    uid: str = ""  # tells it from any other at its address
     joined: int = 0  # its place among all that have joined: answers name pods in this order
     ready: bool = True  # as whoever told of it says
     leaving: bool = False  # likewise: it was told to end

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import zmq
@@ -15,6 +15,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from indexer.feed import Feed
+from indexer.filling import wait
+from indexer.snapshot import Remembered
 from router.config.fleet import StaticPod
 from router.config.settings import Config
 from router.core.decision import Core
@@ -46,6 +48,20 @@ class Heirs(Protocol):
         """It is gone; its name may come again."""
 
 
+class Remembers(Protocol):
+    """What was known of pods before this gateway was started."""
+
+    @property
+    def waits(self) -> bool:
+        """Something may be remembered of who joins now."""
+
+    async def recall(self, pod: Pod, connected: Callable[[], bool]) -> Mapping[RankId, Remembered]:
+        """What is remembered of a pod's ranks; their blocks are in the index, hidden, as long as their feeds wait.
+
+        `connected`: have all its publishers been reached?
+        """
+
+
 class Pods(Collector):
     """See the module. `upstreams`: where requests are sent to, by pod; kept as pods come and go."""
 
@@ -56,8 +72,12 @@ class Pods(Collector):
         upstreams: Upstreams,
         clock: Callable[[], float] = time.monotonic,
         heirs: Heirs | None = None,
+        memory: Remembers | None = None,
     ) -> None:
-        """`heirs`: told of who leaves. Raises `ConfigError` where a source of pods can't be used at all."""
+        """`heirs`: told of who leaves; `memory`: what was known of pods before.
+
+        Raises `ConfigError` where a source of pods can't be used at all.
+        """
         self._core = core
         self._config = config
         self._clock = clock
@@ -74,6 +94,8 @@ class Pods(Collector):
         self._joined_at: dict[str, float] = {}
         self._probers: dict[str, Prober] = {}
         self._clients: dict[str, PodClient] = {}
+        self._memory = memory
+        self._recalls: dict[str, asyncio.Task[None]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._mending: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None  # at what all pods serve
@@ -107,10 +129,10 @@ class Pods(Collector):
             self.bound.stop()
         self._context.destroy(linger=0)
 
-    def join(self, given: StaticPod) -> None:
-        """A pod is there: route to it once it answers."""
+    def join(self, given: StaticPod, uid: str = "") -> None:
+        """A pod is there: route to it once it answers. `uid`: tells it from any other at its address."""
         address, size = given.address.rstrip("/"), self._block_size(given)
-        pod = Pod(given.name, address, block_size=size, first_rank=given.first_rank)
+        pod = Pod(given.name, address, block_size=size, first_rank=given.first_rank, uid=uid)
         readers = []
         for number in range(given.data_parallel_size):
             rank, reader = self._rank(pod, given, number)
@@ -129,8 +151,13 @@ class Pods(Collector):
         self._joined_at[pod.name] = self._clock()
         if self.bound is not None and given.events is None:
             self.bound.join(given, readers)
+        recalls = self._memory is not None and self._memory.waits
         for reader in readers:
+            if recalls:
+                wait(reader.feed)
             reader.start()
+        if recalls:
+            self._recalls[pod.name] = asyncio.get_running_loop().create_task(self._recall(pod, readers))
 
     async def leave(self, name: str) -> None:
         """A pod is gone for good. It is in no decision from now on; what is on its way may end."""
@@ -142,11 +169,31 @@ class Pods(Collector):
         del self._probers[name], self._joined_at[name]
         if self.bound is not None:
             self.bound.leave(name)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for each in (task, self._recalls.pop(name, None)):
+            if each is not None:
+                each.cancel()
+                await asyncio.gather(each, return_exceptions=True)
         await client.aclose()
         for reader in readers:
             await reader.stop()
+
+    def go_on(self, name: str) -> None:
+        """Have believed what a pod's feeds have kept for a moment."""
+        for reader in self._readers.get(name, ()):
+            reader.go_on()
+
+    async def _recall(self, pod: Pod, readers: Sequence[FeedReader]) -> None:
+        """Give a pod's feeds what is remembered of them; whatever fails there, they go on without."""
+        assert self._memory is not None
+        remembered: Mapping[RankId, Remembered] = {}
+        try:
+            remembered = await self._memory.recall(pod, lambda: all(reader.answered for reader in readers))
+        except Exception:  # a fault of ours
+            log.exception("%s: what is remembered of it can't be used", pod.name)
+            for reader in readers:
+                self._core.index.clear(reader.feed.pod, anew=True)
+        for rank, reader in zip((rank for rank in pod.ranks if rank.feed is not None), readers, strict=True):
+            reader.resume(remembered.get(rank.id))
 
     async def _follow(self, source: PodSource, told: asyncio.Event) -> None:
         """Take what a source says, for as long as the gateway runs."""
@@ -165,7 +212,7 @@ class Pods(Collector):
                 found, name = step.found, step.found.pod.name
                 if name != step.called:
                     log.warning("two pods are called %s: the one at %s is %s", step.called, found.pod.address, name)
-                self.join(found.pod)
+                self.join(found.pod, found.uid)
                 ready, leaving = found.ready, found.leaving
             else:
                 name, ready, leaving = step

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from router.core.fleet import Pod
@@ -22,6 +22,7 @@ from router.handover.estates import cheapest
 from router.server.long_answers import in_turns
 from router.server.operator_access import OperatorAccess
 from router.service import Service
+from router.state.gateways import PEERS, SNAPSHOT
 from router.workers.kept_counters import Counts
 from router.workers.peers import TOLD
 
@@ -63,7 +64,41 @@ def operators(service: Service, access: OperatorAccess, counts: Counts | None = 
             window = orjson.dumps(service.metrics.window.totals(now))
             return Response(window + b"\n" + families, media_type="application/x-ndjson")
 
-    return router
+    return _with_state(router, service, access)
+
+
+def _with_state(router: APIRouter, service: Service, access: OperatorAccess) -> APIRouter:
+    """And what other gateways may ask, too, who show that they are: without an operator key."""
+
+    def may_look(request: Request) -> None:
+        if not service.keeping.is_peer(request.scope["headers"]):
+            access.check(request.scope)
+
+    def may_know_all(request: Request) -> None:
+        if not service.keeping.is_peer(request.scope["headers"]):
+            access.check_operator(request.scope)
+
+    both = APIRouter()
+    both.include_router(router)
+    options: dict[str, Any] = {"tags": ["operators"]}
+
+    @both.get(PEERS, dependencies=[Depends(may_look)], responses=errors(401), **options)
+    async def peers() -> dict[str, Any]:
+        """Who this gateway is, which others there are, and what it was told at its start."""
+        return service.keeping.told()
+
+    @both.get(
+        SNAPSHOT,
+        dependencies=[Depends(may_know_all)],
+        response_class=StreamingResponse,
+        responses=errors(401, 403, 503) | {200: {"content": {"application/octet-stream": {}}}},
+        **options,
+    )
+    async def snapshot() -> Response:
+        """All that is known of the pods, for a gateway that joins: it shows what others have asked."""
+        return StreamingResponse(service.keeping.pieces(), media_type="application/octet-stream")
+
+    return both
 
 
 def _observe(router: APIRouter, service: Service) -> None:
@@ -162,6 +197,11 @@ def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> Non
         for pod in core.fleet.pods.values():
             _forget(service, pod)
         return {"text_blocks": store.clear(), "pods": sorted(core.fleet.pods)}
+
+    @router.post(SNAPSHOT, **_or_errors(guarded, 409))
+    async def save() -> dict[str, Any]:
+        """Save what is known now to `state.path`."""
+        return await service.keeping.save()
 
     @router.post("/cache/cleanup", **guarded)
     async def cleanup() -> dict[str, Any]:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 import zmq
 
 from indexer.feed import Feed
+from indexer.filling import resumed
+from indexer.snapshot import Remembered
 from router.core.fleet import RankId
 from router.events.replays import Places, Replay, ReplayEnd
 from router.events.sockets import FeedLimits, Resolve, Subscription, addresses
@@ -87,6 +89,17 @@ class FeedReader:
             self._replay_if(start)
         elif self.feed.state != self._state:
             self._say_state()
+
+    def resume(self, remembered: Remembered | None) -> None:
+        """The feed has waited for what is remembered of it: it has that now, or there is nothing."""
+        start = resumed(self.feed, remembered, self.answered, self._clock())
+        if start is None and self.feed.caught_up:
+            self.joined.set()
+        self._replay_if(start if self.answered else None)  # who is not there is asked once it is
+
+    def go_on(self) -> None:
+        """What the feed has kept for a moment may be believed."""
+        self._replay_if(None)
 
     @property
     def replays(self) -> bool:

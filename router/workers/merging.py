@@ -181,6 +181,12 @@ def merged_losses(answers: Answers, limit: int) -> Any:
     return {"pods": ranked[:count], "all": ranked, "prompts_known": known}
 
 
+def merged_saves(answers: Answers, limit: int) -> Any:
+    """`POST /index/snapshot`: one of them saves for all."""
+    told = list(answers.values())
+    return next((answer for answer in told if answer["saved"]), told[0])
+
+
 def merged_changes(answers: Answers, limit: int) -> Any:
     """How much all have forgotten."""
     return added(list(answers.values()))

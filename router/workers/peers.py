@@ -180,6 +180,7 @@ _ENDPOINTS: tuple[tuple[str, re.Pattern[str], _Merge | None], ...] = (
     ("GET", re.compile(r"/cache/status"), merging.merged_status),
     ("GET", re.compile(r"/scale-in"), merging.merged_losses),
     ("POST", re.compile(r"/pods/[^/]+/(un)?drain"), merging.merged_drain),
+    ("POST", re.compile(r"/index/snapshot"), merging.merged_saves),
     ("POST", re.compile(r"/cache/(invalidate|clear|cleanup)"), merging.merged_changes),
 )
 
