@@ -46,7 +46,7 @@ class Stream(Generic[_T]):
     """See the module. `held_max` bounds the batches kept while a replay runs, `held_bytes_max` their bytes; what
     overflows is lost as in a gap."""
 
-    def __init__(self, held_max: int, held_bytes_max: int = 1 << 30) -> None:
+    def __init__(self, held_max: int, held_bytes_max: int) -> None:
         self.expected = 0
         self.replaying = False
         self.truncated = False  # some history is unknown
@@ -186,7 +186,6 @@ class Stream(Generic[_T]):
         self.replaying = self._doubted = False
         lost = not self._proven
         apply = self._contiguous() if self._proven else []
-        self._proven = True
         while self._held:  # each hole that is left is lost: go on behind the last one
             lost = True
             self.expected = min(self._held)

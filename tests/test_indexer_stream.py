@@ -9,7 +9,7 @@ from indexer.stream import Ready, Stream
 
 def _stream(upto: int = 0, held_max: int = 100) -> Stream[int]:
     """A stream that has applied the batches before `upto`, each with its number as clock."""
-    stream: Stream[int] = Stream(held_max)
+    stream: Stream[int] = Stream(held_max, 1 << 20)
     for number in range(upto):
         assert stream.live(number, float(number), number) == Ready("in_order", apply=[number])
     return stream
@@ -161,7 +161,7 @@ def test_reconnect_and_nobody_answers() -> None:
     stream = _stream(3)
     stream.connected()
     assert stream.replay_ended(False) == Ready("lost", forget=True)
-    assert stream.truncated
+    assert stream.truncated and not stream.behind, "what is forgotten can't be stale"
 
 
 def test_a_history_without_its_end() -> None:
@@ -187,6 +187,86 @@ def test_a_history_with_its_end() -> None:
     assert not stream.behind
 
 
+def test_a_single_batch_without_its_end() -> None:
+    """It is behind as well as a longer history is."""
+    stream = _stream()
+    stream.connected()
+    stream.replayed(0, 0.0, 0)
+    stream.replay_ended(False)
+    assert stream.behind
+
+
+def test_nothing_was_said_yet() -> None:
+    """So nothing is known to be missing, to be stale, or to be on its way; nor is there anything to forget."""
+    stream = _stream()
+    stream.forgotten()
+    assert not (stream.behind or stream.truncated or stream.replaying or stream.caught_up)
+
+
+def test_clocks_are_no_numbers() -> None:
+    """By a pod's wall clock, a batch that comes out of order is what was missing, or known, as at any other time."""
+    stream, clock = _stream(), 1_800_000_000.0
+    for number in (0, 1):
+        assert stream.live(number, clock + number, number).verdict == "in_order"
+    assert stream.live(4, clock + 4, 4) == Ready("gap", replay_from=1)
+    assert stream.live(2, clock + 2, 2) == Ready("held")
+    assert stream.live(1, clock + 1, 1) == Ready("duplicate")
+    stream.replayed(1, clock + 1, 1)
+    assert stream.replayed(2, clock + 2, 2).apply == [2]
+    assert stream.replayed(3, clock + 3, 3).apply == [3, 4]
+
+
+def test_a_number_that_waits_said_again_later() -> None:
+    """By its clock it is another publisher's, though the first one was never applied."""
+    stream = _stream(3)
+    stream.live(9, 9.0, 9)
+    assert stream.live(9, 29.0, 109) == Ready("restart", forget=True, replay_from=0)
+
+
+def test_a_late_batch_after_a_gap_was_given_up() -> None:
+    """Nobody closes that gap any more: what was missing there is not kept for the next one."""
+    stream: Stream[int] = Stream(100, held_bytes_max=10)
+    stream.live(0, 0.0, 0)
+    stream.live(2, 2.0, 2, size=11)
+    assert stream.replay_ended(False).apply == []
+    assert stream.live(1, 1.0, 1) == Ready("duplicate")
+
+
+def test_what_is_left_of_another_publishers_replay() -> None:
+    """The pod was started anew while its history was read: the old one's last batch is no news of the new one."""
+    stream = _stream(1)
+    stream.connected()
+    assert stream.live(0, 9.0, 100) == Ready("restart", forget=True, apply=[100])
+    assert stream.replayed(0, 0.0, 0) == Ready("duplicate")
+
+
+def test_a_history_that_was_asked_for_anew_and_does_not_come() -> None:
+    """What is known stays known: it is in doubt, and nothing better came."""
+    stream = _stream(3)
+    stream.resync()
+    assert stream.replay_ended(False) == Ready("closed")
+    assert not (stream.truncated or stream.behind or stream.replaying)
+
+
+def test_a_history_that_was_asked_for_anew_and_is_empty() -> None:
+    """All that was known is forgotten, and what came meanwhile is believed."""
+    stream = _stream(3)
+    assert stream.resync() == Ready("late", replay_from=0)
+    stream.live(3, 3.0, 3)
+    assert stream.replay_ended(True) == Ready("replayed", forget=True, apply=[3])
+
+
+def test_all_is_forgotten() -> None:
+    """Somebody wants it so: history is missing until it is read again."""
+    stream = _stream(3)
+    stream.forgotten()
+    assert stream.truncated
+    stream.forgotten()
+    assert stream.truncated
+    stream.cleared()
+    assert not stream.truncated
+
+
 def test_held_bytes_are_bounded() -> None:
     """As their number is, and what is applied no longer counts."""
     stream: Stream[int] = Stream(100, held_bytes_max=100)
@@ -206,6 +286,24 @@ def test_missing_names_the_first_hole_that_can_be_asked_for() -> None:
     for number in (0, 1, 2, 5, 6):
         stream.replayed(number, float(number), number)
     assert stream.missing() == 3
+
+
+def test_what_waits_for_a_proof_is_not_missing() -> None:
+    """Connected anew, a replay's batches wait, and only a hole among them can be asked for."""
+    stream = _stream(3)
+    stream.connected()
+    for number in (3, 4):
+        stream.replayed(number, float(number), number)
+        assert stream.missing() is None
+    stream.replayed(6, 6.0, 6)
+    assert stream.missing() == 5
+
+
+def test_what_came_before_we_joined_is_no_hole() -> None:
+    """Where the publisher's history begins is not known yet."""
+    stream = _stream()
+    stream.live(60, 60.0, 60)
+    assert stream.missing() is None
 
 
 def test_held_is_bounded() -> None:
@@ -247,7 +345,7 @@ def test_any_loss_is_repaired_by_a_whole_history() -> None:
     """Under random losses and restarts, once a batch arrives, all of the current publisher's history is believed."""
     for seed in range(60):
         rng = random.Random(seed)
-        stream, history, believed = Stream[int](1000), [], []  # type: ignore[var-annotated]
+        stream, history, believed = Stream[int](1000, 1 << 20), [], []  # type: ignore[var-annotated]
         for step in range(120):
             if rng.random() < 0.03:
                 history = []
