@@ -7,9 +7,23 @@ import numpy as np
 import pytest
 
 from indexer.blocks import KeySpace
-from indexer.feed import BLOCK_SIZE, DISPUTED, ORPHANS, REPLAYING, TRUNCATED, UNDECODABLE, UNKNOWN, Feed
+from indexer.feed import (
+    BEHIND,
+    BLOCK_SIZE,
+    DISPUTED,
+    ORPHANS,
+    REPLAYING,
+    TRUNCATED,
+    UNCACHED,
+    UNDECODABLE,
+    UNKNOWN,
+    UNPROVEN,
+    Feed,
+)
 from indexer.feed_counts import FeedCounts
 from indexer.index import Holding, PrefixIndex
+from indexer.match import Hit
+from indexer.trust import LATE_BLOCKS
 
 SPACE = KeySpace(0x5EED)
 _CLEARED = ["AllBlocksCleared"]
@@ -235,3 +249,145 @@ def test_a_dispute() -> None:
     feed.replayed(0, _batch(1.0, _stored([1, 2])), 2.0)
     feed.replay_ended(True, 2.0)
     assert _held(index, [1, 2]) == 2 and feed.state == "exact"
+
+
+def test_what_a_gap_cost_is_counted() -> None:
+    """Batches that did not come, of every gap; and how each replay ended."""
+    feed, _ = _feed()
+    feed.frame(0, _batch(0.0), 0.0)
+    for number in (3, 5):
+        feed.frame(number, _batch(float(number)), 0.0)
+        feed.replayed(number - 1, _batch(number - 1.0), 0.0)
+        feed.replay_ended(complete=number == 5, now=0.0)
+    assert (feed.counts.missed, feed.counts.replay_failed, feed.counts.replay_complete) == (3, 1, 1)
+
+
+def test_a_history_without_its_end_is_believed_by_nobody() -> None:
+    """It may lack removals: nothing of it is in a match until its end came, or something that follows it."""
+    feed, index = _feed()
+    feed.connected(0.0)
+    feed.replayed(0, _batch(0.0, _stored([1, 2])), 0.0)
+    feed.replay_ended(False, 0.0)
+    assert feed.behind and feed.reasons == [BEHIND] and _held(index, [1, 2]) == 0
+    feed.frame(1, _batch(1.0), 0.0)
+    assert not feed.behind and feed.state == "exact" and _held(index, [1, 2]) == 2
+
+
+def test_what_is_not_known_of_a_pod_is_said() -> None:
+    """What hides history, what it says of itself, and by which rule it reuses blocks."""
+    feed, _ = _feed()
+    feed.frame(9, _batch(9.0), 0.0)
+    feed.replayed(8, _batch(8.0), 0.0)
+    assert feed.truncated and feed.reasons == [TRUNCATED]
+    pod, _ = _feed()
+    pod.frame(0, _batch(0.0), 0.0)
+    pod.told(drafter=True, caches=True)
+    assert pod.reasons == [UNPROVEN]
+    pod.told(drafter=False, caches=False)
+    assert pod.reasons == [UNCACHED]
+    pod.told(drafter=False, caches=True)
+    assert pod.state == "exact"
+
+
+def test_while_it_is_disputed_who_speaks_nobody_is_asked() -> None:
+    """A replay would be of one of them, and it is not known of which."""
+    feed, _ = _feed()
+    feed.frame(0, _batch(1.0), 0.0)
+    feed.dispute()
+    assert feed.connected(1.0) is None and not feed.replaying and feed.reasons == [DISPUTED]
+    feed.unlearn()
+    assert feed.mend(1.0) is None and not feed.replaying
+
+
+def test_who_was_never_heard_has_nothing_to_read_anew() -> None:
+    """What is forgotten of it was nothing; a pod that was heard is asked for all of its history, once."""
+    feed, _ = _feed()
+    feed.unlearn()
+    assert feed.mend(1.0) is None and feed.state == "blind"
+    feed.frame(0, _batch(1.0, _stored([1])), 2.0)
+    feed.unlearn()
+    assert feed.reasons == [TRUNCATED] and feed.mend(3.0) == 0 and feed.mend(4.0) is None
+
+
+def test_what_is_read_anew_keeps_what_the_pod_has_shown() -> None:
+    """It is the same pod: who wants its blocks forgotten says nothing against the rule that its reports have proven."""
+    feed, _ = _feed()
+    feed.told(drafter=True, caches=True)
+    feed.frame(0, _batch(0.0, _stored([1, 2, 3])), 0.0)
+    for _ in range(40):
+        feed.reported(Hit(3, 3), 5, 2, 1)
+    assert feed.state == "exact"
+    feed.unlearn()
+    assert UNPROVEN not in feed.reasons
+    feed.reread()
+    assert UNPROVEN in feed.reasons
+
+
+def test_somebody_says_that_the_pod_was_started_anew() -> None:
+    """Then it is asked whether it is the same, once."""
+    feed, _ = _feed()
+    feed.frame(0, _batch(0.0), 0.0)
+    assert feed.mend(1.0) is None
+    feed.suspect()
+    assert feed.mend(2.0) == 0 and feed.mend(3.0) is None
+    feed.replayed(0, _batch(0.0), 3.0)
+    feed.replay_ended(True, 3.0)
+    assert feed.mend(4.0) is None and feed.state == "exact"
+
+
+@pytest.mark.parametrize(
+    ("now", "lag_s", "copies"),
+    [(5.0, 0.0, 1), (9.9, 0.0, 1), (10.0, 0.0, 2), (12.0, 3.0, 1), (13.0, 3.0, 2), (11.0, -5.0, 2)],
+)
+def test_how_long_a_full_report_may_be_told(now: float, lag_s: float, copies: int) -> None:
+    """As long as was said, by the clock of the pod, as far as its events come late; a clock that is ahead shows
+    nothing."""
+    feed, index = _feed()
+    feed.frame(0, _batch(0.0, _stored([1, 2])), 0.0)
+    feed.full_report_began()
+    feed.full_report_ended(10.0)
+    feed.full_report_began()
+    feed.full_report_ended(4.0)
+    feed.lag_s = lag_s
+    feed.frame(1, _batch(1.0, _stored([1, 2])), now)
+    feed.frame(2, _batch(2.0, _removed(1, 2)), now)
+    assert _held(index, [1, 2]) == (2 if copies == 2 else 0)
+
+
+def test_a_full_report_under_way() -> None:
+    """Stores that start a prompt are no copies until the last such request has ended; before the first, they are."""
+    feed, index = _feed()
+    feed.frame(0, _batch(0.0, _stored([1, 2]), _stored([1, 2])), 0.0)
+    feed.full_report_began()
+    feed.full_report_began()
+    feed.full_report_ended(0.0)
+    feed.frame(1, _batch(1.0, _stored([1, 2])), 99.0)
+    feed.frame(2, _batch(2.0, _removed(1, 2)), 99.0)
+    assert _held(index, [1, 2]) == 2
+    feed.frame(3, _batch(3.0, _stored([2], parent=1)), 99.0)
+    feed.frame(4, _batch(4.0, _removed(1, 2)), 99.0)
+    assert _held(index, [1]) == 0 and index.holding("pod").gpu == 1, "what continues a prompt was computed"
+
+
+def test_what_comes_by_a_replay_may_be_told_again_at_any_time() -> None:
+    """Our own delay has no bound: one copy too few is a block that is not known, one too many would be stale."""
+    feed, index = _feed()
+    feed.frame(0, _batch(0.0, _stored([1, 2])), 0.0)
+    feed.full_report_began()
+    feed.full_report_ended(1.0)
+    feed.frame(2, _batch(2.0), 99.0)
+    feed.replayed(0, _batch(0.0, _stored([1, 2])), 99.0)
+    feed.replayed(1, _batch(1.0, _stored([1, 2])), 99.0)
+    feed.frame(3, _batch(3.0, _removed(1, 2)), 99.0)
+    assert _held(index, [1, 2]) == 0
+
+
+def test_what_may_have_come_late_is_no_error() -> None:
+    """By blocks of the pod's size: its prompts may be longer or shorter by some when it looks."""
+    late = LATE_BLOCKS * 4
+    for error, state in ((late, "exact"), (late + 1, "degraded")):
+        feed, _ = _feed()
+        feed.frame(0, _batch(0.0, _stored([1, 2, 3, 4], size=4)), 0.0)
+        for _ in range(20):
+            feed.counted(100, 100 - error)
+        assert feed.state == state

@@ -119,8 +119,8 @@ class Exchange:
                 return self._take()
             if self._expects and not self._delivered:
                 self._expects = False
-                if not self.begun and self._carrier.transport is not None:
-                    self._carrier.transport.write(CONTINUE)
+                if not self.begun:
+                    self._transport().write(CONTINUE)
             await self._change()
         return {"type": "http.disconnect"}
 
@@ -237,8 +237,7 @@ class Exchange:
             self._write(b"", b"\r\n" + last)
 
     def _write(self, framing: bytes, data: bytes) -> None:
-        transport = self._carrier.transport
-        assert transport is not None, "gone is known in time"
+        transport = self._transport()
         before, self._head = self._head + framing, b""
         self.begun = True
         if not before:
@@ -248,6 +247,11 @@ class Exchange:
             transport.write(before + data)
         else:
             transport.writelines((before, data))
+
+    def _transport(self) -> asyncio.Transport:
+        transport = self._carrier.transport
+        assert transport is not None, "gone is known in time"
+        return transport
 
     def _trail(self, fields: Any, more: bool) -> None:
         assert self._trailers is not None
