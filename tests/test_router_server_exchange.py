@@ -186,6 +186,21 @@ def test_what_is_released_is_not_held() -> None:
     assert (exchange.held, carrier.bytes_released) == (2, 3)
 
 
+def test_a_client_without_a_body_is_not_asked_for_it() -> None:
+    """It said that it would wait, and has nothing to send."""
+    exchange, carrier = _exchange(expects=True)
+    exchange.arrived_whole()
+
+    async def read() -> None:
+        assert await exchange.receive() == {"type": "http.request", "body": b"", "more_body": False}
+        waiting = await _waits(exchange)
+        exchange.lost()
+        await waiting
+
+    asyncio.run(read())
+    assert carrier.said == b""
+
+
 @pytest.mark.parametrize(("modern", "arrives", "asked"), [(True, b"", 1), (False, b"", 0), (True, b"a", 0)])
 def test_a_client_is_asked_for_its_body_once(modern: bool, arrives: bytes, asked: int) -> None:
     """Once somebody reads; but for one that can't know what that means, or sends already."""
@@ -249,7 +264,8 @@ def test_an_old_client_is_kept_where_a_length_is_known() -> None:
 @pytest.mark.parametrize("status", [204, 304])
 def test_a_status_without_a_body(status: int) -> None:
     """A length says what a body would have; of 204 it may not be said."""
-    _, carrier = _says(_start((b"content-length", b"3"), status=status), _piece(b"abc"))
+    exchange, carrier = _says(_start((b"content-length", b"3"), status=status), _piece(b"abc"))
+    assert exchange.delimited and exchange.keep_alive
     lengths = [line for line in _head_of(carrier) if line.startswith(b"content-length")]
     assert carrier.said.partition(b"\r\n\r\n")[2] == b"" and len(lengths) == (status == 304)
 
@@ -338,7 +354,15 @@ def test_pieces_up_to_a_bound_go_out_as_one_write() -> None:
 
 def test_who_says_something_out_of_turn_is_told() -> None:
     trailers = {"type": "http.response.trailers", "headers": []}
-    for messages in ((_piece(b""),), (_start(), _start()), (_start(), trailers), (_start(), _piece(b""), _piece(b""))):
+    begun, promised = _start(), (_start(trailers=True), _piece(b""))
+    for messages in (
+        (_piece(b""),),
+        (begun, begun),
+        (begun, trailers),
+        (begun, _piece(b""), _piece(b"")),
+        (*promised, _piece(b"")),
+        (*promised, begun),
+    ):
         with pytest.raises(RuntimeError, match="out of turn"):
             _says(*messages)
 
@@ -353,6 +377,9 @@ def test_a_client_that_does_not_read_is_waited_for() -> None:
     exchange, carrier = _exchange()
     carrier.write_paused = True
     asyncio.run(exchange.send(_start()))
+    assert carrier.waits == 1
+    carrier.write_paused = False
+    asyncio.run(exchange.send(_piece(b"")))
     assert carrier.waits == 1
 
 

@@ -126,7 +126,7 @@ class Exchange:
 
     def _take(self) -> Message:
         chunks = self._chunks
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        body = b"".join(chunks)
         if chunks:
             self._chunks = []
             self.unread = 0
