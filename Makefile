@@ -30,8 +30,8 @@ test-chart: setup
 	$(BIN)/python -m pytest tests_chart
 
 # The gateway in front of two real vLLM servers on the CPU. The first run installs vLLM (3.5 GB) into .venv-vllm;
-# VLLM_PIP="--extra-index-url …" says where torch's CPU build is, and VLLM_SPECULATIVE='{"method": "ngram", …}' gives
-# the servers a drafter, whose rule must be learned.
+# VLLM_PIP="--extra-index-url …" says where torch's CPU build is, and VLLM_SPECULATIVE=eagle3 (or vLLM's own
+# '{"method": "ngram", …}') gives the servers a drafter, whose rule must be learned.
 test-vllm: setup
 	$(BIN)/python -m tests_vllm.install $(VLLM_PIP)
 	$(BIN)/python -m pytest tests_vllm

@@ -42,7 +42,9 @@ UNCACHED = "the pod says that it caches no prefixes"
 
 UNTOLD = "a lower tier has told of no removal for long: some of what it held may be gone"
 UNTOLD_S = 600.0
-"""So long a tier that tells in chunks of its own (LMCache, whose events are of stores only) is taken for complete."""
+"""So long a tier of a connector that tells of stores only is taken for complete: LMCache's (in chunks of its own, or in
+blocks as the pod's), Mooncake's. Both tell tokens and no kind of group; vLLM's own offloading tells a kind, or nothing
+but hashes, and does tell of removals."""
 LATER_MAX = 10_000
 """Events of lower tiers that wait until it is known whether these were cleared."""
 
@@ -435,7 +437,7 @@ class Feed:
     def _await_removals(self, event: Event, now: float) -> None:
         if not isinstance(event, BlockStored):
             self._removals_since = None
-        elif len(event.tokens) and event.block_size > (self.block_size or event.block_size):
+        elif len(event.tokens) and event.kind is None:
             if self._removals_since is None:
                 self._removals_since = now
             elif now - self._removals_since > UNTOLD_S:  # reports may prove it again, for as long

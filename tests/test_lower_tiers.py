@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -178,30 +179,41 @@ def test_chunks_with_tokens_and_hashes_of_their_own() -> None:
     assert pod.hit().blocks == 4
 
 
-def test_a_tier_of_chunks_that_tells_of_no_removal_is_not_exact_for_ever() -> None:
-    """LMCache tells of stores only. Predictions that come true make it sure again, for a while."""
-    pod = _Pod()
-    pod.say(_stored(HASHES), _stored([901], None, PROMPT[:16], "cpu", 16))
-    pod.say(_stored([902], 901, PROMPT[16:], "cpu", 16), now=UNTOLD_S)
+CONNECTORS: dict[str, dict[str, Any]] = {
+    "LMCache": {"medium": "cpu", "size": 16},
+    "LMCache in blocks": {"medium": "CPU"},
+    "Mooncake": {"medium": "cpu", "group_idx": 0},
+}
+"""What tells of stores only, by connector, as it does."""
+
+
+@pytest.mark.parametrize("connector", CONNECTORS)
+def test_a_tier_that_tells_of_no_removal_is_not_exact_for_ever(connector: str) -> None:
+    """Predictions that come true make it sure again, for a while."""
+    pod, said = _Pod(), {"size": SIZE, **CONNECTORS[connector]}
+    size = said["size"]
+    pod.say(_stored(HASHES), _stored([901], None, PROMPT[:size], **said))
+    pod.say(_stored([902], 901, PROMPT[size : 2 * size], **said), now=UNTOLD_S)
     assert pod.feed.state == "exact"
-    pod.say(_stored([903], None, PROMPT[:16] + 900, "cpu", 16), now=UNTOLD_S + 1)
+    pod.say(_stored([903], None, PROMPT[:size] + 900, **said), now=UNTOLD_S + 1)
     assert pod.feed.reasons == [UNTOLD]
     for _ in range(PROOFS):
-        pod.report(32)
+        pod.report(32 if size == 16 else 28)  # a tier that has all of a prompt gives its last block, too
     assert pod.feed.state == "exact"
-    pod.say(_stored([904], None, PROMPT[:16] + 1800, "cpu", 16), now=2 * UNTOLD_S + 2)
+    pod.say(_stored([904], None, PROMPT[:size] + 1800, **said), now=2 * UNTOLD_S + 2)
     assert pod.feed.reasons == [UNTOLD]
 
 
 def test_a_tier_that_tells_of_removals_is_believed() -> None:
-    """So is one that is told of block by block, as vLLM does: it may have given up nothing yet."""
-    for chunks in (True, False):
-        pod = _Pod()
+    """Of whichever connector; and so is vLLM's own offloading, which may have given up nothing yet."""
+    for own in (True, False):
+        pod, more = _Pod(), {"group_idx": 0, "kv_cache_spec_kind": "full_attention"}
         pod.say(_stored(HASHES))
         for number in range(8):
-            size = 16 if chunks else SIZE
-            pod.say(_stored([901 + number], None, PROMPT[:size] + 900 * number, "cpu", size), now=number * UNTOLD_S)
-            if chunks:
+            size = SIZE if own else 16
+            stored = _stored([901 + number], None, PROMPT[:size] + 900 * number, "cpu", size, **(more if own else {}))
+            pod.say(stored, now=number * UNTOLD_S)
+            if not own:
                 pod.say(_removed(901 + number, medium="cpu"), now=number * UNTOLD_S)
         assert pod.feed.state == "exact"
 

@@ -22,7 +22,8 @@ BLOCK_SIZE = 32  # on the CPU, vLLM takes multiples of 32 only
 BLOCKS = 256  # one of them is vLLM's null block
 CONTEXT = 4096
 SPECULATIVE = os.environ.get("VLLM_SPECULATIVE", "")
-"""vLLM's --speculative-config, if the servers are to have a drafter."""
+"""vLLM's --speculative-config, if the servers are to have a drafter; or just `eagle3`, for the head made beside the
+model."""
 DROPPED = 1 if SPECULATIVE and "ngram" not in SPECULATIVE else 0
 """Blocks that this vLLM finds and computes again for its drafter's sake."""
 
@@ -109,8 +110,12 @@ class VllmServer:
             "--block-size", str(BLOCK_SIZE), "--num-gpu-blocks-override", str(BLOCKS),
             "--max-model-len", str(CONTEXT), "--max-num-seqs", "16", "--enforce-eager",
             "--enable-prefix-caching", "--enable-prompt-tokens-details", "--kv-events-config", json.dumps(events),
-            *(("--speculative-config", SPECULATIVE) if SPECULATIVE else ()),
+            *(("--speculative-config", self._speculative()) if SPECULATIVE else ()),
         ]  # fmt: skip
+
+    def _speculative(self) -> str:
+        head = {"method": "eagle3", "model": str(self._model / "eagle3"), "num_speculative_tokens": 2}
+        return json.dumps(head) if SPECULATIVE == "eagle3" else SPECULATIVE
 
 
 class Gateway:
@@ -123,7 +128,10 @@ class Gateway:
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += [argument for server in servers for argument in ("--pod", server.flag)]
         command += ["--model", f"name={MODEL},tokenizer={tokenizer}"]
-        self.process = Process(command, _environment(), logs / "gateway.log")
+        environment = _environment() | {
+            "WARMROUTE_HANDOVER__KEPT_MAX": "0"
+        }  # who is drained here is only to be left out
+        self.process = Process(command, environment, logs / "gateway.log")
 
     def __enter__(self) -> Self:
         return self

@@ -127,15 +127,19 @@ async def test_without_a_pause(gateway: Gateway, talker: Talkers, rng: random.Ra
 
 async def test_token_ids(gateway: Gateway, talker: Talkers, rng: random.Random) -> None:
     """Prompts of token ids around every border of a block, asked again, longer, shorter and with another end."""
-    heard, asks = [], talker("token ids")
+    heard, asks, reused, held = [], talker("token ids"), [], set()
     for blocks in (1, 2, 5):
         for more in (-1, 0, 1):
             ids = token_ids(rng, blocks * BLOCK_SIZE + more)
             for prompt in (ids, ids, ids + token_ids(rng, 40), ids[:-5] + token_ids(rng, 5), ids):
                 stream = rng.random() < 0.5
                 heard.append(await asks.complete(prompt, stream, max_tokens=rng.choice((1, 4, 40)), temperature=0))
+                beginnings = [tuple(prompt[:end]) for end in range(BLOCK_SIZE, len(prompt) + 1, BLOCK_SIZE)]
+                found = sum(beginning in held for beginning in beginnings[: (len(prompt) - 1) // BLOCK_SIZE])
+                reused.append(max(0, found - DROPPED) * BLOCK_SIZE)
+                held.update(beginnings)
     assert_agree(heard)
-    assert sum(each.cached > 0 for each in heard) > len(heard) // (3 if DROPPED else 2)
+    assert [each.cached for each in heard] == reused
 
 
 async def test_other_forms(gateway: Gateway, talker: Talkers, rng: random.Random) -> None:
