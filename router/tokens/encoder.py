@@ -51,7 +51,15 @@ from router.tokens.questions import (
 from router.tokens.recall import Recall
 from router.tokens.remote import RemoteTokens, RemoteTokensLimits
 from router.tokens.tokenizer import Tokenizer
-from router.tokens.understanding import Gathered, Understood, in_versions, shape_of
+from router.tokens.understanding import (
+    BYTES_A_TOKEN,
+    Gathered,
+    Understood,
+    further_tokens,
+    in_versions,
+    shape_of,
+    why_unknown,
+)
 from router.upstream.pool import Upstream
 
 log = logging.getLogger("warmroute.tokens")
@@ -60,7 +68,6 @@ _IDS_MAX = 1 << 20  # given as ids: the keys of so many take 40 ms, on the loop
 _OTHER: NotToldReason = "the pods' /tokenize is not what their chats are encoded by"
 _VERSIONS_MAX = 4  # of vLLM that are asked about one prompt: a rolling upgrade has two
 _LATE = "there was no time to read so large a body"
-_BYTES_A_TOKEN = 4  # of text that is not tokenized: only its load counts
 
 
 _T = TypeVar("_T")
@@ -133,7 +140,7 @@ class Encoder:
         self._as_served: dict[str, AsServed] = {}
         for model in config.models:
             names = (model.name, *model.aliases)
-            self._as_served.update(dict.fromkeys(names, _as_served(model)))
+            self._as_served.update(dict.fromkeys(names, AsServed.by(model)))
             if model.tokenizer != ASK_THE_PODS:
                 self._models.update(dict.fromkeys(names, self._load(model, names, space, config)))
 
@@ -210,7 +217,7 @@ class Encoder:
         by_version = {}
         for version in question.versions:
             each = way.others.get(version, way)
-            by_version[version] = made[each.form] if isinstance(each, _Way) else Gathered(reason=_why(each))
+            by_version[version] = made[each.form] if isinstance(each, _Way) else Gathered(reason=why_unknown(each))
         return in_versions(by_version, prompt), done
 
     async def _encode(self, gathered: Gathered, question: _Question, way: _Way) -> bool:
@@ -221,14 +228,14 @@ class Encoder:
                 gathered.broken += encoded.broken
                 gathered.add(encoded, size)
         except NotTold as untold:
-            gathered.reason = _why(untold)
+            gathered.reason = why_unknown(untold)
             gathered.broken += untold.broken
             return untold.reason != NO_RENDER or untold.broken > 0  # what breaks pods is not asked in another way
         except TokensUnavailable as unavailable:
             gathered.reason = f"not tokenized: {unavailable.reason}"
             if unavailable.beginning is not None:
                 gathered.add(unavailable.beginning, size)
-                gathered.tokens += unavailable.rest_bytes // _BYTES_A_TOKEN
+                gathered.tokens += unavailable.rest_bytes // BYTES_A_TOKEN
         return True
 
     async def _off_loop(self, prompt: Prompt, make: Callable[..., _T], *given: Any) -> _T:
@@ -253,16 +260,16 @@ class Encoder:
             shape = await self._off_loop(prompt, shape_of, prompt)
             way = await self._off_loop(prompt, self._way(prompt, served, shape))
         except RenderError as unrendered:
-            gathered.reason = _why(unrendered)
+            gathered.reason = why_unknown(unrendered)
             return gathered, None
         except NotTold as untold:
-            gathered.reason, gathered.origin = _why(untold), self._by_text(prompt, served, shape)
+            gathered.reason, gathered.origin = why_unknown(untold), self._by_text(prompt, served, shape)
             return gathered, None
         except TimeoutError:
             gathered.reason = _LATE
             return gathered, None
         gathered.timing_us["render"] = round((perf_counter() - began) * 1e6)
-        gathered.further, gathered.origin = _further(prompt), way.origin
+        gathered.further, gathered.origin = further_tokens(prompt), way.origin
         lora = served.lora if served is not None else None
         versions = self._core.fleet.versions(prompt.model) if way.others else ()
         return gathered, _Question(way, versions, sizes, lora, prompt.cache_salt)
@@ -454,7 +461,7 @@ class Encoder:
         folder = Path(model.tokenizer)
         described = config_of(folder)
         own, typed = by_folder(folder, described), "model_type" in described
-        state = self.parity.watch(names, _as_served(model))
+        state = self.parity.watch(names, AsServed.by(model))
         return _Model(model.name, renderings_of(model), tokens, state, own, typed)
 
 
@@ -465,15 +472,8 @@ def _rendered(prompt: Prompt, groups: Sequence[Group], model: _Model, origin: Or
     way = _Way(rendering, model.tokens, model.name, origin)
     if not others:
         return way
-    return way._replace(
-        others={
-            version: one if isinstance(one, RenderError) else way._replace(form=one) for version, one in others.items()
-        }
-    )
-
-
-def _why(unknown: RenderError | NotTold) -> str:
-    return f"not {'rendered' if isinstance(unknown, RenderError) else 'tokenized'}: {unknown.reason}"
+    ways = ((version, one, way._replace(form=one)) for version, one in others.items())
+    return way._replace(others={v: one if isinstance(one, RenderError) else each for v, one, each in ways})
 
 
 def _why_not_here(model: _Model | None, own: OwnEncoding | None, prompt: Prompt) -> str | None:
@@ -487,13 +487,3 @@ def _why_not_here(model: _Model | None, own: OwnEncoding | None, prompt: Prompt)
     if prompt.kind == "chat" and model.renderings.renderer.lacks_template and not prompt.fields.get("chat_template"):
         return "its folder has no chat template, and pods may have one (--chat-template)"
     return None
-
-
-def _as_served(model: ModelConfig) -> AsServed:
-    return AsServed(model.chat_template_kwargs, model.exclude_tools_when_tool_choice_none)
-
-
-def _further(prompt: Prompt) -> int:
-    """About how many tokens the prompts after the first have."""
-    further: tuple[Any, ...] = prompt.prompts[1:]
-    return sum(len(p) // _BYTES_A_TOKEN if isinstance(p, str) else len(p) for p in further)

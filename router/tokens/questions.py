@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from router.config.fleet import ModelConfig
 from router.core.token_states import Source
 from router.prompts.decoding import Fields
 from router.prompts.prompt import Prompt
@@ -103,6 +104,11 @@ class AsServed(NamedTuple):
 
     template_kwargs: Mapping[str, Any]
     exclude_tools_when_tool_choice_none: bool
+
+    @classmethod
+    def by(cls, model: ModelConfig) -> AsServed:
+        """As the configuration says of a model."""
+        return cls(model.chat_template_kwargs, model.exclude_tools_when_tool_choice_none)
 
 
 AS_BY_DEFAULT = AsServed({}, False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,12 @@ from indexer.mappings import Ending
 from router.core.demand import Demand
 from router.core.token_states import Origin, Shape
 from router.prompts.prompt import Prompt
+from router.prompts.rendering import RenderError
 from router.tokens.given import Encoded, LookupResult
+from router.tokens.questions import NotTold
+
+BYTES_A_TOKEN = 4
+"""About so many, of text that is not tokenized: only its load counts."""
 
 _KWARGS = ("chat_template_kwargs", "chat_template", "documents", "reasoning_effort", "add_generation_prompt")
 
@@ -156,3 +161,14 @@ def shape_of(prompt: Prompt) -> Shape:
     if reasoning:
         return "reasoning"
     return "system" if system else "plain"
+
+
+def further_tokens(prompt: Prompt) -> int:
+    """About how many tokens the prompts after the first have."""
+    further: tuple[Any, ...] = prompt.prompts[1:]
+    return sum(len(p) // BYTES_A_TOKEN if isinstance(p, str) else len(p) for p in further)
+
+
+def why_unknown(error: RenderError | NotTold) -> str:
+    """Why a prompt's tokens are not known, as a reason says it."""
+    return f"not {'rendered' if isinstance(error, RenderError) else 'tokenized'}: {error.reason}"
