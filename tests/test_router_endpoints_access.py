@@ -20,7 +20,7 @@ import pytest
 from pydantic import ValidationError
 
 from router.config.gateway import GatewayConfig
-from router.config.keys import KeyRing, read_keys
+from router.config.keys import KeyRing, api_key, read_keys
 from router.config.settings import Config
 from router.endpoints.access import guarded as guarded_app
 from router.endpoints.data_plane import SHOWN_KEY
@@ -165,6 +165,27 @@ def test_files_must_be_there(tmp_path: Path) -> None:
         from router.config.reading import load
 
         load(None, {"WARMROUTE_GATEWAY__API_KEYS_FILE": "/nowhere"}, {})
+
+
+def test_priorities_of_keys(tmp_path: Path) -> None:
+    """They stand behind the key, in the list and in the file; what the list says goes first. Other files have none."""
+    file = tmp_path / "keys"
+    file.write_text("filed \t 3\nlisted 7\nplain\n")
+    ring = KeyRing(["listed -8"], str(file), api_key)
+
+    def bound(key: bytes) -> Any:
+        shown = ring.shown([(b"x-api-key", key)], 0.0)
+        return shown and shown.priority_min
+
+    assert [bound(key) for key in (b"filed", b"listed", b"plain")] == [3, -8, None]
+    assert not ring.allows([(b"x-api-key", b"listed -8")], 0.0)
+    for wrong in ("key 8", "key -9", "key x", "a b -1", " -1"):
+        with pytest.raises(ValueError, match="an API key"):
+            api_key(wrong)
+    with pytest.raises(ValueError, match="a key"):
+        read_keys(str(file))
+    plain = KeyRing([], str(file))
+    assert not plain.allows([(b"x-api-key", b"plain")], 0.0)
 
 
 async def test_data_plane_asks_for_keys(tmp_path: Path) -> None:
@@ -362,7 +383,7 @@ async def test_the_shown_key_goes_with_the_request() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope[SHOWN_KEY])
 
-    service = Service(Config.model_validate({"gateway": {"api_keys": ["one", "two"]}}))
+    service = Service(Config.model_validate({"gateway": {"api_keys": ["one", "two -4"]}}))
     guard: Any = guarded_app(app, service)
     for name, value in ((b"authorization", b"Bearer one"), (b"x-api-key", b"one"), (b"x-api-key", b"two")):
         junk = (b"authorization", b"Bearer invented")
@@ -370,4 +391,5 @@ async def test_the_shown_key_goes_with_the_request() -> None:
         await guard(scope, None, None)
     service.encoder.close()
     assert seen[0] == seen[1] != seen[2]
-    assert not [digest for digest in seen if b"one" in digest or b"two" in digest]
+    assert not [key for key in seen if b"one" in key.digest or b"two" in key.digest]
+    assert [key.priority_min for key in seen] == [None, None, -4]

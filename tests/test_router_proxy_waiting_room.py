@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.config.keys import ShownKey
 from router.core.demand import Demand
 from router.core.fair_queue import FairQueue, Waiting
 from router.errors import Full, NoFitPod, Saturated
@@ -323,12 +324,15 @@ def test_what_is_not_believed() -> None:
     """The key that was shown is the flow, or the address where none is asked for; nobody is too urgent."""
     said = [(b"x-warmroute-flow", b"mine"), (b"authorization", b"Bearer invented"), (b"x-warmroute-priority", b"-8")]
     rules = ClaimRules(headers=False, priority_min=-1)
-    shown, unknown = Claims(rules, said, b"digest", "10.0.0.1"), Claims(rules, said, None, "10.0.0.1")
+    shown, unknown = Claims(rules, said, ShownKey(b"digest"), "10.0.0.1"), Claims(rules, said, None, "10.0.0.1")
     assert (shown.flow(), shown.urgency()) == (b"digest", -1)
     assert unknown.flow() == b"10.0.0.1"
     assert Claims(rules, (), None, "", 5).urgency() == 5
     assert Claims(rules, (), None, "", -5).urgency() == -1
-    believed = Claims(ALL, said, b"digest", "10.0.0.1")
+    bounds = [Claims(rules, said, ShownKey(b"", bound)).urgency() for bound in (None, -8, -4, 0, 7)]
+    assert bounds == [-1, -8, -4, 0, 7], "a key may have a bound of its own"
+    assert Claims(ALL, said, ShownKey(b"", 0)).urgency() == 0
+    believed = Claims(ALL, said, ShownKey(b"digest"), "10.0.0.1")
     assert (believed.flow(), believed.urgency()) == (b"mine", -8)
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -149,3 +150,47 @@ def test_parts_add_up(workers: int) -> None:
     assert {part.admission.prefill_tokens_max for part in parts} == {10}
     assert min(part.admission.flow_queue_max for part in parts) >= 1
     assert {part.gateway.bodies_max >= part.gateway.body_max for part in parts} == {True}
+
+
+def answer_of(name: str, items: list[dict[str, Any]], more: str = "") -> bytes:
+    """As the endpoints write it."""
+    return b'{"%b":[%b]%b}' % (name.encode(), merging.listed([orjson.dumps(item) for item in items]), more.encode())
+
+
+def test_items_are_found_again_whatever_is_in_them() -> None:
+    """Line ends within texts are escaped, so each line is one item; an empty list has none."""
+    odd = [{"a": "\n],\n[", "b": [1, {"c": "}\r\n"}]}, {}, {"d": "\u2028"}]
+    for items in (odd, odd[:1], []):
+        body = answer_of("pods", items, ',"events_bound":null')
+        assert orjson.loads(body)["pods"] == items
+        assert [orjson.loads(item) for item in merging.items_of(body)] == items
+
+
+@pytest.mark.parametrize("limit", [1, 3, 5, 100])
+def test_the_last_decisions_of_all(limit: int) -> None:
+    """Newest first, each with its worker."""
+    of_workers = {1: [9.0, 4.0, 3.0], 0: [8.0, 5.0], 2: []}
+    bodies = {worker: answer_of("decisions", [{"at": at} for at in ats]) for worker, ats in of_workers.items()}
+    expected = sorted(((at, worker) for worker, ats in of_workers.items() for at in ats), reverse=True)[:limit]
+    answer = orjson.loads(at_once(merging.decisions_of_all(bodies, limit)))
+    assert [(one["at"], one["worker"]) for one in answer["decisions"]] == expected
+
+
+def test_decisions_that_are_not_told_are_not_decoded() -> None:
+    """But for one more of a worker."""
+    of_one = [b'{"at":3.0}', b'{"at":2.0}', b'{"at":1.0}', b"not JSON"]
+    body = b'{"decisions":[%b]}' % merging.listed(of_one)
+    answer = orjson.loads(at_once(merging.decisions_of_all({0: body, 1: answer_of("decisions", [])}, 2)))
+    assert [one["at"] for one in answer["decisions"]] == [3.0, 2.0]
+
+
+def test_pods_of_all_are_made_in_steps_without_decoding() -> None:
+    """The first tells what is of all, and each what it knows; a step for each worker."""
+    bodies = {worker: answer_of("pods", [{"pod": f"{worker}"}], ',"events_bound":null') for worker in (2, 0, 1)}
+    steps = merging.pods_of_all(bodies, 0)
+    assert sum(1 for _ in iter(lambda: next(steps, True), True)) == 3
+    assert orjson.loads(at_once(merging.pods_of_all(bodies, 0))) == {
+        "pods": [{"pod": "2"}],
+        "events_bound": None,
+        "workers": [{"worker": worker, "pods": [{"pod": f"{worker}"}]} for worker in range(3)],
+    }

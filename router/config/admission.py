@@ -37,7 +37,8 @@ class AdmissionConfig(Section):
 
     A flow is what `x-warmroute-flow` says, else an API key. Lower `x-warmroute-priority` (else the body's `priority`)
     goes first, as in vLLM. Where clients are not to be believed (`claims_believed`), a flow is the API key that was
-    shown, or where none is asked for the client's address, and no priority is below `priority_min`.
+    shown, or where none is asked for the client's address, and no priority is below `priority_min`, or below what
+    stands behind the key (`gateway.api_keys`).
     """
 
     prefill_tokens_max: Count | None = Field(

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from router.config.keys import check_key
+from router.config.keys import api_key, check_key
 from router.config.values import Bytes, Count, PortNumber, Seconds, Section
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
@@ -87,7 +87,9 @@ class GatewayConfig(Section):
         description="Connections from one address; above it: 429. null: no bound, as behind a load balancer.",
     )
     api_keys: tuple[SecretStr, ...] = Field(
-        default=(), max_length=10_000, description="Keys of the data plane. None here and no file: open."
+        default=(),
+        max_length=10_000,
+        description="Keys of the data plane; `KEY -4` may claim priorities from -4 on. None here and no file: open.",
     )
     api_keys_file: str | None = Field(
         default=None,
@@ -157,7 +159,7 @@ class GatewayConfig(Section):
     @classmethod
     def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         for key in keys:
-            check_key(key.get_secret_value(), "an API key")
+            api_key(key.get_secret_value())
         return keys
 
     @field_validator("cors_origins")

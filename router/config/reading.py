@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 
 from router.config import sources
 from router.config.fleet import ASK_THE_PODS, ModelConfig, StaticPod
-from router.config.keys import KEY_CHARS_MAX, check_key, read_keys
+from router.config.keys import KEY_CHARS_MAX, api_key, check_key, read_keys
 from router.config.settings import Config
 from router.config.values import Section
 from router.errors import ConfigError
@@ -73,15 +73,15 @@ def _check_files(config: Config) -> None:
     for what, path in (("state.restore", config.state.restore), ("peers.key_file", config.peers.key_file)):
         if path is not None and not Path(path).is_file():
             raise ConfigError(f"{what}: there is no file {path}")
-    _check_keys("gateway.api_keys_file", config.gateway.api_keys_file)
+    _check_keys("gateway.api_keys_file", config.gateway.api_keys_file, api_key)
     _check_keys("pods.api_key_file", config.pods.api_key_file)
     for pod in config.discovery.static:
         _check_keys(f"discovery.static: {pod.name}: api_key_file", pod.api_key_file)
 
 
-def _check_keys(where: str, path: str | None) -> None:
+def _check_keys(where: str, path: str | None, check: Callable[[str], object] = check_key) -> None:
     try:
-        if path is not None and not read_keys(path):
+        if path is not None and not read_keys(path, check):
             raise ConfigError(f"{where}: {path}: holds no key")
     except OSError as error:
         raise ConfigError(f"{where}: {path}: can't be read: {error.strerror}") from None

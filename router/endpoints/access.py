@@ -7,7 +7,7 @@ import time
 
 from starlette.middleware.cors import CORSMiddleware
 
-from router.config.keys import KeyRing
+from router.config.keys import KeyRing, api_key
 from router.endpoints.data_plane import SHOWN_KEY
 from router.endpoints.operators import operators
 from router.errors import RouterError
@@ -66,7 +66,7 @@ def guarded(app: App, service: Service) -> App:
     """
     gateway = service.config.gateway
     if gateway.asks_for_keys:
-        keys = KeyRing([key.get_secret_value() for key in gateway.api_keys], gateway.api_keys_file)
+        keys = KeyRing([key.get_secret_value() for key in gateway.api_keys], gateway.api_keys_file, api_key)
         segments = _OPEN
         if gateway.ops_port is None:
             access = OperatorAccess(gateway, own_port=False)

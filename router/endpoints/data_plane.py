@@ -31,7 +31,7 @@ _NOTHING_COMPUTED = frozenset(
     ("/tokenize", "/detokenize", "/v1/chat/completions/render", "/v1/completions/render")
 )  # such a request has a prompt, and leaves no block in any pod
 SHOWN_KEY = "warmroute.key"
-"""In a scope, the digest of the API key that was shown, where one is asked for."""
+"""In a scope, the API key that was shown, where one is asked for."""
 _REQUEST_ID = b"x-request-id"
 _IS_REQUEST_ID = re.compile(rb"[!-~][ -~]{0,199}").fullmatch
 

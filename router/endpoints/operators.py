@@ -24,6 +24,7 @@ from router.server.operator_access import OperatorAccess
 from router.service import Service
 from router.state.gateways import PEERS, SNAPSHOT
 from router.workers.kept_counters import Counts
+from router.workers.merging import listed
 from router.workers.peers import TOLD
 
 _KEYS_MAX = 10_000
@@ -224,7 +225,7 @@ def _listed(answers: Sequence[Callable[[], object]]) -> Generator[None, None, by
     for answer in answers:
         items.append(orjson.dumps(answer(), option=orjson.OPT_NON_STR_KEYS))
         yield
-    return b",".join(items)
+    return listed(items)
 
 
 def _json(body: bytes) -> Response:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
+from router.config.keys import ShownKey
 from router.core.fair_queue import FairQueue, Waiting
 from router.errors import Full, RouterError, Saturated
 
@@ -116,7 +117,7 @@ class ClaimRules(NamedTuple):
     headers: bool
     """`x-warmroute-flow` and priorities, of anybody. Else the flow is the API key that was shown, or the address."""
     priority_min: int
-    """Where they are not believed: nobody is more urgent than this."""
+    """Where they are not believed: nobody is more urgent than this, but for who has a key with a bound of its own."""
 
 
 class Claims(NamedTuple):
@@ -124,18 +125,20 @@ class Claims(NamedTuple):
 
     rules: ClaimRules
     headers: Sequence[tuple[bytes, bytes]]
-    key: bytes | None = None  # the digest of the good API key that was shown
+    key: ShownKey | None = None  # the good API key that was shown
     address: str = ""  # of the client
     priority: object = None  # as the body gives it
 
     def flow(self) -> bytes:
         if self.rules.headers:
             return flow_of(self.headers)
-        return self.key if self.key is not None else self.address.encode()
+        return self.key.digest if self.key is not None else self.address.encode()
 
     def urgency(self) -> int:
         """Lower goes first."""
         claimed = priority_of(self.headers, self.priority)
+        if self.key is not None and self.key.priority_min is not None:
+            return max(claimed, self.key.priority_min)
         return claimed if self.rules.headers else max(claimed, self.rules.priority_min)
 
 

@@ -7,7 +7,8 @@ for itself is.
 from __future__ import annotations
 
 import operator
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from typing import Any, TypeAlias
 
 import orjson
@@ -126,22 +127,78 @@ def _join_of(name: str, kind: str) -> Any:
 # --- answers; by worker, the first is that of the worker who was asked ---
 
 Answers: TypeAlias = Mapping[int, Any]
+Bodies: TypeAlias = Mapping[int, bytes]
+Merging: TypeAlias = Generator[None, None, bytes]
+_Next: TypeAlias = tuple[float, int, dict[str, Any], Iterator[bytes]]
 
 
-def merged_pods(answers: Answers, limit: int) -> Any:
-    """As one worker tells, with what each of them knows."""
-    own = next(iter(answers.values()))
-    return {**own, "workers": [{"worker": worker, "pods": answers[worker]["pods"]} for worker in sorted(answers)]}
+def listed(items: Iterable[bytes]) -> bytes:
+    """What is between the brackets of a JSON list: each item on a line of its own, by which it is found again."""
+    return b"\n%b\n" % b",\n".join(items)
 
 
-def merged_decisions(answers: Answers, limit: int) -> Any:
-    """The last ones of all."""
-    all_of = [{**one, "worker": worker} for worker, each in answers.items() for one in each["decisions"]]
-    all_of.sort(key=lambda one: one["at"], reverse=True)
-    return {"decisions": all_of[:limit]}
+def items_of(body: bytes) -> Iterator[bytes]:
+    """The items of the one `listed` list of an answer."""
+    start, end = _list_of(body)
+    while start < end:
+        stop = body.find(b"\n", start, end)
+        stop = end if stop < 0 else stop
+        yield body[start:stop].removesuffix(b",")
+        start = stop + 1
 
 
-def merged_status(answers: Answers, limit: int) -> Any:
+def _list_of(body: bytes) -> tuple[int, int]:
+    return body.index(b"\n") + 1, body.rindex(b"\n")
+
+
+def pods_of_all(bodies: Bodies, limit: int) -> Merging:
+    """As one worker tells, with what each of them knows; nothing of it is decoded."""
+    own = next(iter(bodies.values()))
+    told = []
+    for worker in sorted(bodies):
+        start, end = _list_of(bodies[worker])
+        told.append(b'{"worker":%d,"pods":[%b]}' % (worker, bodies[worker][start:end]))
+        yield
+    return b'%b,"workers":[%b]}' % (own.rstrip()[:-1], b",".join(told))
+
+
+def decisions_of_all(bodies: Bodies, limit: int) -> Merging:
+    """The last ones of all; of each worker only those are decoded."""
+    newest: list[_Next] = []
+    for worker, body in bodies.items():
+        _push(newest, worker, items_of(body))
+        yield
+    told: list[bytes] = []
+    while newest and len(told) < limit:
+        _, worker, decision, rest = heappop(newest)
+        told.append(orjson.dumps({**decision, "worker": worker}))
+        _push(newest, worker, rest)
+        yield
+    return b'{"decisions":[%b]}' % listed(told)
+
+
+def _push(newest: list[_Next], worker: int, rest: Iterator[bytes]) -> None:
+    """The next one of a worker, who tells the newest first."""
+    item = next(rest, None)
+    if item is not None:
+        decision = orjson.loads(item)
+        heappush(newest, (-decision["at"], worker, decision, rest))
+
+
+def of_answers(merge: Callable[[Answers], Any]) -> Callable[[Bodies, int], Merging]:
+    """What is small enough to be made one of decoded answers."""
+
+    def steps(bodies: Bodies, limit: int) -> Merging:
+        answers = {}
+        for worker, body in bodies.items():
+            answers[worker] = orjson.loads(body)
+            yield
+        return orjson.dumps(merge(answers))
+
+    return steps
+
+
+def merged_status(answers: Answers) -> Any:
     """What all keep together; the pods as one worker tells, and what each of them has."""
     own, each = next(iter(answers.values())), list(answers.values())
     window = added([one["window_tokens"] for one in each])
@@ -160,14 +217,14 @@ def merged_status(answers: Answers, limit: int) -> Any:
     }
 
 
-def merged_drain(answers: Answers, limit: int) -> Any:
+def merged_drain(answers: Answers) -> Any:
     """Each knows the requests of all."""
     own, handed = next(iter(answers.values())), [one["handover"] for one in answers.values() if "handover" in one]
     told = {**own, "requests": max(one["requests"] for one in answers.values())}
     return told | ({"handover": added(handed)} if handed else {})
 
 
-def merged_losses(answers: Answers, limit: int) -> Any:
+def merged_losses(answers: Answers) -> Any:
     """Each has seen some of the requests: what a pod is worth to them is added."""
     costs = ("cost_tokens", "cost_s", "alone_tokens", "prompts")
     each = {loss["pod"]: {**loss, **dict.fromkeys(costs, 0)} for one in answers.values() for loss in one["all"]}
@@ -181,13 +238,13 @@ def merged_losses(answers: Answers, limit: int) -> Any:
     return {"pods": ranked[:count], "all": ranked, "prompts_known": known}
 
 
-def merged_saves(answers: Answers, limit: int) -> Any:
+def merged_saves(answers: Answers) -> Any:
     """`POST /index/snapshot`: one of them saves for all."""
     told = list(answers.values())
     return next((answer for answer in told if answer["saved"]), told[0])
 
 
-def merged_changes(answers: Answers, limit: int) -> Any:
+def merged_changes(answers: Answers) -> Any:
     """How much all have forgotten."""
     return added(list(answers.values()))
 

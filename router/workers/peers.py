@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections.abc import Callable, Generator, Mapping
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
 import httpx
@@ -27,7 +27,7 @@ from router.server.long_answers import in_turns
 from router.server.operator_access import OperatorAccess
 from router.workers import merging
 from router.workers.kept_counters import kept
-from router.workers.merging import Answers
+from router.workers.merging import Bodies, Merging
 from router.workers.worker import Worker
 
 TOLD = "/worker/metrics"
@@ -40,7 +40,7 @@ _CONNECTIONS_MAX = 4  # to one worker; operators wait for each other
 _KEEP_IDLE_S = 2.0  # below the 5 s after which uvicorn closes
 _DECISIONS = 50  # the default of /decisions
 
-_Merge = Callable[[Answers, int], Any]
+_Merge = Callable[[Bodies, int], Merging]
 
 
 class WorkerSilent(RouterError):
@@ -151,9 +151,9 @@ class Gathering:
         if merge is None:
             text = await in_turns(self._metrics([answer.body for answer in heard.values()], silent))
             return WorkerAnswer(200, "text/plain; version=0.0.4; charset=utf-8", text)
-        told = {worker: orjson.loads(answer.body) for worker, answer in heard.items()}
         limit = int(parse_qs(query).get("limit", [_DECISIONS])[0])
-        return WorkerAnswer(200, "application/json", orjson.dumps(merge(told, limit)))
+        told = await in_turns(merge({worker: answer.body for worker, answer in heard.items()}, limit))
+        return WorkerAnswer(200, "application/json", told)
 
     def _metrics(self, told: list[bytes], silent: list[int]) -> Generator[None, None, bytes]:
         """Of a worker that is silent, what it has counted until it told last."""
@@ -175,13 +175,13 @@ class Gathering:
 
 _ENDPOINTS: tuple[tuple[str, re.Pattern[str], _Merge | None], ...] = (
     ("GET", re.compile(r"/metrics"), None),
-    ("GET", re.compile(r"/pods"), merging.merged_pods),
-    ("GET", re.compile(r"/decisions"), merging.merged_decisions),
-    ("GET", re.compile(r"/cache/status"), merging.merged_status),
-    ("GET", re.compile(r"/scale-in"), merging.merged_losses),
-    ("POST", re.compile(r"/pods/[^/]+/(un)?drain"), merging.merged_drain),
-    ("POST", re.compile(r"/index/snapshot"), merging.merged_saves),
-    ("POST", re.compile(r"/cache/(invalidate|clear|cleanup)"), merging.merged_changes),
+    ("GET", re.compile(r"/pods"), merging.pods_of_all),
+    ("GET", re.compile(r"/decisions"), merging.decisions_of_all),
+    ("GET", re.compile(r"/cache/status"), merging.of_answers(merging.merged_status)),
+    ("GET", re.compile(r"/scale-in"), merging.of_answers(merging.merged_losses)),
+    ("POST", re.compile(r"/pods/[^/]+/(un)?drain"), merging.of_answers(merging.merged_drain)),
+    ("POST", re.compile(r"/index/snapshot"), merging.of_answers(merging.merged_saves)),
+    ("POST", re.compile(r"/cache/(invalidate|clear|cleanup)"), merging.of_answers(merging.merged_changes)),
 )
 
 
