@@ -58,19 +58,23 @@ def plan(seed: int, pods: int) -> list[Turn]:
 async def carry_out(
     turns: Sequence[Turn], fleet: Sequence[PodProcess], spans: list[Span], every_s: float = EVERY_S
 ) -> None:
-    """Do it all; `spans` gets what was done, as it begins and ends."""
+    """Do it all; `spans` gets what was done, as it begins and ends. A pod has one trouble at a time: to come back takes
+    one that was killed as long as the machine needs.
+    """
+    locks = [asyncio.Lock() for _ in fleet]
     async with asyncio.TaskGroup() as group:
         for turn in turns:
-            group.create_task(_one(turn, fleet[turn.pod], spans))
+            group.create_task(_one(turn, fleet[turn.pod], spans, locks[turn.pod]))
             await asyncio.sleep(every_s)
 
 
-async def _one(turn: Turn, pod: PodProcess, spans: list[Span]) -> None:
-    span = Span(turn.cause, pod.name, time.monotonic())
-    spans.append(span)
-    async with TROUBLES[turn.cause](pod):
-        await asyncio.sleep(turn.lasts_s)
-    span.ended = time.monotonic()
+async def _one(turn: Turn, pod: PodProcess, spans: list[Span], lock: asyncio.Lock) -> None:
+    async with lock:
+        span = Span(turn.cause, pod.name, time.monotonic())
+        spans.append(span)
+        async with TROUBLES[turn.cause](pod):
+            await asyncio.sleep(turn.lasts_s)
+        span.ended = time.monotonic()
 
 
 def _faulty(**faults: Any) -> Callable[[PodProcess], AbstractAsyncContextManager[None]]:
