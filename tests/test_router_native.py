@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import logging
 import os
 from pathlib import Path
@@ -42,6 +43,55 @@ def test_exceptions_have_names_of_their_own() -> None:
                         types.setdefault(node.name, set()).add(ast.unparse(node.type))
                 shared += [f"{module}.{function.name}: {name}" for name, of in types.items() if len(of) > 1]
     assert shared == []
+
+
+def tree_of(module: str) -> ast.Module:
+    return ast.parse((native.root() / (module.replace(".", "/") + ".py")).read_text("utf-8"))
+
+
+def classes_of(module: str) -> list[ast.ClassDef]:
+    return [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.ClassDef)]
+
+
+def imported(module: str) -> set[str]:
+    """Names that come from what is compiled."""
+    imports = [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.ImportFrom)]
+    return {alias.name for node in imports if node.module in native.MODULES for alias in node.names}
+
+
+def bases_of(node: ast.ClassDef) -> set[str]:
+    """By their last names: `Generic` of `typing.Generic[T]`."""
+    plain = (base.value if isinstance(base, ast.Subscript) else base for base in node.bases)
+    return {base.attr if isinstance(base, ast.Attribute) else ast.unparse(base) for base in plain}
+
+
+def test_classes_are_such_as_mypyc_takes() -> None:
+    """Of what is built in it derives classes from these only: others are known when everything is compiled."""
+    taken = {"object", "Exception", "LookupError", "IndexError", "Warning", "UserWarning", "ValueError"}
+    refused = [
+        f"{module}.{node.name}: {base}"
+        for module in native.MODULES
+        for node in classes_of(module)
+        for base in bases_of(node) & set(dir(builtins)) - taken
+    ]
+    assert refused == []
+
+
+def test_compiled_classes_have_compiled_subclasses_only() -> None:
+    """mypyc refuses others when they are made: at the start. What is no class of its own kind does not count."""
+    own_kinds = {"NamedTuple", "Protocol", "TypedDict", "Enum", "Struct", "Generic"}
+    folders = [native.root() / package for package in ("indexer", "scorer", "router")]
+    files = [path.relative_to(native.root()) for folder in folders for path in folder.rglob("*.py")]
+    modules = {".".join(path.with_suffix("").parts) for path in files} - set(native.MODULES)
+    compiled = {node.name for module in native.MODULES for node in classes_of(module) if not bases_of(node) & own_kinds}
+    assert compiled > {"Core", "Fleet", "Upstream"}
+    strange = [
+        f"{module}.{node.name}"
+        for module in modules
+        for node in classes_of(module)
+        if bases_of(node) & compiled & imported(module)
+    ]
+    assert strange == []
 
 
 def test_what_lies_beside_the_sources(tmp_path: Path) -> None:
