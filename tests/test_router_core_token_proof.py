@@ -14,8 +14,8 @@ from router.config.settings import Config
 from router.core.decision import Core
 from router.core.demand import Demand, Placement
 from router.core.fleet import Pod, Rank, RankId
-from router.core.token_proof import Doubt
-from router.core.token_states import Origin, TokenizerState
+from router.core.token_proof import WITNESS_BYTES_MAX, Doubt
+from router.core.token_states import Origin, TokenizerState, Witness
 from router.prompts.prompt import parse
 from router.service import core_settings
 from router.tokens.understanding import shape_of
@@ -122,3 +122,28 @@ def test_wrong_tokens_are_doubted(version: str, twist: Callable[[Tokens], Tokens
     first = next(doubt for doubt in replayed.doubts if doubt.proof)
     assert (first.counts is None) == (twist is one_id)
     assert first.counts is not None or (first.block is not None and first.theirs)
+
+
+def test_kept_bodies_are_bounded() -> None:
+    """Over 16 MiB a request is judged without its body; what is judged lets go of its own, and makes room."""
+    replayed = Replay(small_recording("vllm-0.32.0-hybrid"), as_it_was)
+    core, bodies = replayed.core, WITNESS_BYTES_MAX // 3
+
+    def answered() -> Placement:
+        tokens = np.arange(64, dtype=np.uint32)
+        origin = Origin(replayed.state, shape_of(PLAIN), MODEL, None, None)
+        grain = replayed.recorded.block_size
+        demand = Demand(MODEL, 64, keys={grain: core.space.chain(tokens, grain)}, origin=origin)
+        holders = core.look_up(demand, None, replayed.now)
+        placed = core.route(demand, holders, frozenset(), replayed.now, Witness("/v1/completions", bytes(bodies)))
+        core.first_byte(placed, False, replayed.now)
+        core.finish(placed, counted(64, 0), replayed.now)
+        return placed
+
+    kept = [answered().witness is not None for _ in range(5)]
+    assert kept == [True, True, True, False, False]
+    assert (core.proof.witness_bytes, core.proof.waiting) == (3 * bodies, 5)
+    replayed.now += 60.0
+    core.proof.judge(replayed.now)
+    assert (core.proof.witness_bytes, core.proof.waiting) == (0, 0)
+    assert answered().witness is not None
