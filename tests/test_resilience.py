@@ -152,6 +152,14 @@ async def test_a_query_of_death(warm: bool) -> None:
         assert sum(posts) == 2 + warm
 
 
+@pytest.mark.parametrize("status", [201, 202, 302, 307, 308, 400])
+@pytest.mark.parametrize("name", [b"Location", b"Content-Location"])
+async def test_no_answer_says_where_its_pod_is(status: int, name: bytes) -> None:
+    """Neither of what was made there, nor of where else to ask."""
+    async with house(says(status, b"{}", name + b": HTTP://10.0.0.1:8000/v1/x?y=1")) as here:
+        assert (await here.ask()).headers[name.lower()] == b"/v1/x?y=1"
+
+
 async def test_an_old_connection_costs_nothing_after_a_break() -> None:
     """One pod breaks of a request; the next one is about to close what it kept: it is asked anew, once, and serves."""
     word = "last"

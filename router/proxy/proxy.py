@@ -31,6 +31,7 @@ from router.upstream.replies import NOT_FORWARDED
 _TRAILERS = "http.response.trailers"
 _PLACES = frozenset((b"location", b"content-location"))
 _AUTHORITY = re.compile(rb"[^/?#]*")
+_OK = 200
 _NO_LENGTH_STATUSES = (204, 304)  # without a body, and servers would wait for one of the length that is said
 
 
@@ -320,7 +321,7 @@ def _start(response: Response, ours: Headers, send_trailers: bool) -> Message:
     names = [name for name, _ in ours]
     headers = [field for field in response.headers if field[0] not in names]
     headers += ours
-    if 300 <= response.status < 400:
+    if response.status != _OK:  # of what is made, and where else to look
         headers = [(name, _here(value) if name in _PLACES else value) for name, value in headers]
     if response.status in _NO_LENGTH_STATUSES:
         headers = [field for field in headers if field[0] != b"content-length"]
