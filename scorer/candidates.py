@@ -28,7 +28,7 @@ class Candidate(NamedTuple):
     prefill_tokens: int  # promised, not yet computed
     backlog_s: float  # until a prefill that comes now could start
     token_s: float  # of prefill, for each token that is to be computed
-    evicted: int = 0  # cached tokens that the pod must give up to take this request; 0 if its room is not known
+    evicted: int  # cached tokens that the pod must give up to take this request; 0 if its room is not known
 
 
 @dataclass(slots=True)

@@ -127,6 +127,7 @@ def test_a_feed_says_that_it_is_not_whole_and_reads_its_history_when_there_is_ro
     for number, payload in enumerate(history):
         feed.frame(number, payload, 0.0)
     assert feed.reasons == [FULL] and feed.mend(1.0) is None
+    assert feed.counts.refused == 120 - feed.counts.stored > 0
     history.append(_batch(3, ["BlockRemoved", [*range(100, 160), *range(200, 236)], "GPU"]))
     feed.frame(3, history[3], 1.0)
     while index.refill() or index.sweep():

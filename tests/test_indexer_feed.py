@@ -23,7 +23,7 @@ from indexer.feed import (
 from indexer.feed_counts import FeedCounts
 from indexer.index import Holding, PrefixIndex
 from indexer.match import Hit
-from indexer.trust import LATE_BLOCKS
+from indexer.trust import LATE_BLOCKS, PROOFS
 
 SPACE = KeySpace(0x5EED)
 _CLEARED = ["AllBlocksCleared"]
@@ -290,11 +290,13 @@ def test_what_is_not_known_of_a_pod_is_said() -> None:
 
 
 def test_while_it_is_disputed_who_speaks_nobody_is_asked() -> None:
-    """A replay would be of one of them, and it is not known of which."""
-    feed, _ = _feed()
+    """A replay would be of one of them, and it is not known of which; nor is anything believed that comes."""
+    feed, index = _feed()
     feed.frame(0, _batch(1.0), 0.0)
     feed.dispute()
     assert feed.connected(1.0) is None and not feed.replaying and feed.reasons == [DISPUTED]
+    feed.frame(1, _batch(2.0, _stored([1])), 1.0)
+    assert _held(index, [1]) == 0
     feed.unlearn()
     assert feed.mend(1.0) is None and not feed.replaying
 
@@ -391,3 +393,58 @@ def test_what_may_have_come_late_is_no_error() -> None:
         for _ in range(20):
             feed.counted(100, 100 - error)
         assert feed.state == state
+
+
+def test_a_rank_is_known_from_the_newest_batch_that_tells_it() -> None:
+    """Versions that do not tell it leave it as it was."""
+    feed, _ = _feed()
+    feed.frame(0, msgspec.msgpack.encode([0.0, [], 3]), 0.0)
+    feed.frame(1, msgspec.msgpack.encode([1.0, []]), 0.0)
+    assert feed.rank == 3
+
+
+def test_ordinary_events_do_not_end_a_row_of_proofs() -> None:
+    """A pod whose oldest history is gone is exact again once so many of its reports in a row were foretold."""
+    feed, index = _feed()
+    feed.frame(9, _batch(9.0), 0.0)
+    feed.replayed(8, _batch(8.0, _stored([1, 2, 3])), 0.0)
+    assert feed.reasons == [TRUNCATED]
+    for number in range(PROOFS):
+        assert feed.state == "degraded"
+        feed.frame(10 + number, _batch(10.0 + number, _stored([100 + number]), _removed(100 + number)), 0.0)
+        feed.reported(Hit(3, 3), 5, 3, 1)
+    assert feed.state == "exact" and _held(index, [1, 2, 3]) == 3
+
+
+def test_the_groups_of_a_pod_outlive_its_blocks() -> None:
+    """What is forgotten is read anew, of the same pod; only one that was started anew may have others."""
+    feed, index = _feed()
+    window = {"block_size": 1, "token_ids": [1, 2, 3], "group_idx": 1, "kv_cache_spec_kind": "sliding_window"}
+    whole = {"type": "BlockStored", "block_hashes": [1, 2, 3], "parent_block_hash": None, "lora_id": None}
+    events = [
+        whole | window | {"group_idx": 0, "kv_cache_spec_kind": "full_attention"},
+        whole | window | {"kv_cache_spec_sliding_window": 2},
+    ]
+    feed.frame(0, _batch(0.0, *events), 0.0)
+    assert feed.counts.ignored == 3
+
+    def is_hybrid() -> bool:
+        groups = index.groups("pod")
+        return groups is not None and groups.hybrid
+
+    for forget in (feed.forget, feed.unlearn, feed.reread):
+        forget()
+        assert is_hybrid()
+    feed.frame(0, _batch(9.0, _stored([1])), 0.0)
+    assert not is_hybrid()
+
+
+def test_a_guess_at_the_groups_takes_proofs() -> None:
+    """A kind that we do not know hides what its hits hang on; of another pod, nothing is guessed any more."""
+    feed, _ = _feed()
+    odd = {"type": "BlockStored", "block_hashes": [1], "parent_block_hash": None, "lora_id": None, "token_ids": [1]}
+    odd |= {"block_size": 1, "group_idx": 1, "kv_cache_spec_kind": "something_new"}
+    feed.frame(0, _batch(0.0, odd), 0.0)
+    assert UNPROVEN in feed.reasons
+    feed.frame(0, _batch(9.0, _stored([1])), 0.0)
+    assert feed.state == "exact"

@@ -367,3 +367,38 @@ def test_a_chunk_without_room_leaves_nothing_behind() -> None:
     assert index.apply("p", BlockRemoved([1])).removed == 1
     assert index.blocks == 0
     assert index.apply("p", AllBlocksCleared(tier)).kept == 0
+
+
+def test_a_row_of_right_predictions_shows_that_the_lower_tiers_were_kept() -> None:
+    """With what they hold, all was foretold: what is known is enough."""
+    pod = _offloaded()
+    for _ in range(PROOFS):
+        assert pod.feed.reasons == [KEPT]
+        pod.feed.counted(24, 24)
+    assert pod.feed.state == "exact" and pod.hit().cpu == 6
+
+
+def test_a_report_that_does_not_hang_on_the_lower_tiers_shows_nothing_of_them() -> None:
+    """The own cache had all that was reused."""
+    pod = _offloaded()
+    pod.say(_stored([31, 32], None, PROMPT[:8] + 700))
+    pod.feed.reported(Hit(2, 2, near=2, lower=((0, 1),)), 12, 8, SIZE)
+    assert pod.feed.reasons == [KEPT] and pod.hit().cpu == 6
+
+
+def test_what_a_report_shows_in_between_is_for_the_rule_alone() -> None:
+    """More than the own cache had, and less than all: some of it was given up since, which is no sign of a clear."""
+    pod = _offloaded()
+    pod.report(12)
+    assert pod.feed.reasons == [KEPT] and pod.hit().cpu == 6
+
+
+def test_how_long_a_tier_is_silent_is_counted_from_its_first_store() -> None:
+    """Not from the start of the gateway."""
+    pod = _Pod()
+    pod.say(_stored(HASHES), now=5_000.0)
+    for now in (5_000.0, 5_000.0 + UNTOLD_S):
+        pod.say(_stored([901], None, PROMPT[:16] + 900, "cpu", 16), now=now)
+        assert pod.feed.state == "exact"
+    pod.say(_stored([902], None, PROMPT[:16] + 950, "cpu", 16), now=5_001.0 + UNTOLD_S)
+    assert pod.feed.reasons == [UNTOLD]

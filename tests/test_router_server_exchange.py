@@ -237,12 +237,14 @@ def test_an_answer_that_has_begun_is_not_interrupted() -> None:
 
 
 def test_a_known_length_is_kept() -> None:
+    """A short answer goes out as one write."""
     exchange, carrier = _says(_start((b"content-length", b"3"), (b"x-a", b"b")), _piece(b"abc"))
     assert carrier.wire.writes == [b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nx-a: b\r\n\r\nabc"]
     assert exchange.complete and exchange.delimited and exchange.keep_alive
 
 
 def test_without_a_length_there_are_chunks() -> None:
+    """An empty piece is none: it would end the body."""
     exchange, carrier = _says(_start(), _piece(b"abc", more=True), _piece(b"", more=True), _piece(b"x" * 17))
     assert carrier.said == (
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n11\r\n" + b"x" * 17 + b"\r\n0\r\n\r\n"
@@ -251,12 +253,14 @@ def test_without_a_length_there_are_chunks() -> None:
 
 
 def test_for_an_old_client_the_connection_ends_the_body() -> None:
+    """HTTP/1.0 has no chunks."""
     exchange, carrier = _says(_start(), _piece(b"abc"), modern=False)
     assert carrier.said == b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabc"
     assert not exchange.delimited and not exchange.keep_alive
 
 
 def test_an_old_client_is_kept_where_a_length_is_known() -> None:
+    """If it wishes so."""
     exchange, carrier = _says(_start((b"content-length", b"1")), _piece(b"a"), modern=False)
     assert exchange.keep_alive and _head_of(carrier) == [b"HTTP/1.1 200 OK", b"content-length: 1"]
 
@@ -271,6 +275,7 @@ def test_a_status_without_a_body(status: int) -> None:
 
 
 def test_a_head_alone() -> None:
+    """It is that of the answer with its body."""
     exchange, carrier = _says(_start((b"content-length", b"3")), _piece(b"abc"), method="HEAD")
     assert carrier.said == b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n" and exchange.keep_alive
 
@@ -289,6 +294,7 @@ def test_the_framing_is_ours() -> None:
 
 @pytest.mark.parametrize("how", [{"keep_alive": False}, {"is_leaving": True}])
 def test_a_connection_that_ends_says_so(how: dict[str, bool]) -> None:
+    """Be it by the client's wish, or by ours."""
     exchange, carrier = _says(_start((b"content-length", b"0")), _piece(b""), **how)
     assert not exchange.keep_alive and _head_of(carrier)[-1] == b"connection: close"
 
@@ -317,7 +323,15 @@ def test_nothing_is_out_before_the_first_piece() -> None:
 # --- the response's body
 
 
-@pytest.mark.parametrize("pieces", [(_piece(b"abcd"),), (_piece(b"ab"),), (_piece(b"ab", more=True), _piece(b"cd"))])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (_piece(b"abcd"),),
+        (_piece(b"abcd", more=True),),
+        (_piece(b"ab"),),
+        (_piece(b"ab", more=True), _piece(b"cd")),
+    ],
+)
 def test_a_body_of_another_length_than_was_said(pieces: tuple[dict[str, Any], ...]) -> None:
     """The client would take the rest for the next answer, or wait for ever."""
     with pytest.raises(RuntimeError, match="not as long"):
@@ -325,6 +339,7 @@ def test_a_body_of_another_length_than_was_said(pieces: tuple[dict[str, Any], ..
 
 
 def test_a_body_of_the_length_that_was_said_in_pieces() -> None:
+    """They count together."""
     exchange, carrier = _says(_start((b"content-length", b"3")), _piece(b"ab", more=True), _piece(b"c"))
     assert exchange.complete and carrier.said.endswith(b"\r\n\r\nabc")
 
@@ -338,6 +353,7 @@ def test_a_body_of_the_length_that_was_said_in_pieces() -> None:
     ],
 )
 def test_large_pieces_are_not_copied(messages: tuple[dict[str, Any], ...], framed: list[bytes]) -> None:
+    """They go out beside their framing."""
     _, carrier = _says(*messages)
     assert carrier.wire.writes[1:] == framed
     assert carrier.wire.writes[0].endswith(b"\r\n\r\n" if len(framed) == 1 else b"\r\n\r\n%x\r\n" % len(_LARGE))
@@ -353,6 +369,7 @@ def test_pieces_up_to_a_bound_go_out_as_one_write() -> None:
 
 
 def test_who_says_something_out_of_turn_is_told() -> None:
+    """It would be taken for something else by the client."""
     trailers = {"type": "http.response.trailers", "headers": []}
     begun, promised = _start(), (_start(trailers=True), _piece(b""))
     for messages in (
@@ -374,6 +391,7 @@ def test_what_is_left_out_is_nothing_more() -> None:
 
 
 def test_a_client_that_does_not_read_is_waited_for() -> None:
+    """One that reads is not."""
     exchange, carrier = _exchange()
     carrier.write_paused = True
     asyncio.run(exchange.send(_start()))
@@ -384,6 +402,7 @@ def test_a_client_that_does_not_read_is_waited_for() -> None:
 
 
 def test_a_client_that_has_left() -> None:
+    """Whoever answers it finds out."""
     exchange, _ = _exchange()
     exchange.lost()
     with pytest.raises(ClientDisconnected):
@@ -409,6 +428,7 @@ def test_trailers_of_a_body_without_chunks() -> None:
 
 @pytest.mark.parametrize("value", [b"a\nb", b"a\rb", b"a\r\nx-evil: 1", b"a\0b"])
 def test_a_trailer_can_not_end_its_line(value: bytes) -> None:
+    """What stands behind it would be a trailer, or an answer, of its own."""
     trailers = {"type": "http.response.trailers", "headers": [(b"x-a", value)]}
     with pytest.raises(ValueError, match="line break or a zero"):
         _says(_start(trailers=True), _piece(b""), trailers)
@@ -422,6 +442,7 @@ def _pushed(exchange: Exchange, take: Callable[[], bytes] = lambda: b"abc") -> b
 
 
 def test_a_piece_is_pushed() -> None:
+    """At once, and more may come."""
     exchange, carrier = _says(_start())
     assert _pushed(exchange) == b"abc" and carrier.said.endswith(b"3\r\nabc\r\n") and not exchange.complete
 

@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
-from scorer.candidates import Candidate
+from scorer.candidates import Candidate, by_column
 from scorer.pick import pick, scored
 from scorer.policies import POLICIES, PolicyName, Settings
-from tests.fakes.candidates import TOKEN_S, a_candidate
+from tests.fakes.candidates import TOKEN_S, TOKENS, a_candidate
 
 
 def _best(candidates: list[Candidate], policy: PolicyName = "predicted-ttft", turn: int = 0) -> int:
@@ -138,3 +138,83 @@ def test_one_candidate_is_picked() -> None:
     """However loaded: somebody must."""
     for policy in POLICIES:
         assert _best([a_candidate(0, backlog_s=900.0, requests=999)], policy, turn=7) == 0
+
+
+def _prices(candidates: list[Candidate], policy: PolicyName, beta: float = 1.0) -> list[float]:
+    return list(pick(candidates, Settings(policy, beta), 0).prices)
+
+
+def test_a_price_is_the_wait_and_the_work() -> None:
+    """Seconds: the backlog; the steps of requests in flight; what is computed, for the request itself and, by beta, for
+    the fleet; and by half what others lose who must give up their blocks."""
+    candidates = [
+        a_candidate(0, 3000, worth=2000.0, requests=5, backlog_s=0.25, token_s=0.001),
+        a_candidate(1, 3000, worth=2000.0, requests=5, backlog_s=0.25, token_s=0.001, evicted=400),
+        a_candidate(2, 3000, worth=2000.0, token_s=0.001, evicted=5000),
+    ]
+    computed_s = (TOKENS - 2000) * 0.001
+    assert _prices(candidates, "predicted-ttft", beta=3.0) == pytest.approx(
+        [0.25 + 5 * 0.002 + 4 * computed_s, 0.25 + 5 * 0.002 + 4 * computed_s + 0.5 * 0.4, 4 * computed_s + 0.5 * 5.0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("room", "lost_tokens"), [(9000.0, 0), (8000.0, 0), (7999.0, 0), (5000.0, 0), (4999.0, 1), (0.0, 5000)]
+)
+def test_only_what_has_no_room_pushes_others_out(room: float, lost_tokens: int) -> None:
+    """The matched blocks are there already."""
+    columns = by_column([a_candidate(0, 3000, token_s=0.001)])
+    columns.rooms[0] = room
+    picked = pick(columns, Settings(beta=0.0), 0)
+    assert picked.prices == pytest.approx([5000 * 0.001 + 0.5 * lost_tokens * 0.001])
+    assert picked.best.evicted == lost_tokens
+
+
+def test_a_weighted_price() -> None:
+    """Three fifths are the share that is not matched, two the load beside the busiest; none of it may be divided by
+    nothing."""
+    candidates = [a_candidate(0, 8000, 4000.0, requests=4), a_candidate(1, 0, requests=1), a_candidate(2)]
+    assert _prices(candidates, "weighted") == pytest.approx([1 - 0.3, 1 - 0.3, 1 - 0.4])
+    assert _prices([a_candidate(0)], "weighted") == pytest.approx([0.6])
+    nothing = a_candidate(0)._replace(tokens=0)
+    assert _prices([nothing], "weighted") == pytest.approx([0.6])
+    one = a_candidate(0, 1, requests=1)._replace(tokens=1)
+    assert _prices([one], "weighted") == pytest.approx([0.4])
+
+
+def test_the_price_of_load() -> None:
+    """Requests in flight, and the seconds of their prefill."""
+    candidates = [a_candidate(0, requests=3, prefill_tokens=500, token_s=0.01), a_candidate(1, requests=2)]
+    assert _prices(candidates, "least-load") == pytest.approx([8.0, 2.0])
+
+
+def test_a_pod_that_starts_is_dearer() -> None:
+    """By its factor, whatever it holds."""
+    candidates = [a_candidate(0, 4000), a_candidate(1, 4000)]
+    plain = _prices(candidates, "predicted-ttft")
+    picked = pick(candidates, Settings(), 0, slowness=[5.0, 1.0])
+    assert picked.best.number == 1 and picked.prices == pytest.approx([5 * plain[0], plain[1]])
+
+
+def test_prices_next_to_nothing_are_alike() -> None:
+    """A millisecond decides nothing; anything more does."""
+    for backlog_s, numbers in ((0.001, {0, 1}), (0.0011, {0})):
+        candidates = [a_candidate(0, TOKENS), a_candidate(1, TOKENS, backlog_s=backlog_s)]
+        assert {_best(candidates, turn=turn) for turn in range(4)} == numbers
+
+
+def test_of_pods_that_are_alike_the_longest_match_and_the_fewest_requests_count() -> None:
+    """In this order; and only of those that are alike."""
+    idle = a_candidate(0, 7990, requests=0)
+    assert _best([idle, a_candidate(1, 7996, requests=1), a_candidate(2, 7996, requests=2)]) == 1
+    assert {_best([a_candidate(0, requests=1), a_candidate(1), a_candidate(2)], turn=turn) for turn in range(4)} == {
+        1,
+        2,
+    }
+
+
+def test_a_score_is_the_share_of_the_best_price() -> None:
+    """Half for twice the price, as far as a millisecond does not matter."""
+    candidates = [a_candidate(0, backlog_s=1.0), a_candidate(1, backlog_s=4.0)]
+    scores = [one.score for one in scored(pick(candidates, Settings(beta=0.0), 0))]
+    assert scores == pytest.approx([1.0, 2.001 / 5.001])
