@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from router.config.upstream import PodKeyConfig, PodTlsConfig
 from router.config.values import (
@@ -111,11 +112,48 @@ class FileConfig(Section):
 class DnsConfig(Section):
     """A name with one address for each pod, as a headless Service has."""
 
-    name: str = Field(min_length=1, max_length=253, description="Host name: its A and AAAA records are the pods.")
-    port: PortNumber = Field(default=8000, description="Port of their HTTP servers.")
-    events_port: PortNumber | None = Field(default=5557, description="Port of their KV-event feeds. null: none.")
+    name: str = Field(
+        min_length=1,
+        max_length=253,
+        description="Host name: its A and AAAA records are the pods. With a leading underscore "
+        "(`_http._tcp.vllm.default.svc.cluster.local`): its SRV records are, with their ports.",
+    )
+    port: PortNumber = Field(default=8000, description="Port of their HTTP servers, where no SRV record says it.")
+    events_port: PortNumber | None = Field(
+        default=5557, description="Port of their KV-event feeds (of further servers of one address, one more each)."
+    )
     replay_port: PortNumber | None = Field(default=5558, description="Port of their replay sockets. null: none.")
-    interval: Seconds = Field(default=5.0, gt=0, le=3600, description="Between two looks at the name.")
+    interval: Seconds = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="Between two looks at the name; records that may be kept for less long are looked at sooner.",
+    )
+    timeout: Seconds = Field(default=5.0, gt=0, le=60, description="For an answer, of whichever nameserver.")
+    nameserver: str | None = Field(
+        default=None, description="IP address or IP:port ([IPv6]:port) that is asked. null: those of /etc/resolv.conf."
+    )
+
+    @field_validator("nameserver")
+    @classmethod
+    def _is_address(cls, text: str | None) -> str | None:
+        if text is not None:
+            nameserver_of(text)
+        return text
+
+
+def nameserver_of(text: str) -> tuple[str, int]:
+    """The address and port of `nameserver`; ValueError where it is none."""
+    host, port = text, "53"
+    if text.startswith("["):
+        host, end, rest = text[1:].partition("]")
+        port = (rest.removeprefix(":") if rest else port) if end else ""
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    ipaddress.ip_address(host)
+    if not port.isdigit() or not 0 < int(port) <= PORT_MAX:
+        raise ValueError(f"{port!r} is not a port")
+    return host, int(port)
 
 
 class KubernetesConfig(Section):

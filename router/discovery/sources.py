@@ -6,7 +6,6 @@ import asyncio
 from typing import NamedTuple
 
 from router.config.fleet import DiscoveryConfig, StaticPod
-from router.discovery.dns import DnsSource
 from router.discovery.file import FileSource
 from router.discovery.found import Change, FoundPod, Joins, PodSource, Roster
 from router.discovery.kubernetes import KubernetesSource
@@ -21,6 +20,8 @@ def sources_of(given: DiscoveryConfig) -> list[PodSource]:
     if given.file is not None:
         sources.append(FileSource(given.file.path, given.file.interval))
     if given.dns is not None:
+        from router.discovery.dns import DnsSource  # only who has a name needs a resolver
+
         sources.append(DnsSource(given.dns))
     if given.kubernetes is not None:
         sources.append(KubernetesSource(given.kubernetes, api_of(given.kubernetes)))
