@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from indexer.blocks import KeySpace
@@ -16,8 +16,10 @@ from router.config.settings import Config
 from router.core.breaker import BreakerLimits
 from router.core.decision import Core
 from router.core.settings import Bounds, CoreSettings, IndexSettings
+from router.discovery.kubernetes_api import api_of
 from router.discovery.pods import Pods
 from router.errors import ConfigError
+from router.handover.deletion_cost import DeletionCosts
 from router.handover.handover import Handover
 from router.metrics import Metrics
 from router.proxy.proxy import Proxy
@@ -89,7 +91,7 @@ class Service:
             await self._drain_as(self.peers)
         self.started = True
         loop = asyncio.get_running_loop()
-        works = (self._housekeeping(), self.encoder.parity.run(), self.encoder.remote.run())
+        works = (self._housekeeping(), self.encoder.parity.run(), self.encoder.remote.run(), *self._deletion_costs())
         tasks = [loop.create_task(work) for work in works]
         try:
             yield
@@ -107,6 +109,13 @@ class Service:
             if self.peers is not None:
                 await self.peers.aclose()
             await self.upstreams.aclose()
+
+    def _deletion_costs(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What keeps them up to date, where that is asked for."""
+        given = self.config.discovery.kubernetes
+        if given is not None and given.deletion_cost > 0:
+            pods, recent = self.pods, self.handover.recent
+            yield DeletionCosts(self.core, recent, api_of(given), lambda: pods.objects, given.deletion_cost).run()
 
     def request_id(self) -> bytes:
         """A new request id: unique among all gateways' by chance, in this one by counting."""

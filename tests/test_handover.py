@@ -23,6 +23,14 @@ def chat(number: int, **more: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [system, {"role": "user", "content": "Who?"}], "max_tokens": 2, **more}
 
 
+def at(each: PodProcess, **more: Any) -> dict[str, Any]:
+    """A Pod with this server in it."""
+    http, events, replay = each.ports[:3]
+    notes = {"port": http, "events-port": events, "replay-port": replay}
+    given = {f"warmroute.io/{name}": str(port) for name, port in notes.items()}
+    return pod(each.name, "127.0.0.1", annotations=given, **more)
+
+
 async def ask(served: GatewayProcess, body: dict[str, Any]) -> tuple[str, int]:
     """The pod, and how many tokens it had cached."""
     async with httpx.AsyncClient(**PLAIN) as client:
@@ -84,13 +92,6 @@ async def test_a_pod_that_kubernetes_ends_hands_over(tmp_path: Path) -> None:
     fleet = [PodProcess(f"pod-{number}") for number in range(2)]
     with pods(*fleet), contextlib.ExitStack() as stack:
         async with kube_peer() as api:
-
-            def at(each: PodProcess, **more: Any) -> dict[str, Any]:
-                http, events, replay = each.ports[:3]
-                notes = {"port": http, "events-port": events, "replay-port": replay}
-                given = {f"warmroute.io/{name}": str(port) for name, port in notes.items()}
-                return pod(each.name, "127.0.0.1", annotations=given, **more)
-
             for each in fleet:
                 api.put(at(each))
             found = {"kubernetes": {"api": api.address, "namespace": "inference", "selector": "app=vllm"}}
@@ -101,3 +102,26 @@ async def test_a_pod_that_kubernetes_ends_hands_over(tmp_path: Path) -> None:
             await eventually(lambda: served.metric('warmroute_handover_prompts_total{result="done"}') == 1)
             other, cached = await ask(served, chat(1))
             assert other != home and cached > 200
+
+
+async def test_kubernetes_is_told_what_pods_cost(tmp_path: Path) -> None:
+    """Where it is asked for, each Pod is annotated; while the Role forbids it, that is said, and all else goes on."""
+    fleet = [PodProcess(f"pod-{number}") for number in range(2)]
+    with pods(*fleet), contextlib.ExitStack() as stack:
+        async with kube_peer() as api:
+            for each in fleet:
+                api.put(at(each))
+            api.read_only = True
+            found = {"api": api.address, "namespace": "inference", "selector": "app=vllm", "deletion_cost": 1}
+            served = await asyncio.to_thread(
+                stack.enter_context, gateway(tmp_path, [], discovery={"kubernetes": found})
+            )  # fmt: skip
+            home, _ = await ask(served, chat(1))
+            await eventually(lambda: "has to allow patch of pods" in served.logged())
+            api.read_only = False
+            await eventually(lambda: {"pod-0", "pod-1"} <= set(api.patched))
+            name = "controller.kubernetes.io/pod-deletion-cost"
+            costs = {each["metadata"]["name"]: int(each["metadata"]["annotations"][name]) for each in api.pods.values()}
+            other = next(pod_name for pod_name in costs if pod_name != home)
+            assert costs[home] > 200 and costs[other] == 0
+            assert served.logged().count("has to allow patch of pods") == 1

@@ -186,6 +186,13 @@ class KubernetesConfig(Section):
     events_port: PortNumber | None = Field(default=5557, description="Port of the KV-event feeds. null: none.")
     replay_port: PortNumber | None = Field(default=5558, description="Port of the replay sockets. null: none.")
     scheme: Literal["http", "https"] = Field(default="http", description="How pods are spoken to, likewise.")
+    deletion_cost: Seconds = Field(
+        default=0.0,
+        ge=0,
+        le=86400,
+        description="Between two updates of `controller.kubernetes.io/pod-deletion-cost`, so that those go first whose "
+        "loss costs least (`/scale-in`). Needs `patch` of pods. 0: never.",
+    )
     kubeconfig: str | None = Field(
         default=None, min_length=1, description="File. null: in-cluster, else ~/.kube/config."
     )

@@ -117,6 +117,10 @@ class Roster:
             counts[source] = counts.get(source, 0) + 1
         return counts
 
+    def names(self, source: str) -> dict[str, str]:
+        """What the pods of a source, by their uids, are called in the fleet."""
+        return {uid: self._entries[address].name for (of, uid), address in self._addresses.items() if of == source}
+
     def apply(self, source: str, changes: Iterable[Change]) -> list[Step]:
         """What follows of what a source says, in order."""
         steps: list[Step] = []

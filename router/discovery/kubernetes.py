@@ -58,6 +58,7 @@ class KubernetesSource:
         self._sleep = sleep
         self._random = rng or random.Random()
         self._known: dict[str, dict[str, FoundPod]] = {}  # by the Pod's uid, the servers in it
+        self.objects: dict[str, str] = {}  # the name of each Pod, by its uid
         self._version = ""
         self._choice = Choice(given.selector or "")
         self.trouble: str | None = None
@@ -118,6 +119,7 @@ class KubernetesSource:
             if not more:
                 break
             query = {"labelSelector": selector, "limit": str(_PAGE), "continue": more}
+        self.objects = {uid: name for uid, name in self.objects.items() if uid in now}
         changes = difference(_flat(self._known), _flat(now))
         self._known, self._version = now, version
         self.synced = True
@@ -170,11 +172,14 @@ class KubernetesSource:
         now = {} if kind == "DELETED" else self._servers(thing)
         if kind != "DELETED":
             self._known[uid] = now
+        else:
+            self.objects.pop(uid, None)
         return difference(before, now)
 
     # --- both
 
     def _servers(self, pod: dict[str, Any]) -> dict[str, FoundPod]:
+        self.objects[pod["metadata"]["uid"]] = pod["metadata"]["name"]
         try:
             return {found.uid: found for found in servers_of(pod, self._ports)}
         except NotAServer as why:

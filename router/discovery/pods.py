@@ -22,6 +22,7 @@ from router.config.settings import Config
 from router.core.decision import Core
 from router.core.fleet import Pod, Rank, RankId
 from router.discovery.found import Joins, Leaves, PodSource, Roster, Step
+from router.discovery.kubernetes import KubernetesSource
 from router.discovery.prober import Prober
 from router.discovery.sources import STATIC, by_hand, sources_of
 from router.events.bound_endpoint import BoundEndpoint, BoundLimits
@@ -260,6 +261,17 @@ class Pods(Collector):
     def troubles(self) -> list[str]:
         """Of sources that can't tell, or know of no pod: why, in words."""
         return [f"discovery.{source.name}: {source.trouble}" for source in self._sources if source.trouble is not None]
+
+    @property
+    def objects(self) -> dict[str, str]:
+        """Of pods that Kubernetes knows, the names of their Pod objects."""
+        return {
+            name: source.objects[of]
+            for source in self._sources
+            if isinstance(source, KubernetesSource)
+            for uid, name in self._roster.names(source.name).items()
+            if (of := uid.partition("/")[0]) in source.objects
+        }
 
     @property
     def known(self) -> dict[str, int]:

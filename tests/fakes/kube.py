@@ -47,6 +47,8 @@ class KubePeer:
         self.version = 100
         self.token: str | None = None
         self.forbidden = False
+        self.read_only = False
+        self.patched: list[str] = []
         self.page = 2
         self.oldest = 0  # history before this is compacted
         self.history: list[tuple[int, dict[str, Any]]] = []
@@ -121,14 +123,17 @@ class KubePeer:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                await self._answer(head, writer)
+                length = next(
+                    (int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:")), 0
+                )
+                await self._answer(head, await reader.readexactly(length), writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)
             writer.close()
 
-    async def _answer(self, head: str, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, head: str, body: bytes, writer: asyncio.StreamWriter) -> None:
         parts = urlsplit(head.split(" ")[1])
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         self.asked.append((parts.path, query))
@@ -149,9 +154,22 @@ class KubePeer:
             return await self._say_json(writer, 200, self.things[parts.path])
         if kind != "pods":
             return await self._say_status(writer, 404, "not found")
+        if head.startswith("PATCH "):
+            return await self._patch(name, json.loads(body), writer)
         if "watch" in query:
             return await self._watch(query, writer)
         return await self._list(query, writer)
+
+    async def _patch(self, name: str, patch: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        if self.read_only:
+            return await self._say_status(writer, 403, f'pods "{name}" is forbidden: User "gateway" cannot patch')
+        thing = next((each for each in self.pods.values() if each["metadata"]["name"] == name), None)
+        if thing is None:
+            return await self._say_status(writer, 404, f'pods "{name}" not found')
+        self.patched.append(name)
+        thing["metadata"].setdefault("annotations", {}).update(patch["metadata"]["annotations"])
+        self.put(thing)
+        return await self._say_json(writer, 200, thing)
 
     async def _list(self, query: dict[str, str], writer: asyncio.StreamWriter) -> None:
         chosen = [thing for thing in self.pods.values() if _fits(thing, query.get("labelSelector", ""))]
