@@ -6,7 +6,8 @@ The decisions are those of the gateway (`Core` and `Board`, one for each worker)
 one after the other at a fixed speed, a cache of blocks that forgets the least recently used, events after a moment.
 Time is simulated. Every request goes to a worker by chance, as connections do. `chats`: conversations that grow, think
 time between turns. `bursts`: many questions about one new document, all within a moment. Shared is the load in flight
-alone, or (`both`) where prompts were sent that no pod held, too; as old as is said.
+alone, or (`both`) where prompts were sent that no pod held, too; as old as is said. `hosts`: each worker is on a host
+of its own, and tells the others by the gateway's own datagrams, of which some are lost.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from router.core.decision import Core
 from router.core.demand import Demand, End
 from router.core.fleet import Pod, Rank, RankId
 from router.service import core_settings
+from router.state.datagrams import Teller, heard
 from scorer.board import Board, row_of
 from scorer.cost import FleetRate, PrefillRate
+from scorer.guests import Guests, OwnRow
 
 BLOCK = 16
 SPEED = 8_000.0  # tokens of prefill a second
@@ -42,6 +45,8 @@ ROW = row_of(64, 16_384)
 SYSTEM, FIRST, TURN, TURNS, THINK_S = 512, 2_000, 600, 6, 8.0  # tokens, and seconds
 DOCUMENT, QUESTION, QUESTIONS, WITHIN_S = 8_000, 200, 16, 0.2
 NOBODY: frozenset[str] = frozenset()
+KEY = b"of all hosts"
+TRAVEL_S, LOST = 0.001, 0.02  # of a datagram between hosts; share of them
 
 Work = Callable[["World", int, float], None]
 
@@ -53,6 +58,7 @@ class Way(NamedTuple):
     workers: int
     look_s: float | None = None
     sendings: bool = True
+    hosts: bool = False  # each worker is on a host of its own: told by datagrams every `look_s`
 
 
 class Reserved(Board):
@@ -95,8 +101,15 @@ class World:
         self.now = 0.0
         self.space = KeySpace(1)
         self.engines = [Engine() for _ in range(pods)]
-        memory = memoryview(bytearray(way.workers * ROW.itemsize))
-        self.cores = [self._core(number, memory, pods) for number in range(way.workers)]
+        if way.hosts:
+            memories = [memoryview(bytearray(way.workers * ROW.itemsize)) for _ in range(way.workers)]
+            self.cores = [self._core(0, memory, pods) for memory in memories]
+            self._tellers = [Teller(KEY, number, 0, 1) for number in range(way.workers)]
+            self._rows = [OwnRow(memory, 0, ROW) for memory in memories]
+            self._guests = [Guests(memory, 1, ROW) for memory in memories]
+        else:
+            memory = memoryview(bytearray(way.workers * ROW.itemsize))
+            self.cores = [self._core(number, memory, pods) for number in range(way.workers)]
         self.ttft_s: list[float] = []
         self.computed = self._count = 0
         self._agenda: list[tuple[float, int, Callable[[], object]]] = []
@@ -105,7 +118,11 @@ class World:
         config = Config.model_validate({"index": {"blocks_max": 1_000_000}, "scoring": {"slow_start": 0}})
         look_s = self.way.look_s
         kind = Board if self.way.sendings else Reserved
-        board = None if look_s is None else kind(memory, self.way.workers, number, ROW, look_s)
+        board = None
+        if look_s is not None and self.way.hosts:
+            board = Board(memory, 1, 0, ROW, guests=self.way.workers - 1)
+        elif look_s is not None:
+            board = kind(memory, self.way.workers, number, ROW, look_s)
         core, fleet = Core(core_settings(config), self.space, board=board), FleetRate(SPEED)
         for place in range(pods):
             pod = Pod(f"pod-{place}", "", healthy=True, block_size=BLOCK, blocks=CACHE_BLOCKS)
@@ -122,9 +139,27 @@ class World:
         heapq.heappush(self._agenda, (time_s, self._count, call))
 
     def run(self) -> None:
+        if self.way.hosts:
+            self.at(0.0, self._exchange)
         while self._agenda:
             self.now, _, call = heapq.heappop(self._agenda)
             call()
+
+    def _exchange(self) -> None:
+        """All tell all others, by datagrams that take `TRAVEL_S` and of which some are lost."""
+        assert self.way.look_s is not None, "they tell each other"
+        for number, (teller, row) in enumerate(zip(self._tellers, self._rows, strict=True)):
+            for data in teller.datagrams(row, self.now):
+                for other, guests in enumerate(self._guests):
+                    if other != number and self.rng.random() >= LOST:
+                        self.at(self.now + TRAVEL_S, lambda guests=guests, data=data: self._hear(guests, data))  # type: ignore[misc]
+        if self._agenda:
+            self.at(self.now + self.way.look_s, self._exchange)
+
+    def _hear(self, guests: Guests, data: bytes) -> None:
+        said = heard(KEY, data)
+        assert said is not None, "its seal is right"
+        guests.hear(said.gateway, said.news, self.now)
 
     def request(self, tokens: Tokens, then: Callable[[], None] | None = None) -> None:
         """One request, now."""
@@ -216,6 +251,7 @@ def ways(workers: int) -> list[Way]:
         Way("nothing shared", workers),
         Way("load only, 5 ms", workers, 0.005, sendings=False),
         *(Way(f"both, {ms} ms", workers, ms / 1e3) for ms in (5, 10, 100)),
+        *(Way(f"hosts, {ms} ms", workers, ms / 1e3, hosts=True) for ms in (10, 20, 50)),
     ]
 
 

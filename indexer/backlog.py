@@ -14,6 +14,7 @@ LARGE = 2048
 removes 16,384 tokens in blocks of 16."""
 PIECE = 512
 """Blocks of a piece: less than a millisecond."""
+_GATE: Iterator[Event] = iter(())
 WAITING_MAX = 1 << 21
 """Blocks that may wait: as many as the largest frame that is received can tell of."""
 
@@ -58,11 +59,13 @@ class Backlog:
     def close(self) -> None:
         """For a moment nothing is to be believed; until `open`, or until all of it is forgotten."""
         self.closed = True
-        self.events.appendleft(iter(()))  # what comes finds that something waits
+        self.events.appendleft(_GATE)  # what comes finds that something waits
 
     def open(self) -> None:
         """What has waited may be believed."""
         self.closed = False
+        if self.events and self.events[0] is _GATE:
+            self.events.popleft()
 
     def clear(self) -> None:
         self.blocks = 0

@@ -29,7 +29,7 @@ from router.state.keeping import Keeping
 from router.tokens.encoder import Encoder
 from router.upstream.upstreams import Upstreams
 from router.workers.peers import Peers
-from router.workers.worker import Worker
+from router.workers.worker import Worker, rows_of
 from scorer.policies import Settings
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Service:
         given_seed = secrets.randbits(64) if worker is None else worker.seed
         space = KeySpace(given_seed if key is None else key.seed)
         self.config = config
-        board = None if worker is None else worker.board(config.gateway)
-        self.core = Core(core_settings(config), space, board)
+        rows = rows_of(config, worker)
+        self.core = Core(core_settings(config), space, None if rows is None else rows.board)
         self.upstreams = Upstreams(config)
         for pod in config.discovery.static:
             self.upstreams.add(pod)
@@ -61,7 +61,9 @@ class Service:
         )
         self.handover = Handover(self.core, self.upstreams, config.handover)
         self.metrics.join(self.handover)
-        self.keeping = Keeping(config, self.core, key, worker, self._forget_keys, lambda name: self.pods.go_on(name))
+        self.keeping = Keeping(
+            config, self.core, key, (worker, rows), self._forget_keys, lambda name: self.pods.go_on(name)
+        )
         self.metrics.join(self.keeping)
         self.pods = Pods(self.core, config, self.upstreams, heirs=self.handover, memory=self.keeping.memory)
         self.metrics.join(self.pods)

@@ -107,12 +107,21 @@ class Sent(NamedTuple):
 
 
 class Board:
-    """The table as one worker sees it. `in_flight`: requests of all the others, as last heard."""
+    """The table as one worker sees it. `in_flight`: requests of all other workers, as last heard."""
 
-    def __init__(self, memory: memoryview, workers: int, own: int, row: np.dtype[Any], look_s: float = LOOK_S) -> None:
+    def __init__(
+        self,
+        memory: memoryview,
+        workers: int,
+        own: int,
+        row: np.dtype[Any],
+        look_s: float = LOOK_S,
+        guests: int = 0,
+    ) -> None:
         """`memory`: zeros at first, of `workers` rows of `row` (see `row_of`); `own`: which row is this worker's.
 
-        `look_s`: between two looks at the others. A rank for which there is no cell is not told.
+        `look_s`: between two looks at the others. A rank for which there is no cell is not told. `guests`: rows behind
+        the workers', for those of other hosts (see `guests`): their requests are not counted as this gateway's.
         """
         table = np.frombuffer(memory, row)
         self._told = table["loads"]
@@ -125,7 +134,8 @@ class Board:
         self._numbers: dict[Hashable, float] = {}
         self._ranks: dict[float, Hashable] = {}
         self._loads: dict[float, SharedLoad] = {}
-        self._seen = np.zeros((workers, 0, _FIELDS))  # cells that anybody has used; nothing of our own
+        self._workers = workers
+        self._seen = np.zeros((workers + guests, 0, _FIELDS))  # cells that anybody has used; nothing of our own
         self._look_at = float("-inf")
         self._look_s = look_s
         self.in_flight = 0
@@ -170,7 +180,9 @@ class Board:
         if len(changed):
             places = list(dict.fromkeys((changed // _FIELDS).tolist()))
             cells_before, cells_after = (each.reshape(-1, _FIELDS)[places].tolist() for each in (self._seen, cells))
-            for before, after in zip(cells_before, cells_after, strict=True):
+            for place, before, after in zip(places, cells_before, cells_after, strict=True):
+                if place < self._workers * width:
+                    self.in_flight += int(after[1] - before[1])
                 self._change(before, after)
             self._seen = cells
 
@@ -186,7 +198,6 @@ class Board:
         return Sent(found[0], self._ranks[found[1]], found[2])
 
     def _change(self, before: Cell, after: Cell) -> None:
-        self.in_flight += int(after[1] - before[1])
         if before[0] != after[0]:  # a pod has left, and another one has its place
             _hear(self._loads.get(before[0]), before, -1)
             before = [after[0], 0.0, 0.0, 0.0, 0.0, 0.0]

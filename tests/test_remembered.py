@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import httpx
 import pytest
 
 from indexer.frames import MAGIC
-from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, free_ports, gateway, pods
 
 SHORT = ("--buffer-steps", "3")
 """A pod whose own history is soon too short to know it by."""
@@ -198,6 +199,43 @@ async def test_another_that_lies_or_hangs_costs_its_time_only(tmp_path: Path, an
                     return _right(second, fleet, range(3))
 
             assert await asyncio.to_thread(begin)
+
+
+async def test_two_know_what_is_in_flight(tmp_path: Path) -> None:
+    """What one has sent to a pod counts in the other, until it has ended; what strangers send changes nothing."""
+    key = tmp_path / "key"
+    key.write_text("a key that all gateways have\n")
+    fleet, (one, two) = [PodProcess("pod-0", ("--time-scale", "1"))], free_ports(2)
+    peers: Any = {"static": [f"http://127.0.0.1:{port}" for port in (one, two)], "key_file": str(key), "interval": 0.2}
+
+    def in_flight(served: GatewayProcess) -> int:
+        body = {"model": MODEL, "token_ids": _prompt(0)}
+        answer = httpx.post(f"{served.url}/score", json=body, **PLAIN).json()
+        return int(answer["pods"][0]["load"]["requests"])
+
+    with pods(*fleet):
+        static = [pod.configured for pod in fleet]
+        with (
+            gateway(tmp_path, static, gateway={"ops_port": one}, peers=peers) as first,
+            gateway(tmp_path, static, gateway={"ops_port": two, "workers": 2}, peers=peers) as second,
+        ):
+            first.ops_url, second.ops_url = peers["static"]
+            await eventually(lambda: first.metric("warmroute_peers_heard") == 2, 40.0)
+            await eventually(lambda: second.metric("warmroute_peers_heard") == 1)
+            stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with stranger:
+                for size in range(1, 1400, 7):
+                    stranger.sendto(b"wr1\n" + bytes(size), ("127.0.0.1", one))
+            async with httpx.AsyncClient(base_url=second.url, **PLAIN) as client:
+                body = {"model": MODEL, "prompt": _prompt(1), "max_tokens": 500, "ignore_eos": True, "stream": True}
+                async with client.stream("POST", "/v1/completions", json=body) as answer:
+                    chunks = answer.aiter_bytes()
+                    await anext(chunks)
+                    await eventually(lambda: in_flight(first) == in_flight(second) == 1)
+            await eventually(lambda: in_flight(first) == in_flight(second) == 0)
+            assert first.metric('warmroute_peer_datagrams_total{result="strange"}') >= 100
+            second.process.kill()
+            await eventually(lambda: first.metric("warmroute_peers_heard") == 0)
 
 
 async def test_who_may_have_it(tmp_path: Path) -> None:

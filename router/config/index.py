@@ -231,3 +231,8 @@ class PeersConfig(Section):
     def are_there(self) -> bool:
         """May there be any?"""
         return bool(self.static or self.dns is not None or self.kubernetes is not None)
+
+    @property
+    def guests(self) -> int:
+        """Workers of other gateways whose load is heard, at most."""
+        return self.gateways_max if self.are_there and self.key_file is not None else 0

@@ -99,7 +99,8 @@ class FeedReader:
 
     def go_on(self) -> None:
         """What the feed has kept for a moment may be believed."""
-        self._replay_if(None)
+        if self.feed.unfinished:
+            self._turns.wake(self)
 
     @property
     def replays(self) -> bool:

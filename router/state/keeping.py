@@ -21,11 +21,14 @@ from router.config.keys import read_keys
 from router.config.settings import Config
 from router.core.decision import Core
 from router.errors import RouterError, Saturated
+from router.state.datagrams import Teller
+from router.state.exchange import LoadExchange
 from router.state.gateways import SHOWN, Gateways, InTurn, KnowingPeer, PeerKey
 from router.state.memory import Memory, StateSource
 from router.state.snapshots import Snapshots
 from router.state.state_file import StateFile
-from router.workers.worker import Worker
+from router.workers.worker import Rows, Worker
+from scorer.guests import Guests, OwnRow
 
 log = logging.getLogger("warmroute.state")
 
@@ -63,12 +66,14 @@ class Keeping(Collector):
         config: Config,
         core: Core,
         key: PeerKey | None,
-        worker: Worker | None,
+        place: tuple[Worker | None, Rows | None],
         adopted: Callable[[], None],
         go_on: Callable[[str], None],
     ) -> None:
-        """`key`: what all gateways have. `adopted`: see `Memory`; `go_on`: see `Snapshots`."""
+        """`key`: what all gateways have. `place`: which worker this is, and the board's memory. `adopted`: see
+        `Memory`; `go_on`: see `Snapshots`. Raises `ConfigError`."""
         state, self._config, self._key = config.state, config, key
+        worker, rows = place
         seal = b"" if key is None else key.seal
         headers = _shown(config, key)
         self.name = secrets.randbits(64) if worker is None else _name_of(worker)
@@ -80,6 +85,19 @@ class Keeping(Collector):
         self.gateways = None
         if config.peers.are_there:
             self.gateways = Gateways(config.peers, self.name, headers, seal, state.size_max)
+        self.exchange = None
+        if self.gateways is not None and key is not None and rows is not None:
+            host, port = _listens(config)
+            hears = worker is None or worker.number == 0
+            self.exchange = LoadExchange(
+                config.peers,
+                self.gateways,
+                key.datagrams,
+                Teller(key.datagrams, self.name, rows.own, time.time_ns()),
+                OwnRow(rows.memory, rows.own, rows.row),
+                (Guests(rows.memory, rows.workers, rows.row), host, port) if hears else None,
+            )
+            self.port = self.exchange.port or port
         self._file = None if state.path is None else StateFile(state.path, seal, state.size_max, state.age_max)
         self._keeps = worker is None or worker.number == 0
         sources: list[StateSource] = []
@@ -102,6 +120,8 @@ class Keeping(Collector):
 
     async def start(self) -> None:
         """Before pods join."""
+        if self.exchange is not None:
+            await self.exchange.start()
         if self.gateways is not None:
             self.gateways.start()
         self.memory.start()
@@ -119,6 +139,8 @@ class Keeping(Collector):
         if self._file is not None:
             self._file.close()
         await self.memory.stop()
+        if self.exchange is not None:
+            await self.exchange.stop()
         if self.gateways is not None:
             await self.gateways.stop()
 
@@ -201,6 +223,14 @@ class Keeping(Collector):
         if self.gateways is not None:
             text = "Other gateways that answer."
             yield GaugeMetricFamily("warmroute_peers", text, value=len(self.gateways.there))
+        if self.exchange is not None:
+            text = "Workers of other gateways whose load is heard."
+            yield GaugeMetricFamily("warmroute_peers_heard", text, value=self.exchange.heard_from)
+            text = "Datagrams between gateways about what is in flight, by what became of them."
+            datagrams = CounterMetricFamily("warmroute_peer_datagrams", text, labels=("result",))
+            for result, count in self.exchange.counts.items():
+                datagrams.add_metric((result,), count)
+            yield datagrams
 
     def _of_file(self) -> Iterator[Metric]:
         if self._saved_at is not None:
@@ -237,6 +267,15 @@ def _name_of(worker: Worker) -> int:
     """The same for all workers of one gateway."""
     text = f"{worker.folder} {worker.seed}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def _listens(config: Config) -> tuple[str, int]:
+    """Where datagrams are taken."""
+    gateway, given = config.gateway, config.peers.listen
+    if given is None:
+        return gateway.host, gateway.port if gateway.ops_port is None else gateway.ops_port
+    host, _, port = given.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _shown(config: Config, key: PeerKey | None) -> dict[str, str]:

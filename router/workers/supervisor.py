@@ -23,8 +23,7 @@ from pathlib import Path
 from router.config.settings import Config
 from router.server.listening import reserved
 from router.workers.control import told
-from router.workers.worker import Worker
-from scorer.board import row_of
+from router.workers.worker import Worker, row_of_each
 
 log = logging.getLogger("warmroute.workers")
 
@@ -62,9 +61,10 @@ class Workers:
         gateway = config.gateway
         self._config = config
         self._folder = folder
-        self._row = row_of(gateway.workers_ranks_max, gateway.workers_sendings_max).itemsize
-        self._descriptor = _anonymous(gateway.workers * self._row)
-        self._memory = mmap.mmap(self._descriptor, gateway.workers * self._row)
+        self._row = row_of_each(gateway).itemsize
+        size = (gateway.workers + config.peers.guests) * self._row
+        self._descriptor = _anonymous(size)
+        self._memory = mmap.mmap(self._descriptor, size)
         self._seed = secrets.randbits(64)
         self._lives = [0] * gateway.workers
         self._alive: dict[int, asyncio.subprocess.Process] = {}

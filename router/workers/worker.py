@@ -5,7 +5,9 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from router.config.gateway import GatewayConfig
 from router.config.settings import Config
@@ -37,12 +39,6 @@ class Worker:
         """Where a worker keeps what it has told of its counters: they go on with whoever has its place after it."""
         return self.folder / f"worker-{number}.json"
 
-    def board(self, gateway: GatewayConfig) -> Board:
-        """What the others do."""
-        row = row_of(gateway.workers_ranks_max, gateway.workers_sendings_max)
-        memory = mmap.mmap(self.memory, self.workers * row.itemsize)
-        return Board(memoryview(memory), self.workers, self.number, row)
-
     def part(self, config: Config) -> Config:
         """The configuration of this worker: of what is bounded over all of them it has its part.
 
@@ -67,6 +63,35 @@ class Worker:
     def _part(self, whole: int, least: int = 0) -> int:
         """Parts of all workers add up to the whole, unless that is less than `least` for each."""
         return max(least, whole // self.workers + (self.number < whole % self.workers))
+
+
+class Rows(NamedTuple):
+    """The memory of the board: rows of the workers, then those of other gateways'. `own`: the row of this worker."""
+
+    memory: memoryview
+    workers: int
+    own: int
+    row: np.dtype[Any]
+    guests: int
+
+    @property
+    def board(self) -> Board:
+        """What the others do."""
+        return Board(self.memory, self.workers, self.own, self.row, guests=self.guests)
+
+
+def row_of_each(gateway: GatewayConfig) -> np.dtype[Any]:
+    """What each worker writes."""
+    return row_of(gateway.workers_ranks_max, gateway.workers_sendings_max)
+
+
+def rows_of(config: Config, worker: Worker | None) -> Rows | None:
+    """The board's memory; None: nobody else is there whose load could be known."""
+    row, guests = row_of_each(config.gateway), config.peers.guests
+    if worker is not None:
+        size = (worker.workers + guests) * row.itemsize
+        return Rows(memoryview(mmap.mmap(worker.memory, size)), worker.workers, worker.number, row, guests)
+    return Rows(memoryview(bytearray((1 + guests) * row.itemsize)), 1, 0, row, guests) if guests else None
 
 
 def _with(section: _S, **changes: object) -> _S:
