@@ -15,8 +15,7 @@ from router.core.holdings import Holders
 from scorer.candidates import Candidates
 from scorer.load import PodLoad
 
-_FEW = 4  # candidates that are looked at as a whole for every decision
-_LOOK_S = 0.1  # between two such looks at more of them
+_LOOK_S = 0.1  # between two looks at what changes little
 
 _Found: TypeAlias = tuple[int, Hit, int, int]
 """Who holds something of a prompt: number, hit, tokens of the prompt as it reads it, tokens a block."""
@@ -39,7 +38,8 @@ class Comparison:
         self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float
     ) -> tuple[Candidates, list[Hit]]:
         """All of `ranks` (at least one) beside each other, and what each of them holds of the prompt."""
-        self._look(ranks, now)
+        if not self._looked_at <= now < self._looked_at + _LOOK_S:
+            self._look(now)
         loads, count, tokens = self._lined_up(ranks), len(ranks), demand.most_tokens
         middle = tokens / 2
         candidates = Candidates(
@@ -99,13 +99,10 @@ class Comparison:
         gpu, cpu, disk = self._weights
         return matched, matched * (gpu * (hit.gpu + hit.predicted) + cpu * hit.cpu + disk * hit.disk) / hit.blocks
 
-    def _look(self, ranks: Sequence[Rank], now: float) -> None:
-        """At what changes little from one decision to the next: speeds and room. Of many, only now and then."""
-        if len(ranks) > _FEW:
-            if self._looked_at <= now < self._looked_at + _LOOK_S:
-                return
-            self._looked_at, ranks = now, list(self._fleet.ranks)
-        for rank in ranks:
+    def _look(self, now: float) -> None:
+        """At what changes little from one decision to the next: speeds and room."""
+        self._looked_at = now
+        for rank in self._fleet.ranks:
             rank.load.rate.look()
             blocks = rank.pod.blocks
             if blocks is not None and rank.feed is not None:
