@@ -54,8 +54,12 @@ class FeedCounts(msgspec.Struct, rename=_word, omit_defaults=True, gc=False):
 
     def prediction(self, verdict: ReportVerdict) -> None:
         """One was checked by what the pod reported."""
-        field = f"predictions_{verdict}"
-        setattr(self, field, getattr(self, field) + 1)
+        if verdict == "equal":
+            self.predictions_equal += 1
+        elif verdict == "over":
+            self.predictions_over += 1
+        else:
+            self.predictions_under += 1
 
     def told(self) -> dict[str, Any]:
         """What is not 0, by its words."""

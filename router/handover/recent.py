@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from indexer.blocks import Grain, Keys
 from router.core.demand import Demand
@@ -15,7 +15,8 @@ from router.core.demand import Demand
 _BYTES_BESIDE = 1_000  # of one entry beside its body and keys
 
 
-class Asked(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Asked:
     """One prompt, and how often it was asked for: `weight` as of `at`; half of it is left after a half-life."""
 
     at: float
@@ -23,15 +24,15 @@ class Asked(NamedTuple):
     path: str
     body: bytes
     demand: Demand
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nbytes = _BYTES_BESIDE + len(self.body) + sum(keys.nbytes for keys in self.demand.keys.values())
 
     @property
     def chain(self) -> tuple[Grain, Keys]:
         """Its keys, by one of the ways in which blocks are made."""
         return next(iter(self.demand.keys.items()))
-
-    @property
-    def nbytes(self) -> int:
-        return _BYTES_BESIDE + len(self.body) + sum(keys.nbytes for keys in self.demand.keys.values())
 
 
 class Recent:
@@ -55,11 +56,14 @@ class Recent:
         if not len(keys):
             return
         name = int(keys[-1])
-        known = self._asked.pop(name, None)
-        weight = 1.0
+        known = self._asked.get(name)
+        weight = 1.0 if known is None else 1.0 + self.left_of(known, now)
         if known is not None:
-            self.nbytes -= known.nbytes
-            weight += self.left_of(known, now)
+            if known.demand is demand:  # the very same body
+                known.at, known.weight = now, weight
+                self._asked.move_to_end(name)
+                return
+            self.nbytes -= self._asked.pop(name).nbytes
         asked = self._asked[name] = Asked(now, weight, path, body, demand)
         self.nbytes += asked.nbytes
         while self.nbytes > self.bytes_max:
