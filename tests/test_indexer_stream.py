@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from indexer.stream import Ready, Stream
 
 
@@ -352,3 +354,87 @@ def test_any_loss_is_repaired_by_a_whole_history() -> None:
             _publish(float(step), stream, history, believed, lost=rng.random() < 0.2)
         _publish(120.0, stream, history, believed, lost=False)
         assert believed == list(range(len(history))), f"seed {seed}"
+
+
+def _waiting(*held: tuple[int, float]) -> Stream[int]:
+    """A new stream that waits for what is known elsewhere; these batches came meanwhile, with their clocks."""
+    stream = _stream()
+    stream.wait()
+    for number, clock in held:
+        assert stream.live(number, clock, number) == Ready("held")
+    return stream
+
+
+def test_what_comes_while_others_are_asked_waits() -> None:
+    """Nobody asks the pod meanwhile, and nothing is believed."""
+    stream = _waiting((7, 7.0))
+    assert stream.connected() == Ready("held") and stream.as_of == (-1, 0.0)
+    assert stream.waiting and stream.replaying and stream.behind and stream.sure
+
+
+def test_nobody_else_knows_anything() -> None:
+    """Then the pod itself is asked for all, as soon as it is there."""
+    stream = _waiting()
+    assert stream.resume(None, connected=False) == Ready("held")
+    assert not (stream.waiting or stream.replaying or stream.behind)
+    assert stream.connected() == Ready("late", replay_from=0)
+    stream = _waiting((1, 1.0))
+    assert stream.resume(None, connected=True) == Ready("late", replay_from=0)
+    assert stream.replaying and stream.behind
+    assert stream.replayed(0, 0.0, 0).apply == [0, 1]
+    assert stream.caught_up and not stream.replaying
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+def test_known_elsewhere_up_to_a_batch_that_came(truncated: bool) -> None:
+    """The very batch proves whose history it is: what came behind it follows, and nobody is asked."""
+    stream = _waiting((2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0))
+    assert stream.resume((3, 3.0, truncated), connected=True) == Ready("closed", apply=[4, 5])
+    assert stream.as_of == (5, 5.0) and stream.truncated is truncated and stream.caught_up
+    assert not (stream.replaying or stream.behind or stream.waiting)
+    assert stream.replay_ended(True) == Ready("closed"), "nothing older is held"
+
+
+def test_known_elsewhere_and_then_a_gap() -> None:
+    """What lies between is asked for, from the batch that is known."""
+    stream = _waiting((3, 3.0), (6, 6.0))
+    assert stream.resume((3, 3.0, False), connected=True) == Ready("closed", replay_from=3)
+    assert stream.replayed(3, 3.0, 3) == Ready("duplicate")
+    assert stream.replayed(4, 4.0, 4).apply == [4] and stream.replayed(5, 5.0, 5).apply == [5, 6]
+    assert not stream.replaying
+
+
+def test_known_elsewhere_and_not_proven_yet() -> None:
+    """The publisher's own replay proves it, by the batch up to which it is known; or shows that it is another one."""
+    for clock, verdict in ((3.0, "duplicate"), (2.5, "restart")):
+        stream = _waiting((5, 5.0))
+        assert stream.resume((3, 3.0, False), connected=True) == Ready("late", replay_from=3)
+        assert stream.replayed(3, clock, 3).verdict == verdict
+    stream = _waiting((4, 3.0))
+    assert stream.resume((3, 3.0, False), connected=True) == Ready("late", replay_from=3)
+    assert stream.replayed(3, 3.0, 3).verdict == "duplicate" and stream.replay_ended(True).apply == [4]
+
+
+@pytest.mark.parametrize("held", [(3, 9.0), (2, 9.0), (5, 1.0)])
+def test_known_elsewhere_of_another_publisher(held: tuple[int, float]) -> None:
+    """Numbers and clocks that do not rise together are not one publisher's: what is known is to be forgotten."""
+    stream = _waiting(held)
+    assert stream.resume((3, 3.0, False), connected=True) == Ready("restart", forget=True, replay_from=0)
+    assert stream.as_of[0] == -1
+
+
+def test_begun_anew_while_others_were_asked() -> None:
+    """What they know is its predecessor's."""
+    stream = _waiting((5, 5.0))
+    assert stream.live(0, 9.0, 0).verdict == "restart" and not stream.waiting
+    assert stream.resume((3, 3.0, False), connected=True) == Ready("held") and stream.as_of == (0, 9.0)
+
+
+def test_what_is_asked_for_anew_is_in_doubt() -> None:
+    """Until it has come, or does not."""
+    stream = _stream(3)
+    assert stream.sure
+    stream.resync()
+    assert not stream.sure
+    stream.replay_ended(False)
+    assert stream.sure

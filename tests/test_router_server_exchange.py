@@ -134,15 +134,15 @@ def test_a_body_in_pieces() -> None:
 
 
 def test_all_who_wait_are_told() -> None:
-    """Also where one of them does not wait any more."""
-    exchange, _ = _exchange()
+    """Also where one of them does not wait any more; and the client, that did not ask to be told, is told nothing."""
+    exchange, carrier = _exchange()
 
     async def wait() -> None:
         gone, one, other = [await _waits(exchange) for _ in range(3)]
         gone.cancel()
         await asyncio.sleep(0)
         exchange.lost()
-        assert await one == await other == {"type": "http.disconnect"}
+        assert await one == await other == {"type": "http.disconnect"} and carrier.said == b""
 
     asyncio.run(wait())
 
@@ -285,6 +285,8 @@ def test_the_framing_is_ours() -> None:
     length, coding = (b"content-length", b"9"), (b"transfer-encoding", b"chunked")
     _, carrier = _says(_start(length, coding, (b"x-a", b"b")), _piece(b"abc"))
     assert _head_of(carrier) == [b"HTTP/1.1 200 OK", b"x-a: b", b"transfer-encoding: chunked"]
+    _, carrier = _says(_start(coding), _piece(b"abc"), modern=False)
+    assert _head_of(carrier) == [b"HTTP/1.1 200 OK", b"connection: close"], "an old client would read chunks as text"
     exchange, carrier = _says(_start((b"connection", b"keep-alive, x-a"), (b"content-length", b"0")), _piece(b""))
     assert exchange.keep_alive and _head_of(carrier) == [b"HTTP/1.1 200 OK", b"content-length: 0"]
     exchange, carrier = _says(_start((b"connection", b"Close"), (b"content-length", b"0")), _piece(b""))

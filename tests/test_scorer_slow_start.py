@@ -15,7 +15,7 @@ from tests.fakes.cores import MODEL, NOBODY, SERVED, core_of, route
 
 def test_it_falls_in_a_straight_line() -> None:
     """The factor at first, half of what it is above 1 at half time, 1 from the end on."""
-    for left_s, expected in ((30.0, 4.0), (15.0, 2.5), (3.0, 1.3)):
+    for left_s, expected in ((30.0, 4.0), (15.0, 2.5), (3.0, 1.3), (0.3, 1.03)):
         assert slowness([left_s, 0.0], 30.0, 4.0) == [pytest.approx(expected), 1.0]
     assert slowness([0.0, -5.0], 30.0, 4.0) is None
 
