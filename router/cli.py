@@ -128,6 +128,32 @@ def score(url: str, as_json: bool, key: str | None, **given: str | None) -> None
 
 
 @main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The gateway (its operators' plane).")
+@click.option("--model", help="Model of prompts that name none; may be left out if the gateway serves one only.")
+@click.option(
+    "--prefill", default=0, type=click.IntRange(0, 1000), help="So many pods compute each prompt, while idle."
+)
+@click.option("--delimiter", help="Between the prompts of a text; without: a text is one prompt.")
+@click.option("--parallel", default=4, show_default=True, type=click.IntRange(1, 256), help="Prompts at a time.")
+@click.option("--key", help="Operator key, sent as a bearer token.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def warmup(files: tuple[str, ...], url: str, prefill: int, parallel: int, as_json: bool, **given: str | None) -> None:
+    """Bring prompts to a gateway before anybody asks for them: its prefix store has their tokens then, and pods their
+    blocks. FILE is a text, a .json of a system prompt and chunks, a .jsonl of requests, or env:NAME. Exit code 1 if
+    one of them is not warm.
+
+    \b
+    Example: warmroute warmup system-prompts.txt --delimiter '---' --prefill 2
+    """
+    from router.commands.warmup import print_summary, warm
+
+    summary = warm(url, given["key"], given["model"], prefill, parallel, files, given["delimiter"])
+    print_summary(summary, as_json)
+    sys.exit(1 if summary.problems else 0)
+
+
+@main.command()
 @click.option("--config", "path", type=click.Path(dir_okay=False), help="YAML or JSON file, as for serve.")
 @click.option("--wait", "wait_s", default=3.0, show_default=True, help="Seconds to wait for events.")
 def check(path: str | None, wait_s: float) -> None:

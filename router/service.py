@@ -21,6 +21,7 @@ from router.discovery.pods import Pods
 from router.errors import ConfigError
 from router.handover.deletion_cost import DeletionCosts
 from router.handover.handover import Handover
+from router.handover.idle_pods import IdlePods
 from router.metrics import Metrics
 from router.proxy.proxy import Proxy
 from router.server.long_answers import in_turns
@@ -28,6 +29,7 @@ from router.state.gateways import peer_key
 from router.state.keeping import Keeping
 from router.tokens.encoder import Encoder
 from router.upstream.upstreams import Upstreams
+from router.warmup.warmup import Warmup, check_files
 from router.workers.peers import Peers
 from router.workers.worker import Worker, rows_of
 from scorer.policies import Settings
@@ -59,7 +61,11 @@ class Service:
         self.metrics = Metrics(
             self.core, self.encoder.stats, questions=self.encoder.remote.counts, given=config.metrics
         )
-        self.handover = Handover(self.core, self.upstreams, config.handover)
+        idle = IdlePods(self.core, self.upstreams, config.handover)
+        self.handover = Handover(self.core, idle, config.handover)
+        check_files(config.warmup)
+        self.warmup = Warmup(self.core, self.encoder, idle, config.warmup)
+        self._first = worker is None or worker.number == 0  # pods need not compute for each of several workers
         self.metrics.join(self.handover)
         self.keeping = Keeping(
             config, self.core, key, (worker, rows), self._forget_keys, lambda name: self.pods.go_on(name)
@@ -93,7 +99,13 @@ class Service:
             await self._drain_as(self.peers)
         self.started = True
         loop = asyncio.get_running_loop()
-        works = (self._housekeeping(), self.encoder.parity.run(), self.encoder.remote.run(), *self._deletion_costs())
+        works = (
+            self._housekeeping(),
+            self.encoder.parity.run(),
+            self.encoder.remote.run(),
+            self.warmup.run(self._first),
+            *self._deletion_costs(),
+        )
         tasks = [loop.create_task(work) for work in works]
         try:
             yield

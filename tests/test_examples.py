@@ -22,6 +22,7 @@ SAYS = {
     "score": "holds the longest prefix",
     "sessions": "whales",
     "streaming": "first chunk after",
+    "warm_up": "tokens warmed on pod-",
     "tools": "with the tool's answer: ",
 }
 RUN_S = 60.0

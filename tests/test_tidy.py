@@ -19,8 +19,8 @@ BELOW = {"indexer": (), "scorer": ("indexer",), "router": ("scorer", "indexer"),
 
 LINE = (
     "errors", "garbage", "native", "core", "plan", "config", "server", "upstream", "prompts", "tokens", "events",
-    "metrics", "shared_index", "discovery", "handover", "proxy", "workers", "state", "service", "endpoints", "process",
-    "commands", "cli", "__main__",
+    "metrics", "shared_index", "discovery", "handover", "warmup", "proxy", "workers", "state", "service", "endpoints",
+    "process", "commands", "cli", "__main__",
 )  # fmt: skip
 """The rooms of `router`, folders and files: each imports only from those before it."""
 
@@ -99,6 +99,7 @@ STORIES = {
     "unfit_pods": "the whole gateway before pods that should not be asked",
     "versions": "the whole gateway before pods of several versions",
     "vllm_clients": "the whole gateway before vLLM's clients",
+    "warmup": "prompts that are warm before anybody asks, before real pods",
     "workers_life": "workers as processes, from start to end",
     "wrong_tokens": "the whole gateway before pods that make other tokens",
 }  # fmt: skip

@@ -30,8 +30,8 @@ def ask_score(
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S) as client:
             if "model" not in body:
-                body["model"] = _only_model(client)
-            return _read(client.post("/score", json=body))
+                body["model"] = only_model(client)
+            return read_answer(client.post("/score", json=body))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise click.ClickException(f"{url} can't be asked: {error or type(error).__name__}") from error
 
@@ -119,9 +119,9 @@ def _file(path: str) -> object:
         raise click.ClickException(f"{path} is not JSON: {error}") from error
 
 
-def _only_model(client: httpx.Client) -> str:
+def only_model(client: httpx.Client) -> str:
     """The base model that the gateway serves, if there is only one."""
-    models = _read(client.get("/v1/models"))["data"]
+    models = read_answer(client.get("/v1/models"))["data"]
     names = [model["id"] for model in models if not model.get("parent")]
     if len(names) != 1:
         known = f"serves {len(names)} models: {', '.join(names)}" if names else "knows no model yet"
@@ -129,7 +129,7 @@ def _only_model(client: httpx.Client) -> str:
     return str(names[0])
 
 
-def _read(response: httpx.Response) -> ScoreAnswer:
+def read_answer(response: httpx.Response) -> ScoreAnswer:
     """The JSON object of a successful answer; the message of an error."""
     try:
         answer = response.json()

@@ -265,6 +265,29 @@ class HandoverConfig(Section):
     prefill_timeout: Seconds = Field(default=60.0, gt=0, le=3600, description="For one prompt.")
 
 
+class WarmupConfig(Section):
+    """Prompts that are warmed at the start, and again when a pod joins: see above."""
+
+    files: tuple[str, ...] = Field(
+        default=(),
+        max_length=1000,
+        description="Files of prompts; `env:NAME` is the text of a variable.",
+    )
+    prefill_pods: Count = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="So many pods compute each of them, while idle. 0: the prefix store alone.",
+    )
+    delimiter: str | None = Field(
+        default=None, min_length=1, description="Between the prompts of a text. null: a text is one prompt."
+    )
+    file_max: Bytes = Field(default=64 * 2**20, ge=1024, le=2**30, description="Largest file.")
+    patience: Seconds = Field(
+        default=60.0, ge=0, le=3600, description="A prompt that finds no idle pod for so long is not computed."
+    )
+
+
 class ProbeConfig(Section):
     """Probing of the pods."""
 

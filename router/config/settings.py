@@ -12,7 +12,15 @@ from pydantic import Field, model_validator
 
 from router.config.admission import AdmissionConfig, BreakerConfig
 from router.config.events import EventsConfig
-from router.config.fleet import DiscoveryConfig, HandoverConfig, ModelConfig, ProbeConfig, check_bound, twice
+from router.config.fleet import (
+    DiscoveryConfig,
+    HandoverConfig,
+    ModelConfig,
+    ProbeConfig,
+    WarmupConfig,
+    check_bound,
+    twice,
+)
 from router.config.gateway import KEY_HEADERS, OF_ORIGINS, GatewayConfig
 from router.config.index import IndexConfig, PeersConfig, StateConfig
 from router.config.tokens import ParityConfig, PrefixStoreConfig, TokensConfig
@@ -98,6 +106,7 @@ class Config(Section):
     handover: HandoverConfig = HandoverConfig()
     state: StateConfig = StateConfig()
     peers: PeersConfig = PeersConfig()
+    warmup: WarmupConfig = WarmupConfig()
     decisions: DecisionsConfig = DecisionsConfig()
     metrics: SeriesConfig = SeriesConfig()
 

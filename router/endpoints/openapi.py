@@ -130,3 +130,12 @@ SCORE_BODY: dict[str, Any] = {
     },
 }
 """Of `POST /score`."""
+
+WARMUP_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The request that would ask for the prompt.",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    },
+}
+"""Of `POST /warmup`."""

@@ -16,13 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from router.core.fleet import Pod
 from router.endpoints.answers import decision_answer, ladder_answer, pod_answer
-from router.endpoints.openapi import errors
+from router.endpoints.openapi import WARMUP_BODY, errors
 from router.errors import NotFound
 from router.handover.estates import cheapest
+from router.server.asgi import read_body
 from router.server.long_answers import in_turns
 from router.server.operator_access import OperatorAccess
 from router.service import Service
 from router.state.gateways import PEERS, SNAPSHOT
+from router.warmup.prompts import WarmPath
 from router.workers.kept_counters import Counts
 from router.workers.merging import listed
 from router.workers.peers import TOLD
@@ -180,6 +182,15 @@ def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> Non
         pod = _pod(service, name)
         service.handover.stays(name)
         return _draining(pod, False)
+
+    @router.post("/warmup", openapi_extra=WARMUP_BODY, **_or_errors(guarded, 400, 404, 413, 503))
+    async def warmup(
+        request: Request, pods: Annotated[int, Query(ge=0, le=1000)] = 0, path: WarmPath = "/v1/chat/completions"
+    ) -> dict[str, Any]:
+        """Make the tokens of a prompt, given as the body of a request to `path`, and have `pods` pods compute it while
+        they are idle. Of several workers, the one that answers keeps the tokens."""
+        body = await read_body(request.scope, request.receive, service.config.gateway.body_max)
+        return asdict(await service.warmup.warm(path, body, pods))
 
     @router.post("/cache/invalidate", **_or_errors(guarded, 400, 404))
     async def invalidate(what: Invalidate) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -18,19 +18,15 @@ from prometheus_client.registry import Collector
 
 from router.config.fleet import HandoverConfig
 from router.core.decision import Core
-from router.core.demand import End, Placement
-from router.errors import RouterError
+from router.core.demand import Placement
 from router.handover.estates import Legacy, estates, held_now, tokens_held
-from router.handover.prefill_body import prefill_body
+from router.handover.idle_pods import IdlePods
 from router.handover.recent import Recent
 from router.server.long_answers import in_turns
-from router.upstream.failures import UnsendableRequest, UpstreamError
-from router.upstream.pool import Upstream
 
 log = logging.getLogger("warmroute.handover")
 
 _PAUSE_S = 0.02  # between two looks at whether somebody is idle
-_ANSWER_BYTES_MAX = 1 << 20  # of one token, with what is told beside it
 
 
 @dataclass(slots=True)
@@ -59,18 +55,17 @@ class Handover(Collector):
     def __init__(
         self,
         core: Core,
-        upstreams: Mapping[str, Upstream],
+        idle: IdlePods,
         given: HandoverConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.recent = Recent(given.kept_max, given.body_max, given.half_life)
         self._core = core
-        self._upstreams = upstreams
+        self._idle = idle
         self._given = given
         self._clock = clock
         self._leavers: dict[str, _Leaver] = {}
         self._ending: set[asyncio.Task[None]] = set()  # of pods that are gone
-        self._heirs: dict[str, int] = {}  # prompts that each pod computes for us
         self._counts = {"done": 0, "needless": 0, "failed": 0, "late": 0}
         self._tokens = 0
 
@@ -134,7 +129,7 @@ class Handover(Collector):
         queue, sending = deque(legacies), set[asyncio.Task[None]]()
         try:
             while (queue or sending) and self._clock() < until:
-                while queue and (heirs := self._idle()):
+                while queue and (heirs := self._idle.names() - self._leavers.keys()):
                     legacy = queue.popleft()
                     placement = self._place(name, legacy, heirs)
                     if placement is None:
@@ -177,66 +172,20 @@ class Handover(Collector):
                 chosen.append(legacy)
         return chosen
 
-    def _idle(self) -> frozenset[str]:
-        """Pods that have no prompt to compute now, nor as many for us as they may."""
-        now, given = self._clock(), self._given
-        return frozenset(
-            name
-            for name, pod in self._core.fleet.pods.items()
-            if name not in self._leavers
-            and pod.fit(now)
-            and self._heirs.get(name, 0) < given.per_pod
-            and min(rank.load.backlog_s(now) for rank in pod.ranks) <= given.backlog_max
-        )
-
     def _place(self, name: str, legacy: Legacy, heirs: frozenset[str]) -> Placement | None:
         """Pick the heir as if it was a request; None where somebody else holds it by now, or nobody may have it."""
-        now, demand = self._clock(), replace(legacy.asked.demand, pods=heirs, tells_prefill=True)
-        held = tokens_held(self._core, legacy.asked.demand, now)
+        held = tokens_held(self._core, legacy.asked.demand, self._clock())
         out = self._out | {name}
         if (
             max((tokens for pod, tokens in held.items() if pod not in out), default=0) + self._given.tokens_min
             > legacy.end
         ):
             return None
-        try:
-            return self._core.route(demand, self._core.look_up(demand, None, now), frozenset(), now)
-        except RouterError:
-            return None
+        return self._idle.place(legacy.asked.demand, heirs)
 
     async def _compute(self, legacy: Legacy, placement: Placement, handed: Handed) -> None:
         """Have an heir compute it."""
-        core, pod, end = self._core, placement.pod.name, End("void")
-        self._heirs[pod] = self._heirs.get(pod, 0) + 1
-        fine = False
-        try:
-            async with asyncio.timeout(self._given.prefill_timeout):
-                end = await self._ask(legacy, placement)
-            fine = end.status is not None and end.status < 400
-        except (UpstreamError, UnsendableRequest, TimeoutError) as error:
-            log.info("%s does not compute what it is to inherit: %s", pod, error or type(error).__name__)
-        finally:
-            core.finish(placement, end, self._clock())
-            self._heirs[pod] -= 1
-            if not self._heirs[pod]:
-                del self._heirs[pod]
+        fine = await self._idle.compute(legacy.asked.path, legacy.asked.body, placement)
         handed.done, handed.failed = handed.done + fine, handed.failed + (not fine)
         self._counts["done" if fine else "failed"] += 1
         self._tokens += legacy.own_tokens if fine else 0
-
-    async def _ask(self, legacy: Legacy, placement: Placement) -> End:
-        rank, body = placement.decision.rank, prefill_body(legacy.asked.path, legacy.asked.body)
-        if body is None:
-            return End("void")
-        upstream = self._upstreams[rank.id.pod]
-        headers = [(b"content-type", b"application/json"), *upstream.own_key()]
-        if len(rank.pod.ranks) > 1 and (number := rank.pod.global_rank(rank.id.rank)) is not None:
-            headers.append((b"x-data-parallel-rank", b"%d" % number))
-        response = await upstream.request("POST", legacy.asked.path.encode(), headers, body)
-        try:
-            if response.status < 400:
-                self._core.first_byte(placement, True, self._clock())
-            await response.read(_ANSWER_BYTES_MAX)
-            return End("served", response.status)
-        finally:
-            response.close()
