@@ -10,7 +10,7 @@ import pytest
 from indexer.mappings import Ending
 from router.config.settings import Config
 from router.core.decision import Core
-from router.core.demand import Demand
+from router.core.demand import Demand, End
 from router.core.fleet import RankId
 from router.errors import Full, NoFitPod, UnknownModel
 from scorer.board import Board, row_of
@@ -412,3 +412,52 @@ def test_only_what_is_known_of_a_prompt_teaches() -> None:
     assert rate.samples == 0
     core.first_byte(route(core, asked(core, 3, 1600, tells_prefill=True), NOBODY, 20.0), True, 21.0)
     assert rate.samples == 1
+
+
+def test_requests_in_flight_are_counted_once() -> None:
+    """What a pod refused may end again, where that answer goes to the client after all."""
+    core = core_of(1)
+    first, second = (route(core, asked(core, number), NOBODY, 0.0) for number in (1, 2))
+    assert core.in_flight == 2
+    core.finish(first, End("refused", 503), 1.0)
+    core.finish(first, End("served", 503), 1.0)
+    assert core.in_flight == 1
+    core.finish(second, SERVED, 1.0)
+    assert core.in_flight == 0
+
+
+def test_a_pod_is_left_alone_as_long_as_it_asks_within_bounds() -> None:
+    """It can't keep itself out for good."""
+    longest = Config().upstream.retry_after_max
+    for asked_s, kept_s in ((2.0, 2.0), (longest * 100, longest)):
+        core = core_of(1)
+        placement = route(core, asked(core, 1), NOBODY, 0.0)
+        core.finish(placement, End("refused", 503, asked_s), 10.0)
+        breaker = placement.pod.breaker
+        assert breaker.avoided(10.0 + kept_s - 0.1) and not breaker.avoided(10.0 + kept_s + 0.1)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_who_was_suspected_wrongly_is_as_before(later: bool) -> None:
+    """The client was at fault; what was found of the pod since stays."""
+    core = core_of(1)
+    one, other = (route(core, asked(core, number), NOBODY, 0.0) for number in (1, 2))
+    core.finish(one, End("disputed", 404), 10.0)
+    assert one.pod.suspect_until > 10.0
+    if later:
+        core.finish(other, End("failed"), 11.0)
+    core.acquit(one)
+    assert (one.pod.suspect_until > 10.0) is later
+
+
+def test_a_pod_that_leaves_is_forgotten() -> None:
+    """With its blocks, and with the texts that were sent to it."""
+    core = core_of(2)
+    store(core, "pod-0", 1)
+    text = Demand(MODEL, 160, text=core.space.chain(tokens_of(7), SIZE))
+    placement = route(core, text, NOBODY, 0.0)
+    core.finish(placement, SERVED, 1.0)
+    assert placement.decision.rank.id in core.texts.pods
+    for pod in list(core.fleet.pods.values()):
+        core.leave(pod)
+    assert not core.fleet.pods and not list(core.texts.pods) and not list(core.index.pods)
