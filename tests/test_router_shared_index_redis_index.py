@@ -175,11 +175,12 @@ def test_hybrid_pods_are_not_shared() -> None:
     [
         ([0], Hit(0, 0)),
         ([0, 1, 5], Hit(5, 5)),
-        ([0, 3, 2, 6, 4, 4, 9], Hit(9, 2, 0, 2, 5)),
+        ([0, 3, 2, 6, 4, 4, 9], Hit(9, 2, 0, 2, 5, near=2, lower=((0, 9),))),
+        ([0, 1, 2, 2, 4, 1, 6], Hit(4, 2, 0, 2, 0, near=2, lower=((2, 4),))),
     ],
 )
 def test_answers_are_hits(runs: list[int], hit: Hit) -> None:
-    """Each block counts once, in the best tier that holds it."""
+    """Each block counts once, in the best tier that holds it; the own cache behind a lower tier does not."""
     assert hit_of(runs) == hit
 
 

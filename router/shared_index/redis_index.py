@@ -37,7 +37,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from indexer.blocks import Keys
 from indexer.changes import TIER_BITS
-from indexer.match import Hit
+from indexer.match import Hit, reach
 from router.shared_index import redis_scripts as scripts
 from router.shared_index.mirror import WRITE_BLOCKS_MAX, Write
 
@@ -190,11 +190,23 @@ class SharedIndex:
 
 
 def hit_of(runs: Sequence[int]) -> Hit:
-    """A script's answer for one pod, `start, tiers, start, tiers, ..., end`; a block counts in its best tier."""
-    counts = dict.fromkeys(TIER_BITS, 0)
+    """A script's answer for one pod, `start, tiers, start, tiers, ..., end`; a block counts in its best tier.
+
+    As of the index itself: the pod's own cache comes first, and one stretch of lower tiers may go on from there.
+    """
     end = runs[-1]
     starts = [*runs[0:-1:2], end]
-    for start, following, tiers in zip(starts, starts[1:], runs[1:-1:2], strict=False):
+    stretches = [*zip(starts, starts[1:], runs[1:-1:2], strict=False)]
+    near = next((start for start, _, tiers in stretches if not tiers & TIER_BITS["gpu"]), end)
+    lower: list[tuple[int, int]] = []
+    for start, following, tiers in stretches:
+        if tiers != TIER_BITS["gpu"]:
+            joined = lower.pop()[0] if lower and lower[-1][1] == start else start
+            lower.append((joined, following))
+    blocks = reach(near, lower)
+    counts = dict.fromkeys(TIER_BITS, 0)
+    for start, following, tiers in stretches:
         best = next(tier for tier, bit in TIER_BITS.items() if tiers & bit)
-        counts[best] += following - start
-    return Hit(end, counts["gpu"], 0, counts["cpu"], counts["disk"])
+        counts[best] += max(0, min(following, blocks) - start)
+    hit = Hit(blocks, counts["gpu"], 0, counts["cpu"], counts["disk"])
+    return hit._replace(near=near, lower=tuple(lower)) if lower else hit
