@@ -115,7 +115,7 @@ async def test_answers_as_the_twin_of_the_index(
 ) -> None:
     """After every one of many random operations, another gateway is told what the in-memory index's twin says."""
     walk = SharedWalk(seed, lengths, block_size=1 + seed % 2, orphans_max=2000)
-    async with index_of(server) as writer, index_of(server, "two") as reader:
+    async with index_of(server, lease_s=3600.0) as writer, index_of(server, "two") as reader:  # nobody renews it
         assert all(await writer.take([named(pod) for pod in PODS]))
         for pod in PODS:
             walk.own(pod)

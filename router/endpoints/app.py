@@ -114,7 +114,7 @@ def _health(service: Service) -> APIRouter:
         return {"status": "ok"}
 
     @router.api_route("/ping", methods=["GET", "POST"], responses=errors(503), include_in_schema=False)
-    @router.get("/health", responses=errors(503))
+    @router.get("/health", response_class=Response, responses={503: {"description": "Service Unavailable"}})
     async def health() -> Response:
         """As vLLM says it: 200 with nothing in it while requests can be served, else 503."""
         return Response(status_code=503 if service.unready() else 200)

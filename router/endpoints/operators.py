@@ -168,7 +168,7 @@ def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> Non
     """`guarded`: what all these routes have, so that not everybody may use them."""
     core, store = service.core, service.core.store
 
-    @router.post("/pods/{name}/drain", **_or_errors(guarded, 404))
+    @router.post("/pods/{name}/drain", **_or_errors(guarded, 400, 404))
     async def drain(name: str, wait: Annotated[float | None, Query(ge=0, le=3600)] = None) -> dict[str, Any]:
         """Send nothing new to a pod, from the answer on. Before, what it alone holds is handed over, while it is used:
         for `wait` seconds at most (default: `handover.before`)."""
