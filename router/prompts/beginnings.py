@@ -2,6 +2,9 @@
 
 For images, for APIs whose prompts only the pod renders, for whatever could not be tokenized in time: a request goes
 where one with the same beginning went before. That is a guess by our own picks, so nothing is promised to the client.
+
+Why it stays: on Mooncake's conversation trace, over four pods with room for 2,000 blocks of 512 tokens each, it finds
+15 % of all prompt tokens cached where load alone finds 7 %.
 """
 
 from __future__ import annotations
