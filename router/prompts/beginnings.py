@@ -3,8 +3,8 @@
 For images, for APIs whose prompts only the pod renders, for whatever could not be tokenized in time: a request goes
 where one with the same beginning went before. That is a guess by our own picks, so nothing is promised to the client.
 
-Why it stays: on Mooncake's conversation trace, over four pods with room for 2,000 blocks of 512 tokens each, it finds
-15 % of all prompt tokens cached where load alone finds 7 %.
+Why it stays: on Mooncake's conversation trace, simulated over four pods with room for 2,000 blocks of 512 tokens each,
+it finds 15 % of all prompt tokens cached where load alone finds 7 %; TTFT p50 falls by 8 %, p90 rises by 4 %.
 """
 
 from __future__ import annotations
