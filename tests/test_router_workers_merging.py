@@ -194,3 +194,32 @@ def test_pods_of_all_are_made_in_steps_without_decoding() -> None:
         "events_bound": None,
         "workers": [{"worker": worker, "pods": [{"pod": f"{worker}"}]} for worker in range(3)],
     }
+
+
+def test_what_pods_cost_all_workers() -> None:
+    """Each has seen some of the requests: costs are added, and who is cheapest to all of them is named."""
+
+    def loss(pod: str, tokens: float, blocks: int = 9) -> dict[str, Any]:
+        return {"pod": pod, "cost_tokens": tokens, "cost_s": tokens / 100, "alone_tokens": 16, "prompts": 1,
+                "blocks": blocks, "requests": 2}  # fmt: skip
+
+    one, two = [loss("a", 10.0), loss("b", 30.0)], [loss("b", 5.0), loss("a", 90.0)]
+    told = merging.merged_losses(
+        {
+            0: {"pods": one[:1], "all": one, "prompts_known": 3},
+            1: {"pods": two[:1], "all": two, "prompts_known": 4},
+        }
+    )
+    assert [(each["pod"], each["cost_tokens"], each["blocks"]) for each in told["all"]] == [
+        ("b", 35.0, 9), ("a", 100.0, 9)
+    ]  # fmt: skip
+    assert [each["pod"] for each in told["pods"]] == ["b"] and told["prompts_known"] == 7
+
+
+def test_a_drain_of_all_workers() -> None:
+    """What each has handed over is added, and said where there was something."""
+    plain = {"pod": "a", "draining": True, "requests": 2}
+    assert merging.merged_drain({0: plain, 1: {**plain, "requests": 3}}) == {**plain, "requests": 3}
+    handed = {"prompts": 2, "tokens": 320, "done": 1, "needless": 1, "failed": 0}
+    told = merging.merged_drain({0: {**plain, "handover": handed}, 1: plain, 2: {**plain, "handover": handed}})
+    assert told["handover"] == {name: 2 * count for name, count in handed.items()}
