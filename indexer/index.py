@@ -109,11 +109,11 @@ class PrefixIndex:
 
     def held(self, pod: Holder) -> int:
         """Blocks of the pod's own cache that are held or predicted to be: one look-up, for every candidate."""
-        known = self._pods.get(pod)
-        if known is None:
-            return 0
-        hashes = known.tiers.get("gpu")
-        return len(known.predicted) + (len(hashes) if hashes is not None else 0)
+        return 0 if (known := self._pods.get(pod)) is None else len(known.predicted) + len(known.tiers.get("gpu", ()))
+
+    def removed(self, pod: Holder) -> int:
+        """Blocks that the pod has removed from its own cache, since it was last forgotten."""
+        return 0 if (known := self._pods.get(pod)) is None else known.removed
 
     def confirmed(self, pod: Holder, tier: Tier, start: int, entries_max: int) -> tuple[Keys, int]:
         """A slice of the keys of what the pod holds in a tier, and where the next one starts; 0: there is none.
@@ -199,7 +199,10 @@ class PrefixIndex:
                 self._epoch += 1
             return applied
         if type(event) is BlockRemoved:
-            return self._ledger.remove(known, event)
+            applied = self._ledger.remove(known, event)
+            if event.tier == "gpu":
+                known.removed += applied.removed
+            return applied
         assert type(event) is AllBlocksCleared
         return self._clear_tier(pod, known, event.tier)
 

@@ -1,7 +1,6 @@
 """Events written into the table: what one pod says it stored and removed, block by block.
 
-An `Account` is what is known of one pod. Blocks are named by the pod's own engine hashes; a store that hangs on a
-parent which is not known waits as an orphan.
+An `Account` is what is known of one pod; blocks go by its engine hashes. A store behind an unknown parent is an orphan.
 """
 
 from __future__ import annotations
@@ -77,6 +76,7 @@ class Account:
     chunks: dict[Tier, int] = field(default_factory=dict)  # blocks that one hash of this tier stands for, where several
     lately: dict[int, int] = field(default_factory=dict)  # hash -> key of what its own cache gave up, see LATELY_MAX
     strangers: Strangers = field(default_factory=Strangers)
+    removed: int = 0  # blocks of its own cache that it has removed
 
     def find(self, engine_hash: int, first: EngineMap) -> int:
         """The row of a hash, in any tier; 0 if there is none."""

@@ -258,4 +258,5 @@ def core_settings(config: Config) -> CoreSettings:
         slow_start_s=scoring.slow_start,
         slow_start_factor=scoring.slow_start_factor,
         decisions_kept=config.decisions.kept,
+        chain_keys_max=scoring.chain_keys_max,
     )

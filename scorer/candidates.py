@@ -29,6 +29,8 @@ class Candidate(NamedTuple):
     backlog_s: float  # until a prefill that comes now could start
     token_s: float  # of prefill, for each token that is to be computed
     evicted: int  # cached tokens that the pod must give up to take this request; 0 if its room is not known
+    again: float  # how likely what it gives up next is asked for again
+    factor: float  # by which it is slower than the fleet
 
 
 @dataclass(slots=True)
@@ -42,7 +44,9 @@ class Candidates:
     prefill_tokens: list[int]
     backlogs_s: list[float]
     tokens_s: list[float]
+    factors: list[float]
     rooms: list[float]  # tokens for which nothing is given up
+    again: list[float]
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -53,6 +57,7 @@ class Candidates:
         figures = (
             number, self.tokens, matched, self.worths[number], self.requests[number], self.prefill_tokens[number],
             self.backlogs_s[number], self.tokens_s[number], int(evicted) if evicted > 0.0 else 0,
+            self.again[number], self.factors[number],
         )  # fmt: skip
         return _new(Candidate, figures)
 
@@ -71,7 +76,9 @@ def by_column(candidates: Iterable[Candidate]) -> Candidates:
         [each.prefill_tokens for each in given],
         [each.backlog_s for each in given],
         [each.token_s for each in given],
+        [each.factor for each in given],
         [float(each.tokens - each.matched - each.evicted) if each.evicted else _ROOMY for each in given],
+        [each.again for each in given],
     )
 
 

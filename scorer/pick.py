@@ -32,8 +32,13 @@ def pick(
 
 
 def _first(candidates: Candidates, alike: list[int], turn: int) -> int:
-    """Of prices that are alike: the longest match, then the fewest requests, then whoever's turn it is."""
-    matched, requests = candidates.matched, candidates.requests
+    """Of prices that are alike: who gives up least, then the longest match, the fewest requests, whose turn it is."""
+    matched, requests, rooms = candidates.matched, candidates.requests, candidates.rooms
+    tokens = candidates.tokens
+    lacking = [max(0.0, tokens - matched[number] - rooms[number]) for number in alike]
+    least = min(lacking)
+    if max(lacking) > least:
+        alike = [number for number, tokens in zip(alike, lacking, strict=True) if tokens <= least]
     longest = max([matched[number] for number in alike])
     if longest:
         alike = [number for number in alike if matched[number] == longest]
@@ -59,4 +64,6 @@ def _reason(candidates: Candidates, chosen: int, settings: Settings) -> str:
         return "least loaded: nobody holds a prefix"
     if candidates.matched[chosen] == longest:
         return "holds the longest prefix"
+    if candidates.backlogs_s[chosen] >= candidates.backlogs_s[candidates.matched.index(longest)]:
+        return "gives up less than the holder of the longest prefix"
     return "less loaded than the holder of the longest prefix"

@@ -1,9 +1,10 @@
 """The named policies: each prices the candidates of one request; the lowest price is picked.
 
-`predicted-ttft`: seconds until the first token if sent there, counting what this request costs the fleet:
-`backlog + (1 + beta) * cost(uncached) + eviction * cost(evicted) + requests * request_s`. `weighted`: a blend of
-matched share and load, as other routers have it. `round-robin` and `least-load` know nothing of caches, and are there
-to be compared with.
+`predicted-ttft`: seconds until the first token if sent there, counting what this request costs the fleet: `backlog +
+cost(uncached) + beta * cost(uncached) of the fleet + eviction * again * cost(evicted) + requests * request_s`. Its own
+wait is at the pod's speed, the fleet's work at the fleet's; `again` is how likely what the pod gives up is asked for
+once more. `weighted`: a blend of matched share and load, as other routers have it. `round-robin` and `least-load` know
+nothing of caches, and are there to be compared with.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ PolicyName: TypeAlias = Literal["predicted-ttft", "weighted", "round-robin", "le
 class Settings:
     """`beta`: how much of the fleet's work counts beside this request's own wait (0-1 at low load, 4-8 at the knee).
 
-    `eviction`: how likely what a pod gives up for a request is asked for again.
+    `eviction`: how much it counts that what a pod gives up may have to be computed again.
     `request_s`: seconds that each request in flight is taken to delay another's first token by its decode steps.
     """
 
     policy: PolicyName = "predicted-ttft"
     beta: float = 1.0
     request_s: float = 0.002
-    eviction: float = 0.5
+    eviction: float = 4.0
 
 
 Policy: TypeAlias = Callable[[Candidates, Settings, int], list[float]]
@@ -37,25 +38,25 @@ Policy: TypeAlias = Callable[[Candidates, Settings, int], list[float]]
 
 def predicted_ttft(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
     """Seconds until the first token if sent there, and what the work costs the fleet."""
-    factor, eviction, request_s = 1.0 + settings.beta, settings.eviction, settings.request_s
-    tokens = float(candidates.tokens)
-    fresh = factor * tokens
+    beta, eviction, request_s, tokens = settings.beta, settings.eviction, settings.request_s, float(candidates.tokens)
     return [
         backlog_s
         + requests * request_s
         + token_s
         * (
-            fresh - factor * worth
+            (tokens - worth) * (1.0 + beta / factor)
             if room >= tokens
-            else fresh - factor * worth + eviction * max(0.0, tokens - matched - room)
+            else (tokens - worth) * (1.0 + beta / factor) + eviction * again * max(0.0, tokens - matched - room)
         )
-        for matched, worth, requests, backlog_s, token_s, room in zip(
+        for matched, worth, requests, backlog_s, token_s, factor, room, again in zip(
             candidates.matched,
             candidates.worths,
             candidates.requests,
             candidates.backlogs_s,
             candidates.tokens_s,
+            candidates.factors,
             candidates.rooms,
+            candidates.again,
             strict=True,
         )
     ]

@@ -70,7 +70,7 @@ def test_policies_stand_in_their_order() -> None:
     assert bound.requests == ours.requests == turns.requests
 
 
-@pytest.mark.parametrize("path", [EventPath(0.0, 0.0), EventPath(0.5, 0.05)])
+@pytest.mark.parametrize("path", [EventPath(0.0, 0.0), EventPath(0.05, 0.05)])
 def test_events_as_frames(path: EventPath) -> None:
     """They come late, and some only when they are asked for again: no gap stays in the end."""
     fronts = gateways("predicted-ttft")

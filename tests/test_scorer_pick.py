@@ -29,7 +29,29 @@ def test_room_is_worth_something() -> None:
     """Of pods that are alike otherwise, the one that gives up least; a longer match can outweigh it."""
     full, empty = a_candidate(0, evicted=4000), a_candidate(1)
     assert _best([full, empty]) == 1
-    assert _best([a_candidate(0, 7000, evicted=4000), empty]) == 0
+    assert _best([a_candidate(0, 7000, evicted=1000), empty]) == 0
+
+
+def test_what_is_asked_for_again_is_dear_to_give_up() -> None:
+    """A holder that gives up what comes again is left for an empty pod; not where that never comes."""
+    empty = a_candidate(1)
+    assert _best([a_candidate(0, 3000, evicted=5000, again=0.0), empty]) == 0
+    chosen = pick([a_candidate(0, 3000, evicted=5000, again=0.9), empty], Settings(), 0)
+    assert chosen.best.number == 1 and chosen.reason == "gives up less than the holder of the longest prefix"
+
+
+def test_of_prices_that_are_alike_who_gives_up_nothing() -> None:
+    """However long the other's match is: it is worth next to nothing."""
+    assert _best([a_candidate(0, 300, evicted=20, again=0.0), a_candidate(1)]) == 1
+    assert _best([a_candidate(0, 300), a_candidate(1)]) == 0
+
+
+def test_the_work_is_the_fleets_and_the_wait_is_the_pods() -> None:
+    """A pod is never paid twice for being slower than the fleet."""
+    slow, far = a_candidate(0, 4000, token_s=2 * TOKEN_S, factor=2.0), a_candidate(1)
+    settings = Settings(beta=1.0)
+    slow_s, far_s = pick([slow, far], settings, 0).prices
+    assert slow_s == pytest.approx(4000 * TOKEN_S * (2 + 1)) and far_s == pytest.approx(8000 * TOKEN_S * 2)
 
 
 def test_unless_its_backlog_outweighs_what_it_saves() -> None:

@@ -46,6 +46,12 @@ class ScoringConfig(Section):
         le=10_000_000,
         description="A pod's prefill speed before it is learned. Better too low than too high.",
     )
+    chain_keys_max: Count = Field(
+        default=65_536,
+        ge=1024,
+        le=10_000_000,
+        description="Prompts are recognised when they are continued by so many keys, one for 256 tokens.",
+    )
     slow_start: Seconds = Field(
         default=30.0,
         ge=0,

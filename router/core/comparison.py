@@ -14,8 +14,10 @@ from router.core.fleet import Fleet, Rank, RankId
 from router.core.holdings import Holders
 from scorer.candidates import Candidates
 from scorer.load import PodLoad
+from scorer.reuse import Reuse
 
 _LOOK_S = 0.1  # between two looks at what changes little
+_FULL_S = 30.0  # a pod that has given up something within this time has no room
 
 _Found: TypeAlias = tuple[int, Hit, int, int]
 """Who holds something of a prompt: number, hit, tokens of the prompt as it reads it, tokens a block."""
@@ -24,8 +26,9 @@ _Found: TypeAlias = tuple[int, Hit, int, int]
 class Comparison:
     """See the module."""
 
-    def __init__(self, fleet: Fleet, index: PrefixIndex, weights: tuple[float, float, float]) -> None:
-        """`weights`: what a block is worth, by its tier: gpu, cpu, disk."""
+    def __init__(self, fleet: Fleet, index: PrefixIndex, reuse: Reuse, weights: tuple[float, float, float]) -> None:
+        """`reuse`: of what is asked for; `weights`: what a block is worth, by its tier: gpu, cpu, disk."""
+        self._reuse = reuse
         self._fleet = fleet
         self._index = index
         self._weights = weights
@@ -50,7 +53,9 @@ class Comparison:
             [load.prefill_tokens for load in loads],
             [load.backlog_s(now) if load.prefill_tokens or load.stated_s else 0.0 for load in loads],
             [(rate := load.rate).per_token + rate.per_position * middle for load in loads],
+            [load.rate.factor for load in loads],
             [rank.room for rank in ranks],
+            [rank.again for rank in ranks],
         )
         hits = [MISS] * count
         if demand.reads_cache:
@@ -104,9 +109,17 @@ class Comparison:
         self._looked_at = now
         for rank in self._fleet.ranks:
             rank.load.rate.look()
-            blocks = rank.pod.blocks
-            if blocks is not None and rank.feed is not None:
-                rank.room = (blocks - self._index.held(rank.id)) * (rank.block_size or 0)
+            if rank.pod.blocks is not None and rank.feed is not None:
+                self._look_at_room(rank, rank.pod.blocks, now)
+
+    def _look_at_room(self, rank: Rank, blocks: int, now: float) -> None:
+        """Of a pod that has given up something a moment ago there is none: what seems free is in use."""
+        size, removed, held = rank.block_size or 0, self._index.removed(rank.id), self._index.held(rank.id)
+        if removed != rank.removed:
+            rank.removed, rank.removed_at = removed, now
+        idle_s = rank.recency.idle_s(held * size, now)
+        rank.room = 0.0 if now < rank.removed_at + _FULL_S else float((blocks - held) * size)
+        rank.again = self._reuse.chance(idle_s)
 
 
 def _best(demand: Demand, holders: Holders, ranks: Sequence[Rank]) -> Iterable[_Found]:

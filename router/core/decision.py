@@ -25,6 +25,7 @@ from router.core.token_states import Witness
 from router.errors import Full, NoFitPod, NoRetry
 from scorer.board import Board
 from scorer.candidates import Pick
+from scorer.chains import Chain, Chains
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
 from scorer.pick import pick
@@ -58,7 +59,8 @@ class Core:
         self._bounded = settings.bounds.by_load
         self._slow_until = 0.0  # nobody's slow start ends later
         self._holdings = Holdings(self.index, self.texts, self.store, given)
-        self._comparison = Comparison(self.fleet, self.index, settings.tier_weights)
+        self.chains = Chains(settings.chain_keys_max)
+        self._comparison = Comparison(self.fleet, self.index, self.chains.reuse, settings.tier_weights)
 
     # --- deciding ---
 
@@ -107,7 +109,10 @@ class Core:
         theirs = demand.of(rank)
         hit = holders.here(theirs, rank)
         expected = self._holdings.expect(theirs, rank, hit, self.board, now)
-        return Placement(decision, ticket, expected, hit, quiet, rank.pod, breaker.epoch, witness)
+        chain = self._chain(demand, now)
+        if chain is not None:
+            rank.recency.begin(chain, best.tokens - best.matched, chain.tokens)
+        return Placement(decision, ticket, expected, hit, quiet, rank.pod, breaker.epoch, chain, witness)
 
     def first_byte(self, placement: Placement, streaming: bool, now: float) -> BreakerChange | None:
         """`streaming`: it followed the prefill at once."""
@@ -188,6 +193,9 @@ class Core:
         placement.refused = not served
         if served:
             placement.pod.served_at = now
+        chain = placement.chain
+        if chain is not None:
+            placement.decision.rank.recency.end(chain, served, now)
         rank, told_by = placement.decision.rank, now + self._settings.index.predicted_grace_s
         if placement.decision.demand.asks_full_report and rank.feed is not None:
             rank.feed.full_report_ended(told_by)
@@ -235,6 +243,14 @@ class Core:
         pod, limits, may_open = placement.pod, self._settings.breaker, self.fleet.may_eject()
         reason = pod.breaker.failed(placement.epoch, now, limits, in_row=in_row, may_open=may_open)
         return BreakerChange(pod.name, True, reason) if reason is not None else None
+
+    def _chain(self, demand: Demand, now: float) -> Chain | None:
+        """Which prompts this one continues, if that can be known."""
+        blocks = demand.blocks
+        if blocks is None:
+            return None
+        known = self.chains.ask(*blocks, demand.tokens, now)
+        return None if known is None else known.chain
 
     @property
     def _all_in_flight(self) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from indexer.blocks import Grain, Keys
+from indexer.blocks import Grain, Keys, size_of
 from indexer.index import Prediction, PrefixIndex
 from indexer.mappings import Ending
 from indexer.match import Hit
 from router.core.fleet import Pod, Rank
 from router.core.token_states import Origin, Witness
 from scorer.candidates import Pick
+from scorer.chains import Chain
 from scorer.load import Ticket
 
 TEXT_BLOCK_TOKENS = 32
@@ -46,6 +47,13 @@ class Demand:
     def of(self, rank: Rank) -> Demand:
         """What is asked of this rank: its vLLM may make other tokens of the prompt."""
         return self if self.by_version is None else self.by_version.get(rank.pod.version, self)
+
+    @property
+    def blocks(self) -> tuple[Keys, int] | None:
+        """By which it is recognised when it is continued: keys, and tokens a block."""
+        for grain, keys in self.keys.items():
+            return keys, size_of(grain)
+        return None if self.text is None else (self.text, TEXT_BLOCK_TOKENS)
 
     @property
     def is_counted(self) -> bool:
@@ -106,6 +114,7 @@ class Placement:
     quiet: bool  # the rank had nothing else in flight
     pod: Pod
     epoch: int  # of the pod's breaker
+    chain: Chain | None = None
     witness: Witness | None = None  # until it is judged
     waits: bool = False  # to be judged by what the pod's events tell of it
     refused: bool = False  # the pod did no work on it

@@ -15,6 +15,7 @@ from router.core.cards import Card, Served, card_of, served_by, version_of
 from router.core.token_states import Ladder, TokenizerState
 from router.errors import BadRequest, UnknownModel
 from scorer.load import PodLoad
+from scorer.recency import Recency
 
 _NAMED_MAX = 10  # models named in an error message
 _VERSION = re.compile(r"[!-~]{1,64}")  # what is none ends in logs and answers
@@ -43,6 +44,10 @@ class Rank:
     feed: Feed | None  # None: the pod publishes no events
     trust: Trust = field(init=False)
     room: float = float("inf")  # tokens that fit in before it gives something up, when it was last looked at
+    again: float = 0.0  # how likely what it gives up then is asked for again
+    recency: Recency = field(default_factory=Recency)
+    removed: int = 0  # blocks that it had given up then
+    removed_at: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.trust = self.feed.trust if self.feed is not None else Trust()

@@ -58,3 +58,4 @@ class CoreSettings:
     slow_start_s: float
     slow_start_factor: float
     decisions_kept: int
+    chain_keys_max: int  # of prompts that may be continued

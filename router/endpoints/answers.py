@@ -111,6 +111,7 @@ def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
             "prefill_tokens": candidate.prefill_tokens,
             "backlog_s": round(candidate.backlog_s, 6),
         },
+        "evicted": {"tokens": candidate.evicted, "again": round(candidate.again, 3)},
         **({"text_tokens": candidate.matched} if by_text else {}),
     }
 

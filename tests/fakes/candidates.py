@@ -20,4 +20,6 @@ def a_candidate(number: int, matched: int = 0, worth: float | None = None, **loa
         backlog_s=load.get("backlog_s", 0.0),
         token_s=load.get("token_s", TOKEN_S),
         evicted=int(load.get("evicted", 0)),
+        again=load.get("again", 0.5),
+        factor=load.get("factor", 1.0),
     )

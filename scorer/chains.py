@@ -1,0 +1,70 @@
+"""Prompts that continue each other: which were asked when, and how long it takes until one comes again.
+
+A chain is what grows from turn to turn: a prompt that begins as the whole of one before it continues its chain, another
+one begins a new chain, behind what it shares with others. Known are some keys of each prompt, as far apart as makes
+them cheap.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from indexer.blocks import Keys
+from scorer.reuse import Reuse
+
+_APART_TOKENS = 256  # between two keys that are kept
+
+
+class Chain:
+    """One of them. `tokens`: of its newest prompt; `end`: that one's last key that is kept."""
+
+    __slots__ = ("end", "tokens", "used_at")
+
+    def __init__(self, now: float) -> None:
+        self.used_at = now
+        self.tokens = 0
+        self.end = 0
+
+
+class Known(NamedTuple):
+    """What of a prompt was asked for before: its chain, which `continues` or is new, and so many leading `tokens`."""
+
+    chain: Chain
+    continues: bool
+    tokens: int
+
+
+class Chains:
+    """All that are remembered; of the keys, the `keys_max` newest."""
+
+    def __init__(self, keys_max: int) -> None:
+        self._keys_max = keys_max
+        self._chains: OrderedDict[int, Chain] = OrderedDict()  # by keys of their prompts
+        self.reuse = Reuse()
+
+    def ask(self, keys: Keys, size: int, tokens: int, now: float) -> Known | None:
+        """A prompt of so many tokens is sent to a pod, with keys of blocks of `size`; None: it is too short."""
+        apart = max(1, _APART_TOKENS // size)
+        kept = keys[apart - 1 :: apart].tolist()
+        if not kept:
+            return None
+        chains, number = self._chains, len(kept)
+        chain = None
+        while number and chain is None:
+            number -= 1
+            chain = chains.get(kept[number])
+        known = 0 if chain is None else (number + 1) * apart * size
+        self.reuse.learn(0.0 if chain is None else now - chain.used_at, known, max(0, tokens - known))
+        continues = chain is not None and chain.end == kept[number]
+        if chain is None or not continues:
+            first = number if chain is not None else 0
+            chain = Chain(now)
+        else:
+            first = number + 1
+        for key in kept[first:]:
+            chains[key] = chain
+        while len(chains) > self._keys_max:
+            chains.popitem(last=False)
+        chain.end, chain.tokens, chain.used_at = kept[-1], tokens, now
+        return Known(chain, continues, known)

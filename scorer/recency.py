@@ -1,0 +1,55 @@
+"""In which order a pod's cache holds what it computed: it gives up first what was not used for longest.
+
+So from what was computed there, in the order of its last use, and from how much the pod holds, follows how long the
+oldest was idle that it still has. What is in use stays.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+
+class Recency:
+    """What one pod computed, by its owners (prompts that grow). As much is kept as the pod holds."""
+
+    __slots__ = ("_idle", "_tokens", "_used", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = 0  # of all owners
+        self._tokens: dict[Hashable, int] = {}
+        self._used: dict[Hashable, int] = {}  # by so many requests
+        self._idle: OrderedDict[Hashable, float] = OrderedDict()  # since when: the longest first
+
+    def begin(self, owner: Hashable, computed: int, tokens_max: int) -> None:
+        """A request uses it; so many tokens more are computed for it, and at most `tokens_max` are there in all."""
+        before = self._tokens.get(owner, 0)
+        tokens = min(before + computed, tokens_max) if before else computed
+        self._tokens[owner] = tokens
+        self.tokens += tokens - before
+        self._used[owner] = self._used.get(owner, 0) + 1
+        self._idle.pop(owner, None)
+
+    def end(self, owner: Hashable, served: bool, now: float) -> None:
+        """The request is over. Not `served`: nothing was computed for it."""
+        users = self._used.pop(owner, 1) - 1
+        if users:
+            self._used[owner] = users
+        elif served:
+            self._idle[owner] = now
+        else:
+            self._forget(owner)
+
+    def idle_s(self, held: int, now: float) -> float:
+        """How long the oldest was idle of the `held` tokens that the pod has; 0 where all is in use."""
+        idle = self._idle
+        while idle:
+            oldest = next(iter(idle))
+            if self.tokens - self._tokens[oldest] < held:
+                return now - idle[oldest]
+            del idle[oldest]
+            self._forget(oldest)
+        return 0.0
+
+    def _forget(self, owner: Hashable) -> None:
+        self.tokens -= self._tokens.pop(owner, 0)

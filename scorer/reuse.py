@@ -1,0 +1,60 @@
+"""How likely what lies idle in a cache is asked for again, by how long it has done so: learned from what is asked for.
+
+Of every request some leading tokens were asked for before, a while ago, and the rest never. Kept is how many tokens
+came again after which time, in bins that grow, and how many were new; older ones count less.
+"""
+
+from __future__ import annotations
+
+import math
+
+_BINS = 64
+_PER_DOUBLING = 4.0  # bins for each doubling of the time: the last one begins after 15 hours
+_FORGET = 0.9995  # for each request: about the last 2,000 count
+_LOOK_EVERY = 16  # requests between two looks at how the bins add up
+
+
+class Reuse:
+    """See the module. At first, everything is taken to come again."""
+
+    __slots__ = ("_again", "_chances", "_count", "_new", "_weight")
+
+    def __init__(self) -> None:
+        self._again = [0.0] * _BINS  # tokens that came again
+        self._new = 0.0
+        self._weight = 1.0  # of the next request: growing, where the older ones would shrink
+        self._count = 0
+        self._chances = [1.0] * (_BINS + 1)  # that what is as old as a bin's start comes again
+
+    def learn(self, age_s: float, again: int, new: int) -> None:
+        """A request has tokens that were asked for `age_s` before, and new ones."""
+        if again:
+            self._again[_bin(age_s)] += again * self._weight
+        self._new += new * self._weight
+        self._weight /= _FORGET
+        self._count += 1
+        if self._count % _LOOK_EVERY == 0 or self._count < _LOOK_EVERY:
+            self._sum_up()
+
+    def chance(self, age_s: float) -> float:
+        """That something which is idle for so long is asked for once more; in [0, 1]."""
+        number = _bin(age_s)
+        return (self._chances[number] + self._chances[number + 1]) / 2
+
+    def _sum_up(self) -> None:
+        total = self._new + sum(self._again)
+        if not total:
+            return
+        after = 0.0
+        for number in range(_BINS - 1, -1, -1):
+            after += self._again[number]
+            self._chances[number] = after / total
+        self._chances[_BINS] = 0.0
+        if self._weight > 1e100:
+            self._again = [tokens / self._weight for tokens in self._again]
+            self._new /= self._weight
+            self._weight = 1.0
+
+
+def _bin(age_s: float) -> int:
+    return min(_BINS - 1, int(_PER_DOUBLING * math.log2(age_s))) if age_s > 1.0 else 0

@@ -1,0 +1,65 @@
+"""Which prompts continue which."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from indexer.blocks import Keys
+from scorer.chains import Chains
+
+SIZE = 16
+
+
+def keys(*blocks: int) -> Keys:
+    return np.array(blocks, np.uint64)
+
+
+def prompt(first: int, count: int, before: Keys | None = None) -> Keys:
+    new = np.arange(first, first + count, dtype=np.uint64)
+    return new if before is None else np.concatenate([before, new])
+
+
+def test_a_conversation_is_one_chain() -> None:
+    """Each turn begins as the whole of the one before, as far as keys are kept."""
+    chains, said = Chains(10_000), prompt(1, 40)
+    first = chains.ask(said, SIZE, 700, 0.0)
+    assert first is not None and not first.continues and first.tokens == 0
+    for turn in range(1, 6):
+        said = prompt(1000 * turn, 20, said)
+        known = chains.ask(said, SIZE, 700 + 320 * turn, float(turn))
+        assert known is not None and known.continues and known.chain is first.chain
+        assert known.tokens >= 512 + 320 * (turn - 1) - 256 and known.chain.tokens == 700 + 320 * turn
+
+
+def test_what_begins_alike_is_another_chain() -> None:
+    """Prompts that share a beginning; each goes on as its own."""
+    chains, system = Chains(10_000), prompt(1, 32)
+    chats = [prompt(1000 * number, 32, system) for number in range(1, 4)]
+    found = [chains.ask(chat, SIZE, 1024, float(at)) for at, chat in enumerate(chats)]
+    assert len({id(known.chain) for known in found if known is not None}) == 3
+    assert [known.tokens for known in found if known is not None] == [0, 512, 512]
+    again = chains.ask(prompt(7000, 32, chats[0]), SIZE, 1536, 9.0)
+    assert again is not None and again.continues and found[0] is not None and again.chain is found[0].chain
+
+
+def test_the_age_is_that_of_the_last_use() -> None:
+    """A beginning that all have was used a moment ago, whoever had it first."""
+    chains, system = Chains(10_000), prompt(1, 32)
+    for number in range(1, 200):
+        chains.ask(prompt(1000 * number, 16, system), SIZE, 768, 10.0 * number)
+    assert chains.reuse.chance(8.0) > 0.4 and chains.reuse.chance(30.0) == 0.0
+
+
+def test_short_prompts_are_not_kept() -> None:
+    """They cost next to nothing."""
+    assert Chains(1024).ask(prompt(1, 15), SIZE, 255, 0.0) is None
+
+
+def test_keys_are_bounded() -> None:
+    """The oldest are forgotten: who continues them begins anew."""
+    chains, old = Chains(1024), prompt(1, 160)
+    chains.ask(old, SIZE, 2560, 0.0)
+    for number in range(1, 200):
+        chains.ask(prompt(1000 * number, 160), SIZE, 2560, float(number))
+    known = chains.ask(prompt(9_000_000, 16, old), SIZE, 2816, 300.0)
+    assert known is not None and not known.continues and known.tokens == 0

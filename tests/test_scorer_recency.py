@@ -1,0 +1,63 @@
+"""How old the oldest is that a pod's cache holds, from what it computed and how much it has."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+
+from scorer.recency import Recency
+
+
+def test_the_oldest_that_still_fits() -> None:
+    """What the pod can't have any more is forgotten; what it has in part is the oldest."""
+    recency = Recency()
+    for owner in range(5):
+        recency.begin(owner, 100, 100)
+        recency.end(owner, True, float(owner))
+    assert [recency.idle_s(held, 10.0) for held in (500, 401, 400, 250)] == [10.0, 10.0, 9.0, 8.0]
+    assert recency.tokens == 300
+
+
+def test_what_grows_is_one() -> None:
+    """A prompt that continues another is used as a whole, and holds no more than it has tokens."""
+    recency = Recency()
+    recency.begin("a", 100, 100)
+    recency.end("a", True, 0.0)
+    recency.begin("b", 100, 100)
+    recency.end("b", True, 1.0)
+    recency.begin("a", 50, 120)
+    assert recency.idle_s(220, 5.0) == 4.0 and recency.tokens == 220
+    recency.end("a", True, 6.0)
+    assert recency.idle_s(120, 7.0) == 1.0
+
+
+def test_what_is_in_use_stays() -> None:
+    """A pod in which all is in use has nothing that is idle."""
+    recency = Recency()
+    recency.begin("a", 100, 100)
+    recency.begin("a", 0, 100)
+    recency.end("a", True, 1.0)
+    assert recency.idle_s(10, 50.0) == 0.0 and recency.tokens == 100
+
+
+def test_what_was_not_served_is_not_there() -> None:
+    """Nothing was computed for it."""
+    recency = Recency()
+    recency.begin("a", 100, 100)
+    recency.end("a", False, 1.0)
+    assert recency.tokens == 0 and recency.idle_s(0, 5.0) == 0.0
+
+
+def test_as_a_cache_does() -> None:
+    """Against a cache of whole prompts that forgets the least recently used: the idle time of its oldest."""
+    rng, recency, cache, now = random.Random(1), Recency(), OrderedDict[int, float](), 0.0
+    for _ in range(2000):
+        now += rng.expovariate(1.0)
+        owner = min(int(rng.expovariate(0.1)), 99)
+        recency.begin(owner, 0 if owner in cache else 10, 10)
+        recency.end(owner, True, now)
+        cache[owner] = now
+        cache.move_to_end(owner)
+        if len(cache) > 20:
+            cache.popitem(last=False)
+        assert recency.idle_s(10 * len(cache), now) == now - next(iter(cache.values()))
