@@ -30,6 +30,7 @@ class Candidate(NamedTuple):
     token_s: float  # of prefill, for each token that is to be computed
     evicted: int  # cached tokens that the pod must give up to take this request; 0 if its room is not known
     again: float  # how likely what it gives up next is asked for again
+    fill: float  # share of its cache that is in use; 1 where that is not known
     factor: float  # by which it is slower than the fleet
 
 
@@ -47,6 +48,7 @@ class Candidates:
     factors: list[float]
     rooms: list[float]  # tokens for which nothing is given up
     again: list[float]
+    fills: list[float]
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -57,7 +59,7 @@ class Candidates:
         figures = (
             number, self.tokens, matched, self.worths[number], self.requests[number], self.prefill_tokens[number],
             self.backlogs_s[number], self.tokens_s[number], int(evicted) if evicted > 0.0 else 0,
-            self.again[number], self.factors[number],
+            self.again[number], self.fills[number], self.factors[number],
         )  # fmt: skip
         return _new(Candidate, figures)
 
@@ -79,6 +81,7 @@ def by_column(candidates: Iterable[Candidate]) -> Candidates:
         [each.factor for each in given],
         [float(each.tokens - each.matched - each.evicted) if each.evicted else _ROOMY for each in given],
         [each.again for each in given],
+        [each.fill for each in given],
     )
 
 

@@ -1,10 +1,11 @@
 """The named policies: each prices the candidates of one request; the lowest price is picked.
 
 `predicted-ttft`: seconds until the first token if sent there, counting what this request costs the fleet: `backlog +
-cost(uncached) + beta * cost(uncached) of the fleet + eviction * again * cost(evicted) + requests * request_s`. Its own
-wait is at the pod's speed, the fleet's work at the fleet's; `again` is how likely what the pod gives up is asked for
-once more. `weighted`: a blend of matched share and load, as other routers have it. `round-robin` and `least-load` know
-nothing of caches, and are there to be compared with.
+cost(uncached) + beta * cost(uncached) of the fleet + eviction * again * cost(evicted + growth) + requests *
+request_s`. Its own wait is at the pod's speed, the fleet's work at the fleet's. `again` is how likely what is given up
+is asked for once more; `growth`: what is new of a prompt will be followed by more, for which there is less room in a
+pod that is fuller than others. `weighted`: a blend of matched share and load, as other routers have it. `round-robin`
+and `least-load` know nothing of caches, and are there to be compared with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from scorer.candidates import Candidates
+
+_GROWTH = 4.0  # of what is new of a prompt: so much more is taken to follow it
 
 PolicyName: TypeAlias = Literal["predicted-ttft", "weighted", "round-robin", "least-load"]
 
@@ -39,16 +42,18 @@ Policy: TypeAlias = Callable[[Candidates, Settings, int], list[float]]
 def predicted_ttft(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
     """Seconds until the first token if sent there, and what the work costs the fleet."""
     beta, eviction, request_s, tokens = settings.beta, settings.eviction, settings.request_s, float(candidates.tokens)
+    emptiest, growth = min(candidates.fills), _GROWTH * (tokens - max(candidates.matched))
     return [
         backlog_s
         + requests * request_s
         + token_s
         * (
             (tokens - worth) * (1.0 + beta / factor)
-            if room >= tokens
-            else (tokens - worth) * (1.0 + beta / factor) + eviction * again * max(0.0, tokens - matched - room)
+            if room >= tokens and fill == emptiest
+            else (tokens - worth) * (1.0 + beta / factor)
+            + eviction * again * (max(0.0, tokens - matched - room) + growth * (fill - emptiest))
         )
-        for matched, worth, requests, backlog_s, token_s, factor, room, again in zip(
+        for matched, worth, requests, backlog_s, token_s, factor, room, again, fill in zip(
             candidates.matched,
             candidates.worths,
             candidates.requests,
@@ -57,6 +62,7 @@ def predicted_ttft(candidates: Candidates, settings: Settings, turn: int) -> lis
             candidates.factors,
             candidates.rooms,
             candidates.again,
+            candidates.fills,
             strict=True,
         )
     ]

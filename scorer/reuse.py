@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 
-_BINS = 64
-_PER_DOUBLING = 4.0  # bins for each doubling of the time: the last one begins after 15 hours
+_BINS = 88
+_PER_DOUBLING = 4.0  # bins for each doubling of the time
+_FIRST_S = 0.01  # the first one's end; the last one begins after 11 hours
 _FORGET = 0.9995  # for each request: about the last 2,000 count
+_LEAN_TOKENS = 200_000.0  # that are taken to have come again after any time, before there were others
 _LOOK_EVERY = 16  # requests between two looks at how the bins add up
 
 
@@ -20,7 +22,7 @@ class Reuse:
     __slots__ = ("_again", "_chances", "_count", "_new", "_weight")
 
     def __init__(self) -> None:
-        self._again = [0.0] * _BINS  # tokens that came again
+        self._again = [0.0] * (_BINS - 1) + [_LEAN_TOKENS]  # tokens that came again
         self._new = 0.0
         self._weight = 1.0  # of the next request: growing, where the older ones would shrink
         self._count = 0
@@ -57,4 +59,4 @@ class Reuse:
 
 
 def _bin(age_s: float) -> int:
-    return min(_BINS - 1, int(_PER_DOUBLING * math.log2(age_s))) if age_s > 1.0 else 0
+    return min(_BINS - 1, int(_PER_DOUBLING * math.log2(age_s / _FIRST_S))) if age_s > _FIRST_S else 0

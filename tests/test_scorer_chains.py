@@ -45,9 +45,9 @@ def test_what_begins_alike_is_another_chain() -> None:
 def test_the_age_is_that_of_the_last_use() -> None:
     """A beginning that all have was used a moment ago, whoever had it first."""
     chains, system = Chains(10_000), prompt(1, 32)
-    for number in range(1, 200):
+    for number in range(1, 9000):
         chains.ask(prompt(1000 * number, 16, system), SIZE, 768, 10.0 * number)
-    assert chains.reuse.chance(8.0) > 0.4 and chains.reuse.chance(30.0) == 0.0
+    assert chains.reuse.chance(8.0) > 0.4 and chains.reuse.chance(30.0) < 0.05
 
 
 def test_short_prompts_are_not_kept() -> None:

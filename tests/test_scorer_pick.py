@@ -46,6 +46,16 @@ def test_of_prices_that_are_alike_who_gives_up_nothing() -> None:
     assert _best([a_candidate(0, 300), a_candidate(1)]) == 0
 
 
+def test_a_new_prompt_goes_where_there_is_room_to_grow() -> None:
+    """Who holds no more than a short beginning of it is left for a pod that is emptier, long before it is full; who
+    holds nearly all of it is not."""
+    empty = a_candidate(1, fill=0.1)
+    assert _best([a_candidate(0, 500, fill=0.3), empty]) == 1
+    assert _best([a_candidate(0, 500, fill=0.11), empty]) == 0
+    assert _best([a_candidate(0, 7800, fill=0.9), empty]) == 0
+    assert _best([a_candidate(0, 500, fill=0.9, again=0.0), empty]) == 0, "nothing of what is there comes again"
+
+
 def test_the_work_is_the_fleets_and_the_wait_is_the_pods() -> None:
     """A pod is never paid twice for being slower than the fleet."""
     slow, far = a_candidate(0, 4000, token_s=2 * TOKEN_S, factor=2.0), a_candidate(1)
@@ -168,7 +178,7 @@ def _prices(candidates: list[Candidate], policy: PolicyName, beta: float = 1.0) 
 
 def test_a_price_is_the_wait_and_the_work() -> None:
     """Seconds: the backlog; the steps of requests in flight; what is computed, for the request itself and, by beta, for
-    the fleet; and by half what others lose who must give up their blocks."""
+    the fleet; and what others lose who must give up their blocks, four times as far as it is asked for again."""
     candidates = [
         a_candidate(0, 3000, worth=2000.0, requests=5, backlog_s=0.25, token_s=0.001),
         a_candidate(1, 3000, worth=2000.0, requests=5, backlog_s=0.25, token_s=0.001, evicted=400),
@@ -176,7 +186,7 @@ def test_a_price_is_the_wait_and_the_work() -> None:
     ]
     computed_s = (TOKENS - 2000) * 0.001
     assert _prices(candidates, "predicted-ttft", beta=3.0) == pytest.approx(
-        [0.25 + 5 * 0.002 + 4 * computed_s, 0.25 + 5 * 0.002 + 4 * computed_s + 0.5 * 0.4, 4 * computed_s + 0.5 * 5.0]
+        [0.25 + 5 * 0.002 + 4 * computed_s, 0.25 + 5 * 0.002 + 4 * computed_s + 2 * 0.4, 4 * computed_s + 2 * 5.0]
     )
 
 
@@ -188,7 +198,7 @@ def test_only_what_has_no_room_pushes_others_out(room: float, lost_tokens: int) 
     columns = by_column([a_candidate(0, 3000, token_s=0.001)])
     columns.rooms[0] = room
     picked = pick(columns, Settings(beta=0.0), 0)
-    assert picked.prices == pytest.approx([5000 * 0.001 + 0.5 * lost_tokens * 0.001])
+    assert picked.prices == pytest.approx([5000 * 0.001 + 4 * 0.5 * lost_tokens * 0.001])
     assert picked.best.evicted == lost_tokens
 
 

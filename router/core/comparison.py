@@ -56,6 +56,7 @@ class Comparison:
             [load.rate.factor for load in loads],
             [rank.room for rank in ranks],
             [rank.again for rank in ranks],
+            [rank.fill for rank in ranks],
         )
         hits = [MISS] * count
         if demand.reads_cache:
@@ -118,7 +119,9 @@ class Comparison:
         if removed != rank.removed:
             rank.removed, rank.removed_at = removed, now
         idle_s = rank.recency.idle_s(held * size, now)
-        rank.room = 0.0 if now < rank.removed_at + _FULL_S else float((blocks - held) * size)
+        full = now < rank.removed_at + _FULL_S
+        rank.room = 0.0 if full else float((blocks - held) * size)
+        rank.fill = 1.0 if full else min(1.0, held / max(1, blocks))
         rank.again = self._reuse.chance(idle_s)
 
 

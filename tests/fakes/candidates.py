@@ -21,5 +21,6 @@ def a_candidate(number: int, matched: int = 0, worth: float | None = None, **loa
         token_s=load.get("token_s", TOKEN_S),
         evicted=int(load.get("evicted", 0)),
         again=load.get("again", 0.5),
+        fill=load.get("fill", 1.0),
         factor=load.get("factor", 1.0),
     )
