@@ -20,6 +20,11 @@ RUN python -m pip wheel --quiet --no-deps --no-index --find-links /wheels --whee
  && python -m venv --without-pip /opt/warmroute \
  && python -m pip --python /opt/warmroute/bin/python install --no-cache-dir --quiet --no-index \
       --find-links /wheels --compile 'warmroute[redis]'
+# What others bring and the product never opens: the hub's client (tokenizers are read from folders), colours of source
+# code, test suites.
+RUN python -m pip --python /opt/warmroute/bin/python uninstall --quiet --yes \
+      huggingface_hub hf-xet fsspec filelock tqdm httpx2 httpcore2 truststore pygments \
+ && find /opt/warmroute -type d -name tests -prune -exec rm -rf {} +
 # The hot path as machine code: half the CPU for each request. An empty NATIVE leaves it out, and needs no C compiler.
 ARG NATIVE=1
 WORKDIR /native
@@ -38,6 +43,8 @@ RUN if [ -n "${NATIVE}" ]; then \
       for module in ${modules}; do \
         cp "${module}" "/opt/warmroute/${module}"; \
       done; \
+      find /opt/warmroute -name '*.so' \( -name 'warmroute__mypyc*' -o -path '*/uvloop/*' -o -path '*/xxhash/*' \
+        -o -path '*/regex/*' -o -path '*/yaml/*' \) -exec strip --strip-unneeded {} +; \
     fi
 
 FROM ${BASE}

@@ -116,12 +116,12 @@ def test_default_config_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "warmroute.yaml"
     file.write_text(yaml.safe_dump(VALUES["config"]), encoding="utf-8")
     environ = {
-        name: "9090" if name.endswith("PORT") else "120s"
+        name: "9090" if name.endswith("PORT") else "/state" if name.endswith("PATH") else "120s"
         for name in re.findall(r"name: (WARMROUTE_\w+), value", TEMPLATES["_pod.tpl"])
         if not name.endswith("_FILE")
     }
     environ |= {"WARMROUTE_GATEWAY__PORT": "8080", "WARMROUTE_EVENTS__BIND": "tcp://*:5557"}
-    assert len(environ) == 4
+    assert len(environ) == 5
     config = load(str(file), environ, {})
     assert (config.gateway.ops_port, config.gateway.drain_timeout) == (9090, 120.0)
 

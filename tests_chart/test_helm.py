@@ -127,7 +127,16 @@ def test_no_values_at_all(tmp_path: Path) -> None:
     """The defaults are hardened, drained, spread, and read by the gateway; the notes say that pods are missing."""
     objects = rendered({}, tmp_path)
     kinds = sorted(name.partition("/")[0] for name in objects)
-    assert kinds == ["ConfigMap", "Deployment", "Pod", "PodDisruptionBudget", "Service", "Service", "ServiceAccount"]
+    assert kinds == [
+        "ConfigMap",
+        "Deployment",
+        "Pod",
+        "PodDisruptionBudget",
+        "Service",
+        "Service",
+        "Service",
+        "ServiceAccount",
+    ]
     pod = pod_of(objects)
     container = pod["containers"][0]
     assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, 65532)
@@ -181,8 +190,9 @@ def test_everything_arrives(tmp_path: Path) -> None:
     assert volumes["api-keys"]["secret"]["items"] == [{"key": "keys", "path": "api-keys"}]
     (url,) = [item for item in container["env"] if item["name"] == "WARMROUTE_INDEX__REDIS__URL"]
     assert url["valueFrom"] == {"secretKeyRef": {"name": "warmroute-redis", "key": "redis-url"}}
-    assert {port["containerPort"] for port in container["ports"]} == {18080, 19090, 15557, 15558}
-    assert objects["Role/t-warmroute"]["rules"][0]["verbs"] == ["get", "list", "watch"]
+    ports = {(port["containerPort"], port["protocol"]) for port in container["ports"]}
+    assert ports == {(18080, "TCP"), (19090, "TCP"), (19090, "UDP"), (15557, "TCP"), (15558, "TCP")}
+    assert objects["Role/t-warmroute"]["rules"][0]["verbs"] == ["get", "list", "watch", "patch"]
 
 
 def test_the_gateway_reads_everything(tmp_path: Path) -> None:
@@ -215,8 +225,9 @@ def test_only_the_data_plane_is_shown_outside(tmp_path: Path) -> None:
         "Service/t-warmroute": ["http"],
         "Service/t-warmroute-ops": ["ops"],
         "Service/t-warmroute-events": ["events-0", "events-1"],
+        "Service/t-warmroute-peers": ["ops"],
     }
-    types = {name: objects[name]["spec"]["type"] for name in ports}
+    types = {name: objects[name]["spec"].get("type", "ClusterIP") for name in ports}
     assert [name for name, kind in types.items() if kind != "ClusterIP"] == ["Service/t-warmroute"]
     path = objects["Ingress/t-warmroute"]["spec"]["rules"][0]["http"]["paths"][0]
     assert path["backend"] == {"service": {"name": "t-warmroute", "port": {"name": "http"}}}
@@ -230,9 +241,13 @@ def test_network_policy(tmp_path: Path) -> None:
     policy = rendered("full", tmp_path)["NetworkPolicy/t-warmroute"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["ingress"][1]["from"] == [{"namespaceSelector": {}}]
-    assert policy["ingress"][2]["from"] == [{"podSelector": {"matchLabels": {"app": "vllm"}}}]
+    assert policy["ingress"][3]["from"] == [{"podSelector": {"matchLabels": {"app": "vllm"}}}]
+    peers = policy["ingress"][2]
+    assert {port["protocol"] for port in peers["ports"]} == {"TCP", "UDP"} and "matchLabels" in peers["from"][0][
+        "podSelector"
+    ]
     out = [{port["port"] for port in rule.get("ports", [])} for rule in policy["egress"]]
-    assert out == [{53}, {8100, 5557, 5558, 8101}, {443, 6443}, {6379}, set()]
+    assert out == [{53}, {8100, 5557, 5558, 8101}, {19090}, {443, 6443}, {6379}, set()]
     (space,) = policy["egress"][1]["to"]
     assert space["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "inference"}
 
@@ -285,7 +300,45 @@ def test_a_stateful_set(tmp_path: Path) -> None:
     objects = rendered({"kind": "StatefulSet"}, tmp_path)
     workload = objects["StatefulSet/t-warmroute"]["spec"]
     assert (workload["replicas"], workload["podManagementPolicy"]) == (2, "Parallel")
+    assert workload["serviceName"] == "t-warmroute-peers" and "volumeClaimTemplates" not in workload
     assert pod_of(objects) == pod_of(rendered({}, tmp_path))
+
+
+def test_state_has_a_volume(tmp_path: Path) -> None:
+    """An emptyDir, or one of each replica's own; the gateway saves there."""
+    objects = rendered("full", tmp_path)
+    assert {"name": "state", "emptyDir": {"sizeLimit": "2Gi"}} in pod_of(objects)["volumes"]
+    objects = rendered("stateful", tmp_path)
+    (claim,) = objects["StatefulSet/t-warmroute"]["spec"]["volumeClaimTemplates"]
+    assert (claim["metadata"]["name"], claim["spec"]["storageClassName"]) == ("state", "fast")
+    assert "state" not in [volume["name"] for volume in pod_of(objects)["volumes"]]
+    assert config_of(objects, tmp_path).state.path == "/var/lib/warmroute/state"
+
+
+def test_replicas_find_each_other(tmp_path: Path) -> None:
+    """By the headless Service, at the operators' port; with a key they share loads."""
+    objects = rendered("full", tmp_path)
+    service = objects["Service/t-warmroute-peers"]["spec"]
+    assert service["clusterIP"] == "None" and service["publishNotReadyAddresses"] is True
+    peers = config_of(rendered("stateful", tmp_path), tmp_path).peers
+    assert (peers.dns.name, peers.dns.port) == ("t-warmroute-peers.inference.svc", 9090)
+    assert peers.key_file is not None
+    alone = rendered({"peers": {"enabled": False}}, tmp_path)
+    assert "Service/t-warmroute-peers" not in alone
+    assert not config_of(alone, tmp_path).peers.are_there
+
+
+def test_prompts_are_warmed(tmp_path: Path) -> None:
+    """The files of the ConfigMap, at the start, and by a job that brings them through the operators' Service."""
+    objects = rendered("full", tmp_path)
+    given = yaml.safe_load(objects["ConfigMap/t-warmroute"]["data"]["warmroute.yaml"])["warmup"]
+    assert given == {"files": ["/etc/warmroute-warmup/documents.txt"], "prefill_pods": 2, "delimiter": "---"}
+    (job,) = objects["Job/t-warmroute-warmup"]["spec"]["template"]["spec"]["containers"]
+    assert job["args"] == [
+        "warmup", "--url=https://t-warmroute-ops:9999", "--prefill=2", "--delimiter=---", "--key=$(OPERATOR_KEY)",
+        "/etc/warmroute-warmup/documents.txt",
+    ]  # fmt: skip
+    assert job["volumeMounts"][0]["mountPath"] == "/etc/warmroute-warmup"
 
 
 def test_keda_and_a_pod_monitor(tmp_path: Path) -> None:
@@ -316,6 +369,9 @@ def test_keda_and_a_pod_monitor(tmp_path: Path) -> None:
         ({"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None}}, "nothing to go by"),
         ({"autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "keep one"),
         ({"ingress": {"enabled": True}}, "without hosts"),
+        ({"state": {"enabled": True, "persistence": {"enabled": True}}}, "kind StatefulSet"),
+        ({"warmup": {"files": ["a"]}}, "name it"),
+        ({"config": {"state": {"path": "/x"}}}, "path"),
         ({"tokenizers": {"volume": {"emptyDir": {}}, "copyFrom": {"image": "t:1"}}}, "keep one"),
     ],
 )  # fmt: skip

@@ -19,6 +19,9 @@ GIVEN = {  # by other values: a key in the file would be overruled, or a secret 
         "port", "ops_port", "drain_timeout", "operator_key", "operator_key_file", "api_keys", "api_keys_file",
     ),
     "EventsConfig": ("bind",),
+    "StateConfig": ("path",),
+    "PeersConfig": ("key_file", "dns"),
+    "WarmupConfig": ("files", "prefill_pods", "delimiter"),
 }  # fmt: skip
 
 

@@ -67,18 +67,32 @@ app.kubernetes.io/component: ops
 {{- with .service }}{{ $_ := set $found "service" . }}{{ end }}
 {{- with .inferencePool }}{{ $_ := set $found "inference_pool" . }}{{ end }}
 {{- with .namespace }}{{ $_ := set $found "namespace" . }}{{ end }}
+{{- with .deletionCost }}{{ $_ := set $found "deletion_cost" . }}{{ end }}
 {{- toYaml $found }}
 {{- end }}
 {{- end }}
 {{- end }}
 
-{{- /* The configuration file: `config`, and in its `discovery` what the values' `discovery` finds. */}}
+{{- /* The configuration file: `config`, and in it what other values say of pods, peers and warm-up. */}}
 {{- define "warmroute.config" -}}
 {{- $config := deepCopy .Values.config }}
 {{- with include "warmroute.kubernetes" . | fromYaml }}
 {{- $discovery := deepCopy (dig "discovery" dict $config) }}
 {{- $_ := set $discovery "kubernetes" (mergeOverwrite . (deepCopy (dig "kubernetes" dict $discovery))) }}
 {{- $_ := set $config "discovery" $discovery }}
+{{- end }}
+{{- if .Values.peers.enabled }}
+{{- $dns := dict "name" (printf "%s.%s.svc" (include "warmroute.named" (list . "peers")) .Release.Namespace) "port" .Values.ports.ops }}
+{{- $_ := set $config "peers" (mergeOverwrite (dict "dns" $dns) (deepCopy (dig "peers" dict $config))) }}
+{{- end }}
+{{- with .Values.warmup }}
+{{- if .files }}
+{{- $files := list }}
+{{- range .files }}{{ $files = append $files (printf "/etc/warmroute-warmup/%s" .) }}{{ end }}
+{{- $given := dict "files" $files "prefill_pods" .prefillPods }}
+{{- with .delimiter }}{{ $_ := set $given "delimiter" . }}{{ end }}
+{{- $_ := set $config "warmup" (mergeOverwrite $given (deepCopy (dig "warmup" dict $config))) }}
+{{- end }}
 {{- end }}
 {{- toYaml $config }}
 {{- end }}

@@ -62,6 +62,9 @@ spec:
       ports:
         - {name: http, containerPort: {{ .Values.ports.data }}, protocol: TCP}
         - {name: ops, containerPort: {{ .Values.ports.ops }}, protocol: TCP}
+        {{- if and .Values.peers.enabled .Values.peers.existingSecret }}
+        - {name: peers, containerPort: {{ .Values.ports.ops }}, protocol: UDP}
+        {{- end }}
         {{- if .Values.ports.events }}
         {{- range $rank := until (int .Values.ports.eventRanks) }}
         - {name: events-{{ $rank }}, containerPort: {{ add $.Values.ports.events $rank }}, protocol: TCP}
@@ -136,6 +139,12 @@ spec:
 {{- if .Values.podKey.existingSecret }}
 - {name: WARMROUTE_PODS__API_KEY_FILE, value: /etc/warmroute-pod-key/api-key}
 {{- end }}
+{{- if .Values.state.enabled }}
+- {name: WARMROUTE_STATE__PATH, value: /var/lib/warmroute/state}
+{{- end }}
+{{- if and .Values.peers.enabled .Values.peers.existingSecret }}
+- {name: WARMROUTE_PEERS__KEY_FILE, value: /etc/warmroute-peers-key/peers-key}
+{{- end }}
 {{- with .Values.redis }}
 {{- if .existingSecret }}
 - name: WARMROUTE_INDEX__REDIS__URL
@@ -177,6 +186,15 @@ spec:
 {{- end }}
 {{- if .Values.podKey.existingSecret }}
 - {name: pod-key, mountPath: /etc/warmroute-pod-key, readOnly: true}
+{{- end }}
+{{- if and .Values.peers.enabled .Values.peers.existingSecret }}
+- {name: peers-key, mountPath: /etc/warmroute-peers-key, readOnly: true}
+{{- end }}
+{{- if .Values.state.enabled }}
+- {name: state, mountPath: /var/lib/warmroute}
+{{- end }}
+{{- if .Values.warmup.existingConfigMap }}
+- {name: warmup, mountPath: /etc/warmroute-warmup, readOnly: true}
 {{- end }}
 {{- if .Values.tls.existingSecret }}
 - {name: tls, mountPath: /etc/warmroute-tls, readOnly: true}
@@ -220,6 +238,19 @@ spec:
 {{- if .existingSecret }}
 {{ include "warmroute.secretFile" (list "pod-key" .existingSecret .key "api-key") }}
 {{- end }}
+{{- end }}
+{{- with .Values.peers }}
+{{- if and .enabled .existingSecret }}
+{{ include "warmroute.secretFile" (list "peers-key" .existingSecret .key "peers-key") }}
+{{- end }}
+{{- end }}
+{{- if and .Values.state.enabled (not .Values.state.persistence.enabled) }}
+- name: state
+  emptyDir: {sizeLimit: {{ .Values.state.sizeLimit }}}
+{{- end }}
+{{- if .Values.warmup.existingConfigMap }}
+- name: warmup
+  configMap: {name: {{ .Values.warmup.existingConfigMap }}}
 {{- end }}
 {{- with .Values.tls }}
 {{- if .existingSecret }}
