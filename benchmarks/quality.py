@@ -32,10 +32,14 @@ from scorer.board import Board, row_of
 BOUND = "bound"
 
 
-def settings_of(policy: str, pods: PodPlan, size: int) -> tuple[CoreSettings, float]:
+def settings_of(options: argparse.Namespace, pods: PodPlan, size: int) -> tuple[CoreSettings, float]:
     """What the core is set to, and the speed that it assumes at first."""
     blocks = max(65_536, 4 * pods.pods * pods.kv_tokens // size)
-    given = {"scoring": {"policy": policy}, "index": {"blocks_max": blocks}}
+    given = {
+        "scoring": {"policy": options.policy},
+        "admission": {"look_ahead": options.look_ahead, "queue_max": 100_000},
+        "index": {"blocks_max": blocks},
+    }
     config = Config.model_validate(given)
     return core_settings(config), config.scoring.prefill_tokens_per_second
 
@@ -44,7 +48,7 @@ def world_of(options: argparse.Namespace, pods: PodPlan, size: int) -> World:
     """Gateways before pods."""
     if options.policy == BOUND:
         return World(pods, size, [], options.seed)
-    settings, tokens_per_s = settings_of(options.policy, pods, size)
+    settings, tokens_per_s = settings_of(options, pods, size)
     row = row_of(max(64, pods.pods), 16_384)
     memory = memoryview(bytearray(options.workers * row.itemsize))
     boards = [Board(memory, options.workers, own, row) for own in range(options.workers)]
@@ -92,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--event-delay", type=float, default=0.0, help="seconds")
     made.add_argument("--event-loss", type=float, default=0.0, help="share of the frames")
     made.add_argument("--slow-half", type=float, default=1.0, help="factor by which half of the pods is slower")
+    made.add_argument("--look-ahead", type=float, default=0.0, help="seconds of prefill that a pod is promised; 0: any")
     made.add_argument("--json", action="store_true")
     return made
 

@@ -98,6 +98,10 @@ class Full(Saturated):
     """429: there is no room now, and whoever may wait should: room comes with every request that ends."""
 
 
+class Busy(Full):
+    """As `Full`, of the pod that is best: who waits for it is placed anew with every request that begins or ends."""
+
+
 class NoRetry(RouterError):
     """503: another pod could be tried, but the retry budget is spent. Clients see the failure before it instead."""
 

@@ -216,6 +216,7 @@ class Metrics:
         yield _gauge("retry_budget", "Retries that the budget has left.", budget.left)
         yield from _counter("admissions", "Requests that waited for room.", ("result",), _by_one(self.admissions))
         yield _gauge("admission_waiting", "Requests that wait for room.", queue.waiting)
+        yield _gauge("admission_held", "Requests that wait for the pod that is best.", self._core.hold.waiting)
         with contextlib.suppress(RuntimeError):  # there is no loop
             yield _gauge("tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
         yield from _counter("picks", "Decisions.", ("reason",), _by_one(self.picks))

@@ -32,6 +32,7 @@ from router.upstream.upstreams import Upstreams
 from router.warmup.warmup import Warmup, check_files
 from router.workers.peers import Peers
 from router.workers.worker import Worker, rows_of
+from scorer.hold import HoldLimits
 from scorer.policies import Settings
 
 if TYPE_CHECKING:
@@ -241,6 +242,7 @@ def core_settings(config: Config) -> CoreSettings:
         ),
         queue_max=admission.queue_max,
         flow_queue_max=admission.flow_queue_max,
+        hold=HoldLimits(admission.look_ahead, admission.hold_max, admission.queue_max),
         breaker=BreakerLimits(
             in_row_max=breaker.failures_in_row,
             share_max=breaker.failure_share,

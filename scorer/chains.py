@@ -14,6 +14,8 @@ from indexer.blocks import Keys
 from scorer.reuse import Reuse
 
 _APART_TOKENS = 256  # between two keys that are kept
+_FORGET = 0.998  # for each prompt: about the last 500 count
+_FEW = 50.0  # prompts: before, it is not known what is usual
 
 
 class Chain:
@@ -42,6 +44,8 @@ class Chains:
         self._keys_max = keys_max
         self._chains: OrderedDict[int, Chain] = OrderedDict()  # by keys of their prompts
         self.reuse = Reuse()
+        self.continuing = 0.0  # share of prompts that continue others, of late
+        self._asked = 0.0
 
     def ask(self, keys: Keys, size: int, tokens: int, now: float) -> Known | None:
         """A prompt of so many tokens is sent to a pod, with keys of blocks of `size`; None: it is too short."""
@@ -57,6 +61,8 @@ class Chains:
         known = 0 if chain is None else (number + 1) * apart * size
         self.reuse.learn(0.0 if chain is None else now - chain.used_at, known, max(0, tokens - known))
         continues = chain is not None and chain.end == kept[number]
+        self._asked = _FORGET * self._asked + 1.0
+        self.continuing += ((1.0 if continues else 0.0) - self.continuing) / max(_FEW, self._asked)
         if chain is None or not continues:
             first = number if chain is not None else 0
             chain = Chain(now)

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 
 from scorer.candidates import Candidates
 
+_EVEN = 0.05  # of a cache: pods are no fuller than others for so much
 _GROWTH = 4.0  # of what is new of a prompt: so much more is taken to follow it
 
 PolicyName: TypeAlias = Literal["predicted-ttft", "weighted", "round-robin", "least-load"]
@@ -42,16 +43,16 @@ Policy: TypeAlias = Callable[[Candidates, Settings, int], list[float]]
 def predicted_ttft(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
     """Seconds until the first token if sent there, and what the work costs the fleet."""
     beta, eviction, request_s, tokens = settings.beta, settings.eviction, settings.request_s, float(candidates.tokens)
-    emptiest, growth = min(candidates.fills), _GROWTH * (tokens - max(candidates.matched))
+    emptiest, growth = min(candidates.fills) + _EVEN, _GROWTH * (tokens - max(candidates.matched))
     return [
         backlog_s
         + requests * request_s
         + token_s
         * (
             (tokens - worth) * (1.0 + beta / factor)
-            if room >= tokens and fill == emptiest
+            if room >= tokens and fill <= emptiest
             else (tokens - worth) * (1.0 + beta / factor)
-            + eviction * again * (max(0.0, tokens - matched - room) + growth * (fill - emptiest))
+            + eviction * again * (max(0.0, tokens - matched - room) + growth * max(0.0, fill - emptiest))
         )
         for matched, worth, requests, backlog_s, token_s, factor, room, again, fill in zip(
             candidates.matched,

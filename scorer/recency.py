@@ -40,6 +40,15 @@ class Recency:
         else:
             self._forget(owner)
 
+    def live(self, within_s: float, now: float) -> int:
+        """Tokens of what is in use, or was within this time."""
+        tokens = sum([self._tokens[owner] for owner in self._used])
+        for owner in reversed(self._idle):
+            if now - self._idle[owner] > within_s:
+                break
+            tokens += self._tokens[owner]
+        return tokens
+
     def idle_s(self, held: int, now: float) -> float:
         """How long the oldest was idle of the `held` tokens that the pod has; 0 where all is in use."""
         idle = self._idle

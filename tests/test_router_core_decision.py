@@ -12,7 +12,7 @@ from router.config.settings import Config
 from router.core.decision import Core
 from router.core.demand import Demand, End
 from router.core.fleet import RankId
-from router.errors import Full, NoFitPod, UnknownModel
+from router.errors import Busy, Full, NoFitPod, UnknownModel
 from scorer.board import Board, row_of
 from scorer.cost import PrefillRate
 from scorer.pick import scored
@@ -461,3 +461,39 @@ def test_a_pod_that_leaves_is_forgotten() -> None:
     for pod in list(core.fleet.pods.values()):
         core.leave(pod)
     assert not core.fleet.pods and not list(core.texts.pods) and not list(core.index.pods)
+
+
+def test_a_request_waits_for_its_pod() -> None:
+    """Bound no earlier than the pod can soon begin: elsewhere it would be computed anew. A retry never waits."""
+    core = core_of(2, admission={"look_ahead": 0.5})
+    for pod in core.fleet.pods.values():
+        for _ in range(8):
+            pod.ranks[0].load.rate.learn(1000, 1.0)
+    store(core, "pod-0", 1, 3200)
+    first = route(core, asked(core, 1, 4800, tells_prefill=True), NOBODY, 0.0)
+    assert first.pod.name == "pod-0"
+    follows = asked(core, 1, 3360, tells_prefill=True)
+    with pytest.raises(Busy):
+        route(core, follows, NOBODY, 0.1)
+    assert core.in_flight == 1
+    assert route(core, follows, frozenset(("pod-0",)), 0.1).pod.name == "pod-1"
+    core.first_byte(first, True, 1.6)
+    assert route(core, follows, NOBODY, 1.7).pod.name == "pod-0"
+
+
+def test_what_is_cold_waits_while_what_lives_fills_the_cache() -> None:
+    """Where most requests continue others: else they drive each other out."""
+    core = core_of(1, admission={"look_ahead": 0.5})
+    pod = core.fleet.pods["pod-0"]
+    pod.blocks = 40_000 // SIZE
+    for turn in range(60):
+        placed = route(core, asked(core, 1, 25_600 + 32 * turn, tells_prefill=True), NOBODY, float(turn))
+        core.first_byte(placed, False, turn + 0.5)
+        core.finish(placed, SERVED, turn + 0.6)
+    assert core.chains.continuing > 0.6
+    new = asked(core, 2, 20_000, tells_prefill=True)
+    with pytest.raises(Busy):
+        route(core, new, NOBODY, 61.0)
+    core.finish(route(core, asked(core, 1, 28_000, tells_prefill=True), NOBODY, 61.0), SERVED, 62.0)
+    core.index.expire(400.0)
+    assert route(core, new, NOBODY, 400.0).pod is pod

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from router.config.keys import ShownKey
 from router.core.demand import Demand
 from router.core.fair_queue import FairQueue, Waiting
-from router.errors import Full, NoFitPod, Saturated
+from router.errors import Busy, Full, NoFitPod, Saturated
 from router.metrics import Metrics
 from router.proxy.attempts import Attempt, Dispatch, Request, Routing
 from router.proxy.waiting_room import ClaimRules, Claims, WaitingRoom, flow_of, priority_of
 from router.tokens.understanding import Understood
 from router.upstream.pool import Upstream
+from scorer.hold import Held
 from tests.fakes.cores import MODEL, NOBODY, SERVED, VOID, core_of, decide, route
 from tests.fakes.limits import upstream_limits
 from tests.fakes.peers import until
@@ -180,7 +181,9 @@ class Visitor:
         self.tokens = 100
         self.group: str | None = MODEL
 
-    def enter(self) -> str:
+    def enter(self, held: Held | None = None) -> str:
+        if self.house.busy and held is not None and held.since > 0.0:
+            raise Busy("busy")
         if self.house.refusal is not None:
             raise self.house.refusal
         if not self.house.places:
@@ -199,9 +202,11 @@ class House:
     def __init__(self, queue_max: int = 10, wait_max_s: float = 30.0) -> None:
         self.places = 0
         self.refusal: Exception | None = None
-        self.queue = FairQueue(queue_max, queue_max)
+        self.busy = False  # the pod that is best for everybody
+        self.core = core_of(admission={"queue_max": queue_max, "flow_queue_max": max(1, queue_max)})
+        self.queue = self.core.queue
         self.results: Counter[str] = Counter()
-        self.admission: WaitingRoom[str] = WaitingRoom(self.queue, wait_max_s, self.results)
+        self.admission: WaitingRoom[str] = WaitingRoom(self.core, wait_max_s, self.results)
 
     async def visit(self, name: str, **more: int) -> asyncio.Task[str]:
         """Somebody who waits."""
@@ -222,6 +227,23 @@ async def test_whoever_leaves_lets_in() -> None:
     house.places = 1
     assert await tasks[2] == "c"  # nobody said so: it is looked at now and then
     assert house.results == {"granted": 3}
+
+
+async def test_who_waits_for_a_pod_goes_when_it_may() -> None:
+    """Placed again with whatever is given back, or now and then; where too many wait, at once; gone with its client."""
+    house = House(queue_max=2)
+    house.busy, house.places = True, 9
+    hold = house.core.hold
+    tasks = [asyncio.create_task(house.admission.wait(Visitor(house, name), Busy("busy"))) for name in "abc"]
+    await until(lambda: tasks[2].done())
+    assert (hold.waiting, tasks[2].result(), house.places) == (2, "c", 8)
+    house.admission.serve()
+    assert hold.waiting == 2
+    tasks[0].cancel()
+    await until(lambda: hold.waiting == 1)
+    house.busy = False
+    assert await tasks[1] == "b"
+    assert (hold.waiting, house.places, sum(house.results.values())) == (0, 7, 0)
 
 
 async def test_full_and_too_long() -> None:
@@ -282,7 +304,7 @@ async def test_nobody_overtakes() -> None:
     """While others wait for the same pods, who comes waits too, even if there is room; a retry does not."""
     core = core_of(2, breaker={"failures_in_row": 1})
     metrics = Metrics(core, no_stats)
-    admission: WaitingRoom[Attempt] = WaitingRoom(core.queue, 1.0, metrics.admissions)
+    admission: WaitingRoom[Attempt] = WaitingRoom(core, 1.0, metrics.admissions)
     upstreams = {name: Upstream(pod.address, upstream_limits()) for name, pod in core.fleet.pods.items()}
     dispatch = Dispatch(core, metrics, upstreams, admission, nothing_new, False, True)
     meaning = Understood(Demand(MODEL, 100))

@@ -53,6 +53,18 @@ class AdmissionConfig(Section):
     queue_max: Count = Field(default=256, ge=0, le=100_000, description="Requests that wait. 0: 429 at once.")
     flow_queue_max: Count = Field(default=64, ge=1, le=100_000, description="Requests of one flow that wait.")
     wait_max: Seconds = Field(default=5.0, gt=0, le=600, description="A request waits so long at most.")
+    look_ahead: Seconds = Field(
+        default=0.0,
+        ge=0,
+        le=60,
+        description="A pod is promised prefill for so long; what is more waits here, not bound yet. 0: nothing waits.",
+    )
+    hold_max: Seconds = Field(
+        default=120.0,
+        gt=0,
+        le=3600,
+        description="A request waits so long for the pod that is best; then it goes there.",
+    )
     claims_believed: bool | None = Field(
         default=None,
         description="Believe flows and priorities that requests claim. null: unless the gateway asks for API keys.",

@@ -7,7 +7,7 @@ gives back what was taken, however it ended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from indexer.blocks import KeySpace, size_of
 from indexer.index import PrefixIndex
@@ -22,11 +22,12 @@ from router.core.retry_budget import RetryBudget
 from router.core.settings import CoreSettings
 from router.core.token_proof import TokenProof
 from router.core.token_states import Witness
-from router.errors import Full, NoFitPod, NoRetry
+from router.errors import Busy, Full, NoFitPod, NoRetry
 from scorer.board import Board
 from scorer.candidates import Pick
 from scorer.chains import Chain, Chains
 from scorer.cost import PrefillRate
+from scorer.hold import ANSWER_TOKENS, COLD_S, CONTINUING_MIN, LIVE_S, Held, Hold
 from scorer.load import PodLoad
 from scorer.pick import pick
 from scorer.slow_start import slowness
@@ -57,9 +58,11 @@ class Core:
         self._settings = settings
         self._bounds = settings.bounds
         self._bounded = settings.bounds.by_load
+        self._holds = settings.hold.look_ahead_s > 0.0
         self._slow_until = 0.0  # nobody's slow start ends later
         self._holdings = Holdings(self.index, self.texts, self.store, given)
         self.chains = Chains(settings.chain_keys_max)
+        self.hold = Hold(settings.hold)
         self._comparison = Comparison(self.fleet, self.index, self.chains.reuse, settings.tier_weights)
 
     # --- deciding ---
@@ -75,13 +78,19 @@ class Core:
         return self._decide(demand, holders, self._fit(demand, exclude, now), now)
 
     def route(
-        self, demand: Demand, holders: Holders, exclude: frozenset[str], now: float, witness: Witness | None = None
+        self,
+        demand: Demand,
+        holders: Holders,
+        exclude: frozenset[str],
+        now: float,
+        witness: Witness | None = None,
+        held: Held | None = None,
     ) -> Placement:
         """Decide, take the ticket, and enter the prompt's blocks as predicted for the picked pod.
 
         A request that `exclude`s pods is a retry: the bounds of admission let it pass, it has to be in the budget.
-        `witness`: the request as it came, to be kept until its tokens are judged.
-        Raises `Full`, `NoRetry`, and what `decide` raises.
+        `witness`: the request as it came, to be kept until its tokens are judged. `held`: it waits already.
+        Raises `Busy`, `Full`, `NoRetry`, and what `decide` raises.
         """
         ranks = self._fit(demand, exclude, now)
         if exclude:
@@ -90,8 +99,11 @@ class Core:
         else:
             if self._bounded or self._all_in_flight >= self._bounds.requests:
                 ranks = self._with_room(ranks)
-            self.budget.request(self.in_flight)
         decision = self._decide(demand, holders, ranks, now)
+        if self._holds and not exclude and self._must_wait(decision, held, now):
+            raise Busy("The pod that is best for it has as much to do as it may.")
+        if not exclude:
+            self.budget.request(self.in_flight)
         self.turn += 1
         self.in_flight += 1
         self.decisions.append(decision)
@@ -166,6 +178,11 @@ class Core:
             placement.pod.suspect_until = before
 
     # --- pods ---
+
+    @property
+    def loads(self) -> Iterable[PodLoad]:
+        """Of all ranks."""
+        return (rank.load for rank in self.fleet.ranks)
 
     def load_of(self, rank: RankId, rate: PrefillRate) -> PodLoad:
         """The load of a rank that joins."""
@@ -294,9 +311,23 @@ class Core:
 
     def _decide(self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float) -> Decision:
         candidates, hits = self._comparison.candidates(demand, holders, ranks, now)
+        if self.hold.planned:
+            for number, rank in enumerate(ranks):
+                candidates.backlogs_s[number] += self.hold.planned.get(rank.load, 0.0)
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
         best = pick(candidates, self._settings.scoring, self.turn, slow)
         return Decision(now, demand, ranks, hits, best, _reason(demand, best))
+
+    def _must_wait(self, decision: Decision, held: Held | None, now: float) -> bool:
+        """Whether the pod that is best is too busy for it, or its cache too full of what lives."""
+        best, rank = decision.pick.best, decision.rank
+        cost_s = best.token_s * (best.tokens - best.worth)
+        lacks_room = False
+        if cost_s > COLD_S and self.chains.continuing >= CONTINUING_MIN:
+            blocks, needed = rank.pod.blocks, best.tokens - best.matched + ANSWER_TOKENS
+            if blocks is not None and rank.recency.tokens:
+                lacks_room = rank.recency.live(LIVE_S, now) + needed > blocks * (rank.block_size or 0)
+        return self.hold.must_wait(rank.load, cost_s, lacks_room, held, now)
 
     def _slowness(self, ranks: Sequence[Rank], now: float) -> list[float] | None:
         for pod in [pod for pod in self.fleet.cold if pod.fit(now)]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from indexer.prefixes import PrefixLimits
 from router.core.breaker import BreakerLimits
+from scorer.hold import HoldLimits
 from scorer.policies import Settings
 
 
@@ -48,6 +49,7 @@ class CoreSettings:
     bounds: Bounds
     queue_max: int
     flow_queue_max: int
+    hold: HoldLimits
     breaker: BreakerLimits
     panic_share: float
     suspect_s: float  # a pod that could not be reached comes last for so long

@@ -52,7 +52,7 @@ class Gateway:
             not service.config.gateway.asks_for_keys if believed is None else believed, admission.priority_min
         )
         results = service.metrics.admissions
-        waiting_room: WaitingRoom[Attempt] = WaitingRoom(service.core.queue, admission.wait_max, results)
+        waiting_room: WaitingRoom[Attempt] = WaitingRoom(service.core, admission.wait_max, results)
         config = service.config
         self._dispatch = Dispatch(
             service.core, service.metrics, service.upstreams, waiting_room, service.pods.look_again,

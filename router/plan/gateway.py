@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -14,16 +15,26 @@ from router.core.decision import Core
 from router.core.demand import Demand, End, Placement
 from router.core.fleet import Pod, Rank, RankId
 from router.core.settings import CoreSettings
+from router.errors import Busy
 from router.plan.profiles import PodPlan
 from router.plan.publisher import At, EventPath, Publisher, Stretch
 from router.plan.traces import Turn
 from scorer.board import Board
 from scorer.cost import FleetRate, PrefillRate
+from scorer.hold import Held, overdue
 
 _MODEL = "m"
 _HELD_MAX = 10_000  # batches that wait for others
 _NOBODY: frozenset[str] = frozenset()
 _SEED = 1  # of keys
+
+
+class SentOn(NamedTuple):
+    """A request has gone to the pod of this number. `item`: the caller's own."""
+
+    item: object
+    pod: int
+    placement: Placement
 
 
 class VirtualGateway:
@@ -56,16 +67,30 @@ class VirtualGateway:
         """Hear of events as frames that come later, or never; else all are believed at once."""
         self._publishers = [Publisher(rank.feed, path, at, rng) for rank in self._ranks if rank.feed is not None]
 
-    def send(self, turn: Turn, now: float) -> tuple[int, Placement]:
-        """Which pod a request goes to."""
-        core = self.core
-        core.index.expire(now)
-        keys = self.keys_of(turn.blocks[: turn.tokens // self._size])
-        demand = Demand(
-            _MODEL, turn.tokens, keys={self._size: keys}, is_alone=True, tells_prefill=True, answer=turn.answer
-        )
-        placement = core.route(demand, core.look_up(demand, None, now), _NOBODY, now)
-        return self._numbers[placement.decision.rank.id], placement
+    def send(self, turn: Turn, item: object, now: float) -> SentOn | None:
+        """Which pod a request goes to; None: it waits, and `serve` will give `item` back."""
+        demand = self._demand(turn)
+        try:
+            return self._route(demand, item, None, now)
+        except Busy:
+            held = self.core.hold.put((demand, item), 0, now)
+        return None if held is not None else self._route(demand, item, overdue(), now)
+
+    def serve(self, now: float) -> list[SentOn]:
+        """Who waited, and goes now."""
+        sent: list[SentOn] = []
+
+        def offer(held: Held) -> bool:
+            demand, item = cast("tuple[Demand, object]", held.item)
+            try:
+                sent.append(self._route(demand, item, held, now))
+            except Busy:
+                return False
+            return True
+
+        if self.core.hold.waiting:
+            self.core.hold.serve(self.core.loads, now, offer)
+        return sent
 
     def began(self, placement: Placement, now: float) -> None:
         """The first token is here."""
@@ -85,6 +110,18 @@ class VirtualGateway:
             index.apply(name, BlockStored(each.blocks, each.parent, each.tokens, each.size))
         if removed:
             index.apply(name, BlockRemoved(removed))
+
+    def _demand(self, turn: Turn) -> Demand:
+        keys = self.keys_of(turn.blocks[: turn.tokens // self._size])
+        return Demand(
+            _MODEL, turn.tokens, keys={self._size: keys}, is_alone=True, tells_prefill=True, answer=turn.answer
+        )
+
+    def _route(self, demand: Demand, item: object, held: Held | None, now: float) -> SentOn:
+        core = self.core
+        core.index.expire(now)
+        placement = core.route(demand, core.look_up(demand, None, now), _NOBODY, now, None, held)
+        return SentOn(item, self._numbers[placement.decision.rank.id], placement)
 
     def keys_of(self, blocks: Sequence[int]) -> Keys:
         """Of whole blocks, from the first one on. Each is made once, as long as what is before it is the same."""

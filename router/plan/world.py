@@ -12,12 +12,13 @@ from router.core.demand import Placement
 from router.plan.cache import BlockCache, Pool, PooledCache, Taken
 from router.plan.engine import Engine, Job
 from router.plan.figures import Answered, Figures, figures
-from router.plan.gateway import VirtualGateway, tokens_of
+from router.plan.gateway import SentOn, VirtualGateway, tokens_of
 from router.plan.profiles import PodPlan
 from router.plan.publisher import Stretch
 from router.plan.traces import Arrivals, Numbers, Sessions, Turn
 
 _WARM = 0.2  # of the time, which is not counted
+_LOOK_S = 0.05  # between two looks while somebody waits
 _DRAIN_S = 600.0  # after the last request came
 _STREAM_SLO_S, _SESSION_SLO_S = 1 / 4000, 1e-4
 
@@ -51,6 +52,7 @@ class World:
         self._agenda: list[tuple[float, int, _Call]] = []
         self._count = 0
         self._asked: list[_Asked] = []
+        self._looks: set[VirtualGateway] = set()
         profile = pods.profile._replace(kv_tokens=pods.kv_tokens)
         pool = None if gateways else Pool(pods.pods * pods.kv_tokens // size)
         self._engines = [
@@ -106,6 +108,7 @@ class World:
         asked.began = self.now
         if asked.gateway is not None and asked.placement is not None:
             asked.gateway.began(asked.placement, self.now)
+            self._freed(asked.gateway)
 
     def ended(self, number: int, job: Job) -> None:
         asked = job.ticket
@@ -113,11 +116,17 @@ class World:
         asked.ended = self.now
         if asked.gateway is not None and asked.placement is not None:
             asked.gateway.ended(asked.placement, job.tokens, job.cached, self.now)
+            self._freed(asked.gateway)
         if asked.user is not None:
             turn = next(asked.user)
             self._come_at(self.now + turn.think_s, turn, asked.user)
 
     # Inside
+
+    def _freed(self, gateway: VirtualGateway) -> None:
+        """A pod may take more, once its step has begun."""
+        if gateway.core.hold.waiting:
+            self.at(self.now, lambda _: self._serve(gateway))
 
     def _run(self, until: float) -> None:
         agenda = self._agenda
@@ -134,8 +143,33 @@ class World:
             self._send(asked, self._soonest(asked.turn))
             return
         gateway = asked.gateway = self._gateways[0] if len(self._gateways) == 1 else self._rng.choice(self._gateways)
-        number, asked.placement = gateway.send(asked.turn, self.now)
-        self._send(asked, number)
+        sent = gateway.send(asked.turn, asked, self.now)
+        if sent is not None:
+            self._go(sent)
+        else:
+            self._look_later(gateway)
+
+    def _go(self, sent: SentOn) -> None:
+        asked = sent.item
+        assert isinstance(asked, _Asked)
+        asked.placement = sent.placement
+        self._send(asked, sent.pod)
+
+    def _look_later(self, gateway: VirtualGateway) -> None:
+        """Somebody waits: look from time to time."""
+        if gateway not in self._looks:
+            self._looks.add(gateway)
+            self.at(self.now + _LOOK_S, lambda _: self._look(gateway))
+
+    def _look(self, gateway: VirtualGateway) -> None:
+        self._looks.discard(gateway)
+        self._serve(gateway)
+        if gateway.core.hold.waiting:
+            self._look_later(gateway)
+
+    def _serve(self, gateway: VirtualGateway) -> None:
+        for sent in gateway.serve(self.now):
+            self._go(sent)
 
     def _send(self, asked: _Asked, number: int) -> None:
         turn, engine = asked.turn, self._engines[number]

@@ -20,6 +20,7 @@ from router.proxy.waiting_room import Claims, WaitingRoom
 from router.server.asgi import Headers
 from router.tokens.understanding import Understood
 from router.upstream.pool import Upstream
+from scorer.hold import Held
 
 log = logging.getLogger("warmroute.attempts")
 
@@ -128,7 +129,8 @@ class Routing:
 
     def freed(self) -> None:
         """Something was given back: somebody may wait for it."""
-        if self._dispatch.core.queue.waiting:
+        core = self._dispatch.core
+        if core.queue.waiting or core.hold.waiting:
             self._dispatch.waiting_room.serve()
 
     # What admission asks of a guest
@@ -149,19 +151,19 @@ class Routing:
     def group(self) -> str | None:
         return self.demand.model
 
-    def enter(self) -> Attempt:
-        return self._take(frozenset())
+    def enter(self, held: Held | None = None) -> Attempt:
+        return self._take(frozenset(), held)
 
     def leave(self, taken: Attempt) -> None:
         taken.finished(Outcome(None, 0, None, client_gone=True, error="cancelled"), time.monotonic())
 
-    def _take(self, exclude: frozenset[str]) -> Attempt:
+    def _take(self, exclude: frozenset[str], held: Held | None = None) -> Attempt:
         core, metrics, demand = self._dispatch.core, self._dispatch.metrics, self.demand
         began = time.monotonic()
         holders = core.look_up(demand, self._others, began)
         now = time.monotonic()
         try:
-            placement = core.route(demand, holders, exclude, now, self.request.witness)
+            placement = core.route(demand, holders, exclude, now, self.request.witness, held)
         except NoRetry:
             metrics.retries_refused += 1
             raise

@@ -6,13 +6,16 @@ The order is `fairness`'s. What waits has a future and a timer of its own; what 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 from router.config.keys import ShownKey
-from router.core.fair_queue import FairQueue, Waiting
-from router.errors import Full, RouterError, Saturated
+from router.core.decision import Core
+from router.core.fair_queue import Waiting
+from router.errors import Busy, Full, RouterError, Saturated
+from scorer.hold import Held, overdue
 
 _LOOK_S = 0.05  # between two looks while somebody waits: pods come back without anybody leaving
 _PRIORITY_CHARS_MAX = 12
@@ -37,8 +40,8 @@ class Guest(Protocol[_T]):
     def group(self) -> str | None:
         """Requests of one group can go to the same pods: its model."""
 
-    def enter(self) -> _T:
-        """Take a place. Raises `Full` where there is none yet, and what else may be wrong by now."""
+    def enter(self, held: Held | None = None) -> _T:
+        """Take a place; `held`: how it waits. Raises `Full` where there is none yet, and what else may be wrong."""
 
     def leave(self, taken: _T) -> None:
         """Give a place back that was taken for somebody who is gone."""
@@ -47,8 +50,10 @@ class Guest(Protocol[_T]):
 class WaitingRoom(Generic[_T]):
     """All who wait, on one loop. How it ended is counted in `results`, by the words of `fair_queue.RESULTS`."""
 
-    def __init__(self, queue: FairQueue, wait_max_s: float, results: Counter[str]) -> None:
-        self._queue = queue
+    def __init__(self, core: Core, wait_max_s: float, results: Counter[str]) -> None:
+        """`wait_max_s`: for room; `results` are of that too."""
+        self._core = core
+        self._queue = core.queue
         self._wait_max_s = wait_max_s
         self._look_timer: asyncio.TimerHandle | None = None
         self.results = results
@@ -57,6 +62,8 @@ class WaitingRoom(Generic[_T]):
         """What `guest.enter` gives when its turn comes; raises `Saturated`, or what `enter` raises."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
+        if isinstance(full, Busy):
+            return await self._wait_for_pod(guest, future)
         entry = self._queue.put((guest, future), guest.flow, guest.priority, guest.tokens, guest.group)
         if entry is None:
             self.results["full"] += 1
@@ -75,16 +82,45 @@ class WaitingRoom(Generic[_T]):
         finally:
             timer.cancel()
 
+    async def _wait_for_pod(self, guest: Guest[_T], future: asyncio.Future[_T]) -> _T:
+        """Until the pod that is best can soon begin with it; where too many wait, it goes there at once."""
+        held = self._core.hold.put((guest, future), guest.priority, time.monotonic())
+        if held is None:
+            return guest.enter(overdue())
+        self._look_later(asyncio.get_running_loop())
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._core.hold.remove(held)
+            if future.done() and not future.cancelled() and future.exception() is None:
+                guest.leave(future.result())
+                self.serve()
+            raise
+
     def serve(self) -> None:
         """There may be room."""
-        self._queue.serve(self._grant)
+        if self._queue.waiting:
+            self._queue.serve(self._grant)
+        if self._core.hold.waiting:
+            self._core.hold.serve(self._core.loads, time.monotonic(), self._place)
+
+    def _place(self, held: Held) -> bool:
+        guest, future = cast("tuple[Guest[_T], asyncio.Future[_T]]", held.item)
+        if not future.done():
+            try:
+                future.set_result(guest.enter(held))
+            except Full:
+                return False
+            except RouterError as error:
+                future.set_exception(error)
+        return True
 
     def _grant(self, entry: Waiting) -> bool:
         guest, future = cast("tuple[Guest[_T], asyncio.Future[_T]]", entry.item)
         if future.done():  # its client left, or its time is over, a moment ago
             return True
         try:
-            future.set_result(guest.enter())
+            future.set_result(guest.enter(overdue()))  # it has waited enough
         except Full:
             return False
         except RouterError as error:
@@ -107,7 +143,7 @@ class WaitingRoom(Generic[_T]):
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._look_timer = None
         self.serve()
-        if self._queue.waiting:
+        if self._queue.waiting or self._core.hold.waiting:
             self._look_later(loop)
 
 

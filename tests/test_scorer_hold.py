@@ -1,0 +1,118 @@
+"""Who waits for a pod, in which order they go, and who goes where meanwhile."""
+
+from __future__ import annotations
+
+from scorer.cost import PrefillRate
+from scorer.hold import Held, Hold, HoldLimits
+from scorer.load import PodLoad, Ticket
+
+LIMITS = HoldLimits(0.5, 60.0, 100)
+
+
+def a_load(measured: bool = True) -> PodLoad:
+    """A pod that computes 1000 tokens a second, and was seen to if it was `measured`."""
+    rate = PrefillRate(1000.0)
+    for _ in range(8 if measured else 0):
+        rate.learn(1000, 1.0)
+    return PodLoad(rate)
+
+
+def busy(load: PodLoad, seconds: float) -> Ticket:
+    return load.admit(int(1000 * seconds), 0.0, tells=True)
+
+
+class Gate:
+    """Offers who waits the pod that each wants."""
+
+    def __init__(self, hold: Hold, loads: list[PodLoad]) -> None:
+        self.hold = hold
+        self.loads = loads
+        self.gone: list[object] = []
+        self.tickets: list[Ticket] = []
+
+    def put(self, name: str, load: PodLoad, cost_s: float, now: float, priority: int = 0, room: bool = True) -> None:
+        held = self.hold.put((name, load, cost_s, room), priority, now)
+        assert held is not None
+
+    def serve(self, now: float) -> list[object]:
+        self.gone = []
+        self.hold.serve(self.loads, now, lambda held: self.offer(held, now))
+        return self.gone
+
+    def offer(self, held: Held, now: float) -> bool:
+        name, load, cost_s, room = held.item  # type: ignore[misc]
+        if self.hold.must_wait(load, cost_s, not room, held, now):
+            return False
+        self.tickets.append(load.admit(int(1000 * cost_s), now, tells=True))
+        self.gone.append(name)
+        return True
+
+
+def test_a_pod_is_promised_work_for_a_moment() -> None:
+    """What is more waits; not while speeds are only assumed."""
+    hold, load, guessed = Hold(LIMITS), a_load(), a_load(measured=False)
+    assert not hold.must_wait(load, 9.0, False, None, 0.0)
+    busy(load, 2.0)
+    busy(guessed, 2.0)
+    assert hold.must_wait(load, 0.1, False, None, 0.0)
+    assert hold.must_wait(load, 0.1, False, None, 1.4)
+    assert not hold.must_wait(load, 0.1, False, None, 1.7)
+    assert not hold.must_wait(guessed, 0.1, False, None, 0.0)
+
+
+def test_one_goes_when_the_pod_is_free_and_the_short_ones_first() -> None:
+    """Who comes behind is planned, and waits for the next turn; who has waited for long is no longer behind."""
+    hold, load = Hold(LIMITS), a_load()
+    gate, ticket = Gate(hold, [load]), busy(load, 2.0)
+    gate.put("long", load, 5.0, 0.0)
+    gate.put("short", load, 0.8, 0.0)
+    gate.put("urgent", load, 3.0, 0.0, priority=-1)
+    assert gate.serve(0.1) == [] and hold.waiting == 3
+    load.first_byte(ticket, 1.0, True)
+    assert gate.serve(1.0) == ["urgent"] and hold.planned[load] > 5.0
+    assert gate.serve(3.8) == ["short"]
+    for ticket in gate.tickets:
+        load.first_byte(ticket, 30.0, True)
+    gate.put("later", load, 1.0, 30.0)
+    assert gate.serve(30.0) == ["long"] and hold.waiting == 1
+
+
+def test_who_can_go_elsewhere_does() -> None:
+    """A busy pod keeps nobody waiting who is best placed at another."""
+    hold, loads = Hold(LIMITS), [a_load(), a_load()]
+    gate = Gate(hold, loads)
+    busy(loads[0], 9.0)
+    for number, load in enumerate(loads):
+        gate.put(f"for {number}", load, 1.0, 0.0)
+    assert gate.serve(0.1) == ["for 1"]
+    assert hold.must_wait(loads[0], 1.0, False, None, 9.4), "somebody was here before"
+
+
+def test_nobody_waits_for_ever() -> None:
+    """After the limit it goes, however busy its pod is; and more than so many do not wait at all."""
+    hold, load = Hold(LIMITS._replace(waiting_max=1)), a_load()
+    gate = Gate(hold, [load])
+    busy(load, 600.0)
+    gate.put("a", load, 1.0, 0.0)
+    assert hold.put("b", 0, 1.0) is None
+    assert gate.serve(59.0) == [] and gate.serve(60.0) == ["a"] and hold.waiting == 0
+
+
+def test_who_lacks_room_keeps_nobody_else_waiting() -> None:
+    """It is planned for no pod, and says why it waits."""
+    hold, load = Hold(LIMITS), a_load()
+    gate = Gate(hold, [load])
+    gate.put("cold", load, 0.1, 0.0, room=False)
+    gate.put("warm", load, 0.2, 0.0)
+    assert gate.serve(0.1) == ["warm"] and hold.waiting == 1
+    assert hold.must_wait(a_load(), 9.0, True, None, 0.1)
+
+
+def test_who_leaves_is_out() -> None:
+    """Twice is once."""
+    hold = Hold(LIMITS)
+    held = hold.put("a", 0, 0.0)
+    assert held is not None and hold.waiting == 1
+    hold.remove(held)
+    hold.remove(held)
+    assert hold.waiting == 0
