@@ -64,7 +64,7 @@ async def test_a_socket_that_drops() -> None:
             await speaker.publish(lost=True)
         async with listening(speaker, replace(PATIENT, replay_stall_s=0.2)) as listener:
             await listener.joined()
-            assert len(speaker.asked) > 2, "nothing was dropped: this proves nothing"
+            assert speaker.asked[1] < LONG, "nothing was dropped: this proves nothing"
             assert (held(listener), listener.feed.state) == (LONG, "exact")
             assert speaker.asked == sorted(speaker.asked)
             await speaker.publish()

@@ -48,7 +48,11 @@ async def test_killed_worker(tmp_path: Path) -> None:
             await eventually(lambda: served.metric("warmroute_workers") == WORKERS, 30.0)
         assert served.metric("warmroute_worker_restarts_total") == 1
         assert _requests(served.get("/metrics").text) >= counted + 5
-        assert [one["pods"][1]["draining"] for one in served.get("/pods").json()["workers"]] == [True] * WORKERS
+
+        def drained() -> list[bool]:
+            return [one["pods"][1]["draining"] for one in served.get("/pods").json()["workers"]]
+
+        assert await eventually(lambda: drained() == [True] * WORKERS)  # before it serves, it asks what others drain
         async with each(served) as clients:
             assert len(clients) == WORKERS and victim not in clients
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from router.config.keys import KeyRing, api_key
@@ -59,6 +60,13 @@ class Guard:
         return bool(first) and first[0] in self._open
 
 
+def _first_segments(router: APIRouter) -> set[str]:
+    """Of all its paths, as FastAPI itself lists them: routers may be nested."""
+    listed = FastAPI()
+    listed.include_router(router)
+    return {path.split("/")[1] for path in listed.openapi()["paths"]}
+
+
 def guarded(app: App, service: Service) -> App:
     """`app` behind what the configuration asks for; itself, if that is nothing.
 
@@ -69,8 +77,7 @@ def guarded(app: App, service: Service) -> App:
         keys = KeyRing([key.get_secret_value() for key in gateway.api_keys], gateway.api_keys_file, api_key)
         segments = _OPEN
         if gateway.ops_port is None:
-            access = OperatorAccess(gateway, own_port=False)
-            segments |= {route.path.split("/")[1] for route in operators(service, access).routes}  # type: ignore[attr-defined]
+            segments |= _first_segments(operators(service, OperatorAccess(gateway, own_port=False)))
         app = Guard(app, keys, segments, service)
     if gateway.cors_origins:  # outermost: a browser's question before a request shows no key
         app = CORSMiddleware(

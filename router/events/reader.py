@@ -185,7 +185,7 @@ class FeedReader:
         until nothing new comes or a live batch follows: then there is nothing between.
         """
         feed, limits = self.feed, self._limits
-        again, last, front, batches, size, vain = start, -1, -1, 0, 0, 0
+        again, last, front, batches, size, vain = start, -1, start, 0, 0, 0
         left = limits.replay_retries
         while True:
             replay, end = await self._fetch(again, vain)
@@ -195,7 +195,7 @@ class FeedReader:
                     log.warning("%s: its replay does not end: %d batches, %d bytes", feed.pod, batches, size)
                     return False
                 if replay.anew is not None:
-                    again, last, front = replay.anew, -1, -1
+                    again, last, front = replay.anew, -1, replay.anew
                     continue
             new = replay is not None and replay.last > last
             last = replay.last if replay is not None and new else last
