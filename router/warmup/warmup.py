@@ -76,14 +76,16 @@ class Warmup:
         return warmed
 
     async def run(self, prefills: bool) -> None:
-        """Warm what the configuration names, now and whenever a pod joins. `prefills`: pods compute it, too."""
-        given, seen = self._given, frozenset[Pod]()
+        """Warm what the configuration names, now and whenever a pod joins or is started anew.
+
+        `prefills`: pods compute it, too.
+        """
+        given, seen = self._given, set[tuple[Pod, object, int]]()
         if not given.files:
             return
         prompts = await asyncio.to_thread(read_all, given.files, given.delimiter, given.file_max, os.environ)
         while True:
-            now = self._clock()
-            fit = frozenset(pod for pod in self._core.fleet.pods.values() if pod.fit(now))
+            fit = self._fit()
             if fit - seen:
                 await self._warm_all(prompts, given.prefill_pods if prefills else 0)
             seen = fit
@@ -104,6 +106,15 @@ class Warmup:
             "warmed: %d prompts of %d tokens in %.1f s, %d times computed by pods, %d not as wanted",
             len(prompts), tokens, self._clock() - began, computed, wrong,
         )  # fmt: skip
+
+    def _fit(self) -> set[tuple[Pod, object, int]]:
+        """Pods that are fit, each with what changes when it is started anew: also faster than anybody looks."""
+        now, fit = self._clock(), set[tuple[Pod, object, int]]()
+        for pod in self._core.fleet.pods.values():
+            if pod.fit(now):
+                restarts = sum(rank.feed.counts.restart for rank in pod.ranks if rank.feed is not None)
+                fit.add((pod, pod.engine.get("started"), restarts))
+        return fit
 
     def _only_model(self) -> str | None:
         """The base model, where there is but one: prompts need not name it."""
