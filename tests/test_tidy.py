@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,6 +138,7 @@ class Source(NamedTuple):
 Rule = Callable[[Source], Iterator[str]]
 
 
+@cache  # every rule walks them all
 def parsed(path: str, text: str) -> Source:
     return Source(Path(path), ast.parse(text), len(text.splitlines()))
 
