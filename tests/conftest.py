@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import fastapi.dependencies.models
 import pytest
 import uvloop
 
@@ -23,16 +21,6 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
     if module is not None and getattr(module.obj, "ON_BOTH_LOOPS", False):
         loops["uvloop"] = uvloop.new_event_loop
     return loops
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _forgotten_endpoints() -> Iterator[None]:
-    """FastAPI remembers the endpoints of all applications, and so whole gateways, each with 40 MB of tables."""
-    yield
-    for kept in vars(fastapi.dependencies.models).values():
-        if hasattr(kept, "cache_clear"):
-            kept.cache_clear()
-    gc.collect()
 
 
 @pytest.fixture
