@@ -29,7 +29,7 @@ from router.state.gateways import peer_key
 from router.state.keeping import Keeping
 from router.tokens.encoder import Encoder
 from router.upstream.upstreams import Upstreams
-from router.warmup.warmup import Warmup, check_files
+from router.warmup.warmup import Warmup
 from router.workers.peers import Peers
 from router.workers.worker import Worker, rows_of
 from scorer.hold import HoldLimits
@@ -64,7 +64,6 @@ class Service:
         )
         idle = IdlePods(self.core, self.upstreams, config.handover)
         self.handover = Handover(self.core, idle, config.handover)
-        check_files(config.warmup)
         self.warmup = Warmup(self.core, self.encoder, idle, config.warmup)
         self._first = worker is None or worker.number == 0  # pods need not compute for each of several workers
         self.metrics.join(self.handover)

@@ -54,10 +54,12 @@ class Warmup:
         given: WarmupConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Raises `ConfigError` for files that can't be warmed from."""
         self._core = core
         self._encoder = encoder
         self._idle = idle
         self._given = given
+        self._prompts = _prompts(given)
         self._clock = clock
 
     async def warm(self, path: str, body: bytes, pods: int) -> Warmed:
@@ -81,19 +83,16 @@ class Warmup:
         `prefills`: pods compute it, too.
         """
         given, seen = self._given, set[tuple[Pod, object, int]]()
-        if not given.files:
-            return
-        prompts = await asyncio.to_thread(read_all, given.files, given.delimiter, given.file_max, os.environ)
-        while True:
+        while self._prompts:
             fit = self._fit()
             if fit - seen:
-                await self._warm_all(prompts, given.prefill_pods if prefills else 0)
+                await self._warm_all(given.prefill_pods if prefills else 0)
             seen = fit
             await asyncio.sleep(_LOOK_S)
 
-    async def _warm_all(self, prompts: list[WarmPrompt], pods: int) -> None:
+    async def _warm_all(self, pods: int) -> None:
         began, tokens, computed, wrong, model = self._clock(), 0, 0, 0, self._only_model()
-        for prompt in prompts:
+        for prompt in self._prompts:
             try:
                 warmed = await self.warm(prompt.path, prompt.body(model), pods)
             except RouterError as error:
@@ -104,7 +103,7 @@ class Warmup:
             wrong += bool(warmed.failed or warmed.late)
         log.info(
             "warmed: %d prompts of %d tokens in %.1f s, %d times computed by pods, %d not as wanted",
-            len(prompts), tokens, self._clock() - began, computed, wrong,
+            len(self._prompts), tokens, self._clock() - began, computed, wrong,
         )  # fmt: skip
 
     def _fit(self) -> set[tuple[Pod, object, int]]:
@@ -154,9 +153,8 @@ class Warmup:
             return set()
 
 
-def check_files(given: WarmupConfig) -> None:
-    """Raises `ConfigError` for files that can't be warmed from."""
+def _prompts(given: WarmupConfig) -> list[WarmPrompt]:
     try:
-        read_all(given.files, given.delimiter, given.file_max, os.environ)
+        return read_all(given.files, given.delimiter, given.file_max, os.environ)
     except ConfigError as error:
         raise ConfigError(f"warmup.files: {error.message}") from None
