@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 
 from router.config.fleet import DnsConfig, nameserver_of
 from router.discovery.dns import DnsSource
-from tests.fakes.following import Follower
+from tests.fakes.following import Follower, running
 from tests.fakes.nameserver import Nameserver, nameserver
 from tests.fakes.peers import until
 
@@ -26,13 +25,8 @@ async def following(server: Nameserver, **given: Any) -> AsyncIterator[Follower]
     """A source of this nameserver that is followed."""
     section = {"name": NAME, "nameserver": server.address, "interval": 0.02, "timeout": 0.3, **given}
     follower = Follower(DnsSource(DnsConfig.model_validate(section)))
-    task = asyncio.create_task(follower.run())
-    try:
+    async with running(follower):
         yield follower
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert task.cancelled(), task
 
 
 def addresses(seen: Follower) -> set[str]:

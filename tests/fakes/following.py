@@ -44,6 +44,18 @@ class Follower:
 
 
 @contextlib.asynccontextmanager
+async def running(follower: Follower) -> AsyncIterator[None]:
+    """It follows its source, until it is told to end and for no other reason."""
+    task = asyncio.create_task(follower.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled(), task
+
+
+@contextlib.asynccontextmanager
 async def following(api: str, rng: random.Random | None = None, **given: Any) -> AsyncIterator[Follower]:
     """A source of the API server at this URL that is followed. Its pauses are short, and told."""
     chosen = {} if {"service", "inference_pool"} & set(given) else {"selector": "app=vllm"}
@@ -54,10 +66,5 @@ async def following(api: str, rng: random.Random | None = None, **given: Any) ->
         await asyncio.sleep(0.01)
 
     follower = Follower(KubernetesSource(section, api_of(section), sleep, rng))
-    task = asyncio.create_task(follower.run())
-    try:
+    async with running(follower):
         yield follower
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert task.cancelled(), task
