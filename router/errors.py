@@ -1,21 +1,26 @@
-"""Errors that a client or an operator may see, each with its HTTP status and OpenAI error type.
+"""Errors that a client or an operator may see, each with its HTTP status, OpenAI error type, and a word for programs.
 
-Whose fault it is decides the class: the client's (4xx), the pods' (502, 503, 504) or ours (500).
+All have one shape: `{"error": {"message", "type", "code"}}`, three strings. Whose fault it is decides the class: the
+client's (4xx), the pods' (502, 503, 504) or ours (500).
 """
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TypeVar
 
 import orjson
 
 
 class RouterError(Exception):
-    """The root: `status` is the HTTP status, `type` and `code` go into the OpenAI error body."""
+    """The root: `status` is the HTTP status, `type` and `code` go into the OpenAI error body.
+
+    A class without a `code` is called as its status is.
+    """
 
     status = 500
     type = "internal_error"
-    code: str | int | None = None
+    code: str | None = None
     retry_after_s: int | None = None
 
     def __init__(self, message: str) -> None:
@@ -24,8 +29,12 @@ class RouterError(Exception):
 
     def body(self) -> bytes:
         """The OpenAI error body, as JSON bytes."""
-        code = self.code if self.code is not None else self.status
-        return orjson.dumps({"error": {"message": self.message, "type": self.type, "code": code}})
+        return orjson.dumps({"error": {"message": self.message, "type": self.type, "code": self.word}})
+
+    @property
+    def word(self) -> str:
+        """What it is, for programs."""
+        return self.code or HTTPStatus(self.status).phrase.lower().replace(" ", "_").replace("-", "_")
 
 
 _E = TypeVar("_E", bound=BaseException)
@@ -56,6 +65,7 @@ class Forbidden(RouterError):
 
     status = 401
     type = "authentication_error"
+    code = "invalid_operator_key"
 
 
 class NotFound(RouterError):
@@ -63,12 +73,13 @@ class NotFound(RouterError):
 
     status = 404
     type = "invalid_request_error"
+    code = "not_found"
 
 
 class NoSuchPath(NotFound):
     """404: nothing is served at this path."""
 
-    code = "not_found"
+    code = "no_such_path"
 
 
 class UnknownModel(RouterError):
@@ -84,6 +95,7 @@ class BodyTooLarge(RouterError):
 
     status = 413
     type = "invalid_request_error"
+    code = "body_too_large"
 
 
 class Saturated(RouterError):
@@ -91,6 +103,7 @@ class Saturated(RouterError):
 
     status = 429
     type = "rate_limit_error"
+    code = "saturated"
     retry_after_s = 1
 
 
@@ -107,6 +120,7 @@ class NoRetry(RouterError):
 
     status = 503
     type = "service_unavailable"
+    code = "retry_budget_spent"
     retry_after_s = 1
 
 
@@ -115,6 +129,7 @@ class NoFitPod(RouterError):
 
     status = 503
     type = "service_unavailable"
+    code = "no_fit_pod"
     retry_after_s = 1
 
 
@@ -123,6 +138,7 @@ class PodUnreachable(RouterError):
 
     status = 502
     type = "bad_gateway"
+    code = "pod_unreachable"
 
 
 class PodTimeout(RouterError):
@@ -130,6 +146,7 @@ class PodTimeout(RouterError):
 
     status = 504
     type = "gateway_timeout"
+    code = "pod_timeout"
 
 
 class ConfigError(RouterError):

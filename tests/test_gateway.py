@@ -328,7 +328,7 @@ async def test_drain(http: httpx.AsyncClient, served: GatewayProcess) -> None:
             await http.post(f"/pods/{pod}/drain")
         nobody = await http.post("/v1/completions", json=body)
         assert (nobody.status_code, nobody.headers["retry-after"]) == (503, "1")
-        assert nobody.json()["error"]["code"] == 503
+        assert nobody.json()["error"]["code"] == "no_fit_pod"
         assert served.metric(f'warmroute_requests_total{{code="503",model="{MODEL}",pod=""}}') >= 1
         assert (await http.get("/readyz")).status_code == 503
     finally:

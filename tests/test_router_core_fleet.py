@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from router.core.fleet import RankId
 from tests.fakes.cores import core_of
 
 
@@ -75,3 +76,9 @@ def test_figures_tell_of_a_restart() -> None:
     assert not fleet.measured(pod, {}) and (pod.block_size, pod.blocks) == (32, 100)
     assert not fleet.measured(pod, {"started": 5.0}) and not fleet.cold and pod.evidence.usage
     assert fleet.measured(pod, {"started": 6.0}) and fleet.cold == {pod} and not pod.evidence.usage
+
+
+def test_a_rank_is_logged_by_its_pods_name() -> None:
+    """Logs say which pod it is, and which rank where it is not the first; nothing of how that is kept."""
+    assert [f"{RankId('pod-0', rank)}: x" for rank in (0, 2)] == ["pod-0: x", "pod-0 rank 2: x"]
+    assert "%s" % (RankId("pod-0", 0),) == "pod-0"  # noqa: UP031

@@ -24,7 +24,7 @@ async def test_key() -> None:
             for path in paths:
                 for given in ({}, {"authorization": "Bearer"}, {"authorization": "Bearer k3"}, {"x-key": "k3y"}):
                     refused = await client.request(method, path, headers=given)
-                    assert (refused.status_code, refused.json()["error"]["code"]) == (401, 401), path
+                    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_operator_key"), path
         assert not service.core.fleet.pods["pod-0"].draining
         for path in READS:
             assert (await client.get(path, headers={"authorization": "Bearer k3y"})).status_code == 200

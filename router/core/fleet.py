@@ -33,6 +33,10 @@ class RankId(NamedTuple):
     pod: str
     rank: int
 
+    def __str__(self) -> str:
+        """As logs name it."""
+        return f"{self.pod} rank {self.rank}" if self.rank else self.pod
+
 
 @dataclass(slots=True, eq=False)
 class Rank:

@@ -16,7 +16,7 @@ class ErrorDetail(BaseModel):
 
     message: str
     type: str
-    code: int | str
+    code: str
 
 
 class ErrorBody(BaseModel):

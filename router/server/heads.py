@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from router.errors import RouterError
 from router.server.asgi import Headers
 
+_CODES = {413: "body_too_large", 414: "url_too_long", 431: "headers_too_large", 503: "saturated"}
 _TYPES = {500: "internal_error", 429: "rate_limit_error", 503: "service_unavailable"}
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _AUTHORITY = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*").fullmatch  # RFC 3986, 3.2, without user information
@@ -29,6 +30,7 @@ class Refused(RouterError):
         super().__init__(message)
         self.status = status
         self.type = _TYPES.get(status, "invalid_request_error")
+        self.code = _CODES.get(status)
         self.retry_after_s = retry_after_s
 
     def response(self) -> bytes:

@@ -19,6 +19,7 @@ class NotFromHere(RouterError):
 
     status = 403
     type = "permission_error"
+    code = "operators_only"
 
 
 class OperatorAccess:

@@ -41,6 +41,7 @@ class NothingKept(RouterError):
 
     status = 409
     type = "invalid_request_error"
+    code = "nothing_kept"
 
 
 class OnDisk:

@@ -48,6 +48,7 @@ class WorkerSilent(RouterError):
 
     status = 503
     type = "service_unavailable"
+    code = "worker_silent"
     retry_after_s = 1
 
 
