@@ -5,27 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from router.errors import RouterError
+from router.commands.plain import OneOf, Plain
+from router.workers.own_python import command_of, environment_of_ours
+
+if TYPE_CHECKING:
+    from router.config.settings import Config
 
 
-class Plain(click.Group):
-    """A group whose expected failures are one plain line on stderr and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except RouterError as error:
-            click.echo(f"warmroute: {error.message}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-
-@click.group(cls=Plain, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(name="warmroute", cls=Plain, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="warmroute")
 def main() -> None:
     """A KV-cache-aware router in front of a fleet of vLLM pods.
@@ -36,7 +28,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--config", "path", type=click.Path(dir_okay=False), help="YAML or JSON file.")
+@click.option("--config", "path", help="YAML or JSON file.")
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port of the data plane.")
 @click.option("--ops-port", type=int, help="Port of the operators' endpoints.")
@@ -44,18 +36,16 @@ def main() -> None:
 @click.option("--model", "models", multiple=True, help="name=…,tokenizer=FOLDER.")
 @click.option("--policy", help="predicted-ttft, weighted, round-robin or least-load.")
 @click.option("--workers", type=int, help="Processes that serve, each on a core of its own.")
-@click.option("--restore", type=click.Path(dir_okay=False), help="A snapshot to begin with.")
+@click.option("--restore", help="A snapshot to begin with.")
 @click.option("--log-level", help="debug, info, warning or error.")
 def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **given: object) -> None:
     """Run the gateway.
 
     \b
-    Example: warmroute serve --port 8080 \\
-        --pod name=pod-0,address=http://127.0.0.1:8001,events=tcp://127.0.0.1:5557,replay=tcp://127.0.0.1:5558 \\
-        --model name=tiny-qwen,tokenizer=/models/tiny-qwen
+    Example: warmroute serve --config warmroute.yaml
+             warmroute serve --model name=tiny,tokenizer=/models/tiny-qwen \\
+               --pod name=a,address=http://10.0.0.7:80,events=tcp://10.0.0.7:5557
     """
-    from router.config.reading import load, parse_model, parse_pod
-
     flags = {
         "gateway.host": given["host"],
         "gateway.port": given["port"],
@@ -64,10 +54,8 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
         "gateway.log_level": given["log_level"],
         "state.restore": given["restore"],
         "scoring.policy": given["policy"],
-        "discovery.static": [parse_pod(text) for text in pods] or None,
-        "models": [parse_model(text) for text in models] or None,
     }
-    config = load(path, os.environ, flags)
+    config = _config(path, pods, models, flags)
     _log(config.gateway.log_level)
     if config.gateway.workers > 1:
         from router.workers.supervisor import supervise
@@ -96,6 +84,17 @@ def worker(descriptor: int) -> None:
     _exit()
 
 
+def _config(path: str | None, pods: Sequence[str], models: Sequence[str], flags: dict[str, object]) -> Config:
+    """Of flags, environment and file. Raises `ConfigError`."""
+    from router.config.reading import load, parse_model, parse_pod
+
+    lists = {
+        "discovery.static": [parse_pod(text) for text in pods] or None,
+        "models": [parse_model(text) for text in models] or None,
+    }
+    return load(path, os.environ, {**flags, **lists})
+
+
 def _exit() -> None:
     """All is answered; a thread may still be at a text that nobody waits for, and Python would wait for it."""
     logging.shutdown()
@@ -111,15 +110,16 @@ def _log(level: str, who: str = "") -> None:
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The gateway.")
 @click.option("--model", help="Model; may be left out if the gateway serves one only.")
 @click.option("--prompt", help="A prompt's text.")
-@click.option("--messages", type=click.Path(exists=True, dir_okay=False), help="JSON file: a list, or a chat body.")
-@click.option("--token-ids", type=click.Path(exists=True, dir_okay=False), help="JSON file: a list of token ids.")
+@click.option("--messages", help="JSON file: a list, or a chat body.")
+@click.option("--token-ids", help="JSON file: a list of token ids.")
 @click.option("--key", help="API key, sent as a bearer token.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as it came.")
 def score(url: str, as_json: bool, key: str | None, **given: str | None) -> None:
     """Ask who would serve a prompt, and why.
 
     \b
-    Example: warmroute score --url http://127.0.0.1:8080 --prompt 'Once upon a time'
+    Example: warmroute score --prompt 'Once upon a time'
+             warmroute score --url http://gateway:8080 --messages chat.json --json
     """
     from router.commands.score import ask_score, print_score
 
@@ -154,18 +154,21 @@ def warmup(files: tuple[str, ...], url: str, prefill: int, parallel: int, as_jso
 
 
 @main.command()
-@click.option("--config", "path", type=click.Path(dir_okay=False), help="YAML or JSON file, as for serve.")
+@click.option("--config", "path", help="YAML or JSON file, as for serve.")
+@click.option("--pod", "pods", multiple=True, help="name=…,address=http://…[,events=tcp://…,replay=tcp://…].")
+@click.option("--model", "models", multiple=True, help="name=…,tokenizer=FOLDER.")
 @click.option("--wait", "wait_s", default=3.0, show_default=True, help="Seconds to wait for events.")
-def check(path: str | None, wait_s: float) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def check(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], wait_s: float, as_json: bool) -> None:
     """Look for what is wrong with a fleet: exit code 1 and a plain sentence for each thing.
 
     \b
     Example: warmroute check --config warmroute.yaml
+             warmroute check --pod name=pod-0,address=http://127.0.0.1:8001
     """
     from router.commands.check import check_fleet
-    from router.config.reading import load
 
-    sys.exit(1 if check_fleet(load(path, os.environ, {}), wait_s) else 0)
+    sys.exit(1 if check_fleet(_config(path, pods, models, {}), wait_s, as_json) else 0)
 
 
 @main.command()
@@ -173,7 +176,8 @@ def check(path: str | None, wait_s: float) -> None:
 @click.option("--keep", is_flag=True, help="Leave fleet and gateway running until Ctrl-C.")
 @click.option("--port", default=0, help="Port of the gateway with --keep; 0: any free one.")
 @click.option("--seed", default=1, show_default=True, help="Of the workload.")
-def demo(pods: int, keep: bool, port: int, seed: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
+def demo(pods: int, keep: bool, port: int, seed: int, as_json: bool) -> None:
     """Compare cache-aware routing with round-robin on a simulated fleet: no GPU, under a minute.
 
     \b
@@ -181,7 +185,9 @@ def demo(pods: int, keep: bool, port: int, seed: int) -> None:
     """
     from router.commands.demo.run import run_demo
 
-    run_demo(pods, keep, port, seed)
+    if keep and as_json:
+        raise click.UsageError("--json ends when all is measured, and --keep does not")
+    run_demo(pods, keep, port, seed, as_json)
 
 
 @main.command()
@@ -204,9 +210,25 @@ def native(remove: bool) -> None:
 @main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def simulate(arguments: tuple[str, ...]) -> None:
-    """Run one simulated vLLM pod (see `warmroute simulate --help`).
+    """Run one pod that behaves like vLLM: for trying, tests and benchmarks.
 
     \b
     Example: warmroute simulate --port 8001 --model-path DIR
     """
-    os.execv(sys.executable, [sys.executable, "-m", "simulator", *arguments])
+    os.execve(sys.executable, command_of("simulator", *arguments), environment_of_ours())
+
+
+@main.command()
+@click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete our commands and options.
+
+    \b
+    Example: source <(warmroute completion bash)
+             warmroute completion fish > ~/.config/fish/completions/warmroute.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None  # one of the three
+    click.echo(made(main, {}, "warmroute", "_WARMROUTE_COMPLETE").source())

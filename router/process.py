@@ -24,7 +24,7 @@ from router.errors import ConfigError
 from router.garbage import Collector
 from router.metrics import Departures
 from router.server.asgi import App
-from router.server.listening import shared_sockets
+from router.server.listening import must_be_free, shared_sockets
 from router.server.operator_access import OperatorAccess
 from router.server.port import Port, ServingLimits
 from router.service import Service
@@ -34,6 +34,7 @@ from router.workers.worker import Worker
 
 log = logging.getLogger("warmroute")
 
+_NO_PODS = "there are no pods, and nothing that finds them: --pod name=pod-0,address=http://…, or discovery in --config"
 _BACKLOG = 2048
 _FILES = 200  # open files of a process beside what is counted
 _FILES_A_RANK = 6  # three ZMQ sockets and a connection for its feed, one for probes, one that waits for requests
@@ -73,8 +74,12 @@ def run(config: Config, worker: Worker | None = None, started: Callable[[], None
     `worker`: of this process among several; `started` is called once connections are taken.
     """
     _check_tls(config.gateway)
+    if worker is None:  # else the supervisor keeps the ports
+        _check_ports(config.gateway)
     service = Service(config, worker)
     native.tell()
+    if config.discovery.is_empty and (worker is None or worker.number == 0):
+        log.warning("%s", _NO_PODS)
     _allow_open_files(config)
     collector = Collector()
     collector.start()
@@ -89,6 +94,13 @@ async def _collecting(collector: Collector, service: Service, serving: Coroutine
         await serving
     finally:
         beside.cancel()
+
+
+def _check_ports(gateway: GatewayConfig) -> None:
+    """uvicorn would find out when all else runs, and end with a log of that."""
+    for port in (gateway.port, gateway.ops_port):
+        if port is not None:
+            must_be_free(gateway.host, port)
 
 
 def _check_tls(gateway: GatewayConfig) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import zmq
@@ -21,28 +24,87 @@ from simulator.server import serve
 _HELP = """Run one pod that behaves like vLLM: OpenAI API, block cache, KV events with replay, /metrics, /tokenize.
 
 \b
-Example:
-  python -m simulator --port 8001 --events-port 5557 --replay-port 5558 --model-path models/tiny-qwen
-  curl localhost:8001/v1/completions -d '{"model": "tiny-qwen", "prompt": "Once", "max_tokens": 8}'
+Example: warmroute simulate --port 8001 --events-port 5557 \\
+             --replay-port 5558 --model-path models/tiny-qwen
 
-When it can be reached the pod prints one line of JSON with its addresses (port 0 means: any free port).
+When it can be reached the pod prints one line of JSON with its addresses (port
+0: any free one). All options, and faults: --help-all.
+"""
 
-\b
-Faults, by --fault NAME=VALUE at start or by POST /simulator/fault with a JSON object at run time:
+_MORE = """\b
+Faults, by --fault NAME=VALUE at start, or at run time by POST /simulator/fault
+with a JSON object:
   drop, duplicate, reorder  share of event frames (0 to 1), drawn from `seed`
-  silent                    true: no event frames (sequence numbers and replay go on)
+  silent                    true: no event frames (their numbers and replay go on)
   no_replay                 true: replay requests are not answered
   slow                      multiplies the time of every step
   die_after_chunks          cut a stream's connection after so many chunks
   refuse                    "close": cut connections before any byte; "503": answer 503
   hang                      true: requests for tokens are never answered
-  tokens                    what is served has other tokens than /tokenize tells: bos, swapped, system, tools …
-At run time also: {"restart": true} (seq back to 0, cache empty, new hashes, streams cut) and {"clear": true}.
+  tokens                    what is served has other tokens than /tokenize tells:
+                            bos, swapped, system, tools …
+At run time also: {"restart": true} (seq back to 0, cache empty, new hashes,
+streams cut) and {"clear": true}.
 
 \b
-GET /simulator/state tells the truth about load, pool and seq; POST {"token_ids": [...], "lora", "salt"} to it
-adds cached_tokens, what a request with that prompt would read from the cache now.
+GET /simulator/state tells the truth about load, pool and seq; POST
+{"token_ids": [...], "lora", "salt"} to it adds cached_tokens, what a request
+with that prompt would read from the cache now.
 """
+
+_USUAL = frozenset(
+    {
+        "host", "port", "events_port", "replay_port", "model_path", "served_model_name", "vllm_version", "block_size",
+        "num_blocks", "data_parallel_size", "prefill_tokens_per_s", "time_scale", "faults", "help_all",
+    }
+)  # fmt: skip
+"""Options on the first screen."""
+
+
+class OneScreen(click.Command):
+    """A command with many options: `--help` shows the usual ones, `--help-all` the rest; what is wrong is one line."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        extra.setdefault("prog_name", "warmroute simulate")
+        return super().main(*args, **extra)
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _plainly():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _plainly():
+            return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        shown = [p for p in self.get_params(ctx) if _is_whole(ctx) or p.name in _USUAL or "--help" in p.opts]
+        with formatter.section("Options"):
+            formatter.write_dl([record for p in shown if (record := p.get_help_record(ctx)) is not None])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if _is_whole(ctx):
+            super().format_epilog(ctx, formatter)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        hint = " (see warmroute simulate --help)" if isinstance(error, click.UsageError) else ""
+        click.echo(f"warmroute simulate: {' '.join(error.format_message().split())}{hint}", err=True)
+        raise click.exceptions.Exit(error.exit_code) from None
+
+
+def _is_whole(ctx: click.Context) -> bool:
+    return bool(ctx.meta.get(__name__))
+
+
+def _show_all(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        ctx.meta[__name__] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
 
 
 def _fault(text: str) -> tuple[str, object]:
@@ -69,7 +131,13 @@ def _group(text: str) -> tuple[Kind, int]:
     raise click.BadParameter(f"{text!r} is neither mamba nor sliding_window:TOKENS", param_hint="--group")
 
 
-@click.command(name="simulate", help=_HELP)
+@click.command(
+    name="simulate",
+    cls=OneScreen,
+    help=_HELP,
+    epilog=_MORE,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65_535), default=8_000, show_default=True)
 @click.option("--events-port", type=click.IntRange(0, 65_535), default=0, help="PUB of rank 0; 0: any.")
@@ -80,7 +148,7 @@ def _group(text: str) -> tuple[Kind, int]:
     "--model-path",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     required=True,
-    help="Folder with tokenizer.json, and maybe tokenizer_config.json and chat_template.jinja.",
+    help="With tokenizer.json, maybe tokenizer_config.json, chat_template.jinja.",
 )
 @click.option("--served-model-name", default=None, help="Default: the folder's name.")
 @click.option("--lora", "loras", multiple=True, help="Name of a LoRA adapter; may be repeated.")
@@ -148,7 +216,10 @@ def _group(text: str) -> tuple[Kind, int]:
 @click.option("--api-key", "api_keys", multiple=True, help="Asked for under /v1; may be repeated.")
 @click.option("--dev-mode", is_flag=True, help="As VLLM_SERVER_DEV_MODE=1: /sleep, /wake_up, /pause, /resume.")
 @click.option("--enable-scale-out", "scale_out", is_flag=True, help="Allow /v1/…/render, as vLLM >= 0.30 needs it.")
-@click.option("--fault", "faults", multiple=True, metavar="NAME=VALUE", help="May be repeated; see above.")
+@click.option("--fault", "faults", multiple=True, metavar="NAME=VALUE", help="A fault; may be repeated.")
+@click.option(
+    "--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help="Show all options."
+)
 def simulate(
     host: str, port: int, events_port: int, events_endpoint: str, replay_port: int, topic: str | None, model_path: Path,
     served_model_name: str | None, loras: tuple[str, ...], vllm_version: str, event_format: EventFormat | None,

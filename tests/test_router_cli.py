@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 
 from router.cli import main
 from tests.fakes.command import file_of, run
@@ -43,17 +43,61 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+SCREEN = (40, 80)
+
+
 @pytest.mark.parametrize("command", sorted(main.commands))
-def test_help(command: str) -> None:
-    """Every command explains itself, with an example."""
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(command: str, flag: str, tmp_path: Path) -> None:
+    """Every command explains itself by its name, with an example, on one screen; a folder here changes nothing."""
     if command == "simulate":  # becomes another program
-        command_line = [sys.executable, "-m", "router", "simulate", "--help"]
-        told = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+        (tmp_path / "simulator").mkdir()
+        (tmp_path / "simulator" / "__main__.py").write_text("print('somebody else')")
+        line = [sys.executable, "-c", "from router.cli import main; main()", "simulate", flag]
+        told = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
     else:
-        result = run(command, "--help")
+        result = run(command, flag)
         assert result.exit_code == 0
         told = result.output
-    assert "Example" in told
+    lines = told.splitlines()
+    assert f"Usage: warmroute {command}" in lines[0] and "Example: " in told and told.count("warmroute ") > 1
+    assert len(lines) <= SCREEN[0] and max(map(len, lines)) <= SCREEN[1]
+
+
+def test_completion() -> None:
+    """For each shell a script that asks us; commands and options are what it is told."""
+    for shell in ("bash", "zsh", "fish"):
+        told = run("completion", shell)
+        assert told.exit_code == 0 and "_WARMROUTE_COMPLETE" in told.output
+    asked = {"_WARMROUTE_COMPLETE": "zsh_complete", "COMP_WORDS": "warmroute check --j", "COMP_CWORD": "2"}
+    assert "--json" in CliRunner().invoke(main, [], env=asked, prog_name="warmroute").output
+    assert "did you mean bash?" in run("completion", "bahs").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "Usage: warmroute"),
+        (("chek",), "Did you mean 'check'?"),
+        (("check", "--jsn"), "Did you mean '--json'? (see warmroute check --help)"),
+        (("serve", "--log-level", "warnings"), "--log-level: should be 'debug', 'info', 'warning' or 'error'"),
+        (("serve", "--policy", "predictedttft"), "did you mean predicted-ttft?"),
+        (("serve", "--host", "nowhere.invalid"), "gateway.host: nowhere.invalid is not known"),
+        (("serve", "--host", "192.0.2.1"), "is no address of this machine"),
+        (("serve", "--config", str(ROOT)), "can't be read: Is a directory"),
+        (("serve", "--config", sys.executable), "warmroute: "),
+        (("serve", "--model", "name=m,tokenizer=Qwen/Qwen3-8B"), "nothing is downloaded here"),
+        (("score", "--messages", "/nowhere.json"), "/nowhere.json can't be read: No such file"),
+        (("score", "--url", "http://nowhere.invalid", "--prompt", "a"), "--url says where it is"),
+        (("warmup", "/nowhere.txt"), "/nowhere.txt: can't be read"),
+        (("demo", "--keep", "--json"), "--keep"),
+    ],
+)
+def test_what_is_wrong_is_said_with_a_hint(arguments: tuple[str, ...], words: str) -> None:
+    """Exit code above 0 and, but for the help of who gives no command, one line."""
+    result = run(*arguments)
+    assert result.exit_code in (1, 2) and words in result.stderr, result.output
+    assert not arguments or len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -109,6 +153,9 @@ def test_score(served: GatewayProcess, tmp_path: Path) -> None:
     (marked,) = [line for line in table.splitlines() if "→" in line]
     assert pod in marked and " 96 " in marked and "gpu 6" in marked
     assert f"pick: {pod}: holds the longest prefix" in table and "timing: " in table
+    assert f"price of {pod} rank 0: " in table and "to compute 4 tokens that it doesn't hold" in table
+    for entry in answer["pods"]:
+        assert sum(entry["price_parts"].values()) == pytest.approx(entry["price"], abs=1e-5)
     messages = [{"role": "user", "content": "hello"}]
     lone = json.loads(run("score", "--url", served.url, "--messages", file_of(tmp_path, messages), "--json").output)
     body = {"model": MODEL, "messages": messages, "tools": [{"type": "function", "function": {"name": "f"}}]}
@@ -141,6 +188,20 @@ def test_check_of_a_fleet_that_is_well(fleet: list[PodProcess], tmp_path: Path) 
         assert last == "Nothing is wrong." and all(line.startswith("✓ pod-") for line in lines)
         assert sum(words in line for line in lines) == 2
         assert sum("rank 1: the replay" in line for line in lines) == 1
+
+
+def test_check_without_a_file(fleet: list[PodProcess]) -> None:
+    """Pods and models by flags; JSON has all that the lines say."""
+    pod = ",".join(f"{name}={value}" for name, value in fleet[0].configured.items() if name != "data_parallel_size")
+    flags = ("--pod", pod, "--model", f"name={MODEL}s,tokenizer={TOKENIZER}", "--wait", "0.3")
+    told = json.loads(run("check", *flags, "--json").output)
+    assert told["wrong"] == sum(one["fine"] is False for one in told["findings"]) > 0
+    assert {"about": f"{MODEL}s", "fine": False, "text": f"is served by none of the pods (is it {MODEL}?)."} in told[
+        "findings"
+    ]
+    lines = run("check", *flags).output.splitlines()
+    assert [line[2:] for line in lines[:-1]] == [f"{one['about']}: {one['text']}" for one in told["findings"]]
+    assert "--pod name=pod-0" in run("check").output
 
 
 def test_check_finds_what_is_wrong(fleet: list[PodProcess], tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_errors_name_the_source_that_said_it(tmp_path: Path) -> None:
     environ = {"WARMROUTE_GATEWAY__PORT": "x"}
     assert refusal(tmp_path, "gateway: {port: 1}", environ).startswith("WARMROUTE_GATEWAY__PORT: gateway.port: ")
     assert refusal(tmp_path, "gateway: {port: -1}").startswith("warmroute.yaml: gateway.port: ")
-    assert refusal(tmp_path, "gateway: {}", None, gateway__port=-1).startswith("flag gateway.port: gateway.port")
+    assert refusal(tmp_path, "gateway: {}", None, gateway__port=-1).startswith("--port: should be")
 
 
 # --- keys

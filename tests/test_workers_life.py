@@ -154,7 +154,8 @@ def test_port_in_use() -> None:
             other.listen()
             port = str(other.getsockname()[1])
             assert failed("--port", port) == [
-                f"warmroute: Nothing can listen on 127.0.0.1:{port}: Address already in use."
+                f"warmroute: port {port} of 127.0.0.1 is in use: somebody listens there already; "
+                "take another one, or 0 for any that is free"
             ]
 
 

@@ -6,16 +6,18 @@ It sends no request for tokens: a pod that is idle stays idle, and then its repl
 from __future__ import annotations
 
 import asyncio
+import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import click
+import orjson
 import zmq
 
 from router.commands.examination import Examination
-from router.commands.findings import Findings
+from router.commands.findings import Finding, Findings
 from router.commands.token_examination import Local
 from router.config.fleet import ASK_THE_PODS, StaticPod
 from router.config.settings import Config
@@ -33,28 +35,41 @@ _PODS_AT_ONCE = 16
 _MISSING = "is served by none of the pods"
 
 
-def check_fleet(config: Config, wait_s: float) -> int:
-    """Print a line for all that was looked at; returns how many things are wrong.
+def check_fleet(config: Config, wait_s: float, as_json: bool) -> int:
+    """Print a line for all that was looked at, or all as JSON; returns how many things are wrong.
 
     `wait_s`: seconds that each pod has for an event to come.
     """
+    found: list[Finding] = []
+
+    def tell(one: Finding) -> None:
+        found.append(one)
+        if not as_json:
+            click.echo(one.line)
+
+    _check(config, wait_s, tell)
+    wrong = sum(one.fine is False for one in found)
+    if as_json:
+        click.echo(orjson.dumps({"wrong": wrong, "findings": [one._asdict() for one in found]}))
+    else:
+        click.echo("Nothing is wrong." if not wrong else f"Wrong: {wrong}.")
+    return wrong
+
+
+def _check(config: Config, wait_s: float, tell: Callable[[Finding], None]) -> None:
     config, troubles = _with_pods(config)
     found = _load(config, troubles)
-    for line in found.findings.lines:
-        click.echo(line)
-    pods = asyncio.run(_check_pods(config, found, wait_s))
-    wrong = found.findings.wrong_count + sum(findings.wrong_count for findings in pods)
+    for one in found.findings.all:
+        tell(one)
+    pods = asyncio.run(_check_pods(config, found, wait_s, tell))
     served = set[str]().union(*(findings.served for findings in pods))
     if len({frozenset(findings.served) for findings in pods if findings.served}) > 1 and not config.models:
-        click.echo(
-            f"  fleet: its pods serve different models: {', '.join(sorted(served))}; each gets requests for its own."
-        )
+        names = ", ".join(sorted(served))
+        tell(Finding("fleet", None, f"its pods serve different models: {names}; each gets requests for its own."))
     for model in config.models:
         if served and not served & {model.name, *model.aliases}:
-            click.echo(f"✗ {model.name}: {_MISSING}.")
-            wrong += 1
-    click.echo("Nothing is wrong." if not wrong else f"Wrong: {wrong}.")
-    return wrong
+            near = difflib.get_close_matches(model.name, served, n=1)
+            tell(Finding(model.name, False, f"{_MISSING}{f' (is it {near[0]}?)' if near else ''}."))
 
 
 class _Loaded(NamedTuple):
@@ -79,7 +94,10 @@ def _load(config: Config, troubles: Sequence[str]) -> _Loaded:
     for trouble in troubles:
         findings.wrong(f"{trouble}.")
     if not config.discovery.static:
-        findings.wrong("there are no pods: neither in it nor where it says that there are some.")
+        findings.wrong(
+            "there are no pods: neither in it nor where it says that there are some "
+            "(--pod name=pod-0,address=http://…, or discovery in --config FILE)."
+        )
     for model in config.models:
         if model.tokenizer == ASK_THE_PODS:
             continue
@@ -95,8 +113,8 @@ def _load(config: Config, troubles: Sequence[str]) -> _Loaded:
     return _Loaded(local, tls, findings)
 
 
-async def _check_pods(config: Config, found: _Loaded, wait_s: float) -> list[Findings]:
-    """All pods, some at a time; each one's lines are printed as soon as those before it are."""
+async def _check_pods(config: Config, found: _Loaded, wait_s: float, tell: Callable[[Finding], None]) -> list[Findings]:
+    """All pods, some at a time; what was found of each is told as soon as that of those before it is."""
     room = asyncio.Semaphore(_PODS_AT_ONCE)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     bound: BoundEndpoint | str | None
@@ -117,8 +135,8 @@ async def _check_pods(config: Config, found: _Loaded, wait_s: float) -> list[Fin
         for task in tasks:
             findings = await task
             done.append(findings)
-            for line in findings.lines:
-                click.echo(line)
+            for each in findings.all:
+                tell(each)
         return done
     finally:
         if isinstance(bound, BoundEndpoint):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -12,22 +12,35 @@ from router.upstream.failures import UpstreamError
 from router.upstream.pod_client import PodAnswer
 
 
+class Finding(NamedTuple):
+    """One thing that was looked at. `fine`: None where that is neither right nor wrong."""
+
+    about: str
+    fine: bool | None
+    text: str
+
+    @property
+    def line(self) -> str:
+        return f"{_MARKS[self.fine]} {self.about}: {self.text}"
+
+
+_MARKS = {True: "✓", False: "✗", None: " "}
+
+
 class Findings:
-    """What was found out about one pod, or the configuration: lines, in order."""
+    """What was found out about one pod, or the configuration, in order."""
 
     def __init__(self, about: str) -> None:
         self._about = about
-        self.lines: list[str] = []
-        self.wrong_count = 0
+        self.all: list[Finding] = []
         self.served: set[str] = set()  # names of models
         self.roots: list[str] = []  # where they were loaded from
 
     def fine(self, sentence: str) -> None:
-        self.lines.append(f"✓ {self._about}: {sentence}")
+        self.all.append(Finding(self._about, True, sentence))
 
     def wrong(self, sentence: str) -> None:
-        self.lines.append(f"✗ {self._about}: {sentence}")
-        self.wrong_count += 1
+        self.all.append(Finding(self._about, False, sentence))
 
     def serves(self, model: ModelConfig) -> bool:
         """Whether the pod has this model, by any of its names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 
 _TIMEOUT_S = 30.0
 _WIDTH_ELSEWHERE = 160  # columns, where stdout is no terminal that has a width of its own
+_SHOWN_S = 5e-5  # of a price
 _SHOWN_CHARS_MAX = 300  # of an answer that is no answer of ours
 
 ScoreAnswer = dict[str, Any]
@@ -33,7 +35,18 @@ def ask_score(
                 body["model"] = only_model(client)
             return read_answer(client.post("/score", json=body))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise click.ClickException(f"{url} can't be asked: {error or type(error).__name__}") from error
+        raise unasked(url, error) from error
+
+
+def unasked(url: str, error: Exception) -> click.ClickException:
+    """A gateway that can't be asked, in one line, with what may help."""
+    if not url.startswith(("http://", "https://")):
+        hint = "an address is like http://127.0.0.1:8080"
+    elif isinstance(error, httpx.ConnectError):
+        hint = "does the gateway run there? --url says where it is"
+    else:
+        hint = type(error).__name__
+    return click.ClickException(f"{url} can't be asked: {error or type(error).__name__} ({hint})")
 
 
 def print_score(answer: ScoreAnswer, as_json: bool) -> None:
@@ -51,7 +64,7 @@ def print_score(answer: ScoreAnswer, as_json: bool) -> None:
     table.add_column("pod", overflow="fold")
     if ranked:
         table.add_column("rank", justify="right")
-    for name in ("score", "matched tokens", "blocks by tier", "state", "requests", "prefill tokens"):
+    for name in ("score", "price", "matched tokens", "blocks by tier", "state", "requests", "prefill tokens"):
         table.add_column(name, justify="left" if name in ("blocks by tier", "state") else "right")
     for pod in sorted(pods, key=lambda pod: -pod["score"]):
         picked = pod["pod"] == answer["pick"] and pod.get("rank") == answer.get("rank")
@@ -61,6 +74,8 @@ def print_score(answer: ScoreAnswer, as_json: bool) -> None:
         console.width = _WIDTH_ELSEWHERE
     console.print(table)
     console.print(f"pick: {answer['pick']}: {answer['reason']} (cache: {answer['cache']})", soft_wrap=True)
+    for line in _prices(answer, ranked):
+        console.print(line, soft_wrap=True)
     timing = ", ".join(f"{stage} {us} µs" for stage, us in answer["timing_us"].items())
     console.print(f"timing: {timing}", soft_wrap=True)
 
@@ -80,12 +95,43 @@ def _row(pod: ScoreAnswer, picked: bool, ranked: bool) -> list[str]:
     return [
         *row,
         f"{pod['score']:.3f}",
+        f"{pod['price']:.4f}",
         str(pod["matched_tokens"]),
         tiers or "-",
         pod["state"],
         str(load["requests"]),
         str(load["prefill_tokens"]),
     ]
+
+
+_PARTS = {
+    "wait": "until its prefill can start",
+    "prefill": "to compute {tokens} tokens that it doesn't hold",
+    "fleet": "as that work is the fleet's",
+    "eviction": "as what it gives up may be asked for again",
+    "slow_start": "as it is new or was away",
+}
+
+
+def _prices(answer: ScoreAnswer, ranked: bool) -> Iterator[str]:
+    """What the prices of the pick and the next one are made of: seconds, and the lowest is picked."""
+    pods: list[ScoreAnswer] = answer["pods"]
+    if "price_parts" not in pods[0]:
+        yield f"price: by the policy {answer['policy']}; the lowest is picked"
+        return
+    picked = [pod for pod in pods if pod["pod"] == answer["pick"] and pod.get("rank") == answer.get("rank")]
+    others = sorted((pod for pod in pods if pod not in picked), key=lambda pod: float(pod["price"]))
+    for pod in (*picked, *others[:1]):
+        uncached = answer["tokens"] - pod["matched_tokens"]
+        parts = [
+            f"{seconds:.4f} s {_PARTS.get(name, name).format(tokens=uncached)}"
+            for name, seconds in pod["price_parts"].items()
+            if abs(seconds) >= _SHOWN_S
+        ]
+        name = f"{pod['pod']} rank {pod['rank']}" if ranked else pod["pod"]
+        yield f"price of {name}: {pod['price']:.4f} s = {' + '.join(parts) or 'nothing to wait for or compute'}"
+    if others and float(others[0]["price"]) <= float(picked[0]["price"]) * 1.1 + 0.001:
+        yield "prices within 10% are alike: among such, who gives up least, then the longest match, the fewest requests"
 
 
 def _body(prompt: str | None, messages: str | None, token_ids: str | None) -> ScoreAnswer:
@@ -125,7 +171,7 @@ def only_model(client: httpx.Client) -> str:
     names = [model["id"] for model in models if not model.get("parent")]
     if len(names) != 1:
         known = f"serves {len(names)} models: {', '.join(names)}" if names else "knows no model yet"
-        raise click.ClickException(f"The gateway {known}. Give --model.")
+        raise click.ClickException(f"The gateway {known}. Say which one: --model NAME.")
     return str(names[0])
 
 

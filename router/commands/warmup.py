@@ -13,7 +13,7 @@ from typing import Any
 import click
 import httpx
 
-from router.commands.score import only_model, read_answer
+from router.commands.score import only_model, read_answer, unasked
 from router.warmup.prompts import WarmPrompt
 from router.warmup.sources import read_all
 
@@ -65,7 +65,7 @@ def warm(
             named = model or (None if all("model" in prompt.fields for prompt in prompts) else only_model(client))
             _send(client, prompts, named, prefill, parallel, summary)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise click.ClickException(f"{url} can't be asked: {error or type(error).__name__}") from error
+        raise unasked(url, error) from error
     summary.seconds = time.monotonic() - began
     return summary
 

@@ -217,6 +217,11 @@ class DiscoveryConfig(Section):
     dns: DnsConfig | None = Field(default=None, description="Pods from a name. null: none.")
     kubernetes: KubernetesConfig | None = Field(default=None, description="Pods of Kubernetes. null: none.")
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there will never be a pod."""
+        return not self.static and not any((self.file, self.dns, self.kubernetes))
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if again := twice(pod.name for pod in self.static):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -60,7 +61,7 @@ def _check_files(config: Config) -> None:
     for model in config.models:
         where = f"models: {model.name}"
         if model.tokenizer != ASK_THE_PODS and not Path(model.tokenizer, "tokenizer.json").is_file():
-            raise ConfigError(f"{where}: tokenizer: there is no {model.tokenizer}/tokenizer.json")
+            raise ConfigError(f"{where}: tokenizer: {_no_tokenizer(model.tokenizer)}")
         if model.chat_template is not None and not Path(model.chat_template).is_file():
             raise ConfigError(f"{where}: chat_template: there is no file {model.chat_template}")
     for what, path in (
@@ -77,6 +78,14 @@ def _check_files(config: Config) -> None:
     _check_keys("pods.api_key_file", config.pods.api_key_file)
     for pod in config.discovery.static:
         _check_keys(f"discovery.static: {pod.name}: api_key_file", pod.api_key_file)
+
+
+def _no_tokenizer(given: str) -> str:
+    """A name on a hub looks like a folder, and vLLM takes it."""
+    missing = f"there is no {given}/tokenizer.json"
+    if not Path(given).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", given):
+        missing += ": if that is a name on a hub, nothing is downloaded here: give the model's folder"
+    return f'{missing}, or "{ASK_THE_PODS}" to have its pods tokenize'
 
 
 def _check_keys(where: str, path: str | None, check: Callable[[str], object] = check_key) -> None:

@@ -93,7 +93,12 @@ def flag_layers(model: type[BaseModel], flags: Raw) -> Iterator[Layer]:
     """A layer for each flag: `{"gateway.port": 9000}`. None is a flag that was not given."""
     for name, value in flags.items():
         if value is not None:
-            yield _one(model, f"flag {name}", name.split("."), value)
+            yield _one(model, flag_of(name), name.split("."), value)
+
+
+def flag_of(name: str) -> str:
+    """The flag that sets `gateway.ops_port`: `--ops-port`."""
+    return f"--{name.rpartition('.')[2].replace('_', '-')}"
 
 
 def pairs(model: type[BaseModel], text: str, flag: str) -> dict[str, object]:
@@ -247,6 +252,13 @@ def _nearest(model: type[BaseModel], at: tuple[str, ...]) -> str | None:
 # --- what was wrong, in one line
 
 
+def _meant(given: object, expected: str) -> str | None:
+    """Of the quoted words that a literal's error lists, the one that reads like `given`."""
+    known = {folded(word): word for word in re.findall(r"'([^']+)'", expected)}
+    close = difflib.get_close_matches(folded(str(given)), known, n=1)
+    return known[close[0]] if close else None
+
+
 def _written(model: type[BaseModel] | None, path: Iterable[int | str]) -> str:
     """A dotted path in the keys that people know."""
     words: list[str] = []
@@ -269,7 +281,10 @@ def one_line(model: type[BaseModel], error: ValidationError, layers: Sequence[La
         reason = "is missing"
     shown = first["type"] not in ("missing", "value_error") and not secret.intersection(map(str, path))
     reason += f", not {_shown(first['input'])}" if shown else ""
-    parts = (_source(layers, path), _written(model, path), reason)
+    if shown and first["type"] == "literal_error" and (near := _meant(first["input"], first["ctx"]["expected"])):
+        reason += f"; did you mean {near}?"
+    source, key = _source(layers, path), _written(model, path)
+    parts = (source, "" if source == flag_of(".".join(map(str, path))) else key, reason)
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return ": ".join(part for part in parts if part) + more
 

@@ -30,6 +30,7 @@ from scorer.cost import PrefillRate
 from scorer.hold import ANSWER_TOKENS, COLD_S, CONTINUING_MIN, LIVE_S, Held, Hold
 from scorer.load import PodLoad
 from scorer.pick import pick
+from scorer.policies import Settings
 from scorer.slow_start import slowness
 
 _INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
@@ -178,6 +179,11 @@ class Core:
             placement.pod.suspect_until = before
 
     # --- pods ---
+
+    @property
+    def scoring(self) -> Settings:
+        """By which candidates are priced."""
+        return self._settings.scoring
 
     @property
     def loads(self) -> Iterable[PodLoad]:

@@ -13,23 +13,26 @@ from router.core.demand import Decision, Demand
 from router.core.fleet import Pod, Rank
 from router.core.token_states import Ladder
 from scorer.candidates import Scored
+from scorer.explanation import parts
 from scorer.pick import scored
+from scorer.policies import Settings
 
 
 def score_answer(
-    decision: Decision, model: str | None, cache: str, timing_us: dict[str, int], keys: bool
+    decision: Decision, scoring: Settings, cache: str, timing_us: dict[str, int], keys: bool
 ) -> dict[str, Any]:
     """The answer of /score: every candidate, the pick, and why. `keys`: the prompt's block keys, too."""
     demand, best = decision.demand, decision.rank
     size = best.block_size or 0
     return {
-        "model": model,
+        "model": demand.model,
         "block_size": size or None,
         "tokens": demand.tokens,
         "blocks": demand.tokens // size if size else 0,
-        "pods": _candidates(decision),
+        "pods": _explained(decision, scoring),
         "pick": best.id.pod,
         "rank": best.id.rank,
+        "policy": scoring.policy,
         "reason": decision.reason,
         "cache": cache,
         "timing_us": timing_us,
@@ -89,6 +92,15 @@ def tiers_of(hit: Hit) -> dict[str, int]:
 
 def _candidates(decision: Decision) -> list[dict[str, Any]]:
     return [_candidate(decision, one) for one in scored(decision.pick)]
+
+
+def _explained(decision: Decision, scoring: Settings) -> list[dict[str, Any]]:
+    """All candidates, with what their prices are made of."""
+    known = parts(decision.pick, scoring)
+    each = _candidates(decision)
+    for one, of_price in zip(each, known or (), strict=known is not None):
+        one["price_parts"] = {name: round(seconds, 6) for name, seconds in of_price.items()}
+    return each
 
 
 def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:

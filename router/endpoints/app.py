@@ -230,7 +230,7 @@ def _scored(service: Service, meaning: Understood, others: Mapping[RankId, Hit] 
     lookup, score = (round(spent_s * 1e6) for spent_s in (now - began, time.monotonic() - now))
     timing_us = {**_NO_TIME_US, **meaning.timing_us, "lookup": lookup, "score": score}
     cache = "hit" if holders.kept else meaning.known
-    return _json(score_answer(decision, demand.model, cache, timing_us, keys))
+    return _json(score_answer(decision, core.scoring, cache, timing_us, keys))
 
 
 def _json(body: object, status: int = 200) -> Response:

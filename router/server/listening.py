@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import ExitStack
 
 from router.errors import ConfigError
+
+_HINTS = {
+    errno.EADDRINUSE: "is in use: somebody listens there already; take another one, or 0 for any that is free",
+    errno.EADDRNOTAVAIL: "can't be listened on: that is no address of this machine (0.0.0.0 is all of them)",
+    errno.EACCES: "can't be listened on: this user may not (ports below 1024 often need root)",
+}
 
 
 def shared_sockets(host: str, port: int) -> list[socket.socket]:
@@ -25,13 +32,20 @@ def reserved(host: str, port: int) -> list[socket.socket]:
     return shared_sockets(host, port)
 
 
+def must_be_free(host: str, port: int) -> None:
+    """Raises `ConfigError` in plain words where nothing could listen now."""
+    for sock in _bound(host, port, shared=False):
+        sock.close()
+
+
 def _bound(host: str, port: int, shared: bool) -> list[socket.socket]:
-    if not hasattr(socket, "SO_REUSEPORT"):
+    if shared and not hasattr(socket, "SO_REUSEPORT"):
         raise ConfigError("gateway.workers: this system can't spread connections over several processes.")
     with ExitStack() as opened:
         sockets: list[socket.socket] = []
+        addresses = _addresses(host, port)
         try:
-            for family, kind, protocol, _, address in _addresses(host, port):
+            for family, kind, protocol, _, address in addresses:
                 sock = opened.enter_context(socket.socket(family, kind, protocol))
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if shared:
@@ -42,11 +56,17 @@ def _bound(host: str, port: int, shared: bool) -> list[socket.socket]:
                 port = port or int(sock.getsockname()[1])  # the same for all addresses
                 sockets.append(sock)
         except OSError as error:
-            raise ConfigError(f"Nothing can listen on {host}:{port}: {error.strerror or error}.") from error
+            why = _HINTS.get(error.errno or 0, f"can't be listened on: {error.strerror or error}")
+            raise ConfigError(f"port {port} of {host} {why}") from error
         opened.pop_all()
         return sockets
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"gateway.host: {host} is not known ({error}); 0.0.0.0 is all addresses of this machine"
+        ) from None
     return list(dict.fromkeys(found))  # type: ignore[arg-type]

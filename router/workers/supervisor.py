@@ -15,7 +15,6 @@ import secrets
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 from router.config.settings import Config
 from router.server.listening import reserved
 from router.workers.control import told
+from router.workers.own_python import command_of, environment_of_ours
 from router.workers.worker import Worker, row_of_each
 
 log = logging.getLogger("warmroute.workers")
@@ -32,7 +32,6 @@ _STEADY_S = 30.0  # whoever lived so long did not die of how it was started
 _LAST_S = 15.0  # beyond its drain, for a worker to end
 _INTERRUPTED = 130
 _WELL = (0, -signal.SIGTERM, -signal.SIGINT, _INTERRUPTED)  # exit codes of who was told to leave
-_PACKAGE = Path(__file__).parents[2]
 
 
 def supervise(config: Config) -> int:
@@ -156,10 +155,9 @@ class Workers:
 
     async def _spawn(self, control: int) -> asyncio.subprocess.Process:
         """A fresh process: of what this one has open, it has its end of the control socket and the memory."""
-        path = os.pathsep.join(part for part in (str(_PACKAGE), os.environ.get("PYTHONPATH")) if part)
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "router", "worker", str(control),
-            env={**os.environ, "PYTHONPATH": path},
+            *command_of("router", "worker", str(control)),
+            env=environment_of_ours(),
             pass_fds=(control, self._descriptor),
             start_new_session=True,  # Ctrl-C reaches it through us only
         )  # fmt: skip

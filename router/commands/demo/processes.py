@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from router.errors import RouterError
+from router.workers.own_python import command_of, environment_of_ours
 
 MODEL = "tiny-qwen"
 _START_S = 30.0  # a process that is not up by then has failed
@@ -45,7 +45,7 @@ async def fleet(count: int, arguments: list[str]) -> AsyncIterator[list[Simulate
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(as_file(files("simulator") / "tiny"))
         pods = []
-        command = ["-m", "simulator", "--model-path", str(folder), "--served-model-name", MODEL]
+        command = ["simulator", "--model-path", str(folder), "--served-model-name", MODEL]
         ports = ["--port", "0", "--events-port", "0", "--replay-port", "0"]
         started = [await stack.enter_async_context(_process([*command, *ports, *arguments])) for _ in range(count)]
         for number, process in enumerate(started):
@@ -61,7 +61,7 @@ async def gateway(pods: list[SimulatedPod], policy: str, port: int) -> AsyncIter
         flags = [flag for pod in pods for flag in ("--pod", pod.flag)]
         flags += ["--model", f"name={MODEL},tokenizer={Path(folder)}", "--policy", policy]
         flags += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
-        async with _process(["-m", "router", "serve", *flags]) as process:
+        async with _process(["router", "serve", *flags]) as process:
             address = f"http://127.0.0.1:{port}"
             await _ready(address, process)
             yield address
@@ -76,7 +76,9 @@ async def forget_all(pods: list[SimulatedPod]) -> None:
 
 @contextlib.asynccontextmanager
 async def _process(arguments: list[str]) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdin=DEVNULL, stdout=PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command_of(*arguments), env=environment_of_ours(), stdin=DEVNULL, stdout=PIPE
+    )
     try:
         yield process
     finally:

@@ -6,6 +6,8 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+import click
+import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -17,13 +19,15 @@ _POLICIES = (("round-robin", "round-robin"), ("cache-aware", "predicted-ttft"))
 _POD = ["--num-blocks", "1300", "--prefill-tokens-per-s", "6000", "--max-num-seqs", "64"]
 
 
-def run_demo(pods: int, keep: bool, port: int, seed: int) -> None:
-    """Run it and print the table; with `keep`, go on serving until interrupted."""
-    asyncio.run(_demo(pods, keep, port, seed))
+def run_demo(pods: int, keep: bool, port: int, seed: int, as_json: bool) -> None:
+    """Run it and print the table, or JSON; with `keep`, go on serving until interrupted."""
+    measured = asyncio.run(_demo(Console(stderr=as_json), pods, keep, port, seed))
+    if as_json:
+        click.echo(orjson.dumps({title: as_values(each) for title, each in measured.items()}))
 
 
-async def _demo(count: int, keep: bool, port: int, seed: int) -> None:
-    console, shape = Console(), WorkloadShape()
+async def _demo(console: Console, count: int, keep: bool, port: int, seed: int) -> dict[str, Measured]:
+    shape = WorkloadShape()
     work = conversations(shape, seed)
     console.print(
         f"[bold]warmroute demo[/]: {count} simulated vLLM pods, {shape.conversations} conversations of {shape.turns} "
@@ -41,6 +45,23 @@ async def _demo(count: int, keep: bool, port: int, seed: int) -> None:
                         await _stay(console, address, pods)
             if not last:
                 await forget_all(pods)
+    return measured
+
+
+def as_values(measured: Measured) -> dict[str, object]:
+    """What the clients of one policy saw, for JSON; times in seconds."""
+    return {
+        "requests": measured.requests,
+        "failures": measured.failures,
+        "prompt_tokens": measured.prompt_tokens,
+        "cached_tokens": measured.cached_tokens,
+        "hit_ratio": measured.hit_ratio,
+        "ttft_p50_s": measured.first_token_s(0.5),
+        "ttft_p90_s": measured.first_token_s(0.9),
+        "predicted_exactly": measured.exact,
+        "requests_by_pod": dict(measured.by_pod),
+        "seconds": measured.seconds,
+    }
 
 
 async def _measure(
