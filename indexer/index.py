@@ -113,7 +113,7 @@ class PrefixIndex:
 
     def removed(self, pod: Holder) -> int:
         """Blocks that the pod has removed from its own cache, since it was last forgotten."""
-        return 0 if (known := self._pods.get(pod)) is None else known.removed
+        return 0 if (known := self._pods.get(pod)) is None else known.removals.count
 
     def confirmed(self, pod: Holder, tier: Tier, start: int, entries_max: int) -> tuple[Keys, int]:
         """A slice of the keys of what the pod holds in a tier, and where the next one starts; 0: there is none.
@@ -201,7 +201,7 @@ class PrefixIndex:
         if type(event) is BlockRemoved:
             applied = self._ledger.remove(known, event)
             if event.tier == "gpu":
-                known.removed += applied.removed
+                known.removals.note(event.hashes, applied.removed)
             return applied
         assert type(event) is AllBlocksCleared
         return self._clear_tier(pod, known, event.tier)
@@ -248,6 +248,17 @@ class PrefixIndex:
             if not any(held & mask for mask in masks):
                 return number
         return len(keys)
+
+    def gave_up(self, pod: Holder, keys: Keys, removed: int) -> bool:
+        """Can the pod have given up some of these blocks since it had `removed` so many?"""
+        known = self._pods.get(pod)
+        gone = None if known is None else known.removals.since(removed)
+        if known is None or gone is None:
+            return True
+        if gone and self.confirmed_blocks(pod, keys) < len(keys):
+            return True
+        rows = {self._pages.find(key) for key in keys.tolist()}
+        return any(known.tiers["gpu"].find(engine_hash) in rows for engine_hash in gone)
 
     def strangers(self, pod: Holder, parent: int) -> tuple[bytes, ...]:
         """The ids of blocks that the pod stored behind this key though others were predicted, the newest first."""

@@ -18,6 +18,7 @@ from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, T
 from indexer.groups import Groups, Role
 from indexer.orphans import Orphans
 from indexer.pages import PAGE
+from indexer.removals import Removals
 from indexer.strangers import ROOT, Strangers
 from indexer.table import Table
 
@@ -37,8 +38,7 @@ CROWDED = 0.75
 EVICTED_MAX = 1024
 """Blocks that one store may have another pod give up."""
 LATELY_MAX = 4096
-"""Blocks that are remembered after a pod's own cache has given them up, if it has lower tiers: the news that a lower
-tier holds them may come later."""
+"""Blocks that are remembered after a pod's own cache gave them up: that a lower tier holds them may be told later."""
 
 
 class Applied(msgspec.Struct, frozen=True, gc=False):
@@ -76,7 +76,7 @@ class Account:
     chunks: dict[Tier, int] = field(default_factory=dict)  # blocks that one hash of this tier stands for, where several
     lately: dict[int, int] = field(default_factory=dict)  # hash -> key of what its own cache gave up, see LATELY_MAX
     strangers: Strangers = field(default_factory=Strangers)
-    removed: int = 0  # blocks of its own cache that it has removed
+    removals: Removals = field(default_factory=Removals)  # from its own cache
 
     def find(self, engine_hash: int, first: EngineMap) -> int:
         """The row of a hash, in any tier; 0 if there is none."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from indexer.events import BlockStored
@@ -250,3 +252,48 @@ async def test_counters_are_looked_at_where_responses_tell_nothing() -> None:
         feed = pod.ranks[0].feed
         assert feed is not None
         await until(lambda: feed.counts.predictions_equal == 1)
+
+
+def _pressed(core: Core, now: float, in_time: bool, told: bool) -> None:
+    """A request finds nothing of 160 tokens that its pod had when it was sent there. `told`: the pod says that it has
+    removed them, and stored them again; `in_time`: before the answer ends."""
+    feed = core.fleet.pods["pod-0"].ranks[0].feed
+    assert feed is not None
+    placed = route(core, asked(core, 1, 161, is_alone=True), NOBODY, now)
+    if not in_time:
+        core.finish(placed, counted(161, 0), now)
+    number = feed.last_number + 1
+    other = BlockStored([2000 + number], None, np.full(SIZE, 7, np.uint32), SIZE)
+    gone = BLOCKS.hashes if told else [1999 + number]
+    feed.frame(number, batch(now, [["BlockRemoved", list(gone)], as_told(BLOCKS), as_told(other)]), now)
+    if in_time:
+        core.finish(placed, counted(161, 0), now)
+
+
+def batch(clock: float, events: list[object]) -> bytes:
+    """As a pod publishes it."""
+    return msgspec.msgpack.encode([clock, events])
+
+
+def as_told(event: BlockStored) -> list[object]:
+    """As it is in a batch."""
+    return ["BlockStored", list(event.hashes), event.parent, event.tokens.tolist(), event.block_size]
+
+
+BLOCKS = BlockStored([1000 + block for block in range(10)], None, tokens_of(1), SIZE)
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+@pytest.mark.parametrize("told", [True, False])
+def test_what_was_given_up_before_a_request_began_is_no_error(told: bool, in_time: bool) -> None:
+    """A pod that is full gives up what a waiting request was sent there for, and says so, maybe a moment late: its feed
+    is right. Where it gives up other blocks and says nothing of these, it is wrong."""
+    core = core_of(1)
+    pod = core.fleet.pods["pod-0"]
+    feed, pod.blocks = pod.ranks[0].feed, 10
+    assert feed is not None
+    feed.frame(0, batch(0.0, [as_told(BLOCKS)]), 0.0)
+    for now in range(1, 2 * WRONG_MIN):
+        _pressed(core, float(now), in_time, told)
+    core.finish(_served(core, 2), counted(161, 0), 100.0)
+    assert feed.state == ("exact" if told else "degraded")

@@ -35,6 +35,7 @@ from scorer.slow_start import slowness
 
 _INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
 _TOO_MANY = 429
+_LATE_MAX = 256  # reports that wait until what the pod gave up must have been heard of
 
 
 class Core:
@@ -60,6 +61,7 @@ class Core:
         self._bounds = settings.bounds
         self._bounded = settings.bounds.by_load
         self._holds = settings.hold.look_ahead_s > 0.0
+        self._late: deque[tuple[float, Placement, int]] = deque(maxlen=_LATE_MAX)  # reports that wait for events
         self._slow_until = 0.0  # nobody's slow start ends later
         self._holdings = Holdings(self.index, self.texts, self.store, given)
         self.chains = Chains(settings.chain_keys_max)
@@ -125,7 +127,8 @@ class Core:
         chain = self._chain(demand, now)
         if chain is not None:
             rank.recency.begin(chain, best.tokens - best.matched, chain.tokens)
-        return Placement(decision, ticket, expected, hit, quiet, rank.pod, breaker.epoch, chain, witness)
+        removed = self.index.removed(rank.id)
+        return Placement(decision, ticket, expected, hit, quiet, rank.pod, breaker.epoch, removed, chain, witness)
 
     def first_byte(self, placement: Placement, streaming: bool, now: float) -> BreakerChange | None:
         """`streaming`: it followed the prefill at once."""
@@ -151,7 +154,7 @@ class Core:
             before, until = placement.pod.suspect_until, now + self._settings.suspect_s
             placement.suspected, placement.pod.suspect_until = (before, until), until
         if end.usage is not None and placement.decision.demand.is_counted:
-            self._reported(placement, *end.usage)
+            self._reported(placement, *end.usage, now)
         if placement.judged:
             return None
         placement.judged = True
@@ -231,7 +234,7 @@ class Core:
             self.index.settle(expected.prediction, told_by)
             expected.expires = min(expected.expires, told_by)
 
-    def _reported(self, placement: Placement, prompt_tokens: int, cached_tokens: int | None) -> None:
+    def _reported(self, placement: Placement, prompt_tokens: int, cached_tokens: int | None, now: float) -> None:
         """What the pod says of a prompt that it has served: proof of what was believed of it, or against it."""
         decision, pod = placement.decision, placement.pod
         demand, rank = decision.demand, decision.rank
@@ -249,10 +252,32 @@ class Core:
             return
         if hit.predicted and not placement.quiet:
             return  # what it was to compute first, it may not have computed yet
-        if rank.feed is not None:
-            rank.feed.reported(hit, theirs.tokens, cached, size_of(grain), decision.at)
-        else:
+        if rank.feed is None:
             rank.trust.report(hit, theirs.tokens, cached, size_of(grain))
+            return
+        self._judge_late(now)
+        if cached < decision.matched_tokens and self._is_explained(placement, cached):
+            return
+        if cached < decision.matched_tokens and rank.room <= 0.0:  # what it gave up may not be told yet
+            self._late.append((now + self._settings.index.predicted_grace_s, placement, cached))
+            return
+        rank.feed.reported(hit, theirs.tokens, cached, size_of(grain), decision.at)
+
+    def _is_explained(self, placement: Placement, cached: int) -> bool:
+        """Less was cached than foretold: because the pod gave up the rest before it began, and its events say so?"""
+        rank = placement.decision.rank
+        grain = rank.grain or 0
+        keys = placement.decision.demand.of(rank).keys[grain][cached // size_of(grain) : placement.hit.blocks]
+        return len(keys) > 0 and self.index.gave_up(rank.id, keys, placement.removed)
+
+    def _judge_late(self, now: float) -> None:
+        """What pods gave up should have been heard of by now."""
+        while self._late and self._late[0][0] <= now:
+            _, placement, cached = self._late.popleft()
+            rank, decision = placement.decision.rank, placement.decision
+            if rank.feed is not None and not self._is_explained(placement, cached):
+                tokens = decision.demand.of(rank).tokens
+                rank.feed.reported(placement.hit, tokens, cached, rank.block_size or 0, decision.at)
 
     def _succeeded(self, placement: Placement, now: float) -> BreakerChange | None:
         pod = placement.pod

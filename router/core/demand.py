@@ -114,6 +114,7 @@ class Placement:
     quiet: bool  # the rank had nothing else in flight
     pod: Pod
     epoch: int  # of the pod's breaker
+    removed: int = 0  # blocks that the rank had given up
     chain: Chain | None = None
     witness: Witness | None = None  # until it is judged
     waits: bool = False  # to be judged by what the pod's events tell of it
