@@ -15,11 +15,14 @@ import argparse
 import gzip
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
+from router.config.reading import parse_policy
 from router.config.settings import Config
 from router.core.settings import CoreSettings
+from router.errors import ConfigError
 from router.plan.figures import Figures
 from router.plan.gateway import VirtualGateway
 from router.plan.profiles import POD_PROFILES, PodPlan
@@ -103,6 +106,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = parser().parse_args()
+    try:
+        parse_policy(options.policy, BOUND)
+    except ConfigError as error:
+        sys.exit(error.message)
     found = shown(run(options))
     print(json.dumps(found) if options.json else "  ".join(f"{name} {value}" for name, value in found.items()))
 

@@ -34,7 +34,7 @@ def main() -> None:
 @click.option("--ops-port", type=int, help="Port of the operators' endpoints.")
 @click.option("--pod", "pods", multiple=True, help="name=…,address=http://…[,events=tcp://…,replay=tcp://…].")
 @click.option("--model", "models", multiple=True, help="name=…,tokenizer=FOLDER.")
-@click.option("--policy", help="predicted-ttft, weighted, round-robin or least-load.")
+@click.option("--policy", help="Who picks the pod: predicted-ttft (default), or one of those in docs/configuration.md.")
 @click.option("--workers", type=int, help="Processes that serve, each on a core of its own.")
 @click.option("--restore", help="A snapshot to begin with.")
 @click.option("--log-level", help="debug, info, warning or error.")

@@ -220,6 +220,12 @@ class Metrics:
         with contextlib.suppress(RuntimeError):  # there is no loop
             yield _gauge("tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
         yield from _counter("picks", "Decisions.", ("reason",), _by_one(self.picks))
+        shadow = self._core.shadow
+        if shadow is not None:
+            counts = {"same": shadow.same, "other": shadow.picks - shadow.same}
+            values = [((shadow.name, result), count) for result, count in counts.items()]
+            text = "Decisions of another policy that only looks on, by whether it would have picked the same."
+            yield from _counter("shadow_picks", text, ("policy", "result"), values)
 
     def _of_caches(self) -> Steps:
         ratio, stats, index = self.window.ratio(self._clock()), self._store(), self._core.index

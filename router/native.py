@@ -20,7 +20,7 @@ _HOT = {
         backlog blocks changes engine events feed groups holders index ledger mappings match orphans pages prefixes rule
         strangers stream table text_blocks trust
     """,
-    "scorer": "board candidates chains cost hold load pick policies recency reuse sendings slow_start",
+    "scorer": "board candidates chains cost history hold load pick policies recency reuse sendings shadow slow_start",
     "router": "metrics",
     "router.core": "breaker comparison decision demand fleet holdings retry_budget token_states",
     "router.endpoints": "data_plane",

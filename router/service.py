@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from indexer.blocks import KeySpace
 from indexer.prefixes import VARIANTS_MAX, PrefixLimits
-from router.config.settings import Config
+from router.config.settings import Config, ScoringConfig
 from router.core.breaker import BreakerLimits
 from router.core.decision import Core
 from router.core.settings import Bounds, CoreSettings, IndexSettings
@@ -33,7 +33,7 @@ from router.warmup.warmup import Warmup
 from router.workers.peers import Peers
 from router.workers.worker import Worker, rows_of
 from scorer.hold import HoldLimits
-from scorer.policies import Settings
+from scorer.policies import PolicyName, Settings, Weights
 
 if TYPE_CHECKING:
     from router.shared_index.sharing import Sharing
@@ -255,9 +255,24 @@ def core_settings(config: Config) -> CoreSettings:
         retry_after_max_s=upstream.retry_after_max,
         retry_share=upstream.retry_share,
         retry_floor=upstream.retry_floor,
-        scoring=Settings(scoring.policy, scoring.beta),
+        scoring=_policy(scoring, scoring.policy),
+        shadow=None if scoring.shadow is None else _policy(scoring, scoring.shadow),
         slow_start_s=scoring.slow_start,
         slow_start_factor=scoring.slow_start_factor,
         decisions_kept=config.decisions.kept,
         chain_keys_max=scoring.chain_keys_max,
+    )
+
+
+def _policy(scoring: ScoringConfig, name: PolicyName) -> Settings:
+    weights = scoring.weights
+    return Settings(
+        policy=name,
+        beta=scoring.beta,
+        saturated_s=scoring.saturated,
+        weights=Weights(weights.prefix, weights.queue, weights.kv),
+        hash_block_size=scoring.hash_block_size,
+        max_prefix_blocks_to_match=scoring.max_prefix_blocks_to_match,
+        lru_capacity_per_server=scoring.lru_capacity_per_server,
+        cache_hit_bonus=scoring.cache_hit_bonus,
     )

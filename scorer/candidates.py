@@ -6,9 +6,9 @@ is put together for who asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 _new = tuple.__new__
 _ROOMY = float("inf")
@@ -34,6 +34,30 @@ class Candidate(NamedTuple):
     factor: float  # by which it is slower than the fleet
 
 
+class PodFacts(Protocol):
+    """What is known of a candidate whatever is asked, for policies that want to know."""
+
+    @property
+    def name(self) -> Hashable:
+        """The same for as long as it is there, and written the same in all gateways."""
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that its cache holds, if that is known."""
+
+    @property
+    def used(self) -> float:
+        """Share of its cache that requests use now, as far as that is known."""
+
+
+class Stranger(NamedTuple):
+    """A candidate of which nothing is known but what it is called."""
+
+    name: Hashable
+    capacity: int | None = None
+    used: float = 0.0
+
+
 @dataclass(slots=True)
 class Candidates:
     """All of them, by column, numbered from 0: see `Candidate`."""
@@ -49,6 +73,7 @@ class Candidates:
     rooms: list[float]  # tokens for which nothing is given up
     again: list[float]
     fills: list[float]
+    pods: Sequence[PodFacts]
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -82,6 +107,7 @@ def by_column(candidates: Iterable[Candidate]) -> Candidates:
         [float(each.tokens - each.matched - each.evicted) if each.evicted else _ROOMY for each in given],
         [each.again for each in given],
         [each.fill for each in given],
+        [Stranger(each.number) for each in given],
     )
 
 

@@ -19,11 +19,12 @@ _FEW = 50.0  # prompts: before, it is not known what is usual
 
 
 class Chain:
-    """One of them. `tokens`: of its newest prompt; `end`: that one's last key that is kept."""
+    """One of them. `tokens`: of its newest prompt; `end`: that one's last key that is kept; `name`: its first one's."""
 
-    __slots__ = ("end", "tokens", "used_at")
+    __slots__ = ("end", "name", "tokens", "used_at")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, name: int, now: float) -> None:
+        self.name = name
         self.used_at = now
         self.tokens = 0
         self.end = 0
@@ -49,15 +50,11 @@ class Chains:
 
     def ask(self, keys: Keys, size: int, tokens: int, now: float) -> Known | None:
         """A prompt of so many tokens is sent to a pod, with keys of blocks of `size`; None: it is too short."""
-        apart = max(1, _APART_TOKENS // size)
-        kept = keys[apart - 1 :: apart].tolist()
+        kept, apart = _kept(keys, size)
         if not kept:
             return None
-        chains, number = self._chains, len(kept)
-        chain = None
-        while number and chain is None:
-            number -= 1
-            chain = chains.get(kept[number])
+        chains = self._chains
+        chain, number = self._longest(kept)
         known = 0 if chain is None else (number + 1) * apart * size
         self.reuse.learn(0.0 if chain is None else now - chain.used_at, known, max(0, tokens - known))
         continues = chain is not None and chain.end == kept[number]
@@ -65,7 +62,7 @@ class Chains:
         self.continuing += ((1.0 if continues else 0.0) - self.continuing) / max(_FEW, self._asked)
         if chain is None or not continues:
             first = number if chain is not None else 0
-            chain = Chain(now)
+            chain = Chain(kept[-1], now)
         else:
             first = number + 1
         for key in kept[first:]:
@@ -74,3 +71,27 @@ class Chains:
             chains.popitem(last=False)
         chain.end, chain.tokens, chain.used_at = kept[-1], tokens, now
         return Known(chain, continues, known)
+
+    def name(self, keys: Keys, size: int) -> int:
+        """By what a prompt's chain is known, from its first prompt on, before that was asked; 0: it is too short."""
+        kept, _ = _kept(keys, size)
+        if not kept:
+            return 0
+        chain, number = self._longest(kept)
+        return chain.name if chain is not None and chain.end == kept[number] else kept[-1]
+
+    def _longest(self, kept: list[int]) -> tuple[Chain | None, int]:
+        """The chain of the longest beginning that is known, and the place of its key."""
+        chains, number = self._chains, len(kept)
+        chain = None
+        while number and chain is None:
+            number -= 1
+            chain = chains.get(kept[number])
+        return chain, number
+
+
+def _kept(keys: Keys, size: int) -> tuple[list[int], int]:
+    """Those of a prompt's keys that are kept, and how many blocks they are apart."""
+    apart = max(1, _APART_TOKENS // size)
+    kept: list[int] = keys[apart - 1 :: apart].tolist()
+    return kept, apart

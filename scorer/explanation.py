@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from scorer.candidates import Pick
-from scorer.policies import Settings, predicted_ttft
+from scorer.policies import PredictedTtft, Settings
 
 
 def parts(picked: Pick, settings: Settings) -> list[dict[str, float]] | None:
@@ -16,12 +16,12 @@ def parts(picked: Pick, settings: Settings) -> list[dict[str, float]] | None:
     what it does not hold; `fleet`: that work, as the fleet's; `eviction`: what it gives up may have to be computed
     again; `slow_start`: it is new or was away.
     """
-    if settings.policy != "predicted-ttft":
+    if settings.policy not in ("predicted-ttft", "approximate"):
         return None
     columns, free = picked.candidates, replace(settings, eviction=0.0)
-    own = predicted_ttft(columns, replace(free, beta=0.0), 0)
-    with_fleet = predicted_ttft(columns, free, 0)
-    with_eviction = predicted_ttft(columns, settings, 0)
+    own = PredictedTtft(replace(free, beta=0.0)).prices(columns, 0, None)
+    with_fleet = PredictedTtft(free).prices(columns, 0, None)
+    with_eviction = PredictedTtft(settings).prices(columns, 0, None)
     computing: Sequence[float] = [
         token_s * (columns.tokens - worth) for token_s, worth in zip(columns.tokens_s, columns.worths, strict=True)
     ]

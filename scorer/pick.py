@@ -4,31 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scorer.candidates import Candidate, Candidates, Pick, Scored, by_column
-from scorer.policies import POLICIES, Settings
+from scorer.candidates import Candidates, Pick, Scored
+from scorer.policies import AskedPrompt, Policy
 
 _CLOSE = 1e-3  # prices this near (seconds, or shares) are a tie
-_ALIKE = 0.1  # and so are prices within this share: speeds of equal pods are not measured any better
 
 
 def pick(
-    candidates: Candidates | Sequence[Candidate],
-    settings: Settings,
+    candidates: Candidates,
+    policy: Policy,
     turn: int,
     slowness: Sequence[float] | None = None,
+    asked: AskedPrompt | None = None,
 ) -> Pick:
     """The best of at least one candidate. `turn` counts picks: it breaks ties evenly, without chance.
 
-    `slowness`: factors of the candidates' prices (see `slow_start`), None if there is nothing to raise.
+    `slowness`: factors of the candidates' prices (see `slow_start`), None if there is nothing to raise. `asked`: for a
+    policy that knows requests.
     """
-    columns = candidates if isinstance(candidates, Candidates) else by_column(candidates)
-    prices = POLICIES[settings.policy](columns, settings, turn)
-    if slowness is not None:
-        prices = [price * slow for price, slow in zip(prices, slowness, strict=True)]
-    bound = min(prices) * (1.0 + _ALIKE) + _CLOSE
+    seen = policy.view(candidates, asked)
+    prices = policy.prices(seen, turn, asked)
+    best = _cheapest(seen, prices, policy.alike, turn)
+    if slowness is None:
+        return Pick(seen[best], seen, prices, policy.reason(seen, best, asked))
+    prices = [price * slow for price, slow in zip(prices, slowness, strict=True)]
+    spared, best = best, _cheapest(seen, prices, policy.alike, turn)
+    reason = policy.reason(seen, best, asked) if slowness[spared] <= slowness[best] else "others start slowly"
+    return Pick(seen[best], seen, prices, reason)
+
+
+def _cheapest(candidates: Candidates, prices: list[float], share: float, turn: int) -> int:
+    bound = min(prices) * (1.0 + share) + _CLOSE
     alike = [number for number, price in enumerate(prices) if price <= bound]
-    best = alike[0] if len(alike) == 1 else _first(columns, alike, turn)
-    return Pick(columns[best], columns, prices, _reason(columns, best, settings))
+    return alike[0] if len(alike) == 1 else _first(candidates, alike, turn)
 
 
 def _first(candidates: Candidates, alike: list[int], turn: int) -> int:
@@ -54,16 +62,3 @@ def scored(picked: Pick) -> list[Scored]:
         Scored(candidate, price, (least + _CLOSE) / (price + _CLOSE))
         for candidate, price in zip(picked.candidates, picked.prices, strict=True)
     ]
-
-
-def _reason(candidates: Candidates, chosen: int, settings: Settings) -> str:
-    if settings.policy == "round-robin":
-        return "turn"
-    longest = max(candidates.matched)
-    if not longest:
-        return "least loaded: nobody holds a prefix"
-    if candidates.matched[chosen] == longest:
-        return "holds the longest prefix"
-    if candidates.backlogs_s[chosen] >= candidates.backlogs_s[candidates.matched.index(longest)]:
-        return "gives up less than the holder of the longest prefix"
-    return "less loaded than the holder of the longest prefix"

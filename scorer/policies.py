@@ -1,25 +1,51 @@
 """The named policies: each prices the candidates of one request; the lowest price is picked.
 
-`predicted-ttft`: seconds until the first token if sent there, counting what this request costs the fleet: `backlog +
-cost(uncached) + beta * cost(uncached) of the fleet + eviction * again * cost(evicted + growth) + requests *
-request_s`. Its own wait is at the pod's speed, the fleet's work at the fleet's. `again` is how likely what is given up
-is asked for once more; `growth`: what is new of a prompt will be followed by more, for which there is less room in a
-pod that is fuller than others. `weighted`: a blend of matched share and load, as other routers have it. `round-robin`
-and `least-load` know nothing of caches, and are there to be compared with.
+One is made at the start, and asked for every request. Nothing in here is chance: what is drawn, is drawn by what comes
+in, so the same requests in the same order go to the same pods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
+import xxhash
+
+from indexer.blocks import Keys
 from scorer.candidates import Candidates
+from scorer.history import History, hash_blocks
+
+PolicyName: TypeAlias = Literal[
+    "predicted-ttft",
+    "weighted",
+    "affinity-until-saturated",
+    "overlap",
+    "least-load",
+    "round-robin",
+    "random",
+    "session",
+    "power-of-two",
+    "approximate",
+]
 
 _EVEN = 0.05  # of a cache: pods are no fuller than others for so much
 _GROWTH = 4.0  # of what is new of a prompt: so much more is taken to follow it
+_ALIKE = 0.1  # prices within this share are a tie: speeds of equal pods are not measured any better
+_FAR = 1e6  # above every other price: not drawn
+_LEAST_LOADED = "least loaded"
+_BITS = (1 << 64) - 1
 
-PolicyName: TypeAlias = Literal["predicted-ttft", "weighted", "round-robin", "least-load"]
+
+class Weights(NamedTuple):
+    """What a share in [0, 1] counts for in a blend: of the prefix, of the queue, of the memory in use."""
+
+    prefix: float = 3.0
+    queue: float = 2.0
+    kv: float = 2.0
+
+
+_USUAL = Weights()
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,71 +54,356 @@ class Settings:
 
     `eviction`: how much it counts that what a pod gives up may have to be computed again.
     `request_s`: seconds that each request in flight is taken to delay another's first token by its decode steps.
+    `saturated_s`: a pod is saturated when so much prefill waits there.
+    `weights` and what follows are of `weighted`, by the names that the Gateway API's endpoint picker has for them:
+    tokens a block, blocks of a prompt that are looked at, blocks that are remembered of each pod, and what any hit at
+    all is worth beside its length.
     """
 
     policy: PolicyName = "predicted-ttft"
     beta: float = 1.0
     request_s: float = 0.002
     eviction: float = 4.0
+    saturated_s: float = 2.0
+    weights: Weights = _USUAL
+    hash_block_size: int = 64
+    max_prefix_blocks_to_match: int = 256
+    lru_capacity_per_server: int = 31_250
+    cache_hit_bonus: float = 0.0
 
 
-Policy: TypeAlias = Callable[[Candidates, Settings, int], list[float]]
-"""(candidates, settings, turn: how many picks were made before) -> prices."""
+class AskedPrompt(NamedTuple):
+    """What some policies know of a request beside its candidates. `session`: 0 where there is none to know it by."""
+
+    keys: Keys
+    """Of its prompt's blocks, in order."""
+    size: int
+    """Tokens a block."""
+    session: int
 
 
-def predicted_ttft(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
-    """Seconds until the first token if sent there, and what the work costs the fleet."""
-    beta, eviction, request_s, tokens = settings.beta, settings.eviction, settings.request_s, float(candidates.tokens)
-    emptiest, growth = min(candidates.fills) + _EVEN, _GROWTH * (tokens - max(candidates.matched))
-    return [
-        backlog_s
-        + requests * request_s
-        + token_s
-        * (
-            (tokens - worth) * (1.0 + beta / factor)
-            if room >= tokens and fill <= emptiest
-            else (tokens - worth) * (1.0 + beta / factor)
-            + eviction * again * (max(0.0, tokens - matched - room) + growth * max(0.0, fill - emptiest))
-        )
-        for matched, worth, requests, backlog_s, token_s, factor, room, again, fill in zip(
-            candidates.matched,
-            candidates.worths,
-            candidates.requests,
-            candidates.backlogs_s,
-            candidates.tokens_s,
-            candidates.factors,
-            candidates.rooms,
-            candidates.again,
-            candidates.fills,
-            strict=True,
-        )
-    ]
+class Policy:
+    """What all have in common; prices are the least that a policy has of its own."""
+
+    alike = 0.0
+    """Prices within this share are a tie."""
+    knows_request = False
+    """It is told what was asked."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def view(self, candidates: Candidates, asked: AskedPrompt | None) -> Candidates:
+        """The candidates as this policy sees them; those that are given are not changed."""
+        return candidates
+
+    def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
+        """Of each; not below 0. `turn`: how many picks were made before."""
+        raise NotImplementedError
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        """Why it was this one: of few kinds, as it is a label."""
+        raise NotImplementedError
+
+    def sent(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> None:
+        """The pick was acted on."""
+
+    def forget(self, name: Hashable) -> None:
+        """A candidate has left."""
 
 
-def weighted(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
-    """Shares in [0, 1]: three parts of what is not matched, two of the load beside the busiest."""
-    busiest, tokens = max(candidates.requests) or 1, max(1, candidates.tokens)
-    return [
-        1.0 - 2 * (1 - requests / busiest) / 5 - 3 * worth / tokens / 5
-        for requests, worth in zip(candidates.requests, candidates.worths, strict=True)
-    ]
+class PredictedTtft(Policy):
+    """Seconds until the first token if sent there, counting what this request costs the fleet: `backlog +
+    cost(uncached) + beta * cost(uncached) of the fleet + eviction * again * cost(evicted + growth) + requests *
+    request_s`. Its own wait is at the pod's speed, the fleet's work at the fleet's. `again` is how likely what is given
+    up is asked for once more; `growth`: what is new of a prompt will be followed by more, for which there is less room
+    in a pod that is fuller than others."""
+
+    alike = _ALIKE
+
+    def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
+        settings, tokens = self.settings, float(candidates.tokens)
+        beta, eviction, request_s = settings.beta, settings.eviction, settings.request_s
+        emptiest, growth = min(candidates.fills) + _EVEN, _GROWTH * (tokens - max(candidates.matched))
+        return [
+            backlog_s
+            + requests * request_s
+            + token_s
+            * (
+                (tokens - worth) * (1.0 + beta / factor)
+                if room >= tokens and fill <= emptiest
+                else (tokens - worth) * (1.0 + beta / factor)
+                + eviction * again * (max(0.0, tokens - matched - room) + growth * max(0.0, fill - emptiest))
+            )
+            for matched, worth, requests, backlog_s, token_s, factor, room, again, fill in zip(
+                candidates.matched,
+                candidates.worths,
+                candidates.requests,
+                candidates.backlogs_s,
+                candidates.tokens_s,
+                candidates.factors,
+                candidates.rooms,
+                candidates.again,
+                candidates.fills,
+                strict=True,
+            )
+        ]
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        longest = max(candidates.matched)
+        if not longest:
+            return "least loaded: nobody holds a prefix"
+        if candidates.matched[chosen] == longest:
+            return "holds the longest prefix"
+        return self._advantage(candidates, chosen, candidates.matched.index(longest))
+
+    def _advantage(self, candidates: Candidates, chosen: int, holder: int) -> str:
+        """Over the holder of the longest prefix: by what it gains most."""
+        request_s, beta = self.settings.request_s, self.settings.beta
+
+        def parts(number: int) -> tuple[float, float, float]:
+            wait_s = candidates.backlogs_s[number] + candidates.requests[number] * request_s
+            computed = candidates.tokens - candidates.worths[number]
+            work_s = candidates.tokens_s[number] * computed * (1.0 + beta / candidates.factors[number])
+            return wait_s, work_s, self.prices(candidates, 0, None)[number] - wait_s - work_s
+
+        less_wait, less_work, less_lost = (h - c for h, c in zip(parts(holder), parts(chosen), strict=True))
+        if less_wait >= max(less_work, less_lost):
+            return "less loaded than the holder of the longest prefix"
+        if less_lost >= less_work:
+            return "gives up less than the holder of the longest prefix"
+        return "computes it sooner than the holder of the longest prefix"
 
 
-def round_robin(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
-    """Places until it is a candidate's turn."""
-    count = len(candidates)
-    return [float((place - turn) % count) for place in range(count)]
+class Approximate(PredictedTtft):
+    """As `predicted-ttft`, for pods that tell nothing: what a pod holds is what it was sent, as far as it has room."""
+
+    knows_request = True
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._history = History()
+
+    def view(self, candidates: Candidates, asked: AskedPrompt | None) -> Candidates:
+        given, size = self.settings, self.settings.hash_block_size
+        matched = [0] * len(candidates)
+        if asked is not None:
+            size = _block_size(asked, size)
+            blocks = hash_blocks(asked.keys, asked.size, given.hash_block_size, len(asked.keys))
+            found = self._history.matched(blocks, [pod.name for pod in candidates.pods])
+            matched = [min(size * count, candidates.tokens) for count in found]
+        return Candidates(
+            candidates.tokens, matched, [float(tokens) for tokens in matched], candidates.requests,
+            candidates.prefill_tokens, candidates.backlogs_s, candidates.tokens_s, candidates.factors,
+            candidates.rooms, candidates.again, candidates.fills, candidates.pods,
+        )  # fmt: skip
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        return super().reason(candidates, chosen, asked).replace("holds", "was sent").replace("holder", "receiver")
+
+    def sent(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> None:
+        if asked is None:
+            return
+        given, capacity = self.settings, candidates.pods[chosen].capacity
+        blocks = hash_blocks(asked.keys, asked.size, given.hash_block_size, len(asked.keys))
+        size = _block_size(asked, given.hash_block_size)
+        most = given.lru_capacity_per_server if capacity is None else capacity // size
+        self._history.sent(blocks, candidates.pods[chosen].name, most)
+
+    def forget(self, name: Hashable) -> None:
+        self._history.forget(name)
 
 
-def least_load(candidates: Candidates, settings: Settings, turn: int) -> list[float]:
-    """Requests in flight, and the seconds of prefill that they still need."""
+class Weighted(Policy):
+    """A blend of shares, as the Gateway API's endpoint picker has it by default: of the prompt's first blocks those
+    that a pod was sent before, how few requests it has beside the others, how little of its memory is in use."""
+
+    knows_request = True
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._history = History()
+
+    def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
+        given, weights = self.settings, self.settings.weights
+        shares = self._prefixes(candidates, asked)
+        fewest, most = min(candidates.requests), max(candidates.requests)
+        spread, memory = most - fewest, [pod.used for pod in candidates.pods]
+        whole = weights.prefix + weights.queue + weights.kv + given.cache_hit_bonus
+        return [
+            whole
+            - weights.prefix * share
+            - (given.cache_hit_bonus if share else 0.0)
+            - weights.queue * ((most - requests) / spread if spread else 1.0)
+            - weights.kv * (1.0 - used)
+            for share, requests, used in zip(shares, candidates.requests, memory, strict=True)
+        ]
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        shares = self._prefixes(candidates, asked)
+        longest = max(shares)
+        if not longest:
+            return "least loaded: nobody was sent a prefix of it"
+        if shares[chosen] == longest:
+            return "was sent the longest prefix"
+        return "less loaded than the receiver of the longest prefix"
+
+    def sent(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> None:
+        if asked is not None:
+            self._history.sent(self._blocks(asked), candidates.pods[chosen].name, self.settings.lru_capacity_per_server)
+
+    def forget(self, name: Hashable) -> None:
+        self._history.forget(name)
+
+    def _prefixes(self, candidates: Candidates, asked: AskedPrompt | None) -> list[float]:
+        blocks = [] if asked is None else self._blocks(asked)
+        if not blocks:
+            return [0.0] * len(candidates)
+        return [count / len(blocks) for count in self._history.matched(blocks, [pod.name for pod in candidates.pods])]
+
+    def _blocks(self, asked: AskedPrompt) -> list[int]:
+        given = self.settings
+        return hash_blocks(asked.keys, asked.size, given.hash_block_size, given.max_prefix_blocks_to_match)
+
+
+class AffinityUntilSaturated(Policy):
+    """The holder of the longest prefix, however short, of the pods that are not saturated; of these, if all are, the
+    one with the least to do."""
+
+    def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
+        tokens, bound_s = max(1, candidates.tokens), self.settings.saturated_s
+        return [
+            1.0 - worth / tokens if backlog_s < bound_s else _FAR + backlog_s
+            for worth, backlog_s in zip(candidates.worths, candidates.backlogs_s, strict=True)
+        ]
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        bound_s = self.settings.saturated_s
+        if candidates.backlogs_s[chosen] >= bound_s:
+            return "least loaded: all are saturated"
+        longest = max(candidates.worths)
+        if not longest:
+            return "not saturated, and nobody holds a prefix"
+        if candidates.worths[chosen] == longest:
+            return "holds the longest prefix"
+        if not candidates.worths[chosen]:
+            return "not saturated, as all are that hold a prefix"
+        return "holds the longest prefix of those that are not saturated"
+
+
+class Overlap(Policy):
+    """Who has to compute least of the prompt, whatever else there is to do; of those, who has the fewest requests."""
+
+    def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
+        return [candidates.tokens - worth for worth in candidates.worths]
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        return "holds the longest prefix" if candidates.worths[chosen] else "nobody holds a prefix"
+
+
+class LeastLoad(Policy):
+    """Requests in flight, and the seconds of prefill that they still need. Knows nothing of caches."""
+
+    def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
+        return _loads(candidates)
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        return _LEAST_LOADED
+
+
+class RoundRobin(Policy):
+    """Places until it is a candidate's turn. Knows nothing of pods."""
+
+    def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
+        count = len(candidates)
+        return [float((place - turn) % count) for place in range(count)]
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        return "turn"
+
+
+class Random(Policy):
+    """Each as likely as the others. Knows nothing of pods."""
+
+    def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
+        drawn = _drawn(turn, candidates.tokens) % len(candidates)
+        return [0.0 if place == drawn else 1.0 for place in range(len(candidates))]
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        return "drawn"
+
+
+class PowerOfTwo(Policy):
+    """Of two that are drawn, the less loaded one."""
+
+    def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
+        count, drawn = len(candidates), _drawn(turn, candidates.tokens)
+        first = drawn % count
+        second = (first + 1 + (drawn >> 32) % (count - 1)) % count if count > 1 else first
+        loads = _loads(candidates)
+        return [load if place in (first, second) else _FAR + load for place, load in enumerate(loads)]
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        return "the less loaded of two that were drawn"
+
+
+class Session(Policy):
+    """A session's requests go to one pod, whatever happens: each session has an order of all pods, and its pod is the
+    first of those that there are. Who can't be known by a session goes where there is least to do."""
+
+    knows_request = True
+
+    def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
+        if asked is None or not asked.session:
+            return _loads(candidates)
+        seed = asked.session & _BITS
+        keys = [xxhash.xxh3_64_intdigest(str(pod.name).encode(), seed) for pod in candidates.pods]
+        return [float(place) for place in _places(keys)]
+
+    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+        return "its session's pod" if asked is not None and asked.session else "least loaded: its session is not known"
+
+
+POLICIES: dict[PolicyName, type[Policy]] = {
+    "predicted-ttft": PredictedTtft,
+    "weighted": Weighted,
+    "affinity-until-saturated": AffinityUntilSaturated,
+    "overlap": Overlap,
+    "least-load": LeastLoad,
+    "round-robin": RoundRobin,
+    "random": Random,
+    "session": Session,
+    "power-of-two": PowerOfTwo,
+    "approximate": Approximate,
+}
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The one that is named, with nothing behind it."""
+    return POLICIES[settings.policy](settings)
+
+
+def _loads(candidates: Candidates) -> list[float]:
     columns = zip(candidates.requests, candidates.prefill_tokens, candidates.tokens_s, strict=True)
     return [requests + prefill_tokens * token_s for requests, prefill_tokens, token_s in columns]
 
 
-POLICIES: dict[PolicyName, Policy] = {
-    "predicted-ttft": predicted_ttft,
-    "weighted": weighted,
-    "round-robin": round_robin,
-    "least-load": least_load,
-}
+def _block_size(asked: AskedPrompt, hash_block_size: int) -> int:
+    """Tokens a hash block, of whole blocks."""
+    return max(1, hash_block_size // asked.size) * asked.size
+
+
+def _places(keys: Sequence[int]) -> list[int]:
+    """Of each, in the order of all."""
+    places = [0] * len(keys)
+    for place, number in enumerate(sorted(range(len(keys)), key=keys.__getitem__)):
+        places[number] = place
+    return places
+
+
+def _drawn(turn: int, tokens: int) -> int:
+    """64 bits that look like chance (splitmix64)."""
+    mixed = (turn * 0x9E37_79B9_7F4A_7C15 + tokens) & _BITS
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58_476D_1CE4_E5B9) & _BITS
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D0_49BB_1331_11EB) & _BITS
+    return mixed ^ (mixed >> 31)

@@ -40,9 +40,14 @@ class Recency:
         else:
             self._forget(owner)
 
+    @property
+    def in_use(self) -> int:
+        """Tokens that requests use now."""
+        return sum([self._tokens[owner] for owner in self._used])
+
     def live(self, within_s: float, now: float) -> int:
         """Tokens of what is in use, or was within this time."""
-        tokens = sum([self._tokens[owner] for owner in self._used])
+        tokens = self.in_use
         for owner in reversed(self._idle):
             if now - self._idle[owner] > within_s:
                 break

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from indexer.errors import IndexerError
 from indexer.events import BlockStored
 from router.config import values as forms
-from router.config.reading import load, parse_model, parse_pod
+from router.config.reading import load, parse_model, parse_pod, parse_policy
 from router.config.settings import Config
 from router.config.sources import FILE_BYTES_MAX, known_keys, section_of, spelling
 from router.config.tokens import PROFILES
@@ -238,7 +238,7 @@ def test_sizes(text: object, size: int) -> None:
         ("probe: {interval: .nan}", "probe.interval: should be a finite number"),
         ("probe: {interval: 1e999}", "probe.interval: should be a finite number"),
         ("index: {blocks_max: 1e999}", "index.blocks_max: should be a finite number"),
-        ("scoring: {policy: random}", "scoring.policy: should be 'predicted-ttft', 'weighted'"),
+        ("scoring: {policy: wieghted}", "scoring.policy: should be 'predicted-ttft', 'weighted'"),
         ("prefix_store_config: {pod_mapping_ttl: 0}", "prefixStoreConfig.podMappingTTL: should be greater than 0"),
         ("models: [{name: a, vllm_version: 0.20}]", 'models.0.vllm_version: write it in quotes: "0.20"'),
         ("models: [{name: a}, {name: b, aliases: [a]}]", "models: the name or alias a is given twice"),
@@ -253,6 +253,17 @@ def test_sizes(text: object, size: int) -> None:
 def test_bad_values_are_one_plain_line(tmp_path: Path, text: str, line: str) -> None:
     """A value that can't be used is refused with its key and the reason."""
     assert refusal(tmp_path, text).removeprefix("warmroute.yaml: ").startswith(line)
+
+
+def test_a_policy_of_another_name_names_the_nearest(tmp_path: Path) -> None:
+    """Wherever one may be given; if none is near, all."""
+    for key in ("policy", "shadow"):
+        assert refusal(tmp_path, f"scoring: {{{key}: wieghted}}").endswith(", not 'wieghted'; did you mean weighted?")
+    assert parse_policy("bound", "bound") == "bound" and parse_policy("session") == "session"
+    for name, hint in (("bond", "did you mean bound?"), ("x", "there are predicted-ttft, weighted, affinity")):
+        with pytest.raises(ConfigError) as caught:
+            parse_policy(name, "bound")
+        assert caught.value.message.startswith(f"--policy: there is no policy '{name}': {hint}")
 
 
 def pods(*each: str) -> str:
@@ -475,6 +486,7 @@ def kind_of(field: FieldInfo) -> str:
     if forms.duration in every or forms.size in every:
         return "duration" if forms.duration in every else "size"
     annotation = field.annotation
+    annotation = next((part for part in get_args(annotation) if get_origin(part) is Literal), annotation)
     if get_origin(annotation) is Literal:
         return " \\| ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) is tuple:

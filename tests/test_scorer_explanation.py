@@ -6,9 +6,10 @@ import random
 
 import pytest
 
+from scorer.candidates import by_column
 from scorer.explanation import parts
 from scorer.pick import pick
-from scorer.policies import Settings
+from scorer.policies import POLICIES, Settings, policy_of
 from tests.fakes.candidates import TOKEN_S, a_candidate
 
 
@@ -26,7 +27,7 @@ def test_a_price_is_the_sum_of_its_parts() -> None:
         ]  # fmt: skip
         slowness = rng.choice([None, [1.0 + rng.random() for _ in given]])
         settings = Settings(beta=rng.random() * 8)
-        picked = pick(given, settings, 0, slowness)
+        picked = pick(by_column(given), policy_of(settings), 0, slowness)
         told = parts(picked, settings)
         assert told is not None
         for one, price in zip(told, picked.prices, strict=True):
@@ -38,7 +39,7 @@ def test_a_price_is_the_sum_of_its_parts() -> None:
 def test_each_part_is_for_what_it_says() -> None:
     """Waiting, computing what is not held, the fleet's work, what is given up."""
     full = a_candidate(0, 6000, evicted=1000, again=1.0, fill=0.0, backlog_s=0.25)
-    told = parts(pick([full], Settings(), 0), Settings())
+    told = parts(pick(by_column([full]), policy_of(Settings()), 0), Settings())
     assert told is not None
     work_s = 2000 * TOKEN_S
     assert told[0] == pytest.approx(
@@ -48,6 +49,7 @@ def test_each_part_is_for_what_it_says() -> None:
 
 def test_only_of_seconds() -> None:
     """Other policies' prices are no seconds."""
-    for policy in ("weighted", "round-robin", "least-load"):
+    for policy in POLICIES:
         settings = Settings(policy)
-        assert parts(pick([a_candidate(0)], settings, 0), settings) is None
+        told = parts(pick(by_column([a_candidate(0)]), policy_of(settings), 0), settings)
+        assert (told is not None) == (policy in ("predicted-ttft", "approximate"))

@@ -6,8 +6,9 @@ import pytest
 
 from router.core.decision import Core
 from router.core.demand import Demand, End
+from scorer.candidates import by_column
 from scorer.pick import pick
-from scorer.policies import Settings
+from scorer.policies import Settings, policy_of
 from scorer.slow_start import slowness
 from tests.fakes.candidates import a_candidate
 from tests.fakes.cores import MODEL, NOBODY, SERVED, core_of, route
@@ -28,11 +29,12 @@ def test_only_differences_count() -> None:
 
 def test_a_raised_price_decides() -> None:
     """Between equals the slow one loses; it wins where the other is dearer by more than the factor."""
-    equals = [a_candidate(0), a_candidate(1)]
-    assert {pick(equals, Settings(), turn, [4.0, 1.0]).best.number for turn in range(4)} == {1}
-    busier = [a_candidate(0), a_candidate(1, backlog_s=7.0)]
-    assert pick(busier, Settings(), 0, [4.0, 1.0]).best.number == 0
-    assert pick(busier, Settings(), 0, [5.0, 1.0]).best.number == 1
+    policy = policy_of(Settings())
+    equals = by_column([a_candidate(0), a_candidate(1)])
+    assert {pick(equals, policy, turn, [4.0, 1.0]).best.number for turn in range(4)} == {1}
+    busier = by_column([a_candidate(0), a_candidate(1, backlog_s=7.0)])
+    assert pick(busier, policy, 0, [4.0, 1.0]).best.number == 0
+    assert pick(busier, policy, 0, [5.0, 1.0]).best.number == 1
 
 
 def share(core: Core, pod: str, now: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import SecretStr, ValidationError
 
@@ -15,6 +15,7 @@ from router.config.keys import KEY_CHARS_MAX, api_key, check_key, read_keys
 from router.config.settings import Config
 from router.config.values import Section
 from router.errors import ConfigError
+from scorer.policies import PolicyName
 
 _S = TypeVar("_S", bound=Section)
 
@@ -34,6 +35,16 @@ def load(path: str | None, environ: Mapping[str, str], flags: Mapping[str, objec
         raise ConfigError(_line(Config, error, layers)) from None
     _check_files(config)
     return _with_key(config)
+
+
+def parse_policy(name: str, *others: str) -> str:
+    """One of the policies' names, or of `others`; ConfigError names the nearest."""
+    names = [*get_args(PolicyName), *others]
+    if name in names:
+        return name
+    near = sources.nearest(name, names)
+    hint = f"did you mean {near}?" if near is not None else f"there are {', '.join(names)}"
+    raise ConfigError(f"--policy: there is no policy {name[:50]!r}: {hint}")
 
 
 def parse_pod(text: str) -> StaticPod:

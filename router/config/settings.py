@@ -6,7 +6,7 @@ What a field means, its bounds and its default stand with the field; docs/config
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -26,13 +26,48 @@ from router.config.index import IndexConfig, PeersConfig, StateConfig
 from router.config.tokens import ParityConfig, PrefixStoreConfig, TokensConfig
 from router.config.upstream import PodKeysConfig, UpstreamConfig
 from router.config.values import Count, Ratio, Seconds, Section
+from scorer.policies import PolicyName
+
+
+class WeightsConfig(Section):
+    """What each share counts for in the policy `weighted`."""
+
+    prefix: Ratio = Field(default=3.0, ge=0, le=1000, description="Share of the prompt that the pod was sent before.")
+    queue: Ratio = Field(default=2.0, ge=0, le=1000, description="How few requests it has, beside the other pods.")
+    kv: Ratio = Field(default=2.0, ge=0, le=1000, description="Share of its memory that no request uses now.")
 
 
 class ScoringConfig(Section):
     """How a pod is picked."""
 
-    policy: Literal["predicted-ttft", "weighted", "round-robin", "least-load"] = Field(
-        default="predicted-ttft", description="Policy that picks the pod."
+    policy: PolicyName = Field(default="predicted-ttft", description="Policy that picks the pod, see above.")
+    shadow: PolicyName | None = Field(
+        default=None, description="Another policy: what it would have picked is counted, and nothing else comes of it."
+    )
+    saturated: Seconds = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="Of `affinity-until-saturated`: a pod is, when so much prefill waits there.",
+    )
+    weights: WeightsConfig = WeightsConfig()
+    hash_block_size: Count = Field(
+        default=64,
+        ge=1,
+        le=65_536,
+        description="Of `weighted` and `approximate`: tokens a block of what pods were sent.",
+    )
+    max_prefix_blocks_to_match: Count = Field(
+        default=256, ge=1, le=1_000_000, description="Of `weighted`: so many blocks of a prompt are looked at."
+    )
+    lru_capacity_per_server: Count = Field(
+        default=31_250,
+        ge=1,
+        le=100_000_000,
+        description="Of `weighted`: blocks remembered of each pod. Of `approximate`: where its capacity is not known.",
+    )
+    cache_hit_bonus: Ratio = Field(
+        default=0.0, ge=0, le=1000, description="Of `weighted`: what any hit at all counts for, beside its length."
     )
     beta: Ratio = Field(
         default=1.0,

@@ -254,8 +254,13 @@ def _nearest(model: type[BaseModel], at: tuple[str, ...]) -> str | None:
 
 def _meant(given: object, expected: str) -> str | None:
     """Of the quoted words that a literal's error lists, the one that reads like `given`."""
-    known = {folded(word): word for word in re.findall(r"'([^']+)'", expected)}
-    close = difflib.get_close_matches(folded(str(given)), known, n=1)
+    return nearest(str(given), re.findall(r"'([^']+)'", expected))
+
+
+def nearest(given: str, words: Iterable[str]) -> str | None:
+    """The one that reads alike, however it is spelt."""
+    known = {folded(word): word for word in words}
+    close = difflib.get_close_matches(folded(given), known, n=1)
     return known[close[0]] if close else None
 
 

@@ -57,6 +57,7 @@ class Comparison:
             [rank.room for rank in ranks],
             [rank.again for rank in ranks],
             [rank.fill for rank in ranks],
+            ranks,
         )
         hits = [MISS] * count
         if demand.reads_cache:

@@ -30,7 +30,8 @@ from scorer.cost import PrefillRate
 from scorer.hold import ANSWER_TOKENS, COLD_S, CONTINUING_MIN, LIVE_S, Held, Hold
 from scorer.load import PodLoad
 from scorer.pick import pick
-from scorer.policies import Settings
+from scorer.policies import AskedPrompt, Settings, policy_of
+from scorer.shadow import Shadow
 from scorer.slow_start import slowness
 
 _INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
@@ -66,6 +67,9 @@ class Core:
         self._holdings = Holdings(self.index, self.texts, self.store, given)
         self.chains = Chains(settings.chain_keys_max)
         self.hold = Hold(settings.hold)
+        self._policy = policy_of(settings.scoring)
+        self._knows_request = self._policy.knows_request
+        self.shadow = None if settings.shadow is None else Shadow(settings.shadow)
         self._comparison = Comparison(self.fleet, self.index, self.chains.reuse, settings.tier_weights)
 
     # --- deciding ---
@@ -105,6 +109,10 @@ class Core:
         decision = self._decide(demand, holders, ranks, now)
         if self._holds and not exclude and self._must_wait(decision, held, now):
             raise Busy("The pod that is best for it has as much to do as it may.")
+        if self._knows_request:
+            self._policy.sent(decision.pick.candidates, decision.pick.best.number, self._asked(demand))
+        if self.shadow is not None:
+            self._look(self.shadow, decision, holders)
         if not exclude:
             self.budget.request(self.in_flight)
         self.turn += 1
@@ -205,6 +213,9 @@ class Core:
             self.texts.drop(rank.id)
             rank.load.rate.leave()
             self.proof.forget(rank.id)
+            self._policy.forget(rank.id)
+            if self.shadow is not None:
+                self.shadow.policy.forget(rank.id)
             if self.board is not None:
                 self.board.leave(rank.id)
 
@@ -346,8 +357,22 @@ class Core:
             for number, rank in enumerate(ranks):
                 candidates.backlogs_s[number] += self.hold.planned.get(rank.load, 0.0)
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
-        best = pick(candidates, self._settings.scoring, self.turn, slow)
+        asked = self._asked(demand) if self._knows_request else None
+        best = pick(candidates, self._policy, self.turn, slow, asked)
         return Decision(now, demand, ranks, hits, best, _reason(demand, best))
+
+    def _asked(self, demand: Demand) -> AskedPrompt | None:
+        """What of a request some policies want to know; None: nothing of its prompt is known."""
+        blocks = demand.blocks
+        return None if blocks is None else AskedPrompt(*blocks, self.chains.name(*blocks))
+
+    def _look(self, shadow: Shadow, decision: Decision, holders: Holders) -> None:
+        """What another policy would have done."""
+        demand, ranks, now = decision.demand, decision.ranks, decision.at
+        candidates, _ = self._comparison.candidates(demand, holders, ranks, now)
+        slow = self._slowness(ranks, now) if now < self._slow_until else None
+        asked = self._asked(demand) if shadow.policy.knows_request else None
+        decision.shadow = shadow.look(candidates, decision.pick.best.number, self.turn, slow, asked)
 
     def _must_wait(self, decision: Decision, held: Held | None, now: float) -> bool:
         """Whether the pod that is best is too busy for it, or its cache too full of what lives."""

@@ -83,6 +83,7 @@ class Decision:
     hits: Sequence[Hit]
     pick: Pick
     reason: str
+    shadow: int | None = None  # whom another policy would have picked
 
     @property
     def rank(self) -> Rank:

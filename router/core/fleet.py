@@ -58,6 +58,24 @@ class Rank:
         self.trust = self.feed.trust if self.feed is not None else Trust()
 
     @property
+    def name(self) -> RankId:
+        return self.id
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that its cache holds, if that is known."""
+        blocks, size = self.pod.blocks, self.block_size
+        return None if blocks is None or size is None else blocks * size
+
+    @property
+    def used(self) -> float:
+        """Share of its cache that requests use now: of what was sent from here, else as its metrics said."""
+        capacity = self.capacity
+        if capacity:
+            return min(1.0, self.recency.in_use / capacity)
+        return self.pod.engine.get("kv_usage", 0.0)
+
+    @property
     def grain(self) -> Grain | None:
         """By which its blocks have keys: learned from events, else what its metrics or the configuration say."""
         learned = self.feed.grain if self.feed is not None else None

@@ -57,6 +57,7 @@ class CoreSettings:
     retry_share: float
     retry_floor: int
     scoring: Settings
+    shadow: Settings | None  # another policy, whose picks are counted
     slow_start_s: float
     slow_start_factor: float
     decisions_kept: int

@@ -16,6 +16,7 @@ from scorer.candidates import Scored
 from scorer.explanation import parts
 from scorer.pick import scored
 from scorer.policies import Settings
+from scorer.shadow import Shadow
 
 
 def score_answer(
@@ -58,8 +59,17 @@ def decision_answer(decision: Decision, now: float) -> dict[str, Any]:
         "rank": decision.rank.id.rank,
         "matched_tokens": decision.matched_tokens,
         "reason": decision.reason,
+        **({} if decision.shadow is None else {"shadow": decision.ranks[decision.shadow].id.pod}),
         "pods": _candidates(decision),
     }
+
+
+def shadow_answer(shadow: Shadow | None) -> dict[str, Any] | None:
+    """What another policy would have done; `share`: of the picks that are the same."""
+    if shadow is None:
+        return None
+    share = round(shadow.same / shadow.picks, 4) if shadow.picks else None
+    return {"policy": shadow.name, "picks": shadow.picks, "same": shadow.same, "share": share}
 
 
 def pod_answer(pod: Pod, core: Core, now: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from router.core.fleet import Pod
-from router.endpoints.answers import decision_answer, ladder_answer, pod_answer
+from router.endpoints.answers import decision_answer, ladder_answer, pod_answer, shadow_answer
 from router.endpoints.openapi import WARMUP_BODY, errors
 from router.errors import NotFound
 from router.handover.estates import cheapest
@@ -130,10 +130,8 @@ def _observe(router: APIRouter, service: Service) -> None:
         """The last picks, newest first, with every candidate's figures."""
         now = time.monotonic()
         newest = [core.decisions[-place] for place in range(1, min(limit, len(core.decisions)) + 1)]
-        return _json(
-            b'{"decisions":[%b]}'
-            % await in_turns(_listed([partial(decision_answer, decision, now) for decision in newest]))
-        )
+        told = await in_turns(_listed([partial(decision_answer, decision, now) for decision in newest]))
+        return _json(b'{"decisions":[%b],"shadow":%b}' % (told, orjson.dumps(shadow_answer(core.shadow))))
 
     @router.get("/scale-in", responses=errors(400))
     async def scale_in(count: Annotated[int, Query(ge=1, le=4096)] = 1) -> dict[str, Any]:

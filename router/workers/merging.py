@@ -174,7 +174,22 @@ def decisions_of_all(bodies: Bodies, limit: int) -> Merging:
         told.append(orjson.dumps({**decision, "worker": worker}))
         _push(newest, worker, rest)
         yield
-    return b'{"decisions":[%b]}' % listed(told)
+    return b'{"decisions":[%b],"shadow":%b}' % (listed(told), orjson.dumps(_shadow_of_all(bodies)))
+
+
+def rest_of(body: bytes) -> dict[str, Any]:
+    """What an answer tells behind its one `listed` list."""
+    rest: dict[str, Any] = orjson.loads(b'{"":[' + body[body.rindex(b"\n") :])
+    return rest
+
+
+def _shadow_of_all(bodies: Bodies) -> dict[str, Any] | None:
+    """What another policy would have done, over all workers."""
+    each = [shadow for body in bodies.values() if (shadow := rest_of(body).get("shadow")) is not None]
+    if not each:
+        return None
+    picks, same = (sum(shadow[name] for shadow in each) for name in ("picks", "same"))
+    return {**each[0], "picks": picks, "same": same, "share": round(same / picks, 4) if picks else None}
 
 
 def _push(newest: list[_Next], worker: int, rest: Iterator[bytes]) -> None:
