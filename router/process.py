@@ -22,7 +22,7 @@ from router.endpoints.access import guarded
 from router.endpoints.app import create_app, create_ops_app
 from router.errors import ConfigError
 from router.garbage import Collector
-from router.metrics import Departures
+from router.metrics.metrics import Departures
 from router.server.asgi import App
 from router.server.listening import must_be_free, shared_sockets
 from router.server.operator_access import OperatorAccess

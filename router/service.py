@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from indexer.blocks import KeySpace
 from indexer.prefixes import VARIANTS_MAX, PrefixLimits
+from router import native
 from router.config.settings import Config, ScoringConfig
 from router.core.breaker import BreakerLimits
 from router.core.decision import Core
@@ -22,7 +23,8 @@ from router.errors import ConfigError
 from router.handover.deletion_cost import DeletionCosts
 from router.handover.handover import Handover
 from router.handover.idle_pods import IdlePods
-from router.metrics import Metrics
+from router.metrics.metrics import Metrics
+from router.metrics.process import Process
 from router.proxy.proxy import Proxy
 from router.server.long_answers import in_turns
 from router.state.gateways import peer_key
@@ -38,6 +40,7 @@ from scorer.policies import PolicyName, Settings, Weights
 if TYPE_CHECKING:
     from router.shared_index.sharing import Sharing
 
+GATEWAY_VERSION = "0.1.0"
 _HOUSEKEEPING_S = 0.05  # between two looks at what has expired
 NO_PODS = "no pods yet: set discovery, or wait for its pods to start"
 _UNLOADED = "the first state of its feed is not loaded"
@@ -66,6 +69,8 @@ class Service:
         self.handover = Handover(self.core, idle, config.handover)
         self.warmup = Warmup(self.core, self.encoder, idle, config.warmup)
         self._first = worker is None or worker.number == 0  # pods need not compute for each of several workers
+        self.process = Process(GATEWAY_VERSION, bool(native.twins(native.root())))
+        self.metrics.join(self.process)
         self.metrics.join(self.handover)
         self.keeping = Keeping(
             config, self.core, key, (worker, rows), self._forget_keys, lambda name: self.pods.go_on(name)
@@ -199,8 +204,10 @@ class Service:
         indexes, store = (self.core.index, self.core.texts), self.core.store
         cleanup_at = time.monotonic() + self.config.cache_cleanup_interval
         while True:
+            due = time.monotonic() + _HOUSEKEEPING_S
             await asyncio.sleep(_HOUSEKEEPING_S)
             now = time.monotonic()
+            self.metrics.loop_lags.observe(max(0.0, now - due))
             if self.core.board is not None:  # for who looks, where nothing is decided
                 self.core.board.listen(now)
             self.core.fleet.notice_grains()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 
+from router.metrics.families import word
 from tests.fakes.processes import BLOCK, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
 
 POD_OPTIONS = {
@@ -55,7 +56,7 @@ async def test_promises_become_true(tmp_path: Path) -> None:
         for name, rule in RULES.items():
             (rank,) = gate.ranks()[name]
             assert rank["hit_rule"] == {"rule": rule, "believed": name != "uncached", "proven": True}
-            sure = gate.metric(f'warmroute_hit_rule{{pod="{name}",rule="{rule}"}}')
+            sure = gate.metric(f'warmroute_hit_rule{{pod="{name}",rule="{word(rule)}"}}')
             assert sure == float(name != "uncached")
             states = await asyncio.to_thread(lambda name=name: gate.ranks()[name][0]["state"])
             assert states == ("degraded" if name == "uncached" else "exact")

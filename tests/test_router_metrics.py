@@ -12,7 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from indexer.events import BlockStored
 from router.config.settings import SeriesConfig
 from router.core.fleet import RankId
-from router.metrics import Histogram, Metrics, Window, text_of
+from router.metrics.families import text_of
+from router.metrics.histograms import Histogram, Window
+from router.metrics.metrics import Metrics
 from router.server.long_answers import at_once
 from tests.fakes.cores import MODEL, asked, core_of, route, store, tokens_of
 from tests.fakes.prefix_stats import no_stats, stats_of
@@ -25,11 +27,14 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 
 
 def test_histogram() -> None:
-    """A value on a bound is below it; all are in the last bucket."""
-    histogram = Histogram((1.0, 10.0))
+    """A value on a bound is below it; however many there were, and whenever somebody has looked, none is lost."""
+    of = Histogram((1.0, 10.0))
     for value in (0.5, 1.0, 1.5, 10.0, 99.0):
-        histogram.observe(value)
-    assert histogram.buckets() == ([("1.0", 2.0), ("10.0", 4.0), ("+Inf", 5.0)], 112.0)
+        of.observe(value)
+    assert of.totals() == of.totals() == ([2, 2, 1], 112.0)
+    for _ in range(10_000):
+        of.observe(5.0)
+    assert of.totals() == ([2, 10_002, 1], 50_112.0)
 
 
 def test_window() -> None:

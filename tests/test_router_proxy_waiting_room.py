@@ -14,7 +14,7 @@ from router.config.keys import ShownKey
 from router.core.demand import Demand
 from router.core.fair_queue import FairQueue, Waiting
 from router.errors import Busy, Full, NoFitPod, Saturated
-from router.metrics import Metrics
+from router.metrics.metrics import Metrics
 from router.proxy.attempts import Attempt, Dispatch, Request, Routing
 from router.proxy.waiting_room import ClaimRules, Claims, WaitingRoom, flow_of, priority_of
 from router.tokens.understanding import Understood

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from router.config.settings import Config
 from router.core.decision import Core
-from router.metrics import Departures, Metrics, text_of
+from router.metrics.families import MetricFamily, text_of
+from router.metrics.metrics import Departures, Metrics
 from router.server.long_answers import at_once
 from router.tokens.encoder import PrefixStats
 from router.workers import merging
 from router.workers.kept_counters import Counts, kept
-from router.workers.merging import MetricFamily, as_lines, families_of, merged, metrics_of, read
+from router.workers.merging import as_lines, families_of, merged, read
 from router.workers.worker import Worker
 from tests.fakes.cores import core_of
 
@@ -37,11 +37,7 @@ def metrics_with(core: Core, requests: int) -> Metrics:
 
 def values_of(families: list[MetricFamily]) -> dict[str, float]:
     """By series, as it is written."""
-    return {
-        name + json.dumps(dict(sorted(labels.items()))) * bool(labels): value
-        for _, _, _, samples in families
-        for name, labels, value in samples
-    }
+    return {series: value for family in families for series, value in family.samples}
 
 
 def told(families: Any) -> list[MetricFamily]:
@@ -61,15 +57,15 @@ def test_counts_are_added_and_facts_are_not() -> None:
         feed.counts.stored += 10 * requests
         workers.append(told(metrics_with(core, requests).steps()))
     values = values_of(at_once(merged(workers, 0.3)))
-    assert values['warmroute_requests_total{"code": "200", "model": "m", "pod": "pod-0"}'] == 7
+    assert values['warmroute_requests_total{code="200",model="m",pod="pod-0"}'] == 7
     assert values["warmroute_request_duration_seconds_count"] == 7
-    assert values['warmroute_request_duration_seconds_bucket{"le": "0.001"}'] == 0
-    assert values['warmroute_request_duration_seconds_bucket{"le": "0.0025"}'] == 7
-    assert values['warmroute_pod_inflight_requests{"pod": "pod-0"}'] == 7
-    assert values['warmroute_pod_inflight_prefill_tokens{"pod": "pod-0"}'] == 700
+    assert values['warmroute_request_duration_seconds_bucket{le="0.001"}'] == 0
+    assert values['warmroute_request_duration_seconds_bucket{le="0.0025"}'] == 7
+    assert values['warmroute_pod_inflight_requests{pod="pod-0"}'] == 7
+    assert values['warmroute_pod_inflight_prefill_tokens{pod="pod-0"}'] == 700
     assert values["warmroute_prefix_store_bytes"] == 2000
-    assert values['warmroute_events_total{"pod": "pod-0", "type": "stored"}'] == 40
-    assert values['warmroute_pod_state{"pod": "pod-0", "state": "exact"}'] == 1
+    assert values['warmroute_events_total{pod="pod-0",type="stored"}'] == 40
+    assert values['warmroute_pod_state{pod="pod-0",state="exact"}'] == 1
     assert (values["warmroute_cache_hit_ratio"], values["warmroute_cache_miss_ratio"]) == (0.3, 0.7)
 
 
@@ -77,7 +73,7 @@ def test_one_worker_is_itself() -> None:
     """Made one of one, the text is the worker's own, and Prometheus can read it."""
 
     metrics = metrics_with(core_of(2), 5)
-    text = at_once(text_of(metrics_of(at_once(merged([told(metrics.steps())])))))
+    text = at_once(text_of(at_once(merged([told(metrics.steps())]))))
     assert sorted(text.splitlines()) == sorted(metrics.text().splitlines())
     assert len(list(text_string_to_metric_families(text.decode()))) > 20
 
@@ -111,12 +107,12 @@ def test_counters_go_on_after_a_death(tmp_path: Path) -> None:
 def test_what_former_lives_counted_of_departed_pods_ends(tmp_path: Path) -> None:
     """The pod of a life before is gone: its series are told for an hour more, then they end, in the file, too."""
     worker = Worker(1, 2, tmp_path, 0, 0)
-    of_departed = 'warmroute_event_gaps_total{"pod": "pod-1"}'
+    of_departed = 'warmroute_event_gaps_total{pod="pod-1"}'
     assert of_departed in told_values(counts_of(worker, 5, pods=2))
     counts = counts_of(dataclasses.replace(worker, life=1), 2)
     for now, is_told in ((0.0, True), (3600.0, True), (3601.0, False), (9000.0, False)):
         assert (of_departed in told_values(counts, now)) == is_told
-        assert 'warmroute_event_gaps_total{"pod": "pod-0"}' in told_values(counts, now)
+        assert 'warmroute_event_gaps_total{pod="pod-0"}' in told_values(counts, now)
     assert of_departed not in values_of(at_once(kept(worker.counts(1))))
 
 

@@ -19,8 +19,8 @@ PURE = ("indexer", "scorer")
 BELOW = {"indexer": (), "scorer": ("indexer",), "router": ("scorer", "indexer"), "simulator": ()}
 
 LINE = (
-    "errors", "garbage", "native", "core", "plan", "config", "server", "upstream", "prompts", "tokens", "events",
-    "metrics", "shared_index", "discovery", "handover", "warmup", "proxy", "workers", "state", "service", "endpoints",
+    "errors", "garbage", "native", "core", "plan", "config", "server", "metrics", "upstream", "prompts", "tokens",
+    "events", "shared_index", "discovery", "handover", "warmup", "proxy", "workers", "state", "service", "endpoints",
     "process", "commands", "cli", "__main__",
 )  # fmt: skip
 """The rooms of `router`, folders and files: each imports only from those before it."""
@@ -47,9 +47,6 @@ _PURE_AT_THE_EDGE = _PURE_IMPORTS | {
     "pathlib",
 }
 """The same for modules of `router`: text has its parsers, and a path is a name."""
-_PURE_SAMPLES = {"router/workers/merging.py": {"prometheus_client"}}
-"""It takes metrics that others have read as values, and touches none."""
-
 PARAMETERS_MAX = 7
 
 _EACH_HAS = {"log"}
@@ -233,7 +230,7 @@ def pure_at_the_edge(source: Source) -> Iterator[str]:
     """
     if _room(source) != "core" and not says_pure(source):
         return
-    may = _PURE_AT_THE_EDGE | _PURE_SAMPLES.get(str(source.path), set()) | {"router"}
+    may = _PURE_AT_THE_EDGE | {"router"}
     may |= set() if _room(source) == "core" else {"pydantic"}
     yield from (f"{source.path}:{line} imports {name}" for line, name in imported(source) if name not in may)
     for node in ast.walk(source.tree):

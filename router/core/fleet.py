@@ -89,7 +89,9 @@ class Rank:
 
     @property
     def state(self) -> str:
-        return self.feed.state if self.feed is not None else "blind"
+        """That of its feed; of a pod that does not answer, nothing is exact."""
+        state = self.feed.state if self.feed is not None else "blind"
+        return "degraded" if state == "exact" and self.pod.silent else state
 
     @property
     def tells(self) -> bool:
@@ -168,6 +170,8 @@ class Pod:
     breaker: Breaker = field(default_factory=Breaker)
     slow_until: float = 0.0  # its slow start ends then
     engine: dict[str, float] = field(default_factory=dict)  # scraped figures
+    engine_names: dict[str, str] = field(default_factory=dict)  # as what it told them
+    restarts: int = 0  # that its figures have shown
     evidence: Evidence = field(default_factory=Evidence)
 
     def drain(self, draining: bool) -> None:
@@ -194,6 +198,11 @@ class Pod:
         if not self.ready or self.leaving:
             return False
         return self.breaker.blocked_until <= now
+
+    @property
+    def silent(self) -> bool:
+        """Probes get no answer: nothing says that it is still there."""
+        return not self.healthy or (self.failures > 0 and not self.answers)
 
     @property
     def usable(self) -> bool:
@@ -343,6 +352,7 @@ class Fleet:
     def restarted(self, pod: Pod) -> None:
         """The pod was started anew: what was learned of the one before counts no more."""
         pod.evidence, pod.rest = Evidence(), None
+        pod.restarts += 1
         self.cold.add(pod)
         for rank in pod.ranks:
             if rank.feed is not None:

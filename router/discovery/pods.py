@@ -6,13 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import zmq
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from indexer.feed import Feed
 from indexer.filling import wait
@@ -28,6 +25,7 @@ from router.discovery.sources import STATIC, by_hand, sources_of
 from router.events.bound_endpoint import BoundEndpoint, BoundLimits
 from router.events.reader import FeedReader
 from router.events.sockets import FeedLimits, port_plus
+from router.metrics.families import Steps, gauges
 from router.upstream.pod_client import PodClient
 from router.upstream.upstreams import Upstreams
 from scorer.cost import FleetRate, PrefillRate
@@ -63,7 +61,7 @@ class Remembers(Protocol):
         """
 
 
-class Pods(Collector):
+class Pods:
     """See the module. `upstreams`: where requests are sent to, by pod; kept as pods come and go."""
 
     def __init__(
@@ -278,16 +276,11 @@ class Pods(Collector):
         """How many pods each source knows, those that are there twice in both."""
         return {STATIC: 0} | {source.name: 0 for source in self._sources} | self._roster.counts()
 
-    def collect(self) -> Iterator[Metric]:
-        """For Prometheus."""
-        known = GaugeMetricFamily("warmroute_discovery_pods", "Pods that a source knows.", labels=("source",))
-        for source, count in self.known.items():
-            known.add_metric((source,), count)
-        synced = GaugeMetricFamily("warmroute_discovery_sync", "1: a source tells how it is now.", labels=("source",))
-        synced.add_metric((STATIC,), 1)
-        for each in self._sources:
-            synced.add_metric((each.name,), each.synced)
-        yield from (known, synced)
+    def collect(self) -> Steps:
+        """Its families."""
+        yield gauges("warmroute_discovery_pods", "Pods that a source knows.", "source", self.known)
+        synced = {STATIC: 1} | {each.name: int(each.synced) for each in self._sources}
+        yield gauges("warmroute_discovery_sync", "1: a source tells how it is now.", "source", synced)
 
     def mend(self, name: str) -> None:
         """Have a pod's feeds ask for what they want again, now."""

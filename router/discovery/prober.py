@@ -17,7 +17,7 @@ from router.core.cards import card_of, only
 from router.core.decision import Core
 from router.core.fleet import Pod, Rest
 from router.discovery.prefills import Prefills
-from router.discovery.vllm_metrics import parse_metrics
+from router.discovery.vllm_metrics import read_metrics
 from router.upstream.failures import ConnectFailed, ConnectTimeout, ResponseTimeout, UpstreamError
 from router.upstream.pod_client import PodClient
 
@@ -160,7 +160,8 @@ class Prober:
         text = await self._asked(b"/metrics")
         if text is not None:
             self._prefills.looked(self._pod.ranks, text, asked_at)
-            if self._core.fleet.measured(self._pod, parse_metrics(text.decode(errors="replace"))):
+            figures, self._pod.engine_names = read_metrics(text.decode(errors="replace"))
+            if self._core.fleet.measured(self._pod, figures):
                 log.info("%s has been started anew", self._pod.name)
                 self._may_rest = False
 

@@ -23,11 +23,10 @@ from router.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NoSuchPath
 from router.prompts.prompt import parse_query
 from router.server.asgi import read_body
 from router.server.operator_access import OperatorAccess
-from router.service import Service
+from router.service import GATEWAY_VERSION, Service
 from router.tokens.understanding import Understood
 from router.workers.kept_counters import Counts
 
-_VERSION = "0.1.0"
 _SCORE_ERRORS = errors(400, 401, 403, 404, 413, 429, 502, 503, 504)
 
 
@@ -60,7 +59,7 @@ def create_ops_app(service: Service, counts: Counts | None = None) -> FastAPI:
 
 
 def _fastapi(lifespan: Any) -> FastAPI:
-    app = Described(title="warmroute", version=_VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = Described(title="warmroute", version=GATEWAY_VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
 
     @app.exception_handler(RouterError)
     async def ours(request: Request, error: RouterError) -> Response:
@@ -123,7 +122,7 @@ def _health(service: Service) -> APIRouter:
     async def version() -> dict[str, str]:
         """The oldest vLLM among the pods, as vLLM's clients ask for it, and the gateway's own version."""
         versions = [pod.version for pod in service.core.fleet.pods.values() if pod.version]
-        return {"version": min(versions, key=_numbers, default=_VERSION), "warmroute": _VERSION}
+        return {"version": min(versions, key=_numbers, default=GATEWAY_VERSION), "warmroute": GATEWAY_VERSION}
 
     @router.get("/load")
     async def load() -> dict[str, int]:

@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import zmq
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from indexer import wire
 from indexer.errors import WireError
@@ -26,6 +24,7 @@ from router.errors import ConfigError
 from router.events.reader import FeedReader
 from router.events.sockets import FeedLimits, Readable, port_plus, subscriber
 from router.events.turns import Turns, shared
+from router.metrics.families import Steps, counter
 
 if TYPE_CHECKING:
     from router.config.events import EventsConfig
@@ -77,7 +76,7 @@ class _Speaker:
         return self.voices[place] if 0 <= place < len(self.voices) else None
 
 
-class BoundEndpoint(Collector):
+class BoundEndpoint:
     """See the module."""
 
     def __init__(
@@ -153,10 +152,10 @@ class BoundEndpoint(Collector):
             if (feed.last_heard or 0.0) < since:
                 voice.reader.connected()
 
-    def collect(self) -> Iterator[Metric]:
-        """For Prometheus."""
+    def collect(self) -> Steps:
+        """Its families."""
         text = "Frames at the bound endpoint that name no pod."
-        yield CounterMetricFamily("warmroute_event_frames_unclaimed", text, value=self.unclaimed)
+        yield counter("warmroute_event_frames_unclaimed_total", text, self.unclaimed)
 
     def _bind(self, ranks: int) -> None:
         while self._ports < ranks:

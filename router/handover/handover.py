@@ -9,12 +9,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from router.config.fleet import HandoverConfig
 from router.core.decision import Core
@@ -22,6 +18,7 @@ from router.core.demand import Placement
 from router.handover.estates import Legacy, estates, held_now, tokens_held
 from router.handover.idle_pods import IdlePods
 from router.handover.recent import Recent
+from router.metrics.families import Steps, counter, counters, gauge
 from router.server.long_answers import in_turns
 
 log = logging.getLogger("warmroute.handover")
@@ -49,7 +46,7 @@ class _Leaver:
     handed: Handed
 
 
-class Handover(Collector):
+class Handover:
     """See the module. `recent`: what it works from."""
 
     def __init__(
@@ -107,18 +104,12 @@ class Handover(Collector):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def collect(self) -> Iterator[Metric]:
-        """For Prometheus."""
-        prompts = CounterMetricFamily(
-            "warmroute_handover_prompts", "Prompts of pods that left, by what became of them.", labels=("result",)
-        )
-        for result, count in self._counts.items():
-            prompts.add_metric((result,), count)
-        yield prompts
-        yield CounterMetricFamily("warmroute_handover_tokens", "Tokens that heirs have computed.", value=self._tokens)
-        yield GaugeMetricFamily(
-            "warmroute_recent_bytes", "Of requests of late that are kept.", value=self.recent.nbytes
-        )
+    def collect(self) -> Steps:
+        """Its families."""
+        text = "Prompts of pods that left, by what became of them."
+        yield counters("warmroute_handover_prompts_total", text, "result", self._counts)
+        yield counter("warmroute_handover_tokens_total", "Tokens that heirs have computed.", self._tokens)
+        yield gauge("warmroute_recent_bytes", "Of requests of late that are kept.", self.recent.nbytes)
 
     async def _hand_over(self, name: str, handed: Handed) -> None:
         until = self._clock() + self._given.patience

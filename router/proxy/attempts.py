@@ -13,9 +13,10 @@ from router.core.demand import BreakerChange, End, Placement
 from router.core.fleet import RankId
 from router.core.token_states import Witness
 from router.errors import Full, NoRetry
-from router.metrics import Metrics
+from router.metrics.metrics import Metrics
 from router.proxy.proxy import Outcome
 from router.proxy.refusals import DISPUTES, REFUSALS
+from router.proxy.usage import Usage
 from router.proxy.waiting_room import Claims, WaitingRoom
 from router.server.asgi import Headers
 from router.tokens.understanding import Understood
@@ -91,7 +92,11 @@ class Routing:
 
     async def wait(self, full: Full) -> Attempt:
         """As `route`, when the turn has come; raises `Saturated` where it does not come soon."""
-        return await self._dispatch.waiting_room.wait(self, full)
+        began = time.monotonic()
+        try:
+            return await self._dispatch.waiting_room.wait(self, full)
+        finally:
+            self._dispatch.metrics.queue_waits.observe(time.monotonic() - began)
 
     async def look_again(self) -> None:
         """See `Routes`."""
@@ -167,11 +172,16 @@ class Routing:
         except NoRetry:
             metrics.retries_refused += 1
             raise
-        metrics.stages["score"].observe(time.monotonic() - now)
+        decided = time.monotonic()
+        metrics.stages["score"].observe(decided - now)
+        meaning, understood_us = self._meaning, 0
         if demand.keys:
-            meaning = self._meaning
-            keys_s = meaning.timing_us.get("keys", 0) * 1e-6
+            timing_us = meaning.timing_us
+            keys_s = 0.0
+            if timing_us:
+                keys_s, understood_us = timing_us.get("keys", 0) * 1e-6, sum(timing_us.values())
             metrics.looked_up("hit" if holders.kept else meaning.known, now - began, keys_s)
+        metrics.decisions.observe(decided - began + understood_us * 1e-6)
         decision = placement.decision
         metrics.picks[decision.pick.reason if demand.reason is None else _UNKNOWN] += 1
         metrics.predicted_tokens += decision.matched_tokens
@@ -181,12 +191,13 @@ class Routing:
 class Attempt:
     """The proxy's `Assignment`: one pod, taken for one attempt."""
 
-    __slots__ = ("_dispatch", "_placement", "_routing", "request_headers", "response_headers", "upstream")
+    __slots__ = ("_dispatch", "_first_at", "_placement", "_routing", "request_headers", "response_headers", "upstream")
 
     def __init__(self, routing: Routing, dispatch: Dispatch, placement: Placement) -> None:
         self._routing = routing
         self._dispatch = dispatch
         self._placement = placement
+        self._first_at: float | None = None  # its first byte, monotonic
         rank, request_id = placement.decision.rank, routing.request.id
         self.upstream = dispatch.upstreams[rank.id.pod]
         self.request_headers: Headers = [(b"x-request-id", request_id)]
@@ -214,16 +225,19 @@ class Attempt:
         routing = self._routing
         if routing.disputed:
             routing.understood(now)
-        self._dispatch.metrics.first_bytes.observe(now - routing.request.began)
+        self._first_at, metrics = now, self._dispatch.metrics
+        metrics.first_bytes.observe(now - routing.request.began)
+        if routing.streams:
+            metrics.streams += 1
         _tell(self._dispatch.core.first_byte(self._placement, routing.demand.tells_prefill, now), None)
         routing.freed()
 
     def failed(self, reason: str, now: float) -> None:
-        self._dispatch.metrics.retries[reason] += 1
+        self._dispatch.metrics.gave_up(self.pod, reason)
         self._end(End("full" if reason == _OWN_BOUND else "failed"), reason, now)
 
     def refused(self, status: int, retry_after_s: float | None, now: float) -> None:
-        self._dispatch.metrics.retries[f"status_{status}"] += 1
+        self._dispatch.metrics.gave_up(self.pod, f"status_{status}")
         if self._routing.is_disputed(status):
             self._routing.accuse(self._placement, status)
             self._end(End("disputed", status), status, now)
@@ -241,6 +255,8 @@ class Attempt:
         if code is not None:  # else the client gets an error of ours, which is counted where it is sent
             metrics.count(routing.demand.model, self.pod, code)
         metrics.durations.observe(now - routing.request.began)
+        if self._first_at is not None:
+            self._generated(outcome.usage, self._first_at, now)
         whole = outcome.error is None and not outcome.client_gone
         routing.served = whole and status is not None and status < 400
         usage = outcome.usage
@@ -250,6 +266,27 @@ class Attempt:
         metrics.actual_tokens += cached
         metrics.window.add(now, cached, usage.prompt_tokens)
         metrics.errors.observe(abs(cached - self._placement.decision.matched_tokens))
+
+    def _generated(self, usage: Usage | None, first_at: float, now: float) -> None:
+        """Something was computed for it."""
+        routing, metrics = self._routing, self._dispatch.metrics
+        began, streams = routing.request.began, routing.streams
+        if streams:
+            metrics.streams -= 1
+        generation = metrics.generations.of(routing.request.path, routing.demand.model)
+        if generation is None:
+            return
+        generation.durations.observe(now - began)
+        if streams:
+            generation.first_tokens.observe(first_at - began)
+        if usage is None:
+            return
+        generation.input_tokens.observe(usage.prompt_tokens)
+        made = usage.output_tokens
+        if made is not None:
+            generation.output_tokens.observe(made)
+            if streams and made > 1:
+                generation.output_s.observe((now - first_at) / (made - 1))
 
     def _end(self, end: End, word: str | int | None, now: float) -> None:
         """`word`: of an error, or a status."""

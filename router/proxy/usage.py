@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -24,6 +24,7 @@ class Usage:
 
     prompt_tokens: int
     cached_tokens: int | None
+    output_tokens: int | None = field(default=None, compare=False)
 
 
 class Tail:
@@ -68,7 +69,8 @@ def read_usage(tail: bytes) -> Usage | None:
     cached = details.get("cached_tokens") if type(details) is dict else None
     if type(tokens) is not int or not (cached is None or type(cached) is int):
         return None
-    return Usage(tokens, cached)
+    made = _first(said, "completion_tokens", "output_tokens")
+    return Usage(tokens, cached, made if type(made) is int else None)
 
 
 def _first(said: dict[str, Any], name: str, other: str) -> object:

@@ -10,11 +10,8 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from indexer.blocks import Grain, Keys, KeySpace
 from indexer.match import Hit
@@ -22,6 +19,7 @@ from router.config.index import RedisConfig
 from router.core.decision import Core
 from router.core.demand import Demand
 from router.core.fleet import RankId
+from router.metrics.families import Steps, counters, gauge
 from router.shared_index.mirror import Mirror, Write, named
 from router.shared_index.redis_index import RedisError, SharedIndex, SharedLimits
 
@@ -36,7 +34,7 @@ _FAILURES_MAX = 3
 _PODS_MAX = 512  # asked for at once
 
 
-class Sharing(Collector):
+class Sharing:
     """See the module. `up`: the task spoke with Redis not long ago, and questions are answered."""
 
     def __init__(
@@ -126,21 +124,17 @@ class Sharing(Collector):
             "written": {**self._mirror.counts, "dropped": self._mirror.dropped},
         }
 
-    def collect(self) -> Iterator[Metric]:
-        """Its series."""
+    def collect(self) -> Steps:
+        """Its families."""
         up, pods = "1: the shared index is there, and answers.", "Pods (ranks) whose state this gateway writes."
-        yield GaugeMetricFamily("warmroute_shared_index_up", up, value=float(self.up))
-        yield GaugeMetricFamily("warmroute_shared_index_written_pods", pods, value=len(self._mirror.owned))
+        yield gauge("warmroute_shared_index_up", up, int(self.up), "min")
+        yield gauge("warmroute_shared_index_written_pods", pods, len(self._mirror.owned), "sum")
         text = "Prompts that the shared index was asked for."
-        questions = CounterMetricFamily("warmroute_shared_index_questions", text, labels=("result",))
-        for result, count in self.counts.items():
-            questions.add_metric((result,), count)
+        yield counters("warmroute_shared_index_questions_total", text, "result", self.counts)
+        mirrored = self._mirror.counts
+        blocks = {"written": mirrored["blocks"], "refused": mirrored["refused"], "dropped": self._mirror.dropped}
         text = "Changed blocks, by what became of them."
-        blocks = CounterMetricFamily("warmroute_shared_index_blocks", text, labels=("result",))
-        blocks.add_metric(("written",), self._mirror.counts["blocks"])
-        blocks.add_metric(("refused",), self._mirror.counts["refused"])
-        blocks.add_metric(("dropped",), self._mirror.dropped)
-        yield from (questions, blocks)
+        yield counters("warmroute_shared_index_blocks_total", text, "result", blocks)
 
     # --- asking ---
 

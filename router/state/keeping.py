@@ -10,21 +10,20 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable
+from math import nan
 from typing import Any
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from indexer.snapshot import Snapshot
 from router.config.keys import read_keys
 from router.config.settings import Config
 from router.core.decision import Core
 from router.errors import RouterError, Saturated
+from router.metrics.families import Steps, counters, gauge
 from router.state.datagrams import Teller
 from router.state.exchange import LoadExchange
 from router.state.gateways import SHOWN, Gateways, InTurn, KnowingPeer, PeerKey
-from router.state.memory import Memory, StateSource
+from router.state.memory import LOADS, Memory, StateSource
 from router.state.snapshots import Snapshots
 from router.state.state_file import StateFile
 from router.workers.worker import Rows, Worker
@@ -59,7 +58,7 @@ class OnDisk:
         return await asyncio.to_thread(self._file.read, self._given)
 
 
-class Keeping(Collector):
+class Keeping:
     """See the module. `memory` is what pods that join are given."""
 
     def __init__(
@@ -116,6 +115,7 @@ class Keeping(Collector):
             sources.append(OnDisk(self._file, given=False))
         self.memory = Memory(core, sources, adopted, state.load_timeout, config.events.join_timeout)
         self._saved_at: float | None = None
+        self._began = time.monotonic()
         self._said: str | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -207,42 +207,28 @@ class Keeping(Collector):
             "restored": {"from": memory.source, "blocks": memory.entered, "seconds": round(memory.load_s, 3)},
         }
 
-    def collect(self) -> Iterator[Metric]:
-        """For Prometheus."""
-        if self._file is not None and self._keeps:
-            yield from self._of_file()
+    def collect(self) -> Steps:
+        """Its families."""
+        keeps = self._file is not None and self._keeps
+        age_s = nan if not keeps else time.monotonic() - (self._began if self._saved_at is None else self._saved_at)
+        text = "Since the snapshot on disk was written, or since the start; no number where none is kept."
+        yield gauge("warmroute_snapshot_age_seconds", text, age_s)
+        yield gauge("warmroute_snapshot_bytes", "Bytes of the newest snapshot on disk.", self.snapshots.nbytes)
+        yield counters("warmroute_snapshot_saves_total", "Savings, by how they ended.", "result", self.saved)
         text = "Blocks taken over from another gateway or from disk, at the start."
-        yield GaugeMetricFamily("warmroute_restored_blocks", text, value=self.memory.entered)
-        text = "What came of asking for what was known, at the start."
-        loads = CounterMetricFamily("warmroute_state_loads", text, labels=("result",))
-        results: Counter[str] = Counter()
+        yield gauge("warmroute_restored_blocks", text, self.memory.entered)
+        results = Counter(dict.fromkeys(LOADS, 0))
         for (_, result), count in self.memory.results.items():
             results[result] += count
-        for result, count in results.items():
-            loads.add_metric((result,), count)
-        yield loads
+        text = "What came of asking for what was known, at the start."
+        yield counters("warmroute_state_loads_total", text, "result", results)
         if self.gateways is not None:
-            text = "Other gateways that answer."
-            yield GaugeMetricFamily("warmroute_peers", text, value=len(self.gateways.there))
+            yield gauge("warmroute_peers", "Other gateways that answer.", len(self.gateways.there))
         if self.exchange is not None:
             text = "Workers of other gateways whose load is heard."
-            yield GaugeMetricFamily("warmroute_peers_heard", text, value=self.exchange.heard_from)
+            yield gauge("warmroute_peers_heard", text, self.exchange.heard_from)
             text = "Datagrams between gateways about what is in flight, by what became of them."
-            datagrams = CounterMetricFamily("warmroute_peer_datagrams", text, labels=("result",))
-            for result, count in self.exchange.counts.items():
-                datagrams.add_metric((result,), count)
-            yield datagrams
-
-    def _of_file(self) -> Iterator[Metric]:
-        if self._saved_at is not None:
-            age_s, text = time.monotonic() - self._saved_at, "Since the snapshot on disk was written."
-            yield GaugeMetricFamily("warmroute_snapshot_age_seconds", text, value=age_s)
-            text = "Bytes of the newest snapshot."
-            yield GaugeMetricFamily("warmroute_snapshot_bytes", text, value=self.snapshots.nbytes)
-        saves = CounterMetricFamily("warmroute_snapshot_saves", "Savings, by how they ended.", labels=("result",))
-        for result, count in self.saved.items():
-            saves.add_metric((result,), count)
-        yield saves
+            yield counters("warmroute_peer_datagrams_total", text, "result", self.exchange.counts)
 
     async def _run(self) -> None:
         while True:

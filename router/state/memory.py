@@ -23,6 +23,9 @@ from router.state.snapshots import identity
 
 log = logging.getLogger("warmroute.state")
 
+LOADS = ("taken", "nothing", "timeout")
+"""What comes of asking a source."""
+
 _SUBSCRIBED_S = (
     1.5  # for feeds to be connected before somebody is asked who knows more; pods that are away do not count
 )

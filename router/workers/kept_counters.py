@@ -12,14 +12,14 @@ from itertools import chain
 from pathlib import Path
 
 import orjson
-from prometheus_client.core import CounterMetricFamily
 
-from router.metrics import Departures, Steps
+from router.metrics.families import MetricFamily, Steps, counter, labels_of
+from router.metrics.metrics import Departures
 from router.server.long_answers import at_once
-from router.workers.merging import MetricFamily, as_lines, counters_of, families_of, gauges_of, merged, read
+from router.workers.merging import as_lines, counters_of, families_of, gauges_of, merged, read
 from router.workers.worker import Worker
 
-_RESTARTS = "warmroute_worker_restarts"
+_RESTARTS = "warmroute_worker_restarts_total"
 
 
 class Counts:
@@ -30,12 +30,11 @@ class Counts:
         self._collect = collect
         self._departures = departures
         self._file = worker.counts(worker.number)
-        self._before = [family for family in at_once(kept(self._file)) if family[0] != _RESTARTS]
+        self._before = [family for family in at_once(kept(self._file)) if family.name != _RESTARTS]
 
     def told(self, now: float) -> Generator[None, None, bytes]:
         """The families, as `merging.as_lines` has them; the counters are kept before."""
-        restarts = CounterMetricFamily(_RESTARTS, "Workers that died and were started again.")
-        restarts.add_metric((), self._life)
+        restarts = counter(_RESTARTS, "Workers that died and were started again.", self._life)
         families = yield from families_of(chain(self._collect(), [restarts]))
         yield from self._end_departed(now)
         counters = yield from merged([counters_of(families), list(self._before)])
@@ -47,19 +46,23 @@ class Counts:
     def _end_departed(self, now: float) -> Generator[None, None, None]:
         """Of former lives as of this one: the series of pods and models that left long ago end."""
         lasting: list[MetricFamily] = []
-        for name, text, kind, samples in self._before:
-            lasting.append((name, text, kind, [each for each in samples if not self._is_over(each[1], now)]))
+        for family in self._before:
+            samples = [each for each in family.samples if not self._is_over(each[0], now)]
+            lasting.append(family._replace(samples=samples))
             yield
         self._before = lasting
         self._departures.forget(now)
 
-    def _is_over(self, labels: dict[str, str], now: float) -> bool:
+    def _is_over(self, series: str, now: float) -> bool:
+        if "{" not in series:
+            return False
+        labels = labels_of(series)
         return any(self._departures.is_over(labels.get(label, ""), now) for label in ("pod", "model"))
 
 
 def kept(file: Path) -> Generator[None, None, list[MetricFamily]]:
     """The counters that a worker has told last; none if it has told none."""
-    with contextlib.suppress(OSError, orjson.JSONDecodeError):
+    with contextlib.suppress(OSError, orjson.JSONDecodeError, TypeError, ValueError):
         families = yield from read(file.read_bytes())
         return families
     return []

@@ -9,38 +9,24 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
+from math import nan
 from typing import Any, TypeAlias
 
 import orjson
-from prometheus_client.core import Metric
-from prometheus_client.samples import Sample
 
-MetricFamily: TypeAlias = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
-"""Name, help, type, and samples: (name, labels, value). As JSON."""
-
-_ADDED_TYPES = frozenset(("counter", "histogram"))
-_ADDED_GAUGES = frozenset(
-    f"warmroute_{name}"
-    for name in (
-        "pod_inflight_requests", "pod_inflight_prefill_tokens", "admission_waiting", "retry_budget", "index_bytes",
-        "prefix_store_entries", "prefix_store_bytes", "tasks", "shared_index_written_pods",
-    )
-)  # fmt: skip
-_HEARD_BY_ALL = frozenset(f"warmroute_{name}" for name in ("events", "event_orphans", "event_decode_errors"))
-"""Counters of what every worker hears: the largest is the truth."""
+from router.metrics.families import Join, MetricFamily
 
 _STEP = 256  # samples in one step: well under 1 ms
-_LEAST = frozenset(("warmroute_shared_index_up",))
 _RATIOS = ("warmroute_cache_hit_ratio", "warmroute_cache_miss_ratio")
+_WAYS: dict[Join, Callable[[float, float], float]] = {"sum": operator.add, "max": max, "min": min}
 
 
-def families_of(metrics: Iterable[Metric | None]) -> Generator[None, None, list[MetricFamily]]:
-    """Plain values of metric families; in steps, as they come."""
+def families_of(steps: Iterable[MetricFamily | None]) -> Generator[None, None, list[MetricFamily]]:
+    """All families, in steps, as they come."""
     families: list[MetricFamily] = []
-    for each in metrics:
-        if each is not None:
-            samples = [(s.name, s.labels, s.value) for s in each.samples]
-            families.append((each.name, each.documentation, each.type, samples))
+    for family in steps:
+        if family is not None:
+            families.append(family)
         yield
     return families
 
@@ -49,38 +35,34 @@ def as_lines(families: Iterable[MetricFamily]) -> Generator[None, None, bytes]:
     """As JSON, each on a line of its own: so they can be read in steps, too."""
     lines = []
     for family in families:
-        lines.append(orjson.dumps(family))
+        lines.append(orjson.dumps(tuple(family)))
         yield
     return b"\n".join(lines)
 
 
 def read(lines: bytes) -> Generator[None, None, list[MetricFamily]]:
-    """What `as_lines` wrote; raises `orjson.JSONDecodeError`."""
+    """What `as_lines` wrote; raises `orjson.JSONDecodeError`, `TypeError`. What was no number is none again."""
     families: list[MetricFamily] = []
     for line in lines.splitlines():
-        families.append(orjson.loads(line))
+        family = MetricFamily(*orjson.loads(line))
+        told = [(series, nan if value is None else value) for series, value in family.samples]
+        families.append(family._replace(samples=told))
         yield
     return families
 
 
 def counters_of(families: Iterable[MetricFamily]) -> list[MetricFamily]:
-    """Those that only grow."""
-    return [family for family in families if family[2] in _ADDED_TYPES]
+    """Those that only grow, and are ours: a pod's own fall when it is started anew."""
+    return [family for family in families if _is_ours_to_keep(family)]
 
 
 def gauges_of(families: Iterable[MetricFamily]) -> list[MetricFamily]:
-    """Those that hold now."""
-    return [family for family in families if family[2] not in _ADDED_TYPES]
+    """All others."""
+    return [family for family in families if not _is_ours_to_keep(family)]
 
 
-def metrics_of(families: list[MetricFamily]) -> Iterator[Metric]:
-    """What `families_of` made plain; taken out of `families`, as in `merged`."""
-    families.reverse()
-    while families:
-        name, text, kind, samples = families.pop()
-        metric = Metric(name, text, kind)
-        metric.samples = [Sample(sample, labels, value) for sample, labels, value in samples]
-        yield metric
+def _is_ours_to_keep(family: MetricFamily) -> bool:
+    return family.kind != "gauge" and family.join != "min"
 
 
 def merged(
@@ -90,38 +72,29 @@ def merged(
 
     What is merged is taken out of `workers`: to let go of all of it at once would take many milliseconds.
     """
-    families: dict[str, tuple[str, str]] = {}
-    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    families: dict[str, MetricFamily] = {}
+    values: dict[str, dict[str, float]] = {}
     for worker in workers:
         worker.reverse()
         while worker:
-            name, text, kind, samples = worker.pop()
-            families.setdefault(name, (text, kind))
-            join = _join_of(name, kind)
-            known = values.setdefault(name, {})
-            for place, (sample, labels, value) in enumerate(samples, 1):
-                key = (sample, tuple(labels.items()))
-                known[key] = join(known[key], value) if key in known else value
-                if place % _STEP == 0:
-                    yield
+            family = worker.pop()
+            families.setdefault(family.name, family._replace(samples=[]))
+            way = _WAYS[family.join]
+            known = values.setdefault(family.name, {})
+            for start in range(0, len(family.samples), _STEP):
+                for series, value in family.samples[start : start + _STEP]:
+                    before = known.get(series)
+                    known[series] = value if before is None or before != before else way(before, value)
+                yield
             yield
     if hit_ratio is not None:
         for name, ratio in zip(_RATIOS, (hit_ratio, 1 - hit_ratio), strict=True):
-            values[name] = {(name, ()): ratio}
+            values[name] = {name: ratio}
     result: list[MetricFamily] = []
-    for name, (text, kind) in families.items():
-        told = [(sample, dict(labels), value) for (sample, labels), value in values.pop(name).items()]
-        result.append((name, text, kind, told))
+    for name, family in families.items():
+        result.append(family._replace(samples=list(values.pop(name).items())))
         yield
     return result
-
-
-def _join_of(name: str, kind: str) -> Any:
-    if name in _LEAST:
-        return min
-    if name in _ADDED_GAUGES or (kind in _ADDED_TYPES and name not in _HEARD_BY_ALL):
-        return operator.add
-    return max
 
 
 # --- answers; by worker, the first is that of the worker who was asked ---

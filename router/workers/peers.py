@@ -10,18 +10,17 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable, Generator, Mapping
-from itertools import chain
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
 import httpx
 import orjson
-from prometheus_client.core import GaugeMetricFamily
 
 from router.config.gateway import GatewayConfig
 from router.config.keys import read_keys
 from router.errors import RouterError
-from router.metrics import text_of
+from router.metrics.families import TEXT_TYPE, MetricFamily, gauge, text_of
+from router.metrics.summary import summary_as_asked
 from router.server.asgi import App, ClientGone, Receive, Scope, Send, read_body, send_error
 from router.server.long_answers import in_turns
 from router.server.operator_access import OperatorAccess
@@ -41,6 +40,13 @@ _KEEP_IDLE_S = 2.0  # below the 5 s after which uvicorn closes
 _DECISIONS = 50  # the default of /decisions
 
 _Merge = Callable[[Bodies, int], Merging]
+
+
+class _Told(NamedTuple):
+    """What is told of all workers' families: how, by the query, and as what."""
+
+    tell: Callable[[list[MetricFamily], Mapping[str, list[str]]], Generator[None, None, bytes]]
+    media_type: str
 
 
 class WorkerSilent(RouterError):
@@ -135,12 +141,12 @@ class Gathering:
         await send({"type": "http.response.start", "status": answer.status, "headers": head})
         await send({"type": "http.response.body", "body": answer.body})
 
-    async def _gather(self, scope: Scope, receive: Receive, changes: bool, merge: _Merge | None) -> WorkerAnswer:
+    async def _gather(self, scope: Scope, receive: Receive, changes: bool, merge: _Merge | _Told) -> WorkerAnswer:
         headers = {name: value for name, value in scope["headers"] if name in _FORWARDED}
         body = await read_body(scope, receive, _BODY_MAX) if changes else b""
         query = scope["query_string"].decode("latin-1")
         path = scope["raw_path"].decode("latin-1")
-        target = TOLD if merge is None else path + (f"?{query}" if query else "")
+        target = TOLD if isinstance(merge, _Told) else path + (f"?{query}" if query else "")
         answers = await self._peers.ask(scope["method"], target, headers, body)
         heard = {worker: answer for worker, answer in answers.items() if answer is not None}
         refusal = next((answer for answer in heard.values() if answer.status != 200), None)
@@ -149,15 +155,16 @@ class Gathering:
         silent = sorted(set(answers) - set(heard))
         if not heard or (changes and silent):
             raise WorkerSilent(f"Of the workers, {silent} did not answer: ask again.")
-        if merge is None:
-            text = await in_turns(self._metrics([answer.body for answer in heard.values()], silent))
-            return WorkerAnswer(200, "text/plain; version=0.0.4; charset=utf-8", text)
-        limit = int(parse_qs(query).get("limit", [_DECISIONS])[0])
+        given = parse_qs(query)
+        if isinstance(merge, _Told):
+            families = await in_turns(self._families([answer.body for answer in heard.values()], silent))
+            return WorkerAnswer(200, merge.media_type, await in_turns(merge.tell(families, given)))
+        limit = int(given.get("limit", [_DECISIONS])[0])
         told = await in_turns(merge({worker: answer.body for worker, answer in heard.items()}, limit))
         return WorkerAnswer(200, "application/json", told)
 
-    def _metrics(self, told: list[bytes], silent: list[int]) -> Generator[None, None, bytes]:
-        """Of a worker that is silent, what it has counted until it told last."""
+    def _families(self, told: list[bytes], silent: list[int]) -> Generator[None, None, list[MetricFamily]]:
+        """Those of all. Of a worker that is silent, what it has counted until it told last."""
         workers, cached, tokens = [], 0, 0
         for body in told:
             window, _, lines = body.partition(b"\n")
@@ -169,13 +176,13 @@ class Gathering:
             families = yield from kept(self._peers.worker.counts(number))
             workers.append(families)
         merged = yield from merging.merged(workers, cached / tokens if tokens else 0.0)
-        answering = GaugeMetricFamily("warmroute_workers", "Workers that answer.", value=len(told))
-        text = yield from text_of(chain(merging.metrics_of(merged), [answering]))
-        return text
+        answering = gauge("warmroute_workers", "Workers that answer.", len(told))
+        return [*merged, answering]
 
 
-_ENDPOINTS: tuple[tuple[str, re.Pattern[str], _Merge | None], ...] = (
-    ("GET", re.compile(r"/metrics"), None),
+_ENDPOINTS: tuple[tuple[str, re.Pattern[str], _Merge | _Told], ...] = (
+    ("GET", re.compile(r"/metrics"), _Told(lambda families, given: text_of(families), TEXT_TYPE)),
+    ("GET", re.compile(r"/metrics\.json"), _Told(summary_as_asked, "application/json")),
     ("GET", re.compile(r"/pods"), merging.pods_of_all),
     ("GET", re.compile(r"/decisions"), merging.decisions_of_all),
     ("GET", re.compile(r"/cache/status"), merging.of_answers(merging.merged_status)),
@@ -186,8 +193,8 @@ _ENDPOINTS: tuple[tuple[str, re.Pattern[str], _Merge | None], ...] = (
 )
 
 
-def _asked(scope: Scope) -> tuple[bool, _Merge | None] | None:
-    """Whether it changes something, and how the answers are made one (None: as metrics); None: it is not gathered."""
+def _asked(scope: Scope) -> tuple[bool, _Merge | _Told] | None:
+    """Whether it changes something, and how the answers are made one; None: it is not gathered."""
     if scope["type"] != "http":
         return None
     for method, path, merge in _ENDPOINTS:
