@@ -12,9 +12,10 @@ from indexer.events import BlockStored
 from indexer.feed import DOUBTED, UNPROVEN
 from indexer.trust import PROOFS, WRONG_MIN
 from router.config.settings import Config
+from router.core.cards import Evidence
 from router.core.decision import Core
 from router.core.demand import Placement
-from router.core.fleet import Evidence, Pod
+from router.core.fleet import Pod
 from router.endpoints.answers import decision_answer
 from router.prompts.prompt import parse
 from scorer.pick import scored

@@ -1,9 +1,10 @@
-"""What a pod says of its version, and of its models in /v1/models, as far as anything depends on it. Pure."""
+"""What a pod says of its version, its models in /v1/models and its cache, as far as anything depends on it. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 Version: TypeAlias = tuple[int, int]
@@ -75,3 +76,41 @@ def _base(card: Card, bases: Sequence[str]) -> str:
 
 def _text(value: object) -> str | None:
     return value if type(value) is str and value else None
+
+
+@dataclass(slots=True, eq=False)
+class Evidence:
+    """How a pod's predictions are checked: by each response's usage, else by its counters of cached tokens.
+
+    The counters prove something only of a stretch between two looks in which the pod looked up just what we sent it.
+    """
+
+    usage: bool = False  # its responses report cached tokens
+    asked_tokens: int = 0  # in requests served since the last look
+    predicted_tokens: int = 0
+    queries: float | None = None  # its counters, at the last look
+    hits: float | None = None
+
+    @property
+    def source(self) -> str:
+        if self.usage:
+            return "usage"
+        return "counters" if self.queries is not None else "none"
+
+    def unreported(self, asked_tokens: int, predicted_tokens: int) -> None:
+        """A request was served, and its response does not tell."""
+        self.asked_tokens += asked_tokens
+        self.predicted_tokens += predicted_tokens
+
+    def looked(self, queries: float | None, hits: float | None) -> tuple[int, int] | None:
+        """The counters now: predicted and reported tokens of the stretch since the last look, if it proves anything."""
+        if queries is not None and queries == self.queries:
+            return None  # it counts a moment after it has answered
+        had_queries, had_hits = self.queries, self.hits
+        asked, predicted = self.asked_tokens, self.predicted_tokens
+        self.queries, self.hits, self.asked_tokens, self.predicted_tokens = queries, hits, 0, 0
+        if queries is None or hits is None or had_queries is None or had_hits is None or self.usage:
+            return None
+        if not asked or queries - had_queries != asked:
+            return None
+        return predicted, round(hits - had_hits)

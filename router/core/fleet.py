@@ -11,7 +11,7 @@ from indexer.blocks import Grain, size_of
 from indexer.feed import Feed
 from indexer.trust import Trust
 from router.core.breaker import Breaker
-from router.core.cards import Card, Served, card_of, served_by, version_of
+from router.core.cards import Card, Evidence, Served, card_of, served_by, version_of
 from router.core.token_states import Ladder, TokenizerState
 from router.errors import BadRequest, UnknownModel
 from scorer.load import PodLoad
@@ -90,52 +90,15 @@ class Rank:
     @property
     def state(self) -> str:
         """That of its feed; of a pod that does not answer, nothing is exact."""
-        state = self.feed.state if self.feed is not None else "blind"
-        return "degraded" if state == "exact" and self.pod.silent else state
+        if self.feed is None:
+            return "blind"
+        return "degraded" if self.pod.silent and self.feed.state == "exact" else self.feed.state
 
     @property
     def tells(self) -> bool:
         """Its events will say what becomes of a prompt; if not, our own picks are all that there is to go by."""
         feed = self.feed
         return feed is not None and feed.heard and not feed.truncated
-
-
-@dataclass(slots=True, eq=False)
-class Evidence:
-    """How a pod's predictions are checked: by each response's usage, else by its counters of cached tokens.
-
-    The counters prove something only of a stretch between two looks in which the pod looked up just what we sent it.
-    """
-
-    usage: bool = False  # its responses report cached tokens
-    asked_tokens: int = 0  # in requests served since the last look
-    predicted_tokens: int = 0
-    queries: float | None = None  # its counters, at the last look
-    hits: float | None = None
-
-    @property
-    def source(self) -> str:
-        if self.usage:
-            return "usage"
-        return "counters" if self.queries is not None else "none"
-
-    def unreported(self, asked_tokens: int, predicted_tokens: int) -> None:
-        """A request was served, and its response does not tell."""
-        self.asked_tokens += asked_tokens
-        self.predicted_tokens += predicted_tokens
-
-    def looked(self, queries: float | None, hits: float | None) -> tuple[int, int] | None:
-        """The counters now: predicted and reported tokens of the stretch since the last look, if it proves anything."""
-        if queries is not None and queries == self.queries:
-            return None  # it counts a moment after it has answered
-        had_queries, had_hits = self.queries, self.hits
-        asked, predicted = self.asked_tokens, self.predicted_tokens
-        self.queries, self.hits, self.asked_tokens, self.predicted_tokens = queries, hits, 0, 0
-        if queries is None or hits is None or had_queries is None or had_hits is None or self.usage:
-            return None
-        if not asked or queries - had_queries != asked:
-            return None
-        return predicted, round(hits - had_hits)
 
 
 @dataclass(slots=True, eq=False)
