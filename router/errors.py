@@ -82,6 +82,14 @@ class NoSuchPath(NotFound):
     code = "no_such_path"
 
 
+class CalledOff(RouterError):
+    """409: what was asked for was called off by somebody else while it was under way."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "called_off"
+
+
 class UnknownModel(RouterError):
     """404: no pod serves this model; the message names the known ones."""
 

@@ -176,7 +176,7 @@ async def _serve(service: Service, started: Callable[[], None] | None) -> None:
 
 def _gathered(app: App, service: Service, access: OperatorAccess) -> App:
     """`app`, answering operators for all workers, if there are several."""
-    return app if service.peers is None else Gathering(app, service.peers, access)
+    return app if service.peers is None else Gathering(app, service.peers, access, service.config)
 
 
 def _say_who_may(gateway: GatewayConfig, access: OperatorAccess) -> None:

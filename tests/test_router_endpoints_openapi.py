@@ -24,7 +24,7 @@ async def test_only_our_own_errors() -> None:
         for operation in operations.values():
             assert "422" not in operation["responses"]
     drain = known["paths"]["/pods/{name}/drain"]["post"]["responses"]
-    assert set(drain) == {"200", "400", "401", "403", "404"}
+    assert set(drain) == {"200", "400", "401", "403", "404", "409"}
     body = drain["404"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/ErrorBody"}
     assert list(known["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import httpx
 import pytest
 
 from router.endpoints.app import create_app
-from tests.fakes.cores import MODEL, held, store
+from tests.fakes.cores import MODEL, asked, held, store
 from tests.fakes.services import operators
 
 READS = ("/metrics", "/pods", "/decisions", "/cache/status")
@@ -93,6 +95,22 @@ async def test_drain() -> None:
         assert not pod.draining
         unknown = await client.post("/pods/pod-9/drain")
         assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
+async def test_undrained_while_it_hands_over() -> None:
+    """Who undrains has the last word: the drain that still waits for heirs says so, and the pod is used."""
+    async with operators() as (client, service):
+        core = service.core
+        core.fleet.pods["pod-1"].healthy = False  # nobody is there who could inherit
+        store(core, "pod-0", 1)
+        service.handover.recent.note("/v1/completions", b"{}", asked(core, 1, is_alone=True), time.monotonic())
+        drain = asyncio.create_task(client.post("/pods/pod-0/drain?wait=60"))
+        async with asyncio.timeout(10):
+            while not drain.done():
+                await client.post("/pods/pod-0/undrain")
+        answer = await drain
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "called_off")
+        assert not core.fleet.pods["pod-0"].draining
 
 
 @pytest.mark.parametrize(

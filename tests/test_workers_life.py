@@ -100,6 +100,29 @@ async def test_sigterm_under_load(tmp_path: Path) -> None:
         assert "Traceback" not in served.logged()
 
 
+async def test_a_drain_that_waits(tmp_path: Path) -> None:
+    """For heirs, for longer than workers have for their answers, as configured and as asked: it is answered by all."""
+    with contextlib.ExitStack() as stack:
+        fleet = [PodProcess("pod-0"), PodProcess("pod-1")]
+        served = await asyncio.to_thread(
+            stack.enter_context,
+            workers(tmp_path, *fleet, gateway={"workers_timeout": 2.0}, handover={"before": 3.0, "patience": 3600}),
+        )
+        async with each(served) as clients:
+            (here, *_) = clients.values()
+            answer = await here.post("/v1/completions", json=completion("what only one holds " * 99))
+            holder = answer.headers["x-warmroute-pod"]
+            heir = next(pod for pod in fleet if pod.name != holder)
+            await eventually(lambda: any(loss["alone_tokens"] for loss in served.get("/scale-in").json()["all"]))
+            heir.kill()
+            await eventually(lambda: not served.get("/readyz").json()["pods"][heir.name]["fit"])
+            for drain in ("drain", "drain?wait=3.5"):
+                told = await here.post(f"/pods/{holder}/{drain}")
+                assert told.status_code == 200, told.text
+                assert told.json()["draining"] and told.json()["handover"]["done"] == 0
+                assert (await here.post(f"/pods/{holder}/undrain")).status_code == 200
+
+
 async def test_nobody_keeps_them(tmp_path: Path) -> None:
     """Without the process that keeps them, workers leave and leave nothing: nobody else would stop them."""
     with contextlib.ExitStack() as stack:

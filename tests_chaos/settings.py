@@ -16,6 +16,7 @@ SETTINGS: dict[str, Any] = {
     "events": {"replay_timeout": 2},
     "prefixStoreConfig": {"bytes_max": "1MiB"},
     "tokens": {"recall_max": "1MiB"},
+    "handover": {"kept_max": "1MiB"},
     "scoring": {"slow_start": 2},
 }  # fmt: skip
 """Faster than by default; and what fills up in time is so small here that it is full after the first round."""

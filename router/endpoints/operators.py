@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from router.core.fleet import Pod
 from router.endpoints.answers import decision_answer, ladder_answer, pod_answer, shadow_answer
 from router.endpoints.openapi import WARMUP_BODY, errors
-from router.errors import NotFound
+from router.errors import CalledOff, NotFound
 from router.handover.estates import cheapest
 from router.metrics.families import TEXT_TYPE
 from router.metrics.summary import summary_as_asked
@@ -29,7 +30,7 @@ from router.state.gateways import PEERS, SNAPSHOT
 from router.warmup.prompts import WarmPath
 from router.workers.kept_counters import Counts
 from router.workers.merging import listed
-from router.workers.peers import TOLD
+from router.workers.peers import DRAIN_WAIT_MAX_S, TOLD
 
 _KEYS_MAX = 10_000
 _CLEANUP_SLICE = 200
@@ -174,12 +175,17 @@ def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> Non
     """`guarded`: what all these routes have, so that not everybody may use them."""
     core, store = service.core, service.core.store
 
-    @router.post("/pods/{name}/drain", **_or_errors(guarded, 400, 404))
-    async def drain(name: str, wait: Annotated[float | None, Query(ge=0, le=3600)] = None) -> dict[str, Any]:
+    @router.post("/pods/{name}/drain", **_or_errors(guarded, 400, 404, 409))
+    async def drain(
+        name: str, wait: Annotated[float | None, Query(ge=0, le=DRAIN_WAIT_MAX_S)] = None
+    ) -> dict[str, Any]:
         """Send nothing new to a pod, from the answer on. Before, what it alone holds is handed over, while it is used:
-        for `wait` seconds at most (default: `handover.before`)."""
+        for `wait` seconds at most (default: `handover.before`). 409: meanwhile it was undrained."""
         pod, wait_s = _pod(service, name), service.config.handover.before if wait is None else wait
         handed = await service.handover.before(name, 0 if pod.draining else wait_s)
+        if handed is None:
+            _pod(service, name)
+            raise CalledOff(f"Pod {name} is not drained: it was undrained meanwhile.")
         return _draining(pod, True) | ({"handover": asdict(handed)} if handed.prompts else {})
 
     @router.post("/pods/{name}/undrain", **_or_errors(guarded, 404))
@@ -230,6 +236,7 @@ def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> Non
             removed += done.removed
             if done.done:
                 return {"removed": removed}
+            await asyncio.sleep(0)
 
 
 def _or_errors(guarded: dict[str, Any], *statuses: int) -> dict[str, Any]:

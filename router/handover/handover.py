@@ -74,15 +74,15 @@ class Handover:
         task = asyncio.get_running_loop().create_task(self._hand_over(name, handed))
         self._leavers[name] = _Leaver(task, handed)
 
-    async def before(self, name: str, wait_s: float) -> Handed:
-        """The same, and wait for it, for `wait_s` at most: then it goes on by itself."""
+    async def before(self, name: str, wait_s: float) -> Handed | None:
+        """The same, and wait for it, for `wait_s` at most: then it goes on by itself. None: it was called off."""
         self.begin(name)
         leaver = self._leavers.get(name)
         if leaver is None:
             return Handed()
         if wait_s > 0:
             await asyncio.wait([leaver.task], timeout=wait_s)
-        return replace(leaver.handed)
+        return replace(leaver.handed) if self._leavers.get(name) is leaver else None
 
     def stays(self, name: str) -> None:
         """It does not leave after all."""

@@ -18,12 +18,14 @@ import orjson
 
 from router.config.gateway import GatewayConfig
 from router.config.keys import read_keys
+from router.config.settings import Config
 from router.errors import RouterError
 from router.metrics.families import TEXT_TYPE, MetricFamily, gauge, text_of
 from router.metrics.summary import summary_as_asked
 from router.server.asgi import App, ClientGone, Receive, Scope, Send, read_body, send_error
 from router.server.long_answers import in_turns
 from router.server.operator_access import OperatorAccess
+from router.state.gateways import SNAPSHOT
 from router.workers import merging
 from router.workers.kept_counters import kept
 from router.workers.merging import Bodies, Merging
@@ -35,8 +37,9 @@ its last minute, then its families."""
 
 _BODY_MAX = 1 << 20  # the keys of an invalidation
 _FORWARDED = frozenset((b"authorization", b"x-api-key", b"content-type"))
-_CONNECTIONS_MAX = 4  # to one worker; operators wait for each other
+_CONNECTIONS_MAX = 64  # to one worker: drains that wait must not keep others out
 _KEEP_IDLE_S = 2.0  # below the 5 s after which uvicorn closes
+DRAIN_WAIT_MAX_S = 3600.0
 _DECISIONS = 50  # the default of /decisions
 
 _Merge = Callable[[Bodies, int], Merging]
@@ -76,10 +79,10 @@ class Peers:
         self._clients = {number: self._client(number) for number in (worker.number, *others)}
 
     async def ask(
-        self, method: str, target: str, headers: Mapping[bytes, bytes], body: bytes = b""
+        self, method: str, target: str, headers: Mapping[bytes, bytes], body: bytes = b"", takes_s: float = 0.0
     ) -> dict[int, WorkerAnswer | None]:
-        """What each says, at the same time; None: nothing, in time."""
-        asked = [self._ask(client, method, target, headers, body) for client in self._clients.values()]
+        """What each says, at the same time; None: nothing, in time. `takes_s`: what is asked for takes so long."""
+        asked = [self._ask(client, method, target, headers, body, takes_s) for client in self._clients.values()]
         return dict(zip(self._clients, await asyncio.gather(*asked), strict=True))
 
     async def drained(self, gateway: GatewayConfig) -> set[str]:
@@ -101,15 +104,14 @@ class Peers:
     def _client(self, number: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=_CONNECTIONS_MAX, keepalive_expiry=_KEEP_IDLE_S)
         transport = httpx.AsyncHTTPTransport(uds=str(self.worker.socket(number)), limits=limits, verify=False)
-        return httpx.AsyncClient(
-            transport=transport, base_url="http://worker", timeout=self._timeout_s, trust_env=False
-        )
+        return httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=None, trust_env=False)
 
     async def _ask(
-        self, client: httpx.AsyncClient, method: str, target: str, headers: Mapping[bytes, bytes], body: bytes
-    ) -> WorkerAnswer | None:
+        self, client: httpx.AsyncClient, method: str, target: str, headers: Mapping[bytes, bytes], body: bytes,
+        takes_s: float,
+    ) -> WorkerAnswer | None:  # fmt: skip
         with contextlib.suppress(httpx.HTTPError, OSError, TimeoutError):
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s + takes_s):
                 said = await client.request(method, target, headers=dict(headers), content=body)
                 return WorkerAnswer(said.status_code, said.headers.get("content-type", ""), said.content)
         return None
@@ -118,8 +120,9 @@ class Peers:
 class Gathering:
     """An ASGI application in front of the operators' endpoints of one worker, which answers for all."""
 
-    def __init__(self, app: App, peers: Peers, access: OperatorAccess) -> None:
+    def __init__(self, app: App, peers: Peers, access: OperatorAccess, config: Config) -> None:
         self._app = app
+        self._config = config
         self._peers = peers
         self._access = access  # the workers take all that comes on their private sockets for an operator's
 
@@ -147,7 +150,8 @@ class Gathering:
         query = scope["query_string"].decode("latin-1")
         path = scope["raw_path"].decode("latin-1")
         target = TOLD if isinstance(merge, _Told) else path + (f"?{query}" if query else "")
-        answers = await self._peers.ask(scope["method"], target, headers, body)
+        takes_s = self._takes_s(path, query) if changes else 0.0
+        answers = await self._peers.ask(scope["method"], target, headers, body, takes_s)
         heard = {worker: answer for worker, answer in answers.items() if answer is not None}
         refusal = next((answer for answer in heard.values() if answer.status != 200), None)
         if refusal is not None:
@@ -162,6 +166,18 @@ class Gathering:
         limit = int(given.get("limit", [_DECISIONS])[0])
         told = await in_turns(merge({worker: answer.body for worker, answer in heard.items()}, limit))
         return WorkerAnswer(200, "application/json", told)
+
+    def _takes_s(self, path: str, query: str) -> float:
+        """How long a change may take by itself: a drain as long as it is to wait, a snapshot until the next one."""
+        if path == SNAPSHOT:
+            return self._config.state.interval
+        if not path.endswith("/drain"):
+            return 0.0
+        try:
+            asked_s = float(parse_qs(query)["wait"][-1])
+        except (KeyError, ValueError):  # each worker says what is wrong
+            return self._config.handover.before
+        return asked_s if 0 <= asked_s <= DRAIN_WAIT_MAX_S else 0.0
 
     def _families(self, told: list[bytes], silent: list[int]) -> Generator[None, None, list[MetricFamily]]:
         """Those of all. Of a worker that is silent, what it has counted until it told last."""
