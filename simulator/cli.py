@@ -39,6 +39,7 @@ with a JSON object:
   no_replay                 true: replay requests are not answered
   slow                      multiplies the time of every step
   die_after_chunks          cut a stream's connection after so many chunks
+  fail_after_chunks         tell an error in a stream after so many chunks, and end it as if it was whole
   refuse                    "close": cut connections before any byte; "503": answer 503
   hang                      true: requests for tokens are never answered
   tokens                    what is served has other tokens than /tokenize tells:

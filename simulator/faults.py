@@ -33,6 +33,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Multiplies the time of every step."""
     die_after_chunks: int | None = None
     """A stream's connection is cut after this many chunks."""
+    fail_after_chunks: int | None = None
+    """After this many chunks a stream tells an error, and ends as if it was whole."""
     refuse: Literal["close", "503"] | None = None
     """Connections are cut before any byte of an answer, or answered 503."""
     hang: bool = False
@@ -45,7 +47,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError("drop, duplicate and reorder are shares between 0 and 1")
         if self.slow <= 0:
             raise ValueError("slow must be above 0")
-        for name in ("die_after_chunks", "replay_cut"):
+        for name in ("die_after_chunks", "fail_after_chunks", "replay_cut"):
             count = getattr(self, name)
             if count is not None and count < 0:
                 raise ValueError(f"{name} must not be negative")

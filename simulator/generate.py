@@ -11,7 +11,7 @@ import orjson
 
 from simulator.answer import Answer
 from simulator.asgi import Exchange
-from simulator.ask import Ask
+from simulator.ask import Ask, Refused
 from simulator.engine import Engine, Inbox, Interrupted, Ticket
 from simulator.faults import Faults
 from simulator.model import Model
@@ -86,7 +86,7 @@ class _Stream:
         self._tickets = tickets
         self._inbox = inbox
         self._exchange = exchange
-        self._chunks_max = faults.die_after_chunks
+        self._faults = faults
         self._spellers = [Speller(model.vocabulary) for _ in tickets]
         self._sent = [0] * len(tickets)
         self._chunks = 0
@@ -94,6 +94,13 @@ class _Stream:
     async def run(self, headers: Mapping[str, str]) -> None:
         """Send everything. Raises Interrupted."""
         await self._exchange.start(200, "text/event-stream; charset=utf-8", headers)
+        try:
+            await self._answer_all()
+        except Refused as failure:
+            await self._exchange.send(b"data: %b\n\ndata: [DONE]\n\n" % orjson.dumps(failure.body))
+            await self._exchange.end()
+
+    async def _answer_all(self) -> None:
         answering = len(self._tickets)
         opened = False
         while answering:
@@ -134,7 +141,9 @@ class _Stream:
         await self._exchange.end()
 
     async def _send(self, data: bytes) -> None:
-        if self._chunks == self._chunks_max:
+        if self._chunks == self._faults.die_after_chunks:
             raise Interrupted("told to die here")
+        if self._chunks == self._faults.fail_after_chunks:
+            raise Refused(500, "EngineCore encountered an issue.")
         self._chunks += 1
         await self._exchange.send(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,26 @@ async def test_retry_reaches_the_other_pod(
     assert (answer.status_code, answer.headers["x-warmroute-pod"]) == (200, "pod-1")
     assert retries(served) == before + 1
     await eventually(lambda: all(pod["fit"] for pod in served.get("/pods").json()["pods"]))
+
+
+async def test_errors_in_streams_are_the_pods_failures(tmp_path: Path) -> None:
+    """Below a head that says 200, one pod tells errors at once: it is ejected as if its status had said so, is believed
+    to be no faster for it, and what it says is counted as what it is."""
+    fleet = [PodProcess("pod-0", ("--fault", "fail_after_chunks=0")), PodProcess("pod-1")]
+    breaker = {"failure_share": 0.5, "requests_min": 4, "open_time": 60}
+    with pods(*fleet), contextlib.ExitStack() as stack:
+        static = [pod.configured for pod in fleet]
+        given: dict[str, Any] = {"breaker": breaker, "scoring": {"policy": "round-robin"}}
+        served = await asyncio.to_thread(stack.enter_context, gateway(tmp_path, static, **given))
+        async with httpx.AsyncClient(base_url=served.url, **PLAIN) as http:
+            for number in range(40):
+                body = {"model": MODEL, "prompt": f"{number} words", "max_tokens": 2, "stream": True}
+                assert (await http.post("/v1/completions", json=body)).status_code == 200
+        failed = served.metric(f'warmroute_requests_total{{code="500",model="{MODEL}",pod="pod-0"}}')
+        fine = served.metric(f'warmroute_requests_total{{code="200",model="{MODEL}",pod="pod-1"}}')
+        assert 4 <= failed <= 6 and fine == 40 - failed
+        assert served.metric("warmroute_time_to_first_byte_seconds_count") == fine
+        assert "pod-0 is ejected" in served.logged()
 
 
 async def test_stream_is_cut_and_not_retried(served: GatewayProcess, fleet: list[PodProcess]) -> None:

@@ -152,12 +152,16 @@ async def test_a_query_of_death(warm: bool) -> None:
         assert sum(posts) == 2 + warm
 
 
-@pytest.mark.parametrize("status", [201, 202, 302, 307, 308, 400])
+@pytest.mark.parametrize("status", [200, 201, 202, 302, 307, 308, 400])
 @pytest.mark.parametrize("name", [b"Location", b"Content-Location"])
 async def test_no_answer_says_where_its_pod_is(status: int, name: bytes) -> None:
-    """Neither of what was made there, nor of where else to ask."""
-    async with house(says(status, b"{}", name + b": HTTP://10.0.0.1:8000/v1/x?y=1")) as here:
-        assert (await here.ask()).headers[name.lower()] == b"/v1/x?y=1"
+    """Neither of what was made there, nor of where else to ask; nor of another way to it."""
+    more = (b"Link: <http://10.0.0.1:8000/v1/x>; rel=next", b"Refresh: 1; url=http://10.0.0.1/", b'Alt-Svc: h2=":8000"')
+    async with house(says(status, b"{}", name + b": HTTP://10.0.0.1:8000/v1/x?y=1", *more)) as here:
+        headers = (await here.ask()).headers
+        assert headers[name.lower()] == b"/v1/x?y=1"
+        assert (headers[b"link"], headers[b"refresh"]) == (b"</v1/x>; rel=next", b"1; url=/")
+        assert b"alt-svc" not in headers and not any(b"10.0.0.1" in value for value in headers.values())
 
 
 async def test_an_old_connection_costs_nothing_after_a_break() -> None:

@@ -407,6 +407,18 @@ async def test_a_dying_stream_ends_without_its_end(faulty: Address) -> None:
     assert (await complete(faulty, [1, 2, 3]))["usage"]["completion_tokens"] == 2
 
 
+async def test_a_failing_stream_says_so_and_ends(faulty: Address) -> None:
+    """After so many chunks comes an error, and the end as of any stream, as with vLLM."""
+    await post(faulty, "/simulator/fault", {"fail_after_chunks": 2})
+    async with httpx.AsyncClient(base_url=faulty.http, trust_env=False) as http:
+        body = {"prompt": "die", "max_tokens": 500, "stream": True}
+        answer = await http.post("/v1/completions", json=body)
+    lines = [line for line in answer.text.splitlines() if line]
+    assert answer.status_code == 200 and len(lines) == 4 and lines[-1] == "data: [DONE]"
+    assert json.loads(lines[2].removeprefix("data: "))["error"]["code"] == 500
+    await post(faulty, "/simulator/fault", {"clear": True})
+
+
 async def test_a_refusing_pod_cuts_or_answers_503(faulty: Address) -> None:
     """Before any byte of an answer; the test's own endpoints go on."""
     await post(faulty, "/simulator/fault", {"refuse": "close"})

@@ -247,7 +247,7 @@ class Attempt:
             self._end(End("refused", status, retry_after_s), status, now)
 
     def finished(self, outcome: Outcome, now: float) -> None:
-        routing, metrics, status = self._routing, self._dispatch.metrics, outcome.status
+        routing, metrics, status = self._routing, self._dispatch.metrics, outcome.told or outcome.status
         if routing.disputed and status is not None and _understood(status):
             routing.understood(now)
         self._end(_end_of(outcome), outcome.error or status, now)
@@ -295,7 +295,7 @@ class Attempt:
 
 
 def _end_of(outcome: Outcome) -> End:
-    status, usage = outcome.status, outcome.usage
+    status, usage = outcome.told or outcome.status, outcome.usage
     if outcome.error is not None:
         return End("void" if outcome.error in _OURS else "cut", status)
     if status in DISPUTES:

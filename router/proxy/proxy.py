@@ -11,7 +11,6 @@ JSON and for event streams alike.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from urllib.parse import quote
 
 from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError, unraised
 from router.proxy.client_watch import ClientWatch, Flight
+from router.proxy.error_events import read_error
+from router.proxy.places import without_hosts
 from router.proxy.refusals import DISPUTES, REFUSALS, retry_after_s
 from router.proxy.uploads import Upload
 from router.proxy.usage import Tail, Usage, read_usage
@@ -29,9 +30,6 @@ from router.upstream.pool import Response, Upstream
 from router.upstream.replies import NOT_FORWARDED
 
 _TRAILERS = "http.response.trailers"
-_PLACES = frozenset((b"location", b"content-location"))
-_AUTHORITY = re.compile(rb"[^/?#]*")
-_OK = 200
 _NO_LENGTH_STATUSES = (204, 304)  # without a body, and servers would wait for one of the length that is said
 
 
@@ -44,6 +42,7 @@ class Outcome:
     usage: Usage | None
     client_gone: bool = False
     error: str | None = None
+    told: int | None = None  # the status of an error that the pod told in a stream, below a head that was fine
 
 
 class Assignment(Protocol):
@@ -278,7 +277,7 @@ class Proxy:
                 chunk = response.take()
                 done = response.complete
                 if chunk or done:
-                    if not flow.bytes_out and status < 400:
+                    if not flow.bytes_out and status < 400 and read_error(chunk) is None:
                         assignment.first_byte(self._clock())
                     await flight.send({"type": "http.response.body", "body": chunk, "more_body": not done})
                     flow.add(chunk)
@@ -300,7 +299,9 @@ class Proxy:
             raise
         finally:
             response.close()
-            outcome = Outcome(status, flow.bytes_out, read_usage(flow.tail.kept), flight.gone, error)
+            tail = flow.tail.kept
+            told = read_error(tail) if status < 400 else None
+            outcome = Outcome(status, flow.bytes_out, read_usage(tail), flight.gone, error, told)
             assignment.finished(outcome, self._clock())
 
 
@@ -321,26 +322,13 @@ def _start(response: Response, ours: Headers, send_trailers: bool) -> Message:
     names = [name for name, _ in ours]
     headers = [field for field in response.headers if field[0] not in names]
     headers += ours
-    if response.status != _OK:  # of what is made, and where else to look
-        headers = [(name, _here(value) if name in _PLACES else value) for name, value in headers]
+    headers = without_hosts(headers)
     if response.status in _NO_LENGTH_STATUSES:
         headers = [field for field in headers if field[0] != b"content-length"]
     message: Message = {"type": "http.response.start", "status": response.status, "headers": headers}
     if send_trailers:
         message["trailers"] = True
     return message
-
-
-def _here(place: bytes) -> bytes:
-    """Where a pod sends a client, without the pod: an address in the fleet is nothing for a client to see or to reach.
-
-    Only what a pod calls itself (or any other) by http is changed, into the path of the same; it is asked again here.
-    """
-    _, mark, rest = place.partition(b"//")
-    if not mark or not place.lower().startswith((b"http://", b"https://", b"//")):
-        return place
-    path = _AUTHORITY.sub(b"", rest, count=1)
-    return path if path.startswith(b"/") else b"/" + path
 
 
 def _as_seen_by_client(error: UpstreamError, pod: str) -> RouterError:

@@ -25,7 +25,6 @@ from router.metrics.summary import summary_as_asked
 from router.server.asgi import App, ClientGone, Receive, Scope, Send, read_body, send_error
 from router.server.long_answers import in_turns
 from router.server.operator_access import OperatorAccess
-from router.state.gateways import SNAPSHOT
 from router.workers import merging
 from router.workers.kept_counters import kept
 from router.workers.merging import Bodies, Merging
@@ -169,7 +168,7 @@ class Gathering:
 
     def _takes_s(self, path: str, query: str) -> float:
         """How long a change may take by itself: a drain as long as it is to wait, a snapshot until the next one."""
-        if path == SNAPSHOT:
+        if path == "/index/snapshot":
             return self._config.state.interval
         if not path.endswith("/drain"):
             return 0.0
