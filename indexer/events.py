@@ -96,3 +96,10 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
     rank: int | None = None
     bad: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+
+
+def told_again(event: Event) -> Event:
+    """It may tell of blocks that the pod only reused."""
+    if isinstance(event, BlockStored) and event.parent is None and event.tier == "gpu":
+        return msgspec.structs.replace(event, again=True)
+    return event

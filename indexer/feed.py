@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-import msgspec
-
 from indexer import wire
+from indexer.absence import Absence
 from indexer.backlog import LARGE, WAITING_MAX, Backlog, blocks_of
 from indexer.blocks import Grain, ahead_of, size_of
 from indexer.errors import WireError
-from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
+from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event, told_again
 from indexer.feed_counts import FeedCounts
 from indexer.index import PrefixIndex
 from indexer.match import Hit, Holder
@@ -85,8 +84,8 @@ class Feed:
         self._suspected = False
         self._unread = False  # its history is to be read anew
         self._disputed = False
-        self._refilled_at = float("-inf")
-        self._cleared_at = float("-inf")
+        self._absence = Absence()
+        self._refilled_at = self._cleared_at = float("-inf")
         self._backlog = Backlog()
         self._removals_since: float | None = None  # a lower tier of chunks is waited for to tell of one
         self._later: list[Event] = []  # of lower tiers, while it is not known whether these were cleared
@@ -166,17 +165,23 @@ class Feed:
         """The sockets were connected (again)."""
         if self._disputed:
             return None
+        self._absence.began(self.last_heard)
         return self._act(self._stream.connected(), now)
 
     def frame(self, number: int, payload: bytes, now: float) -> int | None:
         """A batch came from the publisher."""
+        before, self.last_heard, self.last_number = self.last_heard, now, number
         self._heard = True
-        self.last_heard, self.last_number = now, number
         batch = self._decoded(payload)
         if batch is None:
             return None if self._stream.replaying else self._act(self._stream.connected(), now)
         self.last_clock = batch.ts
         ready = self._stream.live(number, batch.ts, batch, len(payload))
+        since = self._absence.late(batch.ts, now)
+        if since is not None:
+            self.trust.excuse(since)
+        if ready.verdict in ("gap", "held"):
+            self._absence.began(before)
         if ready.verdict == "gap":
             self.counts.missed += number - self._stream.expected
         if ready.verdict != "restart":  # counted where it is acted on: a replay finds restarts, too
@@ -192,13 +197,17 @@ class Feed:
         batch = self._decoded(payload)
         if batch is None:
             return None
+        ready = self._stream.replayed(number, batch.ts, batch, len(payload))
         self._heard = True
-        return self._act(self._stream.replayed(number, batch.ts, batch, len(payload)), now)
+        if ready.apply:
+            self._absence.filled()
+        return self._act(ready, now)
 
     def replay_ended(self, complete: bool, now: float) -> int | None:
         """`complete`: the end marker came, so all that the pod still has was sent."""
         if complete:
             self._heard = True
+            self.trust.excuse(self._absence.ended())
             self.trust.answered()
             self.counts.replay_complete += 1
         else:
@@ -233,7 +242,7 @@ class Feed:
             return
         if hit.lower and KEPT in self._reasons and self._are_empty(hit, tokens, cached, block_size):
             return
-        self._judged(self.trust.report(hit, tokens, cached, block_size))
+        self._judged(self.trust.report(hit, tokens, cached, block_size, at))
 
     def counted(self, predicted: int, reported: int) -> None:
         """As `reported`, of some requests together: so many cached tokens were foretold by this feed."""
@@ -357,6 +366,7 @@ class Feed:
             self.counts.restart += 1
             self._reasons.clear()
             self.trust.forget()
+            self._absence = Absence()
         if ready.forget:
             self.forget(anew=ready.verdict == "restart")
             self.counts.forgotten += 1
@@ -384,7 +394,7 @@ class Feed:
         if batch.unknown:
             counts.unknown_events += len(batch.unknown)
             self._unknown(UNKNOWN)
-        events = [_told_again(event) for event in batch.events] if again else batch.events
+        events = [told_again(event) for event in batch.events] if again else batch.events
         blocks = blocks_of(events)
         if blocks <= LARGE and not self._backlog.events:
             for event in events:
@@ -484,10 +494,3 @@ class Feed:
         if not 0 < number <= len(self.adapters):
             return None
         return self.adapters[number - 1]
-
-
-def _told_again(event: Event) -> Event:
-    """It may tell of blocks that the pod only reused."""
-    if isinstance(event, BlockStored) and event.parent is None and event.tier == "gpu":
-        return msgspec.structs.replace(event, again=True)
-    return event

@@ -92,6 +92,10 @@ class Calibration:
         self._disproofs = 0
         self._guess = PLAIN
         self._sure = True  # of the guess
+        self._before: tuple[Rule, int, float] | None = (
+            None  # the rule, its disproofs, and when reports spoke against it
+        )
+        self._excused = False  # they were excused once, and nothing has shown since that this was right
 
     def guess(self, drafter: bool, ahead: bool, unsure: bool) -> None:
         """What others than reports tell of the pod: has it a drafter, whose tokens its hashes cover (`ahead`), and does
@@ -104,7 +108,7 @@ class Calibration:
 
     def forget(self) -> None:
         """It may be another pod now."""
-        self._disproofs = 0
+        self._disproofs, self._before, self._excused = 0, None, False
         self.rule = self._guess
         self.mended()
 
@@ -115,21 +119,31 @@ class Calibration:
         self._in_row = 0
         self.proven = self._sure and self.rule == self._guess
 
-    def report(self, hit: Hit, tokens: int, cached: int, block_size: int) -> bool:
-        """Of a prompt of so many `tokens`, of which `hit` was held, so many were `cached`. Is the rule a new one?"""
+    def excuse(self, since: float) -> None:
+        """What was off `since` then was not the rule's fault: it is what it was. Once, until it is seen right."""
+        if self._before is not None and self._before[2] >= since:
+            self.rule, self._disproofs, _ = self._before
+            self.mended()
+            self.proven = self._excused = True
+        self._before = None
+
+    def report(self, hit: Hit, tokens: int, cached: int, block_size: int, at: float = 0.0) -> bool:
+        """Of a prompt of so many `tokens`, of which `hit` was held (`at` then), so many were `cached`. Is the rule a
+        new one?"""
         self._reports.append(_Report(hit, tokens, cached, block_size))
         error = cached - self.rule.blocks(hit, tokens, block_size) * block_size
         if not error:
             if hit.leading:
                 self._over.append(False)
                 self._in_row += 1
-                self.proven = self.proven or self._in_row >= self._proofs
+                if self._in_row >= self._proofs:
+                    self.proven, self._before, self._excused = True, None, False
             return False
         self._in_row = 0
         self._over.append(error < 0)
         if sum(self._over) >= OVER_MAX or not self._sure:
-            self._disprove()
-        return self._look()
+            self._disprove(at)
+        return self._look(at)
 
     @property
     def learned(self) -> tuple[Rule, Rule, bool, bool, int]:
@@ -150,18 +164,19 @@ class Calibration:
         least = FIRST_PROOFS if self.rule.known else FURTHER_PROOFS
         return int(min(PROOFS_MAX, least << min(self._disproofs, 8)))
 
-    def _disprove(self) -> None:
+    def _disprove(self, at: float) -> None:
         if self.proven:
+            self._before = None if self._excused else (self.rule, self._disproofs, at)
             self.proven = False
             self._disproofs += 1
 
-    def _look(self) -> bool:
+    def _look(self, at: float) -> bool:
         """Take the rule that explains the most, if it explains more than ours."""
         right = self._explained()
         ours, best = int(right[RULES.index(self.rule)]), int(np.argmax(right))
         if right[best] < ours + (1 if right[best] == len(self._reports) else SIGNS):
             return False
-        self._disprove()
+        self._disprove(at)
         self.rule, self._in_row = RULES[best], 0
         self._over.clear()
         return True

@@ -55,6 +55,7 @@ class Trust:
         self.proofs = 0  # hits in a row that were foretold exactly
         self.error_tokens = 0  # of the newest report: reported less predicted
         self._wrong: deque[bool] = deque(maxlen=REPORTS)
+        self._doubted_at = float("-inf")  # when that was foretold which made it doubted
         self._resynced_at = float("-inf")
         self._unanswered = False  # an error persists and no resync was tried since it was found
 
@@ -84,23 +85,25 @@ class Trust:
         self.calibration.guess(drafter, ahead, unsure)
         self._renew()
 
-    def report(self, hit: Hit, tokens: int, cached: int, block_size: int) -> ReportVerdict:
-        """The pod reports the cached tokens of one prompt of so many `tokens`, of which it held `hit`."""
+    def report(self, hit: Hit, tokens: int, cached: int, block_size: int, at: float = 0.0) -> ReportVerdict:
+        """The pod reports the cached tokens of one prompt of so many `tokens`, of which it held `hit` (`at` then)."""
         if not self.caches:
-            return self.compare(0, cached, block_size)
+            return self.compare(0, cached, block_size, at)
         predicted = self.calibration.rule.blocks(hit, tokens, block_size) * block_size
-        if self.calibration.report(hit, tokens, cached, block_size):
+        if self.calibration.report(hit, tokens, cached, block_size, at):
             self._wrong.clear()  # they were the rule's
-        verdict = self.compare(predicted, cached, block_size)
+        verdict = self.compare(predicted, cached, block_size, at)
         self._renew()
         return verdict
 
-    def compare(self, predicted: int, reported: int, block_size: int) -> ReportVerdict:
-        """So many tokens were foretold to be cached, and so many were."""
+    def compare(self, predicted: int, reported: int, block_size: int, at: float = float("-inf")) -> ReportVerdict:
+        """So many tokens were foretold (`at` then, if that is known) to be cached, and so many were."""
         error = self.error_tokens = reported - predicted
         self._wrong.append(abs(error) > LATE_BLOCKS * block_size)
         wrong = sum(self._wrong)
         if wrong >= WRONG_MIN:
+            if not self.doubted:
+                self._doubted_at = at
             self._unanswered = True
             self.doubted = True
         elif wrong < WRONG_MIN // 2 and len(self._wrong) >= WRONG_MIN:
@@ -125,6 +128,17 @@ class Trust:
         self._wrong.clear()
         if self.doubted:
             self.calibration.mended()
+
+    def excuse(self, since: float | None) -> None:
+        """Batches that were missing `since` then have come: what was off meanwhile is explained by that. None: none
+        were."""
+        if since is None:
+            return
+        if self.doubted and self._doubted_at >= since:
+            self.doubted = self._unanswered = False
+            self._wrong.clear()
+        self.calibration.excuse(since)
+        self._renew()
 
     def forget(self) -> None:
         """Another publisher: what its predecessor reported says nothing of it."""

@@ -6,11 +6,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from indexer.absence import LATE_S
 from indexer.blocks import KeySpace
 from indexer.feed import (
     BEHIND,
     BLOCK_SIZE,
     DISPUTED,
+    DOUBTED,
     ORPHANS,
     REPLAYING,
     TRUNCATED,
@@ -23,7 +25,8 @@ from indexer.feed import (
 from indexer.feed_counts import FeedCounts
 from indexer.index import Holding, PrefixIndex
 from indexer.match import Hit
-from indexer.trust import LATE_BLOCKS, PROOFS
+from indexer.rule import FIRST_PROOFS
+from indexer.trust import LATE_BLOCKS, PROOFS, REPORTS
 
 SPACE = KeySpace(0x5EED)
 _CLEARED = ["AllBlocksCleared"]
@@ -393,6 +396,75 @@ def test_what_may_have_come_late_is_no_error() -> None:
         for _ in range(20):
             feed.counted(100, 100 - error)
         assert feed.state == state
+
+
+def _misses(feed: Feed, number: int, now: float, lost: bytes | None = None) -> None:
+    """Reports that are off, then batch `number` is found missing (or, with `lost` None, nothing is), and read again."""
+    for _ in range(REPORTS):
+        feed.reported(Hit(8, 8), 100, 0, 1, now)
+    assert feed.state == "degraded"
+    clock = feed.last_clock
+    if lost is None:
+        feed.connected(now + 1)
+    else:
+        feed.frame(number + 1, _batch(now + 1), now + 1)
+    feed.replayed(number - 1, _batch(clock), now + 2)
+    if lost is not None:
+        feed.replayed(number, lost, now + 2)
+    feed.replay_ended(True, now + 2)
+
+
+def test_what_was_off_while_batches_were_missing_is_explained_by_them() -> None:
+    """Read again, the feed is what it was before: neither the rule nor the feed was wrong."""
+    feed, _ = _feed()
+    feed.frame(0, _batch(0.0, _stored([1, 2, 3, 4, 5, 6, 7, 8])), 0.0)
+    _misses(feed, 1, 10.0, _batch(1.0, _removed(1, 2, 3, 4, 5, 6, 7, 8)))
+    assert feed.state == "exact", feed.reasons
+
+
+def test_what_was_off_while_nothing_was_missing_is_not_explained() -> None:
+    """Nor is what was off before the last batch that came in order."""
+    feed, _ = _feed()
+    feed.frame(0, _batch(0.0, _stored([1, 2, 3, 4, 5, 6, 7, 8])), 0.0)
+    _misses(feed, 1, 10.0)
+    assert DOUBTED in feed.reasons
+    feed, _ = _feed()
+    feed.frame(0, _batch(9.5, _stored([1, 2, 3, 4, 5, 6, 7, 8])), 10.5)
+    _misses(feed, 1, 10.0, _batch(10.7))
+    assert DOUBTED in feed.reasons
+
+
+@pytest.mark.parametrize(("late_s", "state"), [(LATE_S / 2, "degraded"), (LATE_S + 20, "exact")])
+@pytest.mark.parametrize("skew_s", [-1e6, 0.0, 1e6])
+def test_what_was_off_while_batches_were_on_their_way_is_explained_by_them(
+    late_s: float, state: str, skew_s: float
+) -> None:
+    """A queue that was full, or a cut after which the publisher goes on where it was: nothing is missing. How the
+    clocks of pod and router differ is not known."""
+    feed, _ = _feed()
+    feed.frame(0, _batch(skew_s, _stored([1, 2, 3, 4, 5, 6, 7, 8])), 0.0)
+    feed.frame(1, _batch(skew_s + 5), 5.1)
+    for _ in range(REPORTS):
+        feed.reported(Hit(8, 8), 100, 0, 1, 50.0)
+    assert feed.state == "degraded"
+    feed.frame(2, _batch(skew_s + 50 - late_s / 2, _removed(1, 2, 3, 4, 5, 6, 7, 8)), 50 + late_s / 2)
+    assert feed.state == state, feed.reasons
+
+
+def test_a_rule_is_excused_once_until_it_is_seen_right() -> None:
+    """A feed that has holes again and again must not keep a wrong rule alive."""
+    feed, _ = _feed()
+    feed.frame(0, _batch(0.0, _stored([1, 2, 3, 4, 5, 6, 7, 8])), 0.0)
+    _misses(feed, 1, 10.0, _batch(1.0))
+    _misses(feed, 3, 20.0, _batch(3.0))
+    assert UNPROVEN in feed.reasons
+    feed, _ = _feed()
+    feed.frame(0, _batch(0.0, _stored([1, 2, 3, 4, 5, 6, 7, 8])), 0.0)
+    _misses(feed, 1, 10.0, _batch(1.0))
+    for _ in range(FIRST_PROOFS):
+        feed.reported(Hit(8, 8), 100, 8, 1, 15.0)
+    _misses(feed, 3, 20.0, _batch(3.0))
+    assert feed.state == "exact", feed.reasons
 
 
 def test_a_rank_is_known_from_the_newest_batch_that_tells_it() -> None:
