@@ -43,10 +43,11 @@ def _first(candidates: Candidates, alike: list[int], turn: int) -> int:
     """Of prices that are alike: who gives up least, then the longest match, the fewest requests, whose turn it is."""
     matched, requests, rooms = candidates.matched, candidates.requests, candidates.rooms
     tokens = candidates.tokens
-    lacking = [max(0.0, tokens - matched[number] - rooms[number]) for number in alike]
-    least = min(lacking)
-    if max(lacking) > least:
-        alike = [number for number, tokens in zip(alike, lacking, strict=True) if tokens <= least]
+    if min(rooms) < tokens:
+        lacking = [max(0.0, tokens - matched[number] - rooms[number]) for number in alike]
+        least = min(lacking)
+        if max(lacking) > least:
+            alike = [number for number, tokens in zip(alike, lacking, strict=True) if tokens <= least]
     longest = max([matched[number] for number in alike])
     if longest:
         alike = [number for number in alike if matched[number] == longest]

@@ -123,31 +123,34 @@ class PredictedTtft(Policy):
 
     def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
         settings, tokens = self.settings, float(candidates.tokens)
-        beta, eviction, request_s = settings.beta, settings.eviction, settings.request_s
-        emptiest, growth = min(candidates.fills) + _EVEN, _GROWTH * (tokens - max(candidates.matched))
-        return [
-            backlog_s
-            + requests * request_s
-            + token_s
-            * (
-                (tokens - worth) * (1.0 + beta / factor)
-                if room >= tokens and fill <= emptiest
-                else (tokens - worth) * (1.0 + beta / factor)
-                + eviction * again * (max(0.0, tokens - matched - room) + growth * max(0.0, fill - emptiest))
-            )
-            for matched, worth, requests, backlog_s, token_s, factor, room, again, fill in zip(
-                candidates.matched,
+        beta, request_s = settings.beta, settings.request_s
+        prices = [
+            backlog_s + requests * request_s + token_s * (tokens - worth) * (1.0 + beta / factor)
+            for worth, requests, backlog_s, token_s, factor in zip(
                 candidates.worths,
                 candidates.requests,
                 candidates.backlogs_s,
                 candidates.tokens_s,
                 candidates.factors,
-                candidates.rooms,
-                candidates.again,
-                candidates.fills,
                 strict=True,
             )
         ]
+        emptiest = min(candidates.fills) + _EVEN
+        if min(candidates.rooms) < tokens or max(candidates.fills) > emptiest:
+            self._add_evictions(prices, candidates, emptiest)
+        return prices
+
+    def _add_evictions(self, prices: list[float], candidates: Candidates, emptiest: float) -> None:
+        """Pods that are no fuller than `emptiest` have room for what follows the prompt."""
+        tokens, eviction = float(candidates.tokens), self.settings.eviction
+        growth = _GROWTH * (tokens - max(candidates.matched))
+        columns = zip(
+            candidates.matched, candidates.tokens_s, candidates.rooms, candidates.again, candidates.fills, strict=True
+        )
+        for number, (matched, token_s, room, again, fill) in enumerate(columns):
+            if room < tokens or fill > emptiest:
+                given_up = max(0.0, tokens - matched - room) + growth * max(0.0, fill - emptiest)
+                prices[number] += token_s * eviction * again * given_up
 
     def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
         longest = max(candidates.matched)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
-from indexer.blocks import size_of
+from indexer.blocks import Grain, size_of
 from indexer.index import PrefixIndex
-from indexer.match import MISS, Hit
+from indexer.match import MISS, Hit, Holder
 from indexer.rule import Rule
+from indexer.trust import Trust
 from router.core.demand import TEXT_BLOCK_TOKENS, Demand
-from router.core.fleet import Fleet, Rank, RankId
+from router.core.fleet import Fleet, Rank
 from router.core.holdings import Holders
 from scorer.candidates import Candidates
 from scorer.load import PodLoad
@@ -23,6 +24,37 @@ _Found: TypeAlias = tuple[int, Hit, int, int]
 """Who holds something of a prompt: number, hit, tokens of the prompt as it reads it, tokens a block."""
 
 
+class _Line(NamedTuple):
+    """Ranks beside each other, by column: what belongs to them, and what changes little from one decision to the next,
+    as of the last look."""
+
+    ranks: Sequence[Rank]
+    numbers: Mapping[Holder, int]
+    loads: Sequence[PodLoad]
+    trusts: Sequence[Trust]
+    grains: Sequence[Grain | None]
+    speeds: Sequence[tuple[float, float]]  # seconds: per token, and per token for each one before it
+    factors: list[float]
+    rooms: list[float]
+    again: list[float]
+    fills: list[float]
+
+    @classmethod
+    def of(cls, ranks: Sequence[Rank]) -> _Line:
+        return cls(
+            ranks,
+            {rank.id: number for number, rank in enumerate(ranks)},
+            [rank.load for rank in ranks],
+            [rank.trust for rank in ranks],
+            [rank.grain for rank in ranks],
+            [(rank.load.rate.per_token, rank.load.rate.per_position) for rank in ranks],
+            [rank.load.rate.factor for rank in ranks],
+            [rank.room for rank in ranks],
+            [rank.again for rank in ranks],
+            [rank.fill for rank in ranks],
+        )
+
+
 class Comparison:
     """See the module."""
 
@@ -33,17 +65,19 @@ class Comparison:
         self._index = index
         self._weights = weights
         self._looked_at = float("-inf")
-        self._ranks: Sequence[Rank] = ()  # of the last decision, with what belongs to them
-        self._loads: Sequence[PodLoad] = ()
-        self._numbers: dict[RankId, int] = {}
+        self._line = _Line.of(())  # of the last decision
 
     def candidates(
         self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float
     ) -> tuple[Candidates, list[Hit]]:
         """All of `ranks` (at least one) beside each other, and what each of them holds of the prompt."""
+        line = self._line
         if not self._looked_at <= now < self._looked_at + _LOOK_S:
             self._look(now)
-        loads, count, tokens = self._lined_up(ranks), len(ranks), demand.most_tokens
+            line = self._line = _Line.of(ranks)
+        elif ranks != line.ranks:  # ranks are equal to themselves alone: this is quick
+            line = self._line = _Line.of(ranks)
+        loads, count, tokens = line.loads, len(ranks), demand.most_tokens
         middle = tokens / 2
         candidates = Candidates(
             tokens,
@@ -52,51 +86,33 @@ class Comparison:
             [load.requests for load in loads],
             [load.prefill_tokens for load in loads],
             [load.backlog_s(now) if load.prefill_tokens or load.stated_s else 0.0 for load in loads],
-            [(rate := load.rate).per_token + rate.per_position * middle for load in loads],
-            [load.rate.factor for load in loads],
-            [rank.room for rank in ranks],
-            [rank.again for rank in ranks],
-            [rank.fill for rank in ranks],
+            [per_token + per_position * middle for per_token, per_position in line.speeds],
+            line.factors,
+            line.rooms,
+            line.again,
+            line.fills,
             ranks,
         )
         hits = [MISS] * count
         if demand.reads_cache:
-            self._enter(candidates, hits, self._found(demand, holders, ranks))
+            self._enter(candidates, hits, _found(demand, holders, line), line)
         return candidates, hits
 
-    def _lined_up(self, ranks: Sequence[Rank]) -> Sequence[PodLoad]:
-        """The loads of `ranks`, which are mostly the same as the last time."""
-        if ranks != self._ranks:  # ranks are equal to themselves alone: this is quick
-            self._ranks, self._loads = ranks, [rank.load for rank in ranks]
-            self._numbers = {rank.id: number for number, rank in enumerate(ranks)}
-        return self._loads
-
-    def _found(self, demand: Demand, holders: Holders, ranks: Sequence[Rank]) -> Iterable[_Found]:
-        """Those of `ranks` that hold something of the prompt."""
-        if holders.others or demand.by_version is not None:
-            return _best(demand, holders, ranks)
-        numbers, by_text, tokens, found = self._numbers, demand.text is not None, demand.tokens, []
-        for grain, hits in holders.known[demand].items():
-            size = TEXT_BLOCK_TOKENS if by_text else size_of(grain)
-            for name, hit in hits.items():
-                number = numbers.get(name)  # type: ignore[call-overload]
-                if number is not None and (by_text or ranks[number].grain == grain):
-                    found.append((number, hit, tokens, size))
-        return found
-
-    def _enter(self, candidates: Candidates, hits: list[Hit], found: Iterable[_Found]) -> None:
+    def _enter(self, candidates: Candidates, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
         """What those found hold, and need not compute for it."""
-        ranks, of, matched, worth = self._ranks, None, 0, 0.0
+        last_hit, last_rule, last_size, last_tokens = MISS, None, 0, 0
+        matched, worth, middle = 0, 0.0, 0.0
         for number, hit, tokens, size in found:
-            rank = ranks[number]
-            rule, rate = rank.trust.rule, rank.load.rate
-            if of != (hit, rule, tokens, size):  # mostly all have the same
-                of = (hit, rule, tokens, size)
+            rule = line.trusts[number].rule
+            if hit is not last_hit or rule is not last_rule or size != last_size or tokens != last_tokens:
+                last_hit, last_rule, last_size, last_tokens = hit, rule, size, tokens  # mostly all have the same
                 matched, worth = self._reused(hit, rule, tokens, size)
                 worth += candidates.tokens - tokens  # what it has not got to compute either
+                middle = (matched + tokens) / 2
             hits[number] = hit
             candidates.matched[number], candidates.worths[number] = matched, worth
-            candidates.tokens_s[number] = rate.per_token + rate.per_position * (matched + tokens) / 2
+            per_token, per_position = line.speeds[number]
+            candidates.tokens_s[number] = per_token + per_position * middle
 
     def _reused(self, hit: Hit, rule: Rule | None, tokens: int, size: int) -> tuple[int, float]:
         """Tokens of a hit that are reused by a rule, and what they are worth."""
@@ -124,6 +140,19 @@ class Comparison:
         rank.room = 0.0 if full else float((blocks - held) * size)
         rank.fill = 1.0 if full else min(1.0, held / max(1, blocks))
         rank.again = self._reuse.chance(idle_s)
+
+
+def _found(demand: Demand, holders: Holders, line: _Line) -> Iterable[_Found]:
+    """Those that hold something of the prompt."""
+    if holders.others or demand.by_version is not None:
+        return _best(demand, holders, line.ranks)
+    numbers, grains, by_text, tokens = line.numbers, line.grains, demand.text is not None, demand.tokens
+    return [
+        (number, hit, tokens, TEXT_BLOCK_TOKENS if by_text else size_of(grain))
+        for grain, hits in holders.known[demand].items()
+        for name, hit in hits.items()
+        if (number := numbers.get(name)) is not None and (by_text or grains[number] == grain)
+    ]
 
 
 def _best(demand: Demand, holders: Holders, ranks: Sequence[Rank]) -> Iterable[_Found]:
