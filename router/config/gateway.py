@@ -190,3 +190,19 @@ class GatewayConfig(Section):
     def forwards_keys(self) -> bool:
         """Whether what a client shows is for the pods: it is not where it is for us."""
         return not self.asks_for_keys if self.forward_api_keys is None else self.forward_api_keys
+
+
+class PageConfig(Section):
+    """The page `/ui`. Nothing is computed for it while nobody looks."""
+
+    viewers_max: Count = Field(
+        default=16, ge=0, le=1000, description="Who may look at once, at each worker; then 503. 0: nobody."
+    )
+    interval: Seconds = Field(default=1.0, ge=1, le=60, description="Between two updates.")
+    history: Seconds = Field(
+        default=600.0, ge=1, le=86_400, description="Of the curves, as far as somebody looked: who comes later sees it."
+    )
+    decisions: Count = Field(default=40, ge=1, le=1000, description="Decisions shown: the newest.")
+    pass_time: Seconds = Field(
+        default=43_200.0, gt=0, le=30 * 86_400, description="The operator key, once shown, counts so long in a browser."
+    )

@@ -21,7 +21,7 @@ from router.config.fleet import (
     check_bound,
     twice,
 )
-from router.config.gateway import KEY_HEADERS, OF_ORIGINS, GatewayConfig
+from router.config.gateway import KEY_HEADERS, OF_ORIGINS, GatewayConfig, PageConfig
 from router.config.index import IndexConfig, PeersConfig, StateConfig
 from router.config.tokens import ParityConfig, PrefixStoreConfig, TokensConfig
 from router.config.upstream import PodKeysConfig, UpstreamConfig
@@ -150,6 +150,7 @@ class Config(Section):
     warmup: WarmupConfig = WarmupConfig()
     decisions: DecisionsConfig = DecisionsConfig()
     metrics: SeriesConfig = SeriesConfig()
+    page: PageConfig = PageConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

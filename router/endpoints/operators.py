@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from router.core.demand import Decision
 from router.core.fleet import Pod
 from router.endpoints.answers import decision_answer, ladder_answer, pod_answer, shadow_answer
 from router.endpoints.openapi import WARMUP_BODY, errors
@@ -22,6 +23,7 @@ from router.errors import CalledOff, NotFound
 from router.handover.estates import cheapest
 from router.metrics.families import TEXT_TYPE
 from router.metrics.summary import summary_as_asked
+from router.page.routes import page_routes, private_routes
 from router.server.asgi import read_body
 from router.server.long_answers import in_turns
 from router.server.operator_access import OperatorAccess
@@ -70,7 +72,14 @@ def operators(service: Service, access: OperatorAccess, counts: Counts | None = 
             window = orjson.dumps(service.metrics.window.totals(now))
             return Response(window + b"\n" + families, media_type="application/x-ndjson")
 
-    return _with_state(router, service, access)
+        router.include_router(private_routes(service, _described))
+    both = _with_state(router, service, access)
+    both.include_router(page_routes(service, access, _described))
+    return both
+
+
+def _described(decision: Decision) -> dict[str, Any]:
+    return decision_answer(decision, time.monotonic())
 
 
 def _with_state(router: APIRouter, service: Service, access: OperatorAccess) -> APIRouter:

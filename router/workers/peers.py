@@ -84,15 +84,25 @@ class Peers:
         asked = [self._ask(client, method, target, headers, body, takes_s) for client in self._clients.values()]
         return dict(zip(self._clients, await asyncio.gather(*asked), strict=True))
 
-    async def drained(self, gateway: GatewayConfig) -> set[str]:
-        """The pods that operators have drained, as the other workers know."""
+    async def ask_one(
+        self, number: int, method: str, target: str, headers: Mapping[bytes, bytes]
+    ) -> WorkerAnswer | None:
+        """What one of them says; None: nothing, in time, or there is no such worker."""
+        client = self._clients.get(number)
+        return None if client is None else await self._ask(client, method, target, headers, b"", 0.0)
+
+    def shown(self, gateway: GatewayConfig) -> dict[bytes, bytes]:
+        """What shows the workers the operator key, when it is this process that asks."""
         key, path = gateway.operator_key, gateway.operator_key_file
         shown = [] if key is None else [key.get_secret_value()]
         if path is not None:
             with contextlib.suppress(OSError, ValueError):
                 shown = read_keys(path)  # as it is now
-        headers = {b"authorization": b"Bearer " + shown[0].encode()} if shown else {}
-        answers = await self.ask("GET", "/pods", headers)
+        return {b"authorization": b"Bearer " + shown[0].encode()} if shown else {}
+
+    async def drained(self, gateway: GatewayConfig) -> set[str]:
+        """The pods that operators have drained, as the other workers know."""
+        answers = await self.ask("GET", "/pods", self.shown(gateway))
         told = [orjson.loads(answer.body) for answer in answers.values() if answer is not None and answer.status == 200]
         return {pod["pod"] for one in told for pod in one["pods"] if pod["draining"]}
 

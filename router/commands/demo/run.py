@@ -29,6 +29,9 @@ def run_demo(pods: int, keep: bool, port: int, seed: int, as_json: bool) -> None
 async def _demo(console: Console, count: int, keep: bool, port: int, seed: int) -> dict[str, Measured]:
     shape = WorkloadShape()
     work = conversations(shape, seed)
+    port = (port if keep else 0) or free_port()
+    if keep:
+        console.print(f"The page, while it lasts: http://127.0.0.1:{port}/ui", highlight=False)
     console.print(
         f"[bold]warmroute demo[/]: {count} simulated vLLM pods, {shape.conversations} conversations of {shape.turns} "
         f"turns over {shape.documents} documents and {shape.systems} system prompts; no GPU, real sockets."
@@ -37,7 +40,7 @@ async def _demo(console: Console, count: int, keep: bool, port: int, seed: int) 
     async with fleet(count, [*_POD, "--hash-seed", "demo"]) as pods:
         for title, policy in _POLICIES:
             last = title == _POLICIES[-1][0]
-            async with gateway(pods, policy, port if last and keep and port else free_port()) as address:
+            async with gateway(pods, policy, port) as address:
                 measured[title] = await _measure(console, title, address, work, shape)
                 if last:
                     print_table(console, measured, [pod.name for pod in pods])

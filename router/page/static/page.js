@@ -1,0 +1,269 @@
+// What ties the page together: the key, the stream, and who draws what of a picture.
+
+import { Charts } from "./charts.js";
+import { Decisions } from "./decisions.js";
+import { Fleet, nameOf, rowsOf, standing } from "./fleet.js";
+import { element, setText } from "./tables.js";
+import * as format from "./format.js";
+
+const STALE_MS = 3500;
+const AGAIN_MS = 2000;
+const UNSEEN_MS = 10_000; // a page that nobody sees for so long asks for nothing
+const NEWS_MS = 5000; // between two things that are read out
+
+const find = (id) => document.getElementById(id);
+const fleet = new Fleet();
+const decisions = new Decisions();
+const charts = new Charts(find("charts"));
+
+let stream = null;
+let newest = null;
+let drawn = true;
+let paused = false;
+let cameAt = 0;
+
+// --- the key ---
+
+/** Whether this browser may look; null: the gateway does not answer. */
+async function mayLook(options = {}) {
+  try {
+    const answer = await fetch("ui/pass", { cache: "no-store", ...options });
+    if (answer.status === 200) find("forget").hidden = !(await answer.json()).by_pass;
+    return answer.ok ? true : answer.status === 401 ? false : null;
+  } catch {
+    return null;
+  }
+}
+
+async function begin() {
+  const may = await mayLook();
+  if (may === null) { say("lost", "The gateway does not answer: trying again"); setTimeout(begin, AGAIN_MS); return; }
+  if (may) { listen(); return; }
+  say("closed", "The operator key is needed");
+  find("figures").hidden = true;
+  find("key").hidden = false;
+  find("key-text").focus();
+}
+
+find("key").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const text = find("key-text");
+  const may = await mayLook({ method: "POST", headers: { authorization: `Bearer ${text.value}` } });
+  setText(find("key-error"), may ? "" : may === false ? "This is not the operator key." : "The gateway does not answer.");
+  if (!may) { text.select(); return; }
+  text.value = "";
+  find("key").hidden = true;
+  find("forget").hidden = false;
+  listen();
+  find("main").focus();
+});
+
+find("forget").addEventListener("click", async () => {
+  stop();
+  await mayLook({ method: "DELETE" });
+  find("forget").hidden = true;
+  begin();
+});
+
+// --- the stream ---
+
+function listen() {
+  stop();
+  say("waiting", "Connecting");
+  stream = new EventSource("ui/events");
+  stream.addEventListener("course", (event) => charts.start(JSON.parse(event.data)));
+  stream.addEventListener("picture", (event) => {
+    newest = JSON.parse(event.data);
+    cameAt = performance.now();
+    charts.add(newest.point, newest.gateway.interval_s);
+    drawn = false;
+    requestAnimationFrame(draw);
+  });
+  stream.addEventListener("error", () => {
+    say("lost", "Connection lost: trying again");
+    if (stream?.readyState === EventSource.CLOSED) { stop(); setTimeout(begin, AGAIN_MS); }
+  });
+}
+
+function stop() {
+  stream?.close();
+  stream = null;
+}
+
+let unseen = 0;
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(unseen);
+  if (document.hidden) unseen = setTimeout(stop, UNSEEN_MS);
+  else if (!stream && find("key").hidden) begin();
+});
+
+setInterval(() => {
+  if (stream && newest && !paused && performance.now() - cameAt > STALE_MS) say("lost", "No news for some seconds");
+}, 1000);
+
+/** How the page stands; read out only when it changes. */
+function say(state, text) {
+  find("status").dataset.state = state;
+  setText(find("status").firstElementChild, text);
+}
+
+// --- what is drawn ---
+
+function draw() {
+  if (drawn || paused) return;
+  drawn = true;
+  say("live", "Live");
+  find("figures").hidden = false;
+  const rows = rowsOf(newest);
+  setText(find("clock"), format.clock(newest.at));
+  drawTiles(newest, rows);
+  drawAlerts(newest.alerts);
+  fleet.show(rows);
+  decisions.show(newest.decisions);
+  drawMisses(newest.missed);
+  drawCounts(rows);
+  tellNews(rows);
+}
+
+const tiles = new Map();
+
+function tile(name, value, more = "", tone = "") {
+  let parts = tiles.get(name);
+  if (!parts) {
+    parts = [element("dd", { class: "value" }), element("dd", { class: "more" })];
+    tiles.set(name, parts);
+    find("tiles").append(element("div", {}, element("dt", {}, name), ...parts));
+  }
+  setText(parts[0], value);
+  setText(parts[1], more);
+  if (parts[0].dataset.tone !== tone) parts[0].dataset.tone = tone;
+}
+
+function drawTiles({ totals, gateway }, rows) {
+  const fit = rows.filter((row) => row.fit).length;
+  const exact = rows.filter((row) => row.state === "exact").length;
+  tile("Cached, last minute", format.percent(totals.hit_ratio),
+    totals.prompt_tokens ? `of ${format.count(totals.prompt_tokens)} prompt tokens` : "no prompt yet");
+  tile("Time to first byte", format.duration(totals.ttft_p50), `p50 · p95 ${format.duration(totals.ttft_p95)}`);
+  tile("Requests a second", format.rate(totals.requests_per_s),
+    totals.errors_per_s ? `${format.rate(totals.errors_per_s)} errors a second` : "no errors", totals.errors_per_s ? "warn" : "");
+  tile("In flight", format.count(totals.in_flight), totals.waiting ? `${format.count(totals.waiting)} wait` : "nobody waits");
+  tile("Fit pods", `${format.count(fit)} of ${format.count(rows.length)}`,
+    fit === rows.length ? "all take requests" : `${format.count(rows.length - fit)} do not take requests`,
+    !fit ? "bad" : fit < rows.length ? "warn" : "");
+  tile("Exact feeds", `${format.count(exact)} of ${format.count(rows.length)}`,
+    gateway.answering < gateway.workers ? `${gateway.workers - gateway.answering} workers do not answer`
+      : gateway.workers > 1 ? `${gateway.workers} workers` : "one worker",
+    gateway.answering < gateway.workers || exact < rows.length ? "warn" : "");
+}
+
+function drawAlerts(alerts) {
+  const list = find("alert-list");
+  const known = alerts ?? [];
+  list.hidden = !known.length;
+  find("alerts-empty").hidden = known.length > 0;
+  setText(find("alerts-empty"), alerts ? "Nothing fires." : "Not measured by this gateway.");
+  if (list.childElementCount !== known.length) list.replaceChildren(...known.map(() => element("li", {}, element("strong"), element("span"), element("time"))));
+  known.forEach((alert, number) => {
+    const [name, why, since] = list.children[number].children;
+    setText(name, alert.name);
+    setText(why, alert.why);
+    setText(since, alert.since ? `since ${format.clock(alert.since)}` : "");
+  });
+  badge("count-alerts", known.length, "firing");
+}
+
+const CAUSES = {
+  first_seen: "never asked before: no cache could have it",
+  changed: "the prompt differs from one before it, where a message was changed",
+  evicted: "it was held, and had to go",
+  routed_away: "another pod held it, and was busier than it was worth",
+  other_adapter: "it is held for another LoRA adapter",
+  other_salt: "it is held under another cache salt",
+  tier: "it is held in a slower tier",
+  block_edge: "less than a block, or the last one",
+  feed_not_exact: "what the pod holds is not known for sure",
+  wrong_tokens: "our tokens are not the pod's",
+  pod_gone: "the pod that held it has left, or was started anew",
+  no_cache_read: "the request asked for no cache",
+};
+
+function drawMisses(missed) {
+  const told = Object.entries(missed ?? {}).filter(([, tokens]) => tokens > 0).sort((one, other) => other[1] - one[1]);
+  const all = told.reduce((sum, [, tokens]) => sum + tokens, 0);
+  const list = find("miss-list");
+  list.hidden = !told.length;
+  find("misses-empty").hidden = told.length > 0;
+  setText(find("misses-empty"), missed ? "No token was missed so far." : "Not measured by this gateway.");
+  setText(find("misses-summary"), told.length ? `${format.count(all)} prompt tokens that were computed, by why` : "");
+  while (list.childElementCount > told.length) list.lastChild.remove();
+  while (list.childElementCount < told.length) {
+    list.append(element("li", {}, element("span", { class: "cause" }), element("span", { class: "tokens" }),
+      element("span", { class: "bar", "aria-hidden": "true" }, element("i", { class: "gpu" })), element("span", { class: "reason" })));
+  }
+  told.forEach(([cause, tokens], number) => {
+    const [name, value, bar, why] = list.children[number].children;
+    setText(name, cause.replaceAll("_", " "));
+    setText(value, `${format.count(tokens)} · ${format.percent(tokens / all)}`);
+    bar.firstChild.style.width = `${((100 * tokens) / told[0][1]).toFixed(1)}%`;
+    setText(why, CAUSES[cause] ?? "");
+  });
+}
+
+function badge(id, number, what) {
+  const place = find(id);
+  place.hidden = !number;
+  setText(place, number ? String(number) : "");
+  place.title = number ? `${number} ${what}` : "";
+}
+
+function drawCounts(rows) {
+  badge("count-fleet", rows.filter((row) => !row.fit).length, "not fit");
+  badge("count-feeds", rows.filter((row) => row.state !== "exact").length, "not exact");
+}
+
+// --- what is read out: only what an operator would want to be told ---
+
+let told = null;
+let toldAt = 0;
+
+function tellNews(rows) {
+  const unfit = rows.filter((row) => standing(row) === "unfit").map(nameOf);
+  const firing = (newest.alerts ?? []).map((alert) => alert.name);
+  const now = JSON.stringify([unfit, firing]);
+  if (told === null) told = now;
+  if (now === told || performance.now() - toldAt < NEWS_MS) return;
+  told = now;
+  toldAt = performance.now();
+  const pods = unfit.length ? `${format.plural(unfit.length, "pod")} not fit: ${unfit.slice(0, 3).join(", ")}${unfit.length > 3 ? " and others" : ""}.` : "All pods are fit.";
+  const alerts = newest.alerts ? (firing.length ? ` Alerts: ${firing.join(", ")}.` : " No alert fires.") : "";
+  setText(find("news"), pods + alerts);
+}
+
+// --- the tools ---
+
+find("pause").addEventListener("click", () => {
+  paused = !paused;
+  find("pause").setAttribute("aria-pressed", String(paused));
+  setText(find("pause"), paused ? "Resume" : "Pause");
+  if (paused) say("paused", "Paused");
+  else { drawn = newest === null; draw(); }
+});
+
+const THEMES = ["auto", "light", "dark"];
+
+function showTheme() {
+  setText(find("theme"), `Theme: ${document.documentElement.dataset.theme ?? "auto"}`);
+}
+
+find("theme").addEventListener("click", () => {
+  const next = THEMES[(THEMES.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % THEMES.length];
+  if (next === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = next;
+  try { localStorage.setItem("warmroute-theme", next); } catch { /* nothing may be kept here */ }
+  showTheme();
+  charts.redraw();
+});
+
+showTheme();
+begin();

@@ -1,0 +1,42 @@
+"""What workers tell of themselves, made one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from router.page.account import added_up, by_class, decisions_of, found
+from tests.fakes.cores import NOBODY, asked, core_of, route
+
+
+def account(*times: float, **more: Any) -> dict[str, Any]:
+    """Of a worker that decided at these times, newest first."""
+    told = {"window": [1, 2], "waiting": 1, "requests": {"all": 3}, "missed": None, **more}
+    return {**told, "decisions": [{"id": str(at), "at": at} for at in times]}
+
+
+def test_added_up() -> None:
+    """Numbers are added wherever they stand, what nobody knows stays unknown, and the newest decisions are of all."""
+    one = added_up([account(9.0, 3.0), account(8.0, 7.0, missed={"evicted": 4}), account()], 3)
+    assert [each["at"] for each in one["decisions"]] == [9.0, 8.0, 7.0]
+    assert (one["window"], one["waiting"], one["requests"]) == ([3, 6], 3, {"all": 9})
+    assert one["missed"] == {"evicted": 4}
+    assert added_up([account(), account()], 3)["missed"] is None
+
+
+def test_by_class() -> None:
+    """Errors are the client's, or ours and the pods'."""
+    requests = Counter({("m", "a", 200): 5, ("m", "b", 503): 2, ("m", "", 429): 1, ("m", "", 499): 1})
+    assert by_class(requests) == {"all": 9, "4xx": 2, "5xx": 2}
+
+
+def test_decisions_are_found_again() -> None:
+    """By number, as long as they are kept; numbers that nobody has find none."""
+    core = core_of(decisions={"kept": 2})
+    for seed in range(3):
+        route(core, asked(core, seed, 160 + seed), NOBODY, 1.0 + seed)
+    told = decisions_of(core, 5, 4, 100.0)
+    assert [(line["id"], line["at"], line["tokens"]) for line in told] == [("4-3", 103.0, 162), ("4-2", 102.0, 161)]
+    newest = found(core, 3)
+    assert newest is core.decisions[-1] and newest.demand.tokens == 162
+    assert [found(core, number) is None for number in (0, 1, 2, 3, 4)] == [True, True, False, False, True]
