@@ -84,8 +84,10 @@ class Service:
         self.proxy = Proxy(given.attempts_max, given.breaks_max, config.withheld)
         self.sharing = self._sharing()
         self.peers = None if worker is None else Peers(worker, config.gateway.workers_timeout)
+        self.is_replacement = worker is not None and worker.life > 0  # others serve at the same port meanwhile
         self.draining = False
         self.started = False
+        self._beginning: asyncio.Task[None] | None = None
         self._loaded = (
             False  # all feeds that answer once had their first state: who comes later finds a fleet that serves
         )
@@ -94,15 +96,15 @@ class Service:
         self._requests = 0
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Everything runs inside."""
+    async def running(self, at_once: bool = False) -> AsyncIterator[None]:
+        """Everything runs inside. `at_once`: from before the pods are met on; `begun` waits for that."""
         if self.sharing is not None:
             await self.sharing.start()
         await self.keeping.start()
         await self.pods.start()
-        if self.peers is not None:
-            await self._drain_as(self.peers)
-        self.started = True
+        self._beginning = asyncio.get_running_loop().create_task(self._begin())
+        if not at_once:
+            await self._beginning
         loop = asyncio.get_running_loop()
         works = (
             self._housekeeping(),
@@ -111,7 +113,7 @@ class Service:
             self.warmup.run(self._first),
             *self._deletion_costs(),
         )
-        tasks = [loop.create_task(work) for work in works]
+        tasks = [self._beginning, *(loop.create_task(work) for work in works)]
         try:
             yield
         finally:
@@ -128,6 +130,17 @@ class Service:
             if self.peers is not None:
                 await self.peers.aclose()
             await self.upstreams.aclose()
+
+    async def begun(self) -> None:
+        """Wait until the pods are met, where that is under way: who asks before finds nobody who serves."""
+        if self._beginning is not None:
+            await asyncio.wait([self._beginning])
+
+    async def _begin(self) -> None:
+        await self.pods.met()
+        if self.peers is not None:
+            await self._drain_as(self.peers)
+        self.started = True
 
     def _deletion_costs(self) -> Iterator[Coroutine[Any, Any, None]]:
         """What keeps them up to date, where that is asked for."""

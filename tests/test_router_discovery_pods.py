@@ -155,6 +155,7 @@ async def test_feed_that_never_comes() -> None:
         config = Config.model_validate({"discovery": {"static": static}, "probe": {**PROBE, "timeout": 0.2}})
         pods = Pods(Core(core_settings(config), KeySpace(1)), config, Upstreams(config), lambda: now)
         await pods.start()
+        await pods.met()
         try:
             assert pods.unloaded == {"a"}
             now += 11
@@ -283,6 +284,7 @@ async def fleet_of(*pods: Told) -> AsyncIterator[Core]:
         core = Core(core_settings(config), KeySpace(1))
         outside = Pods(core, config, Upstreams(config))
         await outside.start()
+        await outside.met()
         try:
             yield core
         finally:

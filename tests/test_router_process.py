@@ -10,7 +10,16 @@ from pathlib import Path
 import httpx
 
 from router.service import NO_PODS
+from tests.fakes.houses import reply
+from tests.fakes.peers import Call, peer, until
 from tests.fakes.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
+
+
+async def healthy(call: Call) -> None:
+    """A pod that is well."""
+    await call.read_body()
+    models = b'{"data": [{"id": "%b"}]}' % MODEL.encode()
+    await call.send(reply(200, models if call.head.startswith(b"GET /v1/models ") else b"{}"))
 
 
 async def test_ops_port_and_ranks(tmp_path: Path) -> None:
@@ -55,6 +64,37 @@ async def test_without_pods(tmp_path: Path) -> None:
             assert nobody.status_code == 404 and "No pod has told" in nobody.json()["error"]["message"]
         served.process.terminate()
         assert await asyncio.to_thread(served.process.wait, 20) == 0
+
+
+async def test_it_listens_before_it_knows_its_pods(tmp_path: Path) -> None:
+    """While a pod is waited for, probes are answered that it starts; who asks for more waits, and is served then."""
+    known = asyncio.Event()
+
+    async def slow_to_tell(call: Call) -> None:
+        if call.head.startswith(b"GET"):
+            await known.wait()
+        await healthy(call)
+
+    async with peer(slow_to_tell) as seen:
+        with contextlib.ExitStack() as stack:
+            given = gateway(tmp_path, [{"name": "pod-0", "address": seen.address}], ready=False, probe={"timeout": 30})
+            served = await asyncio.to_thread(stack.enter_context, given)
+            await until(lambda: bool(seen.calls))
+            unready = await asyncio.to_thread(served.get, "/readyz")
+            assert (unready.status_code, unready.json()["reasons"]) == (503, ["starting"])
+            async with httpx.AsyncClient(base_url=served.url, **PLAIN) as http:
+                body = {"model": MODEL, "prompt": "x"}
+                asking = [
+                    asyncio.create_task(http.post(path, json=body)) for path in ("/v1/completions", "/score")
+                ]  # fmt: skip
+                naming = asyncio.create_task(http.get("/v1/models"))
+                done, _ = await asyncio.wait([*asking, naming], timeout=0.3)
+                assert not done
+                known.set()
+                answers = await asyncio.gather(*asking)
+                assert [answer.status_code for answer in answers] == [200, 200]
+                assert [model["id"] for model in (await naming).json()["data"]] == [MODEL]
+            assert (await asyncio.to_thread(served.get, "/readyz")).status_code == 200
 
 
 async def test_feed_that_is_not_there(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.processes import GatewayProcess, PodProcess, gateway, pods
+from tests.fakes.processes import MODEL, GatewayProcess, PodProcess, gateway, pods
 from tests_chaos.figures import at_rest, footprint
 from tests_chaos.load import DROPPED, HUNG, WRONG, Load
 from tests_chaos.settings import PACE, SETTINGS
@@ -40,7 +40,7 @@ TOLD: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What the gateway takes at rest. `series`: lines of /metrics."""
+    """What the gateway takes at rest. `series`: lines of /metrics, without those of adapters that are served."""
 
     memory_bytes: int
     files: int
@@ -56,7 +56,9 @@ async def taken(served: GatewayProcess, fleet: Sequence[PodProcess], files: int)
     at = await at_rest(served, fleet, files)
     await asyncio.sleep(TOLD["metrics"]["departed_kept"] + 3)
     text = (await asyncio.to_thread(served.get, "/metrics")).text
-    series = sum(not line.startswith("#") for line in text.splitlines())
+    told = (await asyncio.to_thread(served.get, "/v1/models")).json()["data"]
+    adapters = [f'"{model["id"]}"' for model in told if model["id"] != MODEL]  # there are now more of them, now less
+    series = sum(not line.startswith("#") and not any(name in line for name in adapters) for line in text.splitlines())
     return Taken(at.memory_bytes, at.open_files, int(served.metric("warmroute_tasks")), series)
 
 

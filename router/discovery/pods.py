@@ -85,6 +85,7 @@ class Pods:
         self._sources = sources_of(config.discovery)
         self._roster = Roster()
         self._following: list[asyncio.Task[None]] = []
+        self._told: list[asyncio.Event] = []  # of each source, whether it has told
         self._rate = FleetRate(config.scoring.prefill_tokens_per_second)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._limits = FeedLimits.of(config.events)
@@ -101,16 +102,20 @@ class Pods:
         self._look_at = float("-inf")  # not again before
 
     async def start(self) -> None:
-        """Join all pods that are known, and wait until each was probed once and had time to load its first state."""
+        """Join all pods that are known, and follow those that tell of more."""
         self._mending = asyncio.get_running_loop().create_task(self._mend())
         if self.bound is not None:
             self.bound.start()
         await self._take(self._roster.apply(STATIC, by_hand(self._config.discovery)))
-        told = [asyncio.Event() for _ in self._sources]
         loop = asyncio.get_running_loop()
-        for source, event in zip(self._sources, told, strict=True):
-            self._following.append(loop.create_task(self._follow(source, event)))
-        await _within([event.wait() for event in told], 2 * self._config.probe.timeout)
+        for source in self._sources:
+            told = asyncio.Event()
+            self._told.append(told)
+            self._following.append(loop.create_task(self._follow(source, told)))
+
+    async def met(self) -> None:
+        """Wait until each pod was probed once and had time to load its first state: a few `probe.timeout` at most."""
+        await _within([told.wait() for told in self._told], 2 * self._config.probe.timeout)
         waits = [prober.probed.wait() for prober in self._probers.values()]
         await _within(waits, 2 * self._config.probe.timeout)
         healthy = [name for name, pod in self._core.fleet.pods.items() if pod.healthy]

@@ -35,7 +35,7 @@ def create_app(service: Service) -> Gateway:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
+        async with service.running(at_once=not service.is_replacement):
             yield
 
     app = _fastapi(lifespan)

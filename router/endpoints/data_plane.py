@@ -60,7 +60,10 @@ class Gateway:
         )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _is_proxied(scope["path"]):
+        http = scope["type"] == "http"
+        if http and not self._service.started and _needs_pods(scope["path"]):
+            await self._service.begun()
+        if http and _is_proxied(scope["path"]):
             await self.proxied(scope, receive, send)
         else:
             await self._rest(scope, receive, send)  # type: ignore[operator]
@@ -161,6 +164,10 @@ _NOTHING = unknown(Prompt("none", None, {}, reason=_NO_PROMPT), _NO_PROMPT)
 
 def _is_proxied(path: str) -> bool:
     return (path.startswith("/v1/") and path != _MODELS and not path.startswith(f"{_MODELS}/")) or path in _PASSED
+
+
+def _needs_pods(path: str) -> bool:
+    return path.startswith("/v1/") or path in _PASSED or path == "/score"
 
 
 def _request_id(scope: Scope) -> bytes | None:

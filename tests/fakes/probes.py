@@ -45,6 +45,7 @@ async def probed(told: Told, **more: Any) -> AsyncIterator[tuple[Core, Pods, Pee
         core = Core(core_settings(config), KeySpace(1))
         pods = Pods(core, config, Upstreams(config))
         await pods.start()
+        await pods.met()
         try:
             yield core, pods, seen
         finally:
