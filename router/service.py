@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from indexer.blocks import KeySpace
 from indexer.prefixes import VARIANTS_MAX, PrefixLimits
 from router import native
+from router.alerts.alerts import Alerts
 from router.config.settings import Config, ScoringConfig
 from router.core.breaker import BreakerLimits
 from router.core.decision import Core
@@ -69,8 +70,10 @@ class Service:
         self.handover = Handover(self.core, idle, config.handover)
         self.warmup = Warmup(self.core, self.encoder, idle, config.warmup)
         self._first = worker is None or worker.number == 0  # pods need not compute for each of several workers
-        self.process = Process(GATEWAY_VERSION, bool(native.twins(native.root())))
-        self.metrics.join(self.process)
+        process = Process(GATEWAY_VERSION, bool(native.twins(native.root())))
+        self.metrics.join(process)
+        self.alerts = Alerts(self.metrics, config.alerts, lambda: process.memory)
+        self.metrics.join(self.alerts)
         self.metrics.join(self.handover)
         self.keeping = Keeping(
             config, self.core, key, (worker, rows), self._forget_keys, lambda name: self.pods.go_on(name)
@@ -111,6 +114,7 @@ class Service:
             self.encoder.parity.run(),
             self.encoder.remote.run(),
             self.warmup.run(self._first),
+            self.alerts.run(),
             *self._deletion_costs(),
         )
         tasks = [self._beginning, *(loop.create_task(work) for work in works)]

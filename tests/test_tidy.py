@@ -20,8 +20,8 @@ BELOW = {"indexer": (), "scorer": ("indexer",), "router": ("scorer", "indexer"),
 
 LINE = (
     "errors", "garbage", "native", "core", "plan", "config", "server", "metrics", "upstream", "prompts", "tokens",
-    "events", "shared_index", "discovery", "handover", "warmup", "proxy", "workers", "state", "service", "page",
-    "endpoints", "process", "commands", "cli", "__main__",
+    "events", "shared_index", "discovery", "handover", "warmup", "proxy", "workers", "state", "alerts", "service",
+    "page", "endpoints", "process", "commands", "cli", "__main__",
 )  # fmt: skip
 """The rooms of `router`, folders and files: each imports only from those before it."""
 

@@ -115,6 +115,40 @@ class SeriesConfig(Section):
     )
 
 
+class AlertsConfig(Section):
+    """When `/alerts` speaks up. Shares are of the last minute."""
+
+    hit_ratio_min: Ratio = Field(
+        default=0.3, ge=0, le=1, description="Fewer of the prompt tokens cached: `hit_ratio_low`. 0: never."
+    )
+    decision_p99: Seconds = Field(default=0.1, gt=0, le=60, description="A longer p99 of decisions: `decision_slow`.")
+    evictions_max: Ratio = Field(
+        default=10.0,
+        ge=0,
+        le=1_000_000,
+        description="More entries of index and prefix store given up a second: `evictions_high`.",
+    )
+    memory_max: Ratio = Field(
+        default=0.9, gt=0, le=1, description="A larger share of the memory limit used: `memory_high`."
+    )
+    prediction_error_max: Ratio = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="A larger share of predictions off by more than 64 tokens: `predictions_wrong`.",
+    )
+    requests_min: Count = Field(
+        default=10, ge=1, le=1_000_000, description="With fewer requests in a minute, their shares and p99 say nothing."
+    )
+    patience: Seconds = Field(
+        default=30.0,
+        ge=0,
+        le=86_400,
+        description="A pod may be blind or degraded, or a gap open, for so long: both are usual at a pod's start.",
+    )
+    interval: Seconds = Field(default=1.0, ge=0.05, le=3600, description="Between two looks.")
+
+
 class Config(Section):
     """All settings of the gateway."""
 
@@ -151,6 +185,7 @@ class Config(Section):
     decisions: DecisionsConfig = DecisionsConfig()
     metrics: SeriesConfig = SeriesConfig()
     page: PageConfig = PageConfig()
+    alerts: AlertsConfig = AlertsConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -162,6 +162,11 @@ def _observe(router: APIRouter, service: Service) -> None:
             "prompts_known": len(recent),
         }
 
+    @router.get("/alerts")
+    async def alerts() -> dict[str, Any]:
+        """What fires, since when (seconds since the epoch), and why; and all names that there are."""
+        return service.alerts.told()
+
     @router.get("/cache/status")
     async def cache_status() -> dict[str, Any]:
         """Sizes, hit ratios, evictions of index and prefix store."""

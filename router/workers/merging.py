@@ -226,6 +226,18 @@ def merged_losses(answers: Answers) -> Any:
     return {"pods": ranked[:count], "all": ranked, "prompts_known": known}
 
 
+def merged_alerts(answers: Answers) -> Any:
+    """What any worker tells, each alert once, since it began first, with the workers that tell of it."""
+    each: dict[tuple[str, str], Any] = {}
+    for worker in sorted(answers):
+        for alert in answers[worker]["alerts"]:
+            known = each.setdefault((alert["name"], alert["subject"] or ""), {**alert, "workers": []})
+            known["workers"].append(worker)
+            if alert["since"] < known["since"]:
+                known.update(since=alert["since"], for_s=alert["for_s"])
+    return {**next(iter(answers.values())), "alerts": [each[key] for key in sorted(each)]}
+
+
 def merged_saves(answers: Answers) -> Any:
     """`POST /index/snapshot`: one of them saves for all."""
     told = list(answers.values())

@@ -210,6 +210,7 @@ _ENDPOINTS: tuple[tuple[str, re.Pattern[str], _Merge | _Told], ...] = (
     ("GET", re.compile(r"/metrics\.json"), _Told(summary_as_asked, "application/json")),
     ("GET", re.compile(r"/pods"), merging.pods_of_all),
     ("GET", re.compile(r"/decisions"), merging.decisions_of_all),
+    ("GET", re.compile(r"/alerts"), merging.of_answers(merging.merged_alerts)),
     ("GET", re.compile(r"/cache/status"), merging.of_answers(merging.merged_status)),
     ("GET", re.compile(r"/scale-in"), merging.of_answers(merging.merged_losses)),
     ("POST", re.compile(r"/pods/[^/]+/(un)?drain"), merging.of_answers(merging.merged_drain)),
