@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -188,6 +188,35 @@ def demo(pods: int, keep: bool, port: int, seed: int, as_json: bool) -> None:
     if keep and as_json:
         raise click.UsageError("--json ends when all is measured, and --keep does not")
     run_demo(pods, keep, port, seed, as_json)
+
+
+@main.command()
+@click.argument("mode", type=OneOf(["full", "single", "batch", "concurrent", "cache", "replay"]))
+@click.argument("file", required=False)
+@click.option("--url", help="Any OpenAI endpoint; without: simulated pods and a gateway.")
+@click.option("--against", multiple=True, help="Endpoints to compare with, asked in turn.")
+@click.option("--model", help="Model; may be left out if one only is served.")
+@click.option("--key", help="API key, sent as a bearer token.")
+@click.option("--pods", default=4, show_default=True, type=click.IntRange(2, 16), help="Simulated pods.")
+@click.option("--seed", default=1, show_default=True, help="Of the work.")
+@click.option("--requests", default=200, show_default=True, type=click.IntRange(1), help="Of FILE, from its begin.")
+@click.option("--seconds", default=20.0, show_default=True, help="In which FILE is replayed; 0: as recorded.")
+@click.option("--json", "json_file", help="Write all figures to this file.")
+@click.option("--html", "html_file", help="Write a report with plots to this file.")
+def bench(**given: Any) -> None:
+    """Measure the same work on two sides; every figure is a ratio of both.
+
+    Sides: pods in turn and the gateway (simulated pods); else --url against
+    --against; else --url against itself with nothing to reuse. FILE, of replay,
+    is a trace as Mooncake's. Exit code 1 if a request failed.
+
+    \b
+    Example: warmroute bench full --html report.html
+             warmroute bench cache --url http://127.0.0.1:8080
+    """
+    from router.commands.bench.run import BenchOptions, run_bench
+
+    sys.exit(1 if run_bench(BenchOptions(**given)) else 0)
 
 
 @main.command()

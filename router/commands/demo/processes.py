@@ -17,6 +17,8 @@ from router.errors import RouterError
 from router.workers.own_python import command_of, environment_of_ours
 
 MODEL = "tiny-qwen"
+POD = ("--num-blocks", "1300", "--prefill-tokens-per-s", "6000", "--max-num-seqs", "64", "--hash-seed", "demo")
+"""A small pod, so that a fleet of them does not hold all."""
 _START_S = 30.0  # a process that is not up by then has failed
 _STOP_S = 5.0
 

@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from router.commands.demo.processes import MODEL, SimulatedPod, fleet, forget_all, gateway
+from router.commands.demo.processes import MODEL, POD, SimulatedPod, fleet, forget_all, gateway
 from router.commands.demo.workload import Conversation, Measured, WorkloadShape, conversations, play
 
 _POLICIES = (("round-robin", "round-robin"), ("cache-aware", "predicted-ttft"))
-_POD = ["--num-blocks", "1300", "--prefill-tokens-per-s", "6000", "--max-num-seqs", "64"]
 
 
 def run_demo(pods: int, keep: bool, port: int, seed: int, as_json: bool) -> None:
@@ -37,7 +36,7 @@ async def _demo(console: Console, count: int, keep: bool, port: int, seed: int) 
         f"turns over {shape.documents} documents and {shape.systems} system prompts; no GPU, real sockets."
     )
     measured: dict[str, Measured] = {}
-    async with fleet(count, [*_POD, "--hash-seed", "demo"]) as pods:
+    async with fleet(count, [*POD]) as pods:
         for title, policy in _POLICIES:
             last = title == _POLICIES[-1][0]
             async with gateway(pods, policy, port) as address:

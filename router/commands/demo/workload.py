@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import orjson
+
+from router.commands.streaming import Unanswered, streamed
 
 _WORDS = (
     "the of and to in is that for it as was with be by on not he this are or his from at which but have "
@@ -71,15 +72,17 @@ class Measured:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
+def words_of(rng: random.Random, count: int) -> str:
+    """So many words."""
+    return " ".join(rng.choice(_WORDS) for _ in range(count))
+
+
 def conversations(shape: WorkloadShape, seed: int) -> list[Conversation]:
     """The same work for the same seed."""
     rng = random.Random(seed)
 
-    def words(count: int) -> str:
-        return " ".join(rng.choice(_WORDS) for _ in range(count))
-
-    systems = [words(shape.system_words) for _ in range(shape.systems)]
-    documents = [words(shape.document_words) for _ in range(shape.documents)]
+    systems = [words_of(rng, shape.system_words) for _ in range(shape.systems)]
+    documents = [words_of(rng, shape.document_words) for _ in range(shape.documents)]
     made = []
     for number in range(shape.conversations):
         opening = [
@@ -90,7 +93,7 @@ def conversations(shape: WorkloadShape, seed: int) -> list[Conversation]:
             {"role": "user", "content": f"Read this document. {documents[number % shape.documents]}"},
             {"role": "assistant", "content": "I have read it."},
         ]
-        says = [words(shape.turn_words) for _ in range(shape.turns)]
+        says = [words_of(rng, shape.turn_words) for _ in range(shape.turns)]
         thinks = [rng.uniform(0.3, 1.7) * shape.think_s for _ in range(shape.turns)]
         made.append(Conversation(rng.uniform(0, shape.start_within_s), opening, says, thinks))
     return made
@@ -124,16 +127,10 @@ async def _converse(
     messages = list(conversation.opening)
     for says, thinks_s in zip(conversation.says, conversation.thinks_s, strict=True):
         messages.append({"role": "user", "content": says})
-        body = {
-            "model": model,
-            "messages": messages,
-            "max_tokens": shape.answer_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        body = {"model": model, "messages": messages, "max_tokens": shape.answer_tokens}
         try:
             answer = await _ask(client, body, measured)
-        except (httpx.HTTPError, ValueError):
+        except (httpx.HTTPError, Unanswered):
             measured.failures += 1
             return
         on_request(measured)
@@ -142,23 +139,15 @@ async def _converse(
 
 
 async def _ask(client: httpx.AsyncClient, body: dict[str, Any], measured: Measured) -> str:
-    sent, answer, usage = time.monotonic(), "", None
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = orjson.loads(line[6:])
-            if not answer and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                measured.first_tokens_s.append(time.monotonic() - sent)
-            answer += chunk["choices"][0]["delta"].get("content") or "" if chunk["choices"] else ""
-            usage = chunk.get("usage") or usage
-    if usage is None:
-        raise ValueError("a stream ended without usage")
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    answer = await streamed(client, "/v1/chat/completions", body)
+    if answer.prompt_tokens is None or answer.pod is None:
+        raise Unanswered("a stream ended without usage, or is not the gateway's")
+    if answer.first_s is not None:
+        measured.first_tokens_s.append(answer.first_s)
+    cached = answer.cached_tokens or 0
     measured.requests += 1
-    measured.prompt_tokens += usage["prompt_tokens"]
+    measured.prompt_tokens += answer.prompt_tokens
     measured.cached_tokens += cached
-    measured.exact += cached == int(response.headers["x-warmroute-matched-tokens"])
-    measured.by_pod[response.headers["x-warmroute-pod"]] += 1
-    return answer
+    measured.exact += cached == answer.predicted
+    measured.by_pod[answer.pod] += 1
+    return answer.text
