@@ -16,8 +16,9 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 demo: setup
 	$(BIN)/warmroute demo
 
+# A file's tests stay together: they share what is started for them.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
@@ -57,7 +58,7 @@ test-kubernetes: setup
 test-native: setup
 	rm -rf .native && mkdir .native
 	cp -r $(filter-out .native,$(wildcard *)) .native
-	cd .native && ../$(BIN)/python -m router native && ../$(BIN)/python -m pytest --ignore tests/test_package.py
+	cd .native && ../$(BIN)/python -m router native && ../$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/test_package.py
 
 # Pods killed, stopped, slowed and lied for under steady load: every request is counted. Some minutes.
 test-chaos: setup

@@ -8,7 +8,7 @@ import pytest
 
 from router.core.decision import Core
 from router.endpoints.answers import decision_answer, shadow_answer
-from router.metrics import Metrics
+from router.metrics.metrics import Metrics
 from scorer.policies import POLICIES, PolicyName
 from tests.fakes.cores import NOBODY, SERVED, asked, core_of, decide, route
 

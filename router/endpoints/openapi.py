@@ -134,8 +134,18 @@ SCORE_BODY: dict[str, Any] = {
 WARMUP_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "The request that would ask for the prompt.",
-        "content": {"application/json": {"schema": {"type": "object"}}},
+        "description": "The request that would ask for the prompt, as `path` takes it.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "anyOf": [
+                        {"title": name, "properties": {name: _PROMPTS[name]}, "required": [name]}
+                        for name in ("messages", "prompt")
+                    ],
+                }
+            }
+        },
     },
 }
 """Of `POST /warmup`."""

@@ -32,10 +32,17 @@ _QUICK = {  # the gateway's own clocks, faster than by default
 }
 
 
+PORTS = range(18_000, 32_000)
+"""Below the ephemeral range, so that no client's socket takes them."""
+
+
 def free_ports(count: int = 1) -> list[int]:
-    """Consecutive ports that are free now. Below the ephemeral range, so that no client's socket takes them."""
+    """Consecutive ports that are free now. Tests that run beside each other have ports of their own."""
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    width = len(PORTS) // int(workers)
+    own = PORTS[int(worker.removeprefix("gw")) * width :][:width]
     for _ in range(100):
-        first = random.randrange(18_000, 32_000)
+        first = random.choice(own)
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(first, first + count):
