@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from uvicorn.server import ServerState
 
 from router.proxy.proxy import Proxy
 from router.server.port import Port
+from router.upstream.pool import Upstream
 from tests.fakes.cycles import garbage
 from tests.fakes.houses import (
     MODEL,
@@ -30,11 +32,12 @@ from tests.fakes.houses import (
     streams,
     streams_for_ever,
 )
-from tests.fakes.limits import serving_limits
+from tests.fakes.limits import serving_limits, upstream_limits
 from tests.fakes.peers import Call, until
 
 REQUESTS = 12
 AT_ONCE = 4
+QUEUE_FILLERS = 4  # connections that nobody accepts
 
 Ask = Callable[[int], Awaitable[bytes]]
 
@@ -103,6 +106,12 @@ async def starts_and_hangs(call: Call) -> None:
     await call.gone()
 
 
+async def fails_in_a_stream(call: Call) -> None:
+    """A pod that tells an error below a head that is fine."""
+    error = b'data: {"error":{"message":"no","code":500}}\n\n'
+    await call.send(STREAM + b"%x\r\n%b\r\n0\r\n\r\n" % (len(error), error))
+
+
 QUICK = {"first_byte_timeout": 0.1, "idle_timeout": 0.1}
 PATIENT = {"retry_floor": 1000}
 NO_BREAKER = {"failures_in_row": 1000, "failure_share": 1}
@@ -116,6 +125,10 @@ CASES: dict[str, tuple[list[Behaviour], dict[str, Any], bytes]] = {
     "refused by the pod": ([says(503)], {}, b" 503 "),
     "refused, then served": ([says(503), says(200)], {}, b" 200 "),
     "an error of the pod's": ([says(500)], {}, b" 500 "),
+    "the client's fault": ([says(400)], {}, b" 400 "),
+    "disputed, then served": ([says(401), says(200)], {}, b" 200 "),
+    "disputed by all": ([says(404), says(404)], {}, b" 404 "),
+    "a failure in a stream": ([fails_in_a_stream], {}, b" 200 "),
     "died before the first byte": ([dies], {}, b" 502 "),
     "retried": ([dies, says(200)], {}, b" "),  # as far as retries of breaks go
     "all died": ([dies, dies, dies], {}, b" 502 "),
@@ -157,6 +170,26 @@ async def test_no_answer_leaves_cycles(case: str) -> None:
     async with house(*behaviours, **given) as here, served(here) as port:
         answers = await nothing_found(here, lambda number: exchanged(port, request(completion(number))))
         assert all(expected in answer for answer in answers), answers
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["refused", "not accepted"])
+async def test_no_pod_that_can_not_be_reached_leaves_cycles(listens: bool) -> None:
+    """Nobody is at its address any more, or somebody who accepts no more connections."""
+    async with house(says(200), **{**TOKENIZED, "breaker": NO_BREAKER}) as here, served(here) as port:
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            if listens:
+                listener.listen(0)
+                for _ in range(QUEUE_FILLERS):
+                    filler = stack.enter_context(socket.socket())
+                    filler.setblocking(False)
+                    filler.connect_ex(listener.getsockname())
+            nobody = Upstream(f"http://127.0.0.1:{listener.getsockname()[1]}", upstream_limits(connect_timeout_s=0.05))
+            there, here.service.upstreams["pod-0"] = here.service.upstreams["pod-0"], nobody
+            answers = await nothing_found(here, lambda number: exchanged(port, request(completion(number))))
+            assert all(b" 502 " in answer and b"no connection" in answer for answer in answers), answers
+            here.service.upstreams["pod-0"] = there
 
 
 REFUSED = {

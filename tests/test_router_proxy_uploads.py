@@ -411,6 +411,28 @@ async def test_too_much_of_it() -> None:
         assert (await client.answer())[0] == 413
 
 
+@pytest.mark.parametrize("drips", [False, True])
+async def test_a_client_that_stalls(drips: bool) -> None:
+    """An upload that a pod has begun to take, and that stops, or goes on a byte at a time: 408, the pod is let go, and
+    it is not its fault."""
+    body = form(SOUND, "speech")
+
+    async def reads_on(call: Call) -> None:
+        await call.gone()
+
+    limits = {"body_timeout_s": 0.3, "body_rate_min": 10 * MIB}
+    async with uploads(reads_on, limits=limits) as here, here.client() as client:
+        await client.send(head(None) + b"%x\r\n%b\r\n" % (MIB, body[:MIB]))
+        await until(lambda: bool(here.pods["pod-0"].busy))
+        answer = asyncio.ensure_future(client.answer())
+        while drips and not answer.done():
+            await client.send(b"1\r\nx\r\n")
+            await asyncio.sleep(0.01)
+        assert (await answer)[0] == 408
+        await until(lambda: not here.pods["pod-0"].busy)
+        assert not here.pod("pod-0").breaker.tripped and here.pod("pod-0").fit(0.0)
+
+
 async def test_nothing_is_left() -> None:
     """No way out leaves a cycle that would hold what was sent."""
 
