@@ -250,7 +250,7 @@ class Feed:
 
     def _judged(self, verdict: ReportVerdict) -> None:
         self.counts.prediction(verdict)
-        if self.trust.proven and (self._reasons or self._stream.truncated):  # what was missed no longer matters
+        if (self._reasons or self._stream.truncated) and self.trust.proven:  # what was missed no longer matters
             self._stream.cleared()
             self._settle(emptied=False)
             self._reasons.clear()

@@ -73,6 +73,9 @@ _KNOWN = np.array([[rule.known] for rule in RULES])
 _DROP, _LOOK, _UNIT = (np.array([[rule[place]] for rule in RULES]) for place in range(3))
 
 
+_new = tuple.__new__
+
+
 class _Report(NamedTuple):
     hit: Hit
     tokens: int
@@ -127,23 +130,24 @@ class Calibration:
             self.proven = self._excused = True
         self._before = None
 
-    def report(self, hit: Hit, tokens: int, cached: int, block_size: int, at: float = 0.0) -> bool:
-        """Of a prompt of so many `tokens`, of which `hit` was held (`at` then), so many were `cached`. Is the rule a
-        new one?"""
-        self._reports.append(_Report(hit, tokens, cached, block_size))
-        error = cached - self.rule.blocks(hit, tokens, block_size) * block_size
-        if not error:
+    def report(self, hit: Hit, tokens: int, cached: int, block_size: int, at: float = 0.0) -> tuple[int, bool]:
+        """Of a prompt of so many `tokens`, of which `hit` was held (`at` then), so many were `cached`: how many had the
+        rule foretold, and is there a new one?"""
+        self._reports.append(_new(_Report, (hit, tokens, cached, block_size)))
+        predicted = self.rule.blocks(hit, tokens, block_size) * block_size
+        if cached == predicted:
             if hit.leading:
                 self._over.append(False)
                 self._in_row += 1
-                if self._in_row >= self._proofs:
+                unsettled = not self.proven or self._before is not None or self._excused
+                if unsettled and self._in_row >= self._proofs:
                     self.proven, self._before, self._excused = True, None, False
-            return False
+            return predicted, False
         self._in_row = 0
-        self._over.append(error < 0)
+        self._over.append(cached < predicted)
         if sum(self._over) >= OVER_MAX or not self._sure:
             self._disprove(at)
-        return self._look(at)
+        return predicted, self._look(at)
 
     @property
     def learned(self) -> tuple[Rule, Rule, bool, bool, int]:

@@ -89,8 +89,8 @@ class Trust:
         """The pod reports the cached tokens of one prompt of so many `tokens`, of which it held `hit` (`at` then)."""
         if not self.caches:
             return self.compare(0, cached, block_size, at)
-        predicted = self.calibration.rule.blocks(hit, tokens, block_size) * block_size
-        if self.calibration.report(hit, tokens, cached, block_size, at):
+        predicted, corrected = self.calibration.report(hit, tokens, cached, block_size, at)
+        if corrected:
             self._wrong.clear()  # they were the rule's
         verdict = self.compare(predicted, cached, block_size, at)
         self._renew()
@@ -100,7 +100,7 @@ class Trust:
         """So many tokens were foretold (`at` then, if that is known) to be cached, and so many were."""
         error = self.error_tokens = reported - predicted
         self._wrong.append(abs(error) > LATE_BLOCKS * block_size)
-        wrong = sum(self._wrong)
+        wrong = self._wrong.count(True)
         if wrong >= WRONG_MIN:
             if not self.doubted:
                 self._doubted_at = at

@@ -8,7 +8,7 @@ them cheap.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from indexer.blocks import Keys
 from scorer.reuse import Reuse
@@ -30,7 +30,8 @@ class Chain:
         self.end = 0
 
 
-class Known(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Known:
     """What of a prompt was asked for before: its chain, which `continues` or is new, and so many leading `tokens`."""
 
     chain: Chain
@@ -56,10 +57,11 @@ class Chains:
         chains = self._chains
         chain, number = self._longest(kept)
         known = 0 if chain is None else (number + 1) * apart * size
-        self.reuse.learn(0.0 if chain is None else now - chain.used_at, known, max(0, tokens - known))
+        new = tokens - known
+        self.reuse.learn(0.0 if chain is None else now - chain.used_at, known, new if new > 0 else 0)
         continues = chain is not None and chain.end == kept[number]
-        self._asked = _FORGET * self._asked + 1.0
-        self.continuing += ((1.0 if continues else 0.0) - self.continuing) / max(_FEW, self._asked)
+        asked = self._asked = _FORGET * self._asked + 1.0
+        self.continuing += ((1.0 if continues else 0.0) - self.continuing) / (asked if asked > _FEW else _FEW)
         if chain is None or not continues:
             first = number if chain is not None else 0
             chain = Chain(kept[-1], now)
@@ -92,6 +94,6 @@ class Chains:
 
 def _kept(keys: Keys, size: int) -> tuple[list[int], int]:
     """Those of a prompt's keys that are kept, and how many blocks they are apart."""
-    apart = max(1, _APART_TOKENS // size)
+    apart = _APART_TOKENS // size or 1
     kept: list[int] = keys[apart - 1 :: apart].tolist()
     return kept, apart

@@ -24,7 +24,9 @@ class Recency:
     def begin(self, owner: Hashable, computed: int, tokens_max: int) -> None:
         """A request uses it; so many tokens more are computed for it, and at most `tokens_max` are there in all."""
         before = self._tokens.get(owner, 0)
-        tokens = min(before + computed, tokens_max) if before else computed
+        tokens = before + computed
+        if before and tokens > tokens_max:
+            tokens = tokens_max
         self._tokens[owner] = tokens
         self.tokens += tokens - before
         self._used[owner] = self._used.get(owner, 0) + 1

@@ -127,7 +127,8 @@ class Placement:
 How = Literal["served", "refused", "disputed", "failed", "full", "cut", "void"]
 
 
-class End(NamedTuple):
+@dataclass(slots=True, eq=False)
+class End:
     """How an attempt ended.
 
     `served`: an answer of the pod went out whole, with `status`. `refused`: it can't take the request now, and may say

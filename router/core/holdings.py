@@ -7,7 +7,8 @@ sent, and other gateways' hits come with the question.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from indexer.blocks import Grain, Keys
 from indexer.index import Prediction, PrefixIndex
@@ -24,7 +25,8 @@ _TEXT: Grain = 0  # in place of a grain
 Hits: TypeAlias = Mapping[Holder, Hit]
 
 
-class Holders(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Holders:
     """Who holds how much of a prompt, as of the moment of the look-up: not to be kept over an await.
 
     `known`: of each of the demand's `versions`, the hits by grain (or by text) as they are known here. `others`: those

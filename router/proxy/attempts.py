@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from indexer.match import Hit
@@ -50,7 +51,8 @@ class Dispatch(NamedTuple):
     """Clients are told how many tokens were matched."""
 
 
-class Request(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Request:
     """What a request is beside its body."""
 
     id: bytes

@@ -15,7 +15,9 @@ TAIL_BYTES = 8 * 1024
 _CHUNKS_MAX = 64  # an object for each would weigh more than what is in them
 
 _KEY = b'"usage"'  # inside a string value it would be \"usage\", so a match is a key
-_OPENS = re.compile(rb"\s*:\s*(?=\{)")
+_FLAT = rb"\{[^{}]*+\}"  # a usage object has no braces in strings …
+_AROUND = rb"\{[^{}]*+(?:%b[^{}]*+)*+\}"  # … but objects, which may have objects
+_VALUE = re.compile(rb"\s*+:\s*+(%b)" % (_AROUND % (_AROUND % _FLAT)))
 
 
 @dataclass(slots=True)
@@ -56,12 +58,11 @@ class Tail:
 def read_usage(tail: bytes) -> Usage | None:
     """The last `"usage"` object in the end of a JSON or SSE body; None without one that can be read."""
     at = tail.rfind(_KEY)
-    opens = _OPENS.match(tail, at + len(_KEY)) if at >= 0 else None
-    if opens is None:
+    value = _VALUE.match(tail, at + len(_KEY)) if at >= 0 else None
+    if value is None:
         return None
-    start = opens.end()
     try:
-        said: dict[str, Any] = orjson.loads(tail[start : _closing_brace(tail, start)])
+        said: dict[str, Any] = orjson.loads(value[1])
     except orjson.JSONDecodeError:
         return None
     tokens = _first(said, "prompt_tokens", "input_tokens")  # the latter: responses and messages
@@ -76,11 +77,3 @@ def read_usage(tail: bytes) -> Usage | None:
 def _first(said: dict[str, Any], name: str, other: str) -> object:
     value = said.get(name)
     return said.get(other) if value is None else value
-
-
-def _closing_brace(text: bytes, start: int) -> int:
-    """The place behind the brace that closes the one at `start`; a usage object has no braces in strings."""
-    end, closed = start, 1
-    while (end := text.find(b"}", end) + 1) and text.count(b"{", start, end) != closed:
-        closed += 1
-    return end or len(text)

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 from router.config.keys import ShownKey
@@ -156,7 +157,8 @@ class ClaimRules(NamedTuple):
     """Where they are not believed: nobody is more urgent than this, but for who has a key with a bound of its own."""
 
 
-class Claims(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Claims:
     """Whose request it is, and how urgent, as far as that is believed: looked at only when it has to wait."""
 
     rules: ClaimRules
