@@ -16,7 +16,7 @@ from indexer.prefixes import PrefixStore
 from router.core.comparison import Comparison
 from router.core.demand import BreakerChange, Decision, Demand, End, Placement
 from router.core.fair_queue import FairQueue
-from router.core.fleet import Fleet, Pod, Rank, RankId
+from router.core.fleet import Fleet, Pod, Rank, RankId, fit_of
 from router.core.holdings import Holders, Holdings
 from router.core.retry_budget import RetryBudget
 from router.core.settings import CoreSettings
@@ -136,14 +136,14 @@ class Core:
         if chain is not None:
             rank.recency.begin(chain, best.tokens - best.matched, chain.tokens)
         removed = self.index.removed(rank.id)
-        return Placement(decision, ticket, expected, hit, quiet, rank.pod, breaker.epoch, removed, chain, witness)
+        return Placement(decision, rank, ticket, expected, hit, quiet, rank.pod, breaker.epoch, removed, chain, witness)
 
     def first_byte(self, placement: Placement, streaming: bool, now: float) -> BreakerChange | None:
         """`streaming`: it followed the prefill at once."""
         pod = placement.pod
         pod.served_at = now
         placement.ticket.load.first_byte(placement.ticket, now, streaming)
-        if placement.decision.rank.feed is not None:
+        if placement.rank.feed is not None:
             self.proof.began(placement, now)
         if pod.breaker.tripped and not placement.judged:  # at once: a stream may go on for minutes
             placement.judged = True
@@ -232,8 +232,8 @@ class Core:
             placement.pod.served_at = now
         chain = placement.chain
         if chain is not None:
-            placement.decision.rank.recency.end(chain, served, now)
-        rank, told_by = placement.decision.rank, now + self._settings.index.predicted_grace_s
+            placement.rank.recency.end(chain, served, now)
+        rank, told_by = placement.rank, now + self._settings.index.predicted_grace_s
         if placement.decision.demand.asks_full_report and rank.feed is not None:
             rank.feed.full_report_ended(told_by)
         expected = placement.expected
@@ -247,8 +247,8 @@ class Core:
 
     def _reported(self, placement: Placement, prompt_tokens: int, cached_tokens: int | None, now: float) -> None:
         """What the pod says of a prompt that it has served: proof of what was believed of it, or against it."""
-        decision, pod = placement.decision, placement.pod
-        demand, rank = decision.demand, decision.rank
+        decision, rank, pod = placement.decision, placement.rank, placement.pod
+        demand = decision.demand
         if not demand.reads_cache:
             return  # it did not look, nor does it count such prompts
         theirs = demand.of(rank)
@@ -276,7 +276,7 @@ class Core:
 
     def _is_explained(self, placement: Placement, cached: int) -> bool:
         """Less was cached than foretold: because the pod gave up the rest before it began, and its events say so?"""
-        rank = placement.decision.rank
+        rank = placement.rank
         grain = rank.grain or 0
         keys = placement.decision.demand.of(rank).keys[grain][cached // size_of(grain) : placement.hit.blocks]
         return len(keys) > 0 and self.index.gave_up(rank.id, keys, placement.removed)
@@ -285,7 +285,7 @@ class Core:
         """What pods gave up should have been heard of by now."""
         while self._late and self._late[0][0] <= now:
             _, placement, cached = self._late.popleft()
-            rank, decision = placement.decision.rank, placement.decision
+            rank, decision = placement.rank, placement.decision
             if rank.feed is not None and not self._is_explained(placement, cached):
                 tokens = decision.demand.of(rank).tokens
                 rank.feed.reported(placement.hit, tokens, cached, rank.block_size or 0, decision.at)
@@ -325,7 +325,7 @@ class Core:
             left = _long_enough(left, demand.tokens + answer)
         if exclude:
             left = [rank for rank in left if rank.id.pod not in exclude]
-        fit = [rank for rank in left if rank.pod.fit(now)]
+        fit = fit_of(left, now)
         if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
             willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]
             fit = [rank for rank in willing if rank.pod.usable]

@@ -109,6 +109,7 @@ class Placement:
     """A decision that was acted on: what must be given back."""
 
     decision: Decision
+    rank: Rank  # that was picked
     ticket: Ticket
     expected: Expected
     hit: Hit  # as known here

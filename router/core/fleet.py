@@ -460,5 +460,20 @@ class Fleet:
         return f"Known models: {', '.join(names[:_NAMED_MAX])}{more}."
 
 
+def fit_of(ranks: Sequence[Rank], now: float) -> list[Rank]:
+    """Those whose pods are `fit`: written out, as every request asks all of them."""
+    return [
+        rank
+        for rank in ranks
+        if (pod := rank.pod).healthy
+        and pod.ready
+        and pod.rest is None
+        and not pod.draining
+        and not pod.leaving
+        and pod.suspect_until <= now
+        and pod.breaker.blocked_until <= now
+    ]
+
+
 def _joined(rank: Rank) -> int:
     return rank.pod.joined

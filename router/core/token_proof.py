@@ -106,12 +106,12 @@ class TokenProof:
 
     def counted(self, placement: Placement, prompt_tokens: int) -> None:
         """The pod says how many tokens a prompt had; ours are as many, or else wrong."""
-        demand = placement.decision.demand.of(placement.decision.rank)
+        demand = placement.decision.demand.of(placement.rank)
         origin = demand.origin
         if origin is None or demand.reason is not None or prompt_tokens == demand.tokens:
             return
         proof = origin.state.contradict(origin.shape)
-        pod = placement.decision.rank.id.pod
+        pod = placement.rank.id.pod
         counts = (demand.tokens, prompt_tokens)
         self._miscounts.append(Doubt(origin, pod, proof, counts=counts, witness=placement.witness))
 
@@ -129,7 +129,7 @@ class TokenProof:
         return doubts
 
     def _judge(self, placement: Placement, witness: Witness | None) -> Doubt | None:
-        rank = placement.decision.rank
+        rank = placement.rank
         demand, grain = placement.decision.demand.of(rank), rank.grain or 0
         origin, size = demand.origin, size_of(grain)
         if origin is None or placement.refused:

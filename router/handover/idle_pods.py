@@ -73,7 +73,7 @@ class IdlePods:
         return end.status is not None and end.status < 400
 
     async def _ask(self, path: str, body: bytes, placement: Placement) -> End:
-        rank, shortened = placement.decision.rank, prefill_body(path, body)
+        rank, shortened = placement.rank, prefill_body(path, body)
         if shortened is None:
             return End("void")
         upstream = self._upstreams[rank.id.pod]

@@ -121,7 +121,7 @@ class VirtualGateway:
         core = self.core
         core.index.expire(now)
         placement = core.route(demand, core.look_up(demand, None, now), _NOBODY, now, None, held)
-        return SentOn(item, self._numbers[placement.decision.rank.id], placement)
+        return SentOn(item, self._numbers[placement.rank.id], placement)
 
     def keys_of(self, blocks: Sequence[int]) -> Keys:
         """Of whole blocks, from the first one on. Each is made once, as long as what is before it is the same."""

@@ -200,7 +200,7 @@ class Attempt:
         self._dispatch = dispatch
         self._placement = placement
         self._first_at: float | None = None  # its first byte, monotonic
-        rank, request_id = placement.decision.rank, routing.request.id
+        rank, request_id = placement.rank, routing.request.id
         self.upstream = dispatch.upstreams[rank.id.pod]
         self.request_headers: Headers = [(b"x-request-id", request_id)]
         if len(rank.pod.ranks) > 1:
@@ -216,7 +216,7 @@ class Attempt:
 
     @property
     def pod(self) -> str:
-        return self._placement.decision.rank.id.pod
+        return self._placement.rank.id.pod
 
     @property
     def computes(self) -> bool:
