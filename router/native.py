@@ -21,7 +21,7 @@ _HOT = {
         prefixes rule strangers stream table text_blocks trust
     """,
     "scorer": "board candidates chains cost history hold load pick policies recency reuse sendings shadow slow_start",
-    "router": "metrics",
+    "router.metrics": "generations histograms metrics",
     "router.core": "breaker comparison decision demand fleet holdings retry_budget token_states",
     "router.endpoints": "data_plane",
     "router.prompts": "beginnings messages prompt rendering renderings",
