@@ -79,7 +79,10 @@ class Service:
             config, self.core, key, (worker, rows), self._forget_keys, lambda name: self.pods.go_on(name)
         )
         self.metrics.join(self.keeping)
-        self.pods = Pods(self.core, config, self.upstreams, heirs=self.handover, memory=self.keeping.memory)
+        self.pods = Pods(
+            self.core, config, self.upstreams, heirs=self.handover, memory=self.keeping.memory,
+            timed=self.metrics.stores.observe,
+        )  # fmt: skip
         self.metrics.join(self.pods)
         if self.pods.bound is not None:
             self.metrics.join(self.pods.bound)

@@ -67,6 +67,7 @@ _TESTS = (
 )
 
 STORIES = {
+    "alert_rules": "tests what Prometheus and Grafana get of charts/",
     "cache_not_read": "a fact of requests, from the prompt to the ledger",
     "chart": "tests charts/",
     "cycles": "what the collector finds after a request, whoever left it",

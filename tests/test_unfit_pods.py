@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -73,3 +74,33 @@ async def test_asleep(served: GatewayProcess, fleet: list[PodProcess]) -> None:
     await eventually(lambda: served.get("/readyz").json()["pods"]["ranked"]["fit"])
     answer = ask(served, 40, 600)
     assert (answer.headers["x-warmroute-pod"], answer.headers["x-warmroute-matched-tokens"]) == ("ranked", "0")
+
+
+async def test_a_killed_pod_looks_dead(tmp_path: Path) -> None:
+    """In metrics, in /pods and among the alerts, though its feed was exact a moment ago; until it is back."""
+    often = {"patience": "0s", "interval": "100ms"}
+    with (
+        pods(PodProcess("pod-0"), PodProcess("pod-1")) as two,
+        gateway(tmp_path, [pod.configured for pod in two], alerts=often) as served,
+    ):
+        await eventually(lambda: served.metric('warmroute_pod_state{pod="pod-0",state="exact"}') == 1)
+        assert served.metric('warmroute_pod_up{pod="pod-0"}') == 1
+        assert served.metric('warmroute_pod_fit{pod="pod-0",reason="fit"}') == 1
+        two[0].kill()
+        await eventually(lambda: served.metric('warmroute_pod_up{pod="pod-1"}') > served.metric(_UP))
+        text = served.get("/metrics").text
+        assert 'warmroute_pod_fit{pod="pod-0",reason="unanswered"} 0' in text
+        assert 'warmroute_pod_state{pod="pod-0",state="exact"} 0' in text
+        assert "warmroute_node_cache_consistency 0.5" in text
+        assert served.ranks()["pod-0"][0]["state"] == "degraded"
+        await eventually(lambda: _alerts(served).get("pod_not_exact", "").startswith("pod-0: degraded: no connection"))
+        two[0].start()
+        two[0].wait()
+        await eventually(lambda: served.metric(_UP) == 1 and not _alerts(served))
+
+
+_UP = 'warmroute_pod_up{pod="pod-0"}'
+
+
+def _alerts(served: GatewayProcess) -> dict[str, str]:
+    return {each["name"]: f"{each['subject']}: {each['why']}" for each in served.get("/alerts").json()["alerts"]}

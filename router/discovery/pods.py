@@ -72,8 +72,10 @@ class Pods:
         clock: Callable[[], float] = time.monotonic,
         heirs: Heirs | None = None,
         memory: Remembers | None = None,
+        timed: Callable[[float], None] | None = None,
     ) -> None:
-        """`heirs`: told of who leaves; `memory`: what was known of pods before.
+        """`heirs`: told of who leaves; `memory`: what was known of pods before; `timed`: told how long (s) batches of
+        events took, of some of them.
 
         Raises `ConfigError` where a source of pods can't be used at all.
         """
@@ -81,6 +83,7 @@ class Pods:
         self._config = config
         self._clock = clock
         self._heirs = heirs
+        self._timed = timed
         self._upstreams = upstreams
         self._sources = sources_of(config.discovery)
         self._roster = Roster()
@@ -311,6 +314,7 @@ class Pods:
         replay = port_plus(given.replay, number) if given.replay else None
         place = port_plus(given.events, number) if given.events else None
         reader = FeedReader(self._context, feed, place, replay, self._limits, self._clock)
+        reader.timed = self._timed
         return Rank(name, pod, load, feed), reader
 
     def _block_size(self, given: StaticPod) -> int | None:

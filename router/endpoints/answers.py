@@ -12,6 +12,7 @@ from router.core.decision import Core
 from router.core.demand import Decision, Demand
 from router.core.fleet import Pod, Rank
 from router.core.token_states import Ladder
+from router.metrics.engines import CACHE_FIGURES, METHODS, own_hit_ratio
 from scorer.candidates import Scored
 from scorer.explanation import parts
 from scorer.pick import scored
@@ -89,6 +90,11 @@ def pod_answer(pod: Pod, core: Core, now: float) -> dict[str, Any]:
         "max_model_len": pod.context_tokens,
         "version": pod.version,
         "engine": pod.engine,
+        "engine_cache": {
+            **own_hit_ratio(pod)._asdict(),
+            "order": METHODS,
+            "names": {figure: name for figure, name in pod.engine_names.items() if figure in CACHE_FIGURES},
+        },
         "evidence": {"source": pod.evidence.source, "order": ["usage", "counters"]},
         "ranks": [_rank(rank, core, now) for rank in pod.ranks],
     }

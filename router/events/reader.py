@@ -24,6 +24,7 @@ from router.events.turns import Turns, shared
 
 log = logging.getLogger("warmroute.feeds")
 
+_TIMED = 64  # of so many batches, the time of one is taken
 _AGAIN_MAX_S = 60.0  # between two replays of a history whose end did not come; each time twice as long
 
 
@@ -43,6 +44,7 @@ class FeedReader:
         """`events` and `replay`: the endpoints of this rank; without `events`, somebody else calls `frame`."""
         self.feed = feed
         self.credit = 0.0
+        self.timed: Callable[[float], None] | None = None  # told how long a batch took, of some of them
         self._context = context
         self._events = events
         self._replay_endpoint = replay
@@ -117,13 +119,16 @@ class FeedReader:
         if len(message) != 3 or len(message[1]) != 8:
             self.feed.spoiled()
             return
+        number, now = int.from_bytes(message[1], "big"), self._clock()
         try:
-            start = self.feed.frame(int.from_bytes(message[1], "big"), message[2], self._clock())
+            start = self.feed.frame(number, message[2], now)
         except Exception:  # a fault of ours: what was made of the batch is not known
             log.exception("%s: a batch could not be believed", self.feed.pod)
             self.feed.reread()
             return
         self.feed.lag_s = time.time() - self.feed.last_clock
+        if self.timed is not None and not number % _TIMED:
+            self.timed(self._clock() - now)
         self._replay_if(start)
 
     def step(self) -> bool:

@@ -27,6 +27,12 @@ _FIGURES = {
     "prompt_tokens_cached": ("engine_prompt_tokens_cached_total", "Those of them that it had cached, as it says."),
 }  # fmt: skip
 
+CACHE_FIGURES = frozenset((
+    "kv_usage", "cpu_usage", "cache_queries", "cache_hits", "external_queries", "external_hits", "prompt_tokens",
+    "prompt_tokens_cached", "hit_rate",
+))  # fmt: skip
+"""Of what a pod tells, what is about its caches."""
+
 METHODS = ("prefix_cache_counters", "prompt_token_counters", "hit_rate_gauge", "none")
 """How a pod's own hit ratio is found, in the order in which they are tried."""
 

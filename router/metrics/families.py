@@ -7,7 +7,7 @@ several workers tell is made one by the names alone. Labels stand in the order o
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from math import isnan
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -154,12 +154,3 @@ def _no_number(value: float) -> str:
 def word(sentence: str) -> str:
     """A label's value of a sentence: words say which one it is, and no dashboard has to quote prose."""
     return re.sub(r"\W+", "_", sentence.partition(":")[0].lower()).strip("_")
-
-
-def by_word(counts: Mapping[str, float], known: Sequence[str] = ()) -> dict[str, float]:
-    """Counts by the words of their sentences; those of `known` words are there from the start."""
-    told: dict[str, float] = dict.fromkeys(known, 0)
-    for sentence, count in counts.items():
-        name = word(sentence)
-        told[name] = told.get(name, 0) + count
-    return told

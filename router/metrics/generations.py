@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
 from router.metrics.families import OTHER, Steps, histograms
 from router.metrics.histograms import Histogram
 
@@ -15,6 +18,7 @@ _OPERATIONS = {
     "/v1/chat/completions": "chat", "/v1/messages": "chat", "/v1/responses": "chat",
     "/v1/completions": "text_completion", "/v1/embeddings": "embeddings",
 }  # fmt: skip
+_FROM_START = 8
 _MODELS_MAX = 256  # of which series are kept; further ones count as `other`
 
 
@@ -59,8 +63,10 @@ class Generations:
         for key in [key for key in self._known if key[1] in models]:
             del self._known[key]
 
-    def collect(self) -> Steps:
-        """Their families."""
+    def collect(self, models: Iterable[str]) -> Steps:
+        """Their families. `models`: those that are served; chats with a few of them are there from the start."""
+        for model in islice(models, _FROM_START):
+            self.of("/v1/chat/completions", model)
         each = [
             ({"gen_ai_operation_name": operation, "gen_ai_provider_name": "vllm", "gen_ai_request_model": model}, known)
             for (operation, model), known in self._known.items()

@@ -111,7 +111,7 @@ class Metrics:
         """All families, as of now."""
         now = self.clock()
         yield from requests.of_requests(self)
-        yield from self.generations.collect()
+        yield from self.generations.collect(self.core.fleet.base_models())
         yield from caches.of_caches(self, now)
         yield from tokenizers.of_tokenizers(self.core.fleet, self.questions)
         yield from pods.of_pods(self.core, self.failures, now)

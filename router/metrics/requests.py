@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from router.metrics.families import (
@@ -12,7 +12,6 @@ from router.metrics.families import (
     MetricFamily,
     Sample,
     Steps,
-    by_word,
     counter,
     counters,
     escaped,
@@ -20,6 +19,7 @@ from router.metrics.families import (
     histogram,
     histograms,
     labels,
+    word,
 )
 
 if TYPE_CHECKING:
@@ -29,11 +29,17 @@ if TYPE_CHECKING:
 _PODS = 32  # in one step
 _ANSWERS = 64  # likewise
 _OWN_REFUSALS = (429, 502, 503, 504)  # of ours, without a pod
-PICKS = (
-    "turn", "least_loaded", "holds_the_longest_prefix", "gives_up_less_than_the_holder_of_the_longest_prefix",
-    "less_loaded_than_the_holder_of_the_longest_prefix", "the_prefix_is_not_known",
-)  # fmt: skip
-"""Reasons of picks, as words."""
+_AWAY = "than the holder of the longest prefix"
+_PICKS = {
+    "holds the longest prefix": "longest_prefix",
+    f"less loaded {_AWAY}": "less_loaded",
+    f"gives up less {_AWAY}": "evicts_less",
+    f"computes it sooner {_AWAY}": "sooner",
+    "the prefix is not known": "unknown_prefix",
+    "least loaded": "least_loaded",
+    "turn": "turn",
+}
+"""Words for the usual reasons of picks; those of others are made of their sentences."""
 
 
 def of_requests(metrics: Metrics) -> Steps:
@@ -49,9 +55,7 @@ def of_requests(metrics: Metrics) -> Steps:
     yield histograms("warmroute_decision_seconds", "Stages of a decision.", stages)
     yield histogram("warmroute_whole_decision_seconds", "From a prompt to its pick, all stages.", metrics.decisions)
     yield None
-    yield counters(
-        "warmroute_retries_total", "Attempts given up before the first byte.", "reason", by_word(metrics.retries)
-    )
+    yield counters("warmroute_retries_total", "Attempts given up before the first byte.", "reason", metrics.retries)
     core = metrics.core
     yield from _shadow(core)
     text = "Retries that the budget did not allow."
@@ -69,7 +73,18 @@ def of_requests(metrics: Metrics) -> Steps:
         "warmroute_loop_lag_seconds", "How late the event loop does what is due, looked at 20 times a second.",
         metrics.loop_lags,
     )  # fmt: skip
-    yield counters("warmroute_picks_total", "Decisions.", "reason", by_word(metrics.picks, PICKS))
+    yield from _picks(metrics.picks)
+
+
+def _picks(picks: Mapping[str, int]) -> Iterable[MetricFamily]:
+    counts: dict[str, float] = dict.fromkeys(_PICKS.values(), 0)
+    for sentence, count in picks.items():
+        reason = _PICKS.get(sentence.partition(":")[0]) or word(sentence)
+        counts[reason] = counts.get(reason, 0) + count
+    yield counters("warmroute_picks_total", "Decisions.", "reason", counts)
+    text = "Prompts sent to another pod than the one that held most of them: what that held is computed there again."
+    away = sum(count for sentence, count in picks.items() if sentence.endswith(_AWAY))
+    yield counter("warmroute_cross_node_transfers_total", text, away)
 
 
 def _shadow(core: Core) -> Iterable[MetricFamily]:
