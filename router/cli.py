@@ -128,6 +128,39 @@ def score(url: str, as_json: bool, key: str | None, **given: str | None) -> None
 
 
 @main.command()
+@click.argument("recording", metavar="RECORDING")
+@click.option("--pods", type=click.IntRange(1, 512), help="So many pods; default: as recorded.")
+@click.option("--policy", help="Who picks the pod, as scoring.policy; default: as recorded.")
+@click.option("--kv-scale", type=click.FloatRange(0, min_open=True), default=1.0, help="Of each pod's cache.")
+@click.option("--profile", type=OneOf(["8b", "32b", "70b"]), help="Pods of this speed; default: as recorded.")
+@click.option("--advise", metavar="TARGET", help="How many pods keep it? Like ttft_p90=2s: time to first token.")
+@click.option(
+    "--arrivals",
+    type=OneOf(["auto", "recorded", "after-answers"]),
+    default="auto",
+    show_default=True,
+    help="Who continues a prompt comes by the clock, or as long after its answer as it did.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+def plan(recording: str, as_json: bool, **given: Any) -> None:
+    """What would be with other pods, or under another policy: recorded requests again, in virtual time.
+
+    RECORDING is the file of `record.path`, or requests in the format of Mooncake's traces.
+
+    \b
+    Example: warmroute plan requests.jsonl --pods 6
+             warmroute plan requests.jsonl --kv-scale 0.5 --advise ttft_p90=2s
+    """
+    from router.commands.plan import WhatIf, parse_goal
+    from router.commands.plan import plan as answer
+
+    target = None if given["advise"] is None else parse_goal(given["advise"])
+    waits = {"auto": None, "recorded": False, "after-answers": True}[given["arrivals"]]
+    question = WhatIf(given["pods"], given["policy"], given["kv_scale"], given["profile"], target, waits)
+    answer(recording, question, as_json)
+
+
+@main.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The gateway (its operators' plane).")
 @click.option("--model", help="Model of prompts that name none; may be left out if the gateway serves one only.")

@@ -159,3 +159,7 @@ class PodTimeout(RouterError):
 
 class ConfigError(RouterError):
     """The configuration can't be used; the message is one plain line that says why."""
+
+
+class BadRecording(RouterError):
+    """A recording can't be read; the message is one plain line that says why."""

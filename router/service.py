@@ -27,6 +27,7 @@ from router.handover.idle_pods import IdlePods
 from router.metrics.metrics import Metrics
 from router.metrics.process import Process
 from router.proxy.proxy import Proxy
+from router.recording.recorder import Recorder
 from router.server.long_answers import in_turns
 from router.state.gateways import peer_key
 from router.state.keeping import Keeping
@@ -75,6 +76,10 @@ class Service:
         self.alerts = Alerts(self.metrics, config.alerts, lambda: process.memory)
         self.metrics.join(self.alerts)
         self.metrics.join(self.handover)
+        self.recorder = None
+        if config.record.path is not None:
+            self.recorder = Recorder(config.record, self.core, config.scoring.policy)
+            self.metrics.join(self.recorder)
         self.keeping = Keeping(
             config, self.core, key, (worker, rows), self._forget_keys, lambda name: self.pods.go_on(name)
         )
@@ -107,6 +112,8 @@ class Service:
         if self.sharing is not None:
             await self.sharing.start()
         await self.keeping.start()
+        if self.recorder is not None:
+            await self.recorder.start()
         await self.pods.start()
         self._beginning = asyncio.get_running_loop().create_task(self._begin())
         if not at_once:
@@ -131,6 +138,8 @@ class Service:
             self.encoder.close()
             if self.sharing is not None:
                 await self.sharing.stop()
+            if self.recorder is not None:
+                await self.recorder.stop()
             await self.handover.aclose()
             await self.keeping.stop()
             await self.pods.stop()

@@ -306,7 +306,7 @@ async def test_nobody_overtakes() -> None:
     metrics = Metrics(core, no_stats)
     admission: WaitingRoom[Attempt] = WaitingRoom(core, 1.0, metrics.admissions)
     upstreams = {name: Upstream(pod.address, upstream_limits()) for name, pod in core.fleet.pods.items()}
-    dispatch = Dispatch(core, metrics, upstreams, admission, nothing_new, False, True)
+    dispatch = Dispatch(core, metrics, upstreams, admission, nothing_new, False, True, None)
     meaning = Understood(Demand(MODEL, 100))
     routing = Routing(dispatch, meaning, None, Request(b"id", "/v1/completions", 0.0, Claims(ALL, ())))
     assert routing.route(NOBODY).pod

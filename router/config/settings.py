@@ -25,7 +25,7 @@ from router.config.gateway import KEY_HEADERS, OF_ORIGINS, GatewayConfig, PageCo
 from router.config.index import IndexConfig, PeersConfig, StateConfig
 from router.config.tokens import ParityConfig, PrefixStoreConfig, TokensConfig
 from router.config.upstream import PodKeysConfig, UpstreamConfig
-from router.config.values import Count, Ratio, Seconds, Section
+from router.config.values import Bytes, Count, Ratio, Seconds, Section
 from scorer.policies import PolicyName
 
 
@@ -95,6 +95,28 @@ class ScoringConfig(Section):
     )
     slow_start_factor: Ratio = Field(
         default=4.0, ge=1, le=1000, description="By what that price is multiplied at first."
+    )
+
+
+class RecordConfig(Section):
+    """Requests written down as they end: when they came, lengths, keyed hashes of blocks, outcomes."""
+
+    path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File that is appended to; `PATH.1` has what is older. null: none.",
+    )
+    size_max: Bytes = Field(
+        default=2**30,
+        ge=2**20,
+        le=2**40,
+        description="Bytes of both files together. The newest are kept: at half of it, the file becomes `PATH.1`.",
+    )
+    queue_max: Count = Field(
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+        description="Requests that wait to be written; more are dropped, and counted.",
     )
 
 
@@ -172,6 +194,7 @@ class Config(Section):
     tokens: TokensConfig = TokensConfig()
     parity: ParityConfig = ParityConfig()
     scoring: ScoringConfig = ScoringConfig()
+    record: RecordConfig = RecordConfig()
     upstream: UpstreamConfig = UpstreamConfig()
     pods: PodKeysConfig = PodKeysConfig()
     breaker: BreakerConfig = BreakerConfig()

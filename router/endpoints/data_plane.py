@@ -15,6 +15,7 @@ from router.prompts.prompt import Prompt, takes_prompt, unread
 from router.proxy.attempts import Attempt, Dispatch, Request, Routing
 from router.proxy.uploads import Upload, take_body
 from router.proxy.waiting_room import ClaimRules, Claims, WaitingRoom
+from router.recording.recorder import Ended
 from router.server.asgi import ClientGone, Receive, Scope, Send, read_body, send_error, send_json
 from router.service import Service
 from router.tokens.understanding import Understood, unknown
@@ -56,7 +57,7 @@ class Gateway:
         config = service.config
         self._dispatch = Dispatch(
             service.core, service.metrics, service.upstreams, waiting_room, service.pods.look_again,
-            config.shows_own_keys, config.gateway.tell_matches,
+            config.shows_own_keys, config.gateway.tell_matches, service.recorder,
         )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,6 +101,8 @@ class Gateway:
                     service.handover.recent.note(scope["path"], body, meaning.demand, began)
             if refusal is not None:
                 service.metrics.count(model, "", refusal.status)
+                if service.recorder is not None:
+                    service.recorder.note(meaning.demand, Ended(began, time.monotonic(), refusal.status))
         except ClientGone:
             return None
         except RouterError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -9,7 +10,8 @@ class PodProfile(NamedTuple):
     """One pod; times in seconds.
 
     A token of prefill takes `token_s`, and as much again when `position` tokens are before it. A step takes `step_s`,
-    and `kv_s` for every token that running answers read, and `answer_s` for each of them.
+    and `kv_s` for every token that running answers read, and `answer_s` for each of them. `front_s` pass before a
+    request is in its pod's line.
     """
 
     token_s: float
@@ -20,6 +22,7 @@ class PodProfile(NamedTuple):
     kv_tokens: int = 480_000
     step_tokens: int = 8192
     running_max: int = 256
+    front_s: float = 0.0
 
     def prefill_s(self, start: float, end: float) -> float:
         """Seconds to compute the tokens from `start` to `end` of a prompt."""
@@ -32,12 +35,19 @@ class PodProfile(NamedTuple):
 
 class PodPlan(NamedTuple):
     """All pods of a run. `kv_tokens`: of each one's cache; `slow_half`: by which factor the first half of them is
-    slower."""
+    slower; `factors`: of each pod, over again where there are more."""
 
     pods: int
     profile: PodProfile
     kv_tokens: int
     slow_half: float = 1.0
+    factors: Sequence[float] = ()
+
+    def slowness(self, number: int) -> float:
+        """Of one pod."""
+        if self.factors:
+            return self.factors[number % len(self.factors)]
+        return self.slow_half if 2 * number + 1 < self.pods else 1.0
 
 
 POD_PROFILES = {

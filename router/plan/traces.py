@@ -94,11 +94,12 @@ def read_trace(lines: Iterable[str], seed: int, copies: int = 1, speed: float = 
     entries = [json.loads(line) for line in lines if not line.isspace()]
     if "reqs" in entries[0]:
         return _sessions(entries, speed)
+    entries.sort(key=lambda entry: int(entry["timestamp"]))  # of gateways' recordings, lines come as requests end
     return _stream(entries, random.Random(seed), copies, speed)
 
 
 def _stream(entries: Sequence[dict[str, Any]], rng: random.Random, copies: int, speed: float) -> Arrivals:
-    times, common = _times(entries, rng), _common(entries)
+    times, common = times_of([int(entry["timestamp"]) for entry in entries], rng), _common(entries)
     length_s = max(times) + 1e-3
     numbers, size = Numbers(), _size(entries)
     turns: list[tuple[float, Turn]] = []
@@ -122,9 +123,8 @@ def _size(entries: Sequence[dict[str, Any]]) -> int:
     return size
 
 
-def _times(entries: Sequence[dict[str, Any]], rng: random.Random) -> list[float]:
-    """Seconds from the first request on; those that were rounded are spread within what they were rounded to."""
-    stamps = [int(entry["timestamp"]) for entry in entries]
+def times_of(stamps: Sequence[int], rng: random.Random) -> list[float]:
+    """Seconds from the first of them (ms, in order) on; such as were rounded are spread within that."""
     step_ms = math.gcd(*stamps)
     if step_ms < _BATCH_MS:
         return [(stamp - stamps[0]) / 1e3 for stamp in stamps]

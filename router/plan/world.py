@@ -15,11 +15,13 @@ from router.plan.figures import Answered, Figures, figures
 from router.plan.gateway import SentOn, VirtualGateway, tokens_of
 from router.plan.profiles import PodPlan
 from router.plan.publisher import Stretch
+from router.plan.replay import Rerun
 from router.plan.traces import Arrivals, Numbers, Sessions, Turn
 
 _WARM = 0.2  # of the time, which is not counted
 _LOOK_S = 0.05  # between two looks while somebody waits
 _DRAIN_S = 600.0  # after the last request came
+_WATCHED = 2_000  # things that happen between two looks of who watches
 _STREAM_SLO_S, _SESSION_SLO_S = 1 / 4000, 1e-4
 
 
@@ -53,6 +55,9 @@ class World:
         self._count = 0
         self._asked: list[_Asked] = []
         self._looks: set[VirtualGateway] = set()
+        self._front_s = pods.profile.front_s
+        self.watch: Callable[[float], None] | None = None
+        """Is told the time now and then."""
         profile = pods.profile._replace(kv_tokens=pods.kv_tokens)
         pool = None if gateways else Pool(pods.pods * pods.kv_tokens // size)
         self._engines = [
@@ -61,7 +66,7 @@ class World:
                 profile,
                 BlockCache(pods.kv_tokens, size) if pool is None else PooledCache(pods.kv_tokens, size, pool),
                 self,
-                pods.slow_half if 2 * number + 1 < pods.pods else 1.0,
+                pods.slowness(number),
             )
             for number in range(pods.pods)
         ]
@@ -78,6 +83,14 @@ class World:
         last = arrivals.turns[-1][0]
         self._run(last + _DRAIN_S)
         return self._figures(last * _WARM, last, _STREAM_SLO_S)
+
+    def replay(self, replay: Rerun) -> Figures:
+        """Requests of which some wait for the answers to others."""
+        for time, turns in replay.chains:
+            user = iter(turns)
+            self._come_at(time, next(user), user)
+        self._run(replay.length_s + _DRAIN_S)
+        return self._figures(replay.length_s * _WARM, replay.length_s, _STREAM_SLO_S)
 
     def serve(self, sessions: Sessions, users: int, horizon: float) -> Figures:
         """Users, for so many seconds."""
@@ -118,8 +131,9 @@ class World:
             asked.gateway.ended(asked.placement, job.tokens, job.cached, self.now)
             self._freed(asked.gateway)
         if asked.user is not None:
-            turn = next(asked.user)
-            self._come_at(self.now + turn.think_s, turn, asked.user)
+            turn = next(asked.user, None)
+            if turn is not None:
+                self._come_at(self.now + turn.think_s, turn, asked.user)
 
     # Inside
 
@@ -131,8 +145,10 @@ class World:
     def _run(self, until: float) -> None:
         agenda = self._agenda
         while agenda and agenda[0][0] <= until:
-            self.now, _, call = heappop(agenda)
+            self.now, count, call = heappop(agenda)
             call(self.now)
+            if self.watch is not None and count % _WATCHED == 0:
+                self.watch(self.now)
 
     def _come_at(self, time: float, turn: Turn, user: Iterator[Turn] | None) -> None:
         self.at(time, lambda now: self._come(_Asked(turn, now, user)))
@@ -176,7 +192,13 @@ class World:
         job = asked.job = Job(turn.tokens, turn.answer, self._whole(turn), asked)
         if not self._gateways:
             job.awaited = self._cached(engine, turn)
-        if engine.put(job, self.now):
+        if self._front_s:
+            self.at(self.now + self._front_s, lambda now: self._put(engine, job, now))
+        else:
+            self._put(engine, job, self.now)
+
+    def _put(self, engine: Engine, job: Job, now: float) -> None:
+        if engine.put(job, now):
             self._step_later(engine)
 
     def _step_later(self, engine: Engine) -> None:

@@ -19,6 +19,7 @@ from router.proxy.proxy import Outcome
 from router.proxy.refusals import DISPUTES, REFUSALS
 from router.proxy.usage import Usage
 from router.proxy.waiting_room import Claims, WaitingRoom
+from router.recording.recorder import Ended, Recorder
 from router.server.asgi import Headers
 from router.tokens.understanding import Understood
 from router.upstream.pool import Upstream
@@ -49,6 +50,7 @@ class Dispatch(NamedTuple):
     """Pods are shown their own API keys in place of the clients'."""
     tells_matches: bool
     """Clients are told how many tokens were matched."""
+    recorder: Recorder | None
 
 
 @dataclass(slots=True, eq=False)
@@ -261,6 +263,8 @@ class Attempt:
             self._generated(outcome.usage, self._first_at, now)
         whole = outcome.error is None and not outcome.client_gone
         routing.served = whole and status is not None and status < 400
+        if self._dispatch.recorder is not None:
+            self._record(self._dispatch.recorder, outcome, now)
         usage = outcome.usage
         if usage is None or not routing.demand.is_counted:
             return
@@ -289,6 +293,16 @@ class Attempt:
             generation.output_tokens.observe(made)
             if streams and made > 1:
                 generation.output_s.observe((now - first_at) / (made - 1))
+
+    def _record(self, recorder: Recorder, outcome: Outcome, now: float) -> None:
+        routing, usage, status = self._routing, outcome.usage, outcome.status
+        told = (None, None) if usage is None else (usage.output_tokens, usage.cached_tokens)
+        first_at = self._first_at if routing.demand.tells_prefill else None
+        ended = Ended(
+            routing.request.began, now, _CLIENT_GONE if status is None else status, self.pod, first_at,
+            routing.streams, told[0], outcome.bytes_out, told[1],
+        )  # fmt: skip
+        recorder.note(routing.demand, ended)
 
     def _end(self, end: End, word: str | int | None, now: float) -> None:
         """`word`: of an error, or a status."""
