@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup test-chart test-vllm test-templates test-redis test-kubernetes test-native test-chaos soak test-fidelity clean
+.PHONY: demo test lint setup test-chart test-vllm test-templates test-redis test-kubernetes test-native test-page test-chaos soak test-fidelity clean
 
 setup: $(VENV)/.ready
 
@@ -53,6 +53,10 @@ test-redis: setup
 test-kubernetes: setup
 	tests_kubernetes/build.sh
 	$(BIN)/python -m pytest tests_kubernetes
+
+# The page in a real browser (`apt-get install chromium` first), before 256 simulated pods; leaves screenshots in .page.
+test-page: setup
+	$(BIN)/python -m pytest -s tests_page
 
 # Everything again, with the hot path as machine code, in a copy of its own. Needs a C compiler; 10 minutes.
 test-native: setup

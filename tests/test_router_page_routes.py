@@ -124,10 +124,11 @@ async def test_key_and_pass() -> None:
     """What the page shows is for who shows the operator key, or the pass that it brings, which opens nothing else."""
     async with operators(operator_key="k3y") as (_, service):
         with page_of(service) as (_, client):
-            looks = ("/ui/pass", "/ui/events", "/ui/decision?id=0-1")
+            looks = ("/ui/events", "/ui/decision?id=0-1")
             for path in looks:
                 for shown in ({}, {"cookie": "warmroute-page=9999999999.00"}, {"cookie": "warmroute-page=k3y"}):
                     assert client.get(path, headers=shown).status_code == 401, (path, shown)
+            assert client.get("/ui/pass").json() == {"may_look": False, "by_pass": False}
             assert client.post("/ui/pass", headers={"authorization": "Bearer no"}).status_code == 401
             entered = client.post("/ui/pass", headers=KEY)
             cookie, *attributes = entered.headers["set-cookie"].split("; ")
@@ -135,8 +136,8 @@ async def test_key_and_pass() -> None:
             assert {"HttpOnly", "SameSite=Strict", "Max-Age=43200"} == set(attributes)
             shown = {"cookie": f"theme=dark; {cookie}"}
             client.cookies.clear()  # what is shown is shown by hand
-            assert client.get("/ui/pass", headers=shown).json() == {"by_pass": True}
-            assert client.get("/ui/pass", headers=KEY).json() == {"by_pass": False}
+            assert client.get("/ui/pass", headers=shown).json() == {"may_look": True, "by_pass": True}
+            assert client.get("/ui/pass", headers=KEY).json() == {"may_look": True, "by_pass": False}
             with client.stream("GET", "/ui/events", headers=shown) as stream:
                 assert stream.status_code == 200 and next(pictures_of(stream))["pods"]
             assert client.get("/ui/decision?id=0-1", headers=shown).status_code == 404

@@ -45,6 +45,7 @@ class Browser:
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._session: str | None = None
+        self._loaded = asyncio.Event()
 
     async def read(self) -> None:
         """What the browser says, until it ends."""
@@ -78,8 +79,9 @@ class Browser:
         target = await self.do("Target.createTarget", url="about:blank")
         attached = await self.do("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network", "Performance"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             await self.do(f"{domain}.enable")
+        await self.do("Performance.enable", timeDomain="threadTicks")  # of CPU: other work may run beside
 
     async def size(self, width: int, height: int, scale: float = 1.0) -> None:
         await self.do(
@@ -95,8 +97,10 @@ class Browser:
         await self.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
     async def open(self, url: str) -> None:
+        self._loaded.clear()
         await self.do("Page.navigate", url=url)
-        await self.until("document.readyState === 'complete'")
+        async with asyncio.timeout(WAIT_S):
+            await self._loaded.wait()
 
     async def run(self, script: str) -> Any:
         """The value of an expression; a promise is awaited."""
@@ -125,7 +129,13 @@ class Browser:
 
     async def picture(self, whole: bool = True) -> bytes:
         """A screenshot as PNG, of the whole page or of what is seen."""
-        said = await self.do("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        width, height = await self.run("[innerWidth, innerHeight]")
+        if whole:  # what is not in view is not drawn
+            await self.size(width, await self.run("document.documentElement.scrollHeight"))
+            await self.run("new Promise((done) => setTimeout(done, 300))")
+        said = await self.do("Page.captureScreenshot", format="png")
+        if whole:
+            await self.size(width, height)
         return base64.b64decode(said["data"])
 
     def _heard(self, method: str, params: dict[str, Any]) -> None:
@@ -135,6 +145,8 @@ class Browser:
             self.problems.append(str([each.get("value") for each in params["args"]]))
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.problems.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+        elif method == "Page.loadEventFired":
+            self._loaded.set()
         elif method == "Network.requestWillBeSent":
             self.requested.append(params["request"]["url"])
 

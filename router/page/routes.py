@@ -57,9 +57,8 @@ def page_routes(service: Service, access: OperatorAccess, describe: Describe) ->
 
     @hidden.get(f"{PAGE_PATH}/pass")
     async def is_open(request: Request) -> Response:
-        """Whether this browser may look, and is known by a pass; 401 if it may not."""
-        check(request.scope)
-        return _json({"by_pass": passes.allow(request.scope["headers"])})
+        """Whether this browser may look, and is known by a pass. To be told that it may not is no error."""
+        return _json({"may_look": may_look(request.scope), "by_pass": passes.allow(request.scope["headers"])})
 
     @hidden.post(f"{PAGE_PATH}/pass")
     async def enter(request: Request) -> Response:

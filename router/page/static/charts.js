@@ -41,12 +41,16 @@ const CURVES = [
 ];
 
 let probe = null;
+const colors = new Map();
 
 /** What a colour of the style sheet is in the theme of now: a canvas does not know it. */
 function color(name, alpha = 1) {
-  probe ??= document.body.appendChild(element("span", { class: "hidden", "aria-hidden": "true" }));
-  probe.style.color = `var(${name})`;
-  const found = getComputedStyle(probe).color;
+  if (!colors.has(name)) {
+    probe ??= document.body.appendChild(element("span", { class: "hidden", "aria-hidden": "true" }));
+    probe.style.color = `var(${name})`;
+    colors.set(name, getComputedStyle(probe).color);
+  }
+  const found = colors.get(name);
   return alpha === 1 ? found : found.replace(/^rgb\(/, "rgba(").replace(/\)$/, `, ${alpha})`);
 }
 
@@ -77,6 +81,7 @@ export class Charts {
   }
 
   redraw() {
+    colors.clear();
     this.charts.forEach((chart) => chart.redraw());
   }
 

@@ -1,25 +1,23 @@
 // The decisions as they come, and one of them with all its candidates.
 
-import { Table, element, setText } from "./tables.js";
+import { Table, element, gauge, setText } from "./tables.js";
 import * as format from "./format.js";
 
 const share = (part, whole) => (whole ? part / whole : null);
 const where = (row, pod = row.pod) => (row.rank ? `${pod} · rank ${row.rank}` : pod);
 
 function drawCached(cell, row) {
-  if (!cell.firstChild) {
-    cell.append(element("span", { class: "bar-text" }), element("span", { class: "bar", "aria-hidden": "true" }, element("i", { class: "gpu" })));
-  }
-  const [text, bar] = cell.children;
+  const [text, meter] = gauge(cell, ["gpu"]);
   setText(text, `${format.count(row.matched_tokens)} of ${format.count(row.tokens)}`);
   const width = `${(100 * (share(row.matched_tokens, row.tokens) ?? 0)).toFixed(1)}%`;
-  if (bar.firstChild.style.width !== width) bar.firstChild.style.width = width;
+  if (meter.firstChild.style.width !== width) meter.firstChild.style.width = width;
 }
 
 function drawOutcome(cell, row) {
   if (!cell.firstChild) cell.append(element("span", { class: "outcome" }), element("span", { class: "reason" }));
   const [first, second] = cell.children;
   const known = row.outcome;
+  cell.classList.toggle("known", Boolean(known));
   setText(first, known ? `${known.status ?? known.how ?? ""}` : "");
   first.classList.toggle("bad", Boolean(known) && known.status >= 400);
   setText(second, known && known.ttft_s !== null && known.ttft_s !== undefined ? format.duration(known.ttft_s) : "");
@@ -30,14 +28,14 @@ export class Decisions {
     this.dialog = document.getElementById("detail");
     this.table = new Table(document.getElementById("decision-table"), {
       label: "Decisions, newest first",
-      limit: 10,
+      limit: matchMedia("(max-width: 760px)").matches ? 6 : 10,
       key: (row) => row.id,
       empty: "No request was routed yet.",
       open: (row) => this.#open(row),
       columns: [
         { label: "Time", class: "when", draw: (cell, row) => this.#drawTime(cell, row) },
         { label: "Pod", class: "name", text: (row) => where(row) },
-        { label: "Cached", title: "Tokens that the pod holds already, as predicted, of the prompt's", class: "blocks", numeric: true, draw: drawCached },
+        { label: "Cached", title: "Tokens that the pod holds already, as predicted, of the prompt's", class: "cached", numeric: true, draw: drawCached },
         { label: "Outcome", title: "Status and time to the first token", class: "result", draw: drawOutcome },
         { label: "Why", class: "why", text: (row) => row.reason },
         { label: "Model", class: "model", text: (row) => row.model ?? format.NONE },

@@ -1,6 +1,6 @@
 // The pods and their feeds.
 
-import { Table, byName, element, setAttribute, setText } from "./tables.js";
+import { Table, byName, element, gauge, setAttribute, setText } from "./tables.js";
 import * as format from "./format.js";
 
 const TROUBLES = ["unfit", "blind", "degraded", "exact"];
@@ -15,9 +15,17 @@ const held = (row) => TIERS.reduce((sum, tier) => sum + row[tier], 0);
 const byTrouble = (one, other) => TROUBLES.indexOf(standing(one)) - TROUBLES.indexOf(standing(other))
   || byName(one.pod, other.pod) || one.rank - other.rank;
 
+const byFeed = (one, other) => TROUBLES.indexOf(one.state) - TROUBLES.indexOf(other.state)
+  || byName(one.pod, other.pod) || one.rank - other.rank;
+
 /** The rows of a picture as objects, each with how many ranks its pod has. */
 export function rowsOf({ columns, pods }) {
-  const rows = pods.map((values) => Object.fromEntries(columns.map((name, number) => [name, values[number]])));
+  const rows = pods.map((values) => {
+    const row = { values };
+    columns.forEach((name, number) => { row[name] = values[number]; });
+    row.values[columns.indexOf("reasons")] = row.reasons.join("; "); // to be compared as one
+    return row;
+  });
   const ranks = new Map();
   for (const { pod } of rows) ranks.set(pod, (ranks.get(pod) ?? 0) + 1);
   for (const row of rows) row.ranks = ranks.get(row.pod);
@@ -32,25 +40,19 @@ function drawState(cell, row) {
   const [word, reason] = cell.children;
   setAttribute(word, "data-state", state);
   setText(word, WORDS[state]);
-  const said = row.reasons.join("; ");
-  setText(reason, said);
-  reason.title = said;
+  setText(reason, row.reasons.join("; "));
 }
 
 /** Blocks by tier as a bar of the pod's whole cache, where its size is known, else of all that it holds. */
 function drawBlocks(cell, row) {
-  if (!cell.firstChild) {
-    const parts = TIERS.map((tier) => element("i", { class: tier }));
-    cell.append(element("span", { class: "bar-text" }), element("span", { class: "bar", "aria-hidden": "true" }, ...parts));
-  }
-  const [text, bar] = cell.children;
+  const [text, meter] = gauge(cell, TIERS);
   const all = held(row);
   const whole = Math.max(row.blocks_max ?? 0, all, 1);
   setText(text, format.count(all));
-  cell.title = TIERS.map((tier) => `${tier} ${row[tier]}`).join(", ") + (row.blocks_max ? ` of ${row.blocks_max}` : "");
+  setAttribute(cell, "title", TIERS.map((tier) => `${tier} ${row[tier]}`).join(", ") + (row.blocks_max ? ` of ${row.blocks_max}` : ""));
   TIERS.forEach((tier, number) => {
     const width = `${((100 * row[tier]) / whole).toFixed(1)}%`;
-    if (bar.children[number].style.width !== width) bar.children[number].style.width = width;
+    if (meter.children[number].style.width !== width) meter.children[number].style.width = width;
   });
 }
 
@@ -105,7 +107,7 @@ const FEEDS = [
     label: "Heard", title: "Since its newest batch", numeric: true,
     value: (row) => row.heard_s_ago, text: (row) => (row.heard_s_ago === null ? format.NONE : `${format.duration(row.heard_s_ago)} ago`),
   },
-  { label: "Lag", title: "Age of the newest batch when it came", numeric: true, value: (row) => row.lag_s, text: (row) => format.duration(row.lag_s) },
+  { label: "Lag", title: "Age of the newest batch when it came", numeric: true, value: (row) => row.lag_s, text: (row) => (row.heard_s_ago === null ? format.NONE : format.duration(row.lag_s)) },
   {
     label: "Gaps", title: "Gaps, and (batches missing at them)", numeric: true,
     value: (row) => row.gaps, text: (row) => pair(some(row, "gaps"), row.missed),
@@ -131,10 +133,10 @@ export class Fleet {
     this.feeds = find("feeds-summary");
     this.filter = find("fleet-filter");
     const key = (row) => `${row.pod}\n${row.rank}`;
-    const limit = 12;
+    const limit = matchMedia("(max-width: 760px)").matches ? 6 : 12;
     const empty = "There are no pods yet: set discovery, or wait for its pods to start.";
     this.table = new Table(find("fleet-table"), { label: "Fleet", columns: FLEET, key, limit, order: byTrouble, empty });
-    this.feedTable = new Table(find("feed-table"), { label: "Feeds", columns: FEEDS, key, limit, order: byTrouble, empty });
+    this.feedTable = new Table(find("feed-table"), { label: "Feeds", columns: FEEDS, key, limit, order: byFeed, empty });
     this.strip.append(...TROUBLES.map((state) => element("i", { "data-state": state })));
     this.rows = [];
     this.filter.addEventListener("input", () => this.#showTable());

@@ -28,8 +28,10 @@ let cameAt = 0;
 async function mayLook(options = {}) {
   try {
     const answer = await fetch("ui/pass", { cache: "no-store", ...options });
-    if (answer.status === 200) find("forget").hidden = !(await answer.json()).by_pass;
-    return answer.ok ? true : answer.status === 401 ? false : null;
+    if (answer.status !== 200) return answer.ok ? true : answer.status === 401 ? false : null;
+    const told = await answer.json();
+    find("forget").hidden = !told.by_pass;
+    return told.may_look;
   } catch {
     return null;
   }
@@ -143,13 +145,13 @@ function drawTiles({ totals, gateway }, rows) {
   const fit = rows.filter((row) => row.fit).length;
   const exact = rows.filter((row) => row.state === "exact").length;
   tile("Cached, last minute", format.percent(totals.hit_ratio),
-    totals.prompt_tokens ? `of ${format.count(totals.prompt_tokens)} prompt tokens` : "no prompt yet");
-  tile("Time to first byte", format.duration(totals.ttft_p50), `p50 · p95 ${format.duration(totals.ttft_p95)}`);
+    totals.prompt_tokens ? `of ${format.count(totals.prompt_tokens)} tokens` : "no prompt yet");
+  tile("First byte, p50", format.duration(totals.ttft_p50), `p95 ${format.duration(totals.ttft_p95)}`);
   tile("Requests a second", format.rate(totals.requests_per_s),
     totals.errors_per_s ? `${format.rate(totals.errors_per_s)} errors a second` : "no errors", totals.errors_per_s ? "warn" : "");
   tile("In flight", format.count(totals.in_flight), totals.waiting ? `${format.count(totals.waiting)} wait` : "nobody waits");
   tile("Fit pods", `${format.count(fit)} of ${format.count(rows.length)}`,
-    fit === rows.length ? "all take requests" : `${format.count(rows.length - fit)} do not take requests`,
+    fit === rows.length ? "all take requests" : `${format.plural(rows.length - fit, "pod")} out`,
     !fit ? "bad" : fit < rows.length ? "warn" : "");
   tile("Exact feeds", `${format.count(exact)} of ${format.count(rows.length)}`,
     gateway.answering < gateway.workers ? `${gateway.workers - gateway.answering} workers do not answer`
@@ -199,13 +201,13 @@ function drawMisses(missed) {
   while (list.childElementCount > told.length) list.lastChild.remove();
   while (list.childElementCount < told.length) {
     list.append(element("li", {}, element("span", { class: "cause" }), element("span", { class: "tokens" }),
-      element("span", { class: "bar", "aria-hidden": "true" }, element("i", { class: "gpu" })), element("span", { class: "reason" })));
+      element("span", { class: "meter", "aria-hidden": "true" }, element("i", { class: "gpu" })), element("span", { class: "reason" })));
   }
   told.forEach(([cause, tokens], number) => {
-    const [name, value, bar, why] = list.children[number].children;
+    const [name, value, meter, why] = list.children[number].children;
     setText(name, cause.replaceAll("_", " "));
     setText(value, `${format.count(tokens)} · ${format.percent(tokens / all)}`);
-    bar.firstChild.style.width = `${((100 * tokens) / told[0][1]).toFixed(1)}%`;
+    meter.firstChild.style.width = `${((100 * tokens) / told[0][1]).toFixed(1)}%`;
     setText(why, CAUSES[cause] ?? "");
   });
 }
@@ -253,7 +255,9 @@ find("pause").addEventListener("click", () => {
 const THEMES = ["auto", "light", "dark"];
 
 function showTheme() {
-  setText(find("theme"), `Theme: ${document.documentElement.dataset.theme ?? "auto"}`);
+  const name = document.documentElement.dataset.theme ?? "auto";
+  setText(find("theme-name"), name);
+  find("theme").setAttribute("aria-label", `Theme: ${name}`);
 }
 
 find("theme").addEventListener("click", () => {

@@ -26,6 +26,7 @@ export function setAttribute(node, name, value) {
 /**
  * columns: {label, title, numeric, wide, value(row): what it is sorted by, text(row), draw(cell, row) in place of text}.
  * key(row): the same for the same row. limit: rows shown before all are asked for. open(row): what a click or Enter does.
+ * A row with `values` is drawn anew only when one of them is another.
  */
 export class Table {
   constructor(place, { label, columns, key, limit, order, empty, open }) {
@@ -80,24 +81,32 @@ export class Table {
   }
 
   #place(shown) {
-    const wanted = new Set();
+    const wanted = new Set(shown.map(this.key));
+    for (const [key, line] of this.lines) {
+      if (wanted.has(key) || line.node.contains(document.activeElement)) continue; // nobody's focus is taken away
+      line.node.remove();
+      this.lines.delete(key);
+    }
     let before = this.body.firstChild;
     for (const row of shown) {
       const key = this.key(row);
-      wanted.add(key);
       let line = this.lines.get(key);
       if (!line) { line = this.#line(); this.lines.set(key, line); }
-      line.row = row;
-      this.columns.forEach((column, number) => {
-        if (column.draw) column.draw(line.cells[number], row);
-        else setText(line.cells[number], column.text(row));
-      });
+      this.#draw(line, row);
       if (line.node === before) before = before.nextSibling;
+      else if (before && before.nextSibling === line.node) before = line.node.nextSibling; // it goes further down itself
       else this.body.insertBefore(line.node, before);
     }
-    for (const [key, line] of this.lines) {
-      if (!wanted.has(key)) { line.node.remove(); this.lines.delete(key); }
-    }
+  }
+
+  #draw(line, row) {
+    const was = line.row;
+    line.row = row;
+    if (was?.values && row.values && was.values.every((value, at) => value === row.values[at])) return;
+    this.columns.forEach((column, number) => {
+      if (column.draw) column.draw(line.cells[number], row);
+      else setText(line.cells[number], column.text(row));
+    });
   }
 
   #line() {
@@ -135,3 +144,14 @@ export class Table {
 }
 
 export const byName = compare;
+
+/** An amount, and a meter of `parts` before it that shows how much that is. Both, to be filled in. */
+export function gauge(cell, parts) {
+  if (!cell.firstChild) {
+    const amount = element("span", { class: "amount" });
+    const meter = element("span", { class: "meter", "aria-hidden": "true" }, ...parts.map((part) => element("i", { class: part })));
+    cell.append(element("span", { class: "gauge" }, meter, amount));
+  }
+  const [meter, amount] = cell.firstChild.children;
+  return [amount, meter];
+}
