@@ -11,7 +11,7 @@ from tests.fakes.cores import NOBODY, asked, core_of, route
 
 def account(*times: float, **more: Any) -> dict[str, Any]:
     """Of a worker that decided at these times, newest first."""
-    told = {"window": [1, 2], "waiting": 1, "requests": {"all": 3}, "missed": None, **more}
+    told = {"window": [1, 2], "waiting": 1, "requests": {"all": 3}, "missed": None, "alerts": [], **more}
     return {**told, "decisions": [{"id": str(at), "at": at} for at in times]}
 
 
@@ -22,6 +22,13 @@ def test_added_up() -> None:
     assert (one["window"], one["waiting"], one["requests"]) == ([3, 6], 3, {"all": 9})
     assert one["missed"] == {"evicted": 4}
     assert added_up([account(), account()], 3)["missed"] is None
+
+
+def test_alerts_of_all() -> None:
+    """Each once, since the first of the workers that tell of it knows it."""
+    late, early = ({"name": "a", "subject": "x", "since": since, "for_s": 1.0} for since in (5.0, 3.0))
+    [told] = added_up([account(alerts=[late]), account(alerts=[early]), account()], 3)["alerts"]
+    assert (told["name"], told["since"]) == ("a", 3.0)
 
 
 def test_by_class() -> None:

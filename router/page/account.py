@@ -11,6 +11,9 @@ from typing import Any
 from indexer.prefixes import PrefixStats
 from router.core.decision import Core
 from router.core.demand import Decision
+from router.workers.merging import merged_alerts
+
+_PUT_IN_ORDER = ("decisions", "alerts")  # not added
 
 WorkerAccount = dict[str, Any]
 """Plain values for JSON: see `account_of`. Numbers are added over workers, decisions put in order."""
@@ -74,7 +77,8 @@ def by_class(requests: Counter[tuple[str, str, int]]) -> dict[str, int]:
 def added_up(accounts: Sequence[WorkerAccount], decisions_max: int) -> WorkerAccount:
     """Those of all workers as one; at least one."""
     newest = nlargest(decisions_max, (each for one in accounts for each in one["decisions"]), key=itemgetter("at"))
-    return {**_added(accounts), "decisions": newest}
+    alerts = merged_alerts({worker: {"alerts": one["alerts"]} for worker, one in enumerate(accounts)})["alerts"]
+    return {**_added(accounts), "decisions": newest, "alerts": alerts}
 
 
 def _added(values: Sequence[Any]) -> Any:
@@ -82,7 +86,7 @@ def _added(values: Sequence[Any]) -> Any:
     known = [value for value in values if value is not None]
     first = known[0] if known else None
     if isinstance(first, dict):
-        return {key: _added([value.get(key) for value in known]) for key in first if key != "decisions"}
+        return {key: _added([value.get(key) for value in known]) for key in first if key not in _PUT_IN_ORDER}
     if isinstance(first, list):
         return [sum(column) for column in zip(*known, strict=True)]
     return sum(known) if known else None

@@ -13,6 +13,8 @@ from router.page.rows import FEED_COLUMNS, POD_COLUMNS, fleet_rows
 from router.server.long_answers import in_turns
 from router.service import Service
 
+_ALERTS_MAX = 100  # more than anybody reads; /alerts has all
+
 ACCOUNT = "/worker/page"
 """Where a worker gives its account to the others, on its private socket only."""
 
@@ -41,6 +43,7 @@ class Picture:
             "prefix_store": account["prefix_store"],
             "index": {**held, "refusals": index.refusals},
             "decisions": account["decisions"],
+            "alerts": account["alerts"],
             "point": self._course.points[-1],
             "columns": [*POD_COLUMNS, *FEED_COLUMNS],
             "pods": rows,
@@ -75,6 +78,7 @@ def account_of(service: Service, decisions_max: int) -> WorkerAccount:
         "prefix_store": stats_of(service.encoder.stats()),
         "index_bytes": core.index.nbytes,
         "index_evictions": core.index.evictions,
+        "alerts": service.alerts.told()["alerts"][:_ALERTS_MAX],
         "decisions": decisions_of(core, decisions_max, worker, time.time() - now),
     }
 

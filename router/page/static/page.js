@@ -159,20 +159,32 @@ function drawTiles({ totals, gateway }, rows) {
     gateway.answering < gateway.workers || exact < rows.length ? "warn" : "");
 }
 
+/** Alerts of one name as one line: of a fleet that is down there are many. */
+function byName(alerts) {
+  const groups = new Map();
+  for (const alert of alerts) {
+    const known = groups.get(alert.name);
+    if (known) { known.push(alert); } else groups.set(alert.name, [alert]);
+  }
+  return [...groups.values()];
+}
+
 function drawAlerts(alerts) {
   const list = find("alert-list");
-  const known = alerts ?? [];
-  list.hidden = !known.length;
-  find("alerts-empty").hidden = known.length > 0;
-  setText(find("alerts-empty"), alerts ? "Nothing fires." : "Not measured by this gateway.");
-  if (list.childElementCount !== known.length) list.replaceChildren(...known.map(() => element("li", {}, element("strong"), element("span"), element("time"))));
-  known.forEach((alert, number) => {
+  const groups = byName(alerts);
+  list.hidden = !groups.length;
+  find("alerts-empty").hidden = groups.length > 0;
+  setText(find("alerts-empty"), "Nothing fires.");
+  while (list.childElementCount > groups.length) list.lastChild.remove();
+  while (list.childElementCount < groups.length) list.append(element("li", {}, element("strong"), element("span"), element("span", { class: "muted" })));
+  groups.forEach((group, number) => {
     const [name, why, since] = list.children[number].children;
-    setText(name, alert.name);
-    setText(why, alert.why);
-    setText(since, alert.since ? `since ${format.clock(alert.since)}` : "");
+    const subjects = group.map((alert) => alert.subject).filter(Boolean);
+    setText(name, group[0].name.replaceAll("_", " "));
+    setText(why, group.length === 1 ? group[0].why : `${subjects.slice(0, 4).join(", ")}${subjects.length > 4 ? ` and ${subjects.length - 4} others` : ""}: ${group[0].why}`);
+    setText(since, `since ${format.clock(Math.min(...group.map((alert) => alert.since)))}`);
   });
-  badge("count-alerts", known.length, "firing");
+  badge("count-alerts", alerts.length, "firing");
 }
 
 const CAUSES = {
@@ -231,14 +243,14 @@ let toldAt = 0;
 
 function tellNews(rows) {
   const unfit = rows.filter((row) => standing(row) === "unfit").map(nameOf);
-  const firing = (newest.alerts ?? []).map((alert) => alert.name);
+  const firing = byName(newest.alerts).map(([alert]) => alert.name.replaceAll("_", " "));
   const now = JSON.stringify([unfit, firing]);
   if (told === null) told = now;
   if (now === told || performance.now() - toldAt < NEWS_MS) return;
   told = now;
   toldAt = performance.now();
   const pods = unfit.length ? `${format.plural(unfit.length, "pod")} not fit: ${unfit.slice(0, 3).join(", ")}${unfit.length > 3 ? " and others" : ""}.` : "All pods are fit.";
-  const alerts = newest.alerts ? (firing.length ? ` Alerts: ${firing.join(", ")}.` : " No alert fires.") : "";
+  const alerts = firing.length ? ` Alerts: ${firing.join(", ")}.` : " No alert fires.";
   setText(find("news"), pods + alerts);
 }
 
