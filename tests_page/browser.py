@@ -109,13 +109,10 @@ class Browser:
             raise Refused(f"{script}: {said['exceptionDetails'].get('exception', {}).get('description')}")
         return said["result"].get("value")
 
-    async def until(self, script: str) -> Any:
-        """Wait until an expression is true, and return it."""
+    async def until(self, script: str) -> None:
+        """Wait until an expression is true."""
         async with asyncio.timeout(WAIT_S):
-            while True:
-                value = await self.run(script)
-                if value:
-                    return value
+            while not await self.run(f"Boolean({script})"):
                 await asyncio.sleep(0.05)
 
     async def press(self, name: str, shift: bool = False) -> None:

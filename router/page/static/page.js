@@ -30,11 +30,17 @@ async function mayLook(options = {}) {
     const answer = await fetch("ui/pass", { cache: "no-store", ...options });
     if (answer.status !== 200) return answer.ok ? true : answer.status === 401 ? false : null;
     const told = await answer.json();
-    find("forget").hidden = !told.by_pass;
+    byPass(told.by_pass);
     return told.may_look;
   } catch {
     return null;
   }
+}
+
+/** What else is there is not for a pass: it needs the key itself. */
+function byPass(is) {
+  find("forget").hidden = !is;
+  find("same").hidden = is;
 }
 
 async function begin() {
@@ -44,6 +50,7 @@ async function begin() {
   say("closed", "The operator key is needed");
   find("figures").hidden = true;
   find("key").hidden = false;
+  document.body.dataset.closed = "";
   find("key-text").focus();
 }
 
@@ -55,7 +62,8 @@ find("key").addEventListener("submit", async (event) => {
   if (!may) { text.select(); return; }
   text.value = "";
   find("key").hidden = true;
-  find("forget").hidden = false;
+  delete document.body.dataset.closed;
+  byPass(true);
   listen();
   find("main").focus();
 });
@@ -63,7 +71,7 @@ find("key").addEventListener("submit", async (event) => {
 find("forget").addEventListener("click", async () => {
   stop();
   await mayLook({ method: "DELETE" });
-  find("forget").hidden = true;
+  byPass(false);
   begin();
 });
 
