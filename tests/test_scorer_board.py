@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
 
 import numpy as np
@@ -269,3 +270,69 @@ def test_a_new_worker_tells_from_the_start() -> None:
     host.start(0)
     host.boards[0].tell("b", keys_of(3, 16, tail=16), 0, 5.0)
     assert sent(host, 1, keys_of(3, 16, tail=16)) == (16, "b")
+
+
+def test_rounding_leaves_nothing() -> None:
+    """Seconds of work that come and go in unlike parts: where nothing is left, it is nothing, and told as nothing."""
+    cell = array("d", [0.0] * 6)
+    load = SharedLoad(PrefillRate(1000), memoryview(cell))
+    for _ in range(3):
+        for requests, tokens, promised_s in ((1, 100, 0.1), (1, 200, 0.2), (-2, -300, -0.3)):
+            load.hear(requests, tokens, promised_s, 0.0, 0.0)
+        assert load.backlog_s(0.0) == 0.0
+    ticket = load.admit(500, 0.0)
+    assert (load.own_requests, load.own_prefill_tokens) == (1, 500)
+    assert cell[1:4].tolist() == [1.0, 500.0, 0.5]
+    load.release(ticket)
+    assert cell[1:4].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_cells_are_used_again() -> None:
+    """However many pods come and go, the next one is told; one for which there is no room is not, and may leave."""
+    host = Host("abcd")
+    board = host.boards[0]
+    for number in range(6):
+        board.leave("d")
+        board.join("d", b"d", PrefillRate(1000))
+        board.join(f"e{number}", b"e%d" % number, PrefillRate(1000)).admit(10, 0.0)
+        board.join("f", b"f", PrefillRate(1000)).admit(5, 0.0)  # all cells are in use
+        board.leave("f")
+        board.leave(f"e{number}")
+    board.leave("d")
+    board.join("d", b"d", PrefillRate(1000)).admit(70, 0.0)
+    assert host.seen(1)["d"] == (1, 70)
+
+
+def test_another_pod_in_the_cell_of_one_that_left() -> None:
+    """Between two looks a pod left with what it had, and another one has its cell, and as much: both are told right."""
+    host = Host("a")
+    for number in range(WORKERS):
+        host.loads[number]["c"] = host.boards[number].join("c", b"c", PrefillRate(1000))
+    host.loads[0]["a"].admit(100, 0.0)
+    host.loads[0]["a"].admit(100, 0.0)
+    host.loads[2]["a"].admit(1000, 0.0)
+    assert host.seen(1) == {"a": (3, 1200), "c": (0, 0)}
+    host.boards[0].leave("a")
+    host.boards[0].leave("c")
+    for name in ("a", "c"):  # cells are given out again, the last one first
+        host.loads[0][name] = host.boards[0].join(name, name.encode(), PrefillRate(1000))
+    host.loads[0]["a"].admit(30, 0.0)
+    host.loads[0]["c"].admit(40, 0.0)
+    assert host.seen(1) == {"a": (2, 1030), "c": (1, 40)}
+    assert [host.loads[1][name].backlog_s(0.0) for name in "ac"] == pytest.approx([1.0, 0.04])
+    assert host.boards[1].in_flight == 3
+
+
+def test_sendings_expire() -> None:
+    """At their time, not after it; and none goes to a pod that is unknown here."""
+    host = Host()
+    keys = KeySpace(1).chain(np.arange(64, dtype=np.uint32), 1)
+    for now, found in ((4.9, True), (5.0, False)):
+        host.boards[0].tell("a", keys, 0, 5.0)
+        host.boards[1].listen(0.0)
+        sent = host.boards[1].sent(keys, now)
+        assert (sent is not None) == found
+    host.boards[0].tell("a", keys, 0, 5.0)
+    host.boards[1].listen(0.0)
+    host.boards[1].leave("a")
+    assert host.boards[1].sent(keys, 0.0) is None

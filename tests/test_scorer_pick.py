@@ -226,3 +226,24 @@ def test_a_score_is_the_share_of_the_best_price() -> None:
     candidates = [a_candidate(0, backlog_s=1.0), a_candidate(1, backlog_s=4.0)]
     scores = [one.score for one in scored(_picked(candidates, Settings(beta=0.0), 0))]
     assert scores == pytest.approx([1.0, 2.001 / 5.001])
+
+
+def test_of_those_that_give_something_up_who_gives_up_least() -> None:
+    """To the token, and whoever's turn it is; of a longer match as much less is missing."""
+    lot, some, also = (a_candidate(number, evicted=tokens, again=0.0) for number, tokens in enumerate((50, 20, 20)))
+    held, less = a_candidate(0, 300, evicted=20, again=0.0), a_candidate(1, evicted=30, again=0.0)
+    for turn in range(6):
+        assert _best([lot, some, also], turn=turn) in (1, 2)
+        assert _best([a_candidate(0, evicted=1, again=0.0), a_candidate(1)], turn=turn) == 1
+        assert _best([held, less], turn=turn) == 0
+
+
+def test_why_others_are_spared() -> None:
+    """Where the best of all is left since it starts slowly, that is the reason; else it is the policy's own."""
+    holder, other = a_candidate(0, 4000), a_candidate(1)
+    given, policy = by_column([holder, other]), policy_of(Settings())
+    own = pick(given, policy, 0)
+    spared, alike, busy = (pick(given, policy, 0, slowness) for slowness in ([4.0, 1.0], [2.0, 2.0], [1.0, 4.0]))
+    assert (spared.best.number, spared.reason) == (1, "others start slowly")
+    assert [(each.best.number, each.reason) for each in (alike, busy)] == [(0, own.reason)] * 2
+    assert spared.prices == [own.prices[0] * 4.0, own.prices[1]]

@@ -94,3 +94,35 @@ def test_a_worker_that_was_started_anew_counts_from_the_start() -> None:
     _tell(Sendings(table, 0), 4, 5)
     other.listen()
     assert _found(other, 1, 2, 3, 4, 5) == [1, 2, 3, 4, 5]
+
+
+def _alike(blocks: int, of: Keys) -> Keys:
+    """A prompt that begins as another one does, for so many blocks."""
+    return np.concatenate((of[:blocks], _prompt(77, 50)))
+
+
+@pytest.mark.parametrize(
+    ("start", "same", "found"),
+    [
+        (0, 40, 32), (0, 32, 32), (0, 31, 16), (0, 16, 16), (0, 15, None),
+        (16, 32, 32), (16, 31, None), (20, 40, 32), (20, 31, None), (33, 40, None),
+    ],
+)  # fmt: skip
+def test_prompts_that_begin_alike(start: int, same: int, found: int | None) -> None:
+    """Each sixteenth block from a prompt's start is told, as far as it is new: who shares it finds the longest."""
+    table = _table()
+    one, other = Sendings(table, 0), Sendings(table, 1)
+    told = _prompt(1, 40)
+    one.tell(told, start, 1.0, 5.0)
+    other.listen()
+    heard = other.find(_alike(same, told))
+    assert heard == (None if found is None else (found, 1.0, 5.0))
+
+
+def test_a_prompt_without_blocks() -> None:
+    """Begins as none does."""
+    table = _table()
+    one, other = Sendings(table, 0), Sendings(table, 1)
+    _tell(one, 1)
+    other.listen()
+    assert other.find(_prompt(1, 0)) is None and _found(other, 1) == [1]

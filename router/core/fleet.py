@@ -445,8 +445,14 @@ class Fleet:
 
     def union_of_models(self) -> list[dict[str, Any]]:
         """One entry a model, as the first pod that serves it describes it."""
-        first = [(name, ranks[0].pod.models or []) for name, ranks in self._serving.items()]
-        return [next(model for model in models if model["id"] == name) for name, models in first]
+        told: dict[Pod, dict[str, dict[str, Any]]] = {}
+        union = []
+        for name, ranks in self._serving.items():
+            pod = ranks[0].pod
+            if pod not in told:
+                told[pod] = {model["id"]: model for model in reversed(pod.models or [])}
+            union.append(told[pod][name])
+        return union
 
     def base_models(self) -> list[str]:
         """The models that pods serve, without adapters, each once."""

@@ -152,10 +152,10 @@ def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> A
         others = await service.sharing.hits(meaning.demand) if service.sharing is not None else None
         return _scored(service, meaning, others, _SWITCH[keys])
 
-    @router.get("/v1/models", responses=errors(401))
-    async def models() -> dict[str, Any]:
+    @router.get("/v1/models", response_model=dict[str, Any], responses=errors(401))
+    async def models() -> Response:
         """The union of the pods' models."""
-        return {"object": "list", "data": service.core.fleet.union_of_models()}
+        return _json({"object": "list", "data": service.core.fleet.union_of_models()})
 
     @router.get("/v1/models/{name:path}", responses=errors(401, 404))
     async def model(name: str) -> dict[str, Any]:
