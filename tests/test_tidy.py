@@ -127,6 +127,8 @@ class Source(NamedTuple):
 
     path: Path
     tree: ast.Module
+    nodes: list[ast.AST]
+    """All of the tree."""
     lines: int
 
     @property
@@ -139,7 +141,8 @@ Rule = Callable[[Source], Iterator[str]]
 
 @cache  # every rule walks them all
 def parsed(path: str, text: str) -> Source:
-    return Source(Path(path), ast.parse(text), len(text.splitlines()))
+    tree = ast.parse(text)
+    return Source(Path(path), tree, list(ast.walk(tree)), len(text.splitlines()))
 
 
 def sources(*folders: str) -> list[Source]:
@@ -149,7 +152,7 @@ def sources(*folders: str) -> list[Source]:
 
 def imported(source: Source) -> Iterator[tuple[int, str]]:
     """Line and top-level name of every import, those within functions too."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -159,7 +162,8 @@ def imported(source: Source) -> Iterator[tuple[int, str]]:
 def imported_rooms(source: Source) -> Iterator[tuple[int, str]]:
     """Line and room of every import from `router`; those for typing only count in `core` alone."""
     room = _room(source)
-    for node in ast.walk(source.tree):
+    for_typing = set() if room == "core" else _for_typing(source)
+    for node in source.nodes:
         if isinstance(node, ast.ImportFrom) and node.module == "router":
             names = [f"router.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -168,7 +172,7 @@ def imported_rooms(source: Source) -> Iterator[tuple[int, str]]:
             names = [alias.name for alias in node.names]
         else:
             continue
-        if room != "core" and node in _for_typing(source):
+        if node in for_typing:
             continue
         for name in names:
             if name.startswith("router."):
@@ -176,7 +180,7 @@ def imported_rooms(source: Source) -> Iterator[tuple[int, str]]:
 
 
 def _for_typing(source: Source) -> set[ast.AST]:
-    blocks = [n for n in ast.walk(source.tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    blocks = [n for n in source.nodes if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
     return {node for block in blocks for node in ast.walk(block)}
 
 
@@ -215,7 +219,7 @@ def pure(source: Source) -> Iterator[str]:
         if name not in _PURE_IMPORTS and name not in PURE:
             yield f"{source.path}:{line} imports {name}"
     yield from sync(source)
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _IMPURE_CALLS:
             yield f"{source.path}:{node.lineno} calls {node.func.id}"
 
@@ -235,7 +239,7 @@ def pure_at_the_edge(source: Source) -> Iterator[str]:
     may = _PURE_AT_THE_EDGE | {"router"}
     may |= set() if _room(source) == "core" else {"pydantic"}
     yield from (f"{source.path}:{line} imports {name}" for line, name in imported(source) if name not in may)
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("router."):
             if not _is_for_the_pure(source, node.module or ""):
                 yield f"{source.path}:{node.lineno} imports {node.module}, which does not say that it is pure"
@@ -254,7 +258,7 @@ def _is_for_the_pure(source: Source, module: str) -> bool:
 
 def frozen(source: Source) -> Iterator[str]:
     """What crosses rooms is not changed by who gets it. (Rule 5.)"""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.ClassDef) and re.search(r"(Limits|Settings|Demand|Prompt)$", node.name):
             made = [ast.unparse(part) for part in (*node.bases, *node.decorator_list)]
             if not any("NamedTuple" in part or "frozen=True" in part for part in made):
@@ -263,7 +267,7 @@ def frozen(source: Source) -> Iterator[str]:
 
 def few_parameters(source: Source) -> Iterator[str]:
     """What takes more than so many things has not found its record yet. (Rule 8.)"""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, _FUNCTIONS):
             names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
             count = len(names) - (names[:1] in (["self"], ["cls"]))
@@ -274,7 +278,7 @@ def few_parameters(source: Source) -> Iterator[str]:
 def sync(source: Source) -> Iterator[str]:
     """A decision never waits. (Rule 3.)"""
     waits = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, waits):
             yield f"{source.path}:{node.lineno} waits"
         elif isinstance(node, ast.comprehension) and node.is_async:
@@ -283,7 +287,7 @@ def sync(source: Source) -> Iterator[str]:
 
 def no_locks(source: Source) -> Iterator[str]:
     """What never waits needs no locks. (Rule 3.)"""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         names = []
         if isinstance(node, ast.Attribute):
             names = [node.attr]
@@ -312,7 +316,7 @@ def short(source: Source) -> Iterator[str]:
 
 def short_functions(source: Source) -> Iterator[str]:
     """Functions that can be read at once. (Rule 8.)"""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, _FUNCTIONS):
             lines = (node.end_lineno or 0) - node.lineno + 1
             if lines > FUNCTION_LINES_MAX:
@@ -348,7 +352,7 @@ def said(source: Source) -> Iterator[str]:
 
 def said_of_tests(source: Source) -> Iterator[str]:
     """Each test says what holds. (Rule 9.)"""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, _FUNCTIONS) and node.name.startswith("test_") and not ast.get_docstring(node):
             yield f"{source.path}:{node.lineno} {node.name} has no docstring"
 
@@ -375,7 +379,7 @@ def named_after(source: Source) -> Iterator[str]:
 
 def alone(source: Source) -> Iterator[str]:
     """No module imports a test module, so each can be renamed or removed; what is shared is a fake. (Rule 10.)"""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         names = []
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
@@ -389,7 +393,7 @@ def alone(source: Source) -> Iterator[str]:
 
 def no_second_defaults(source: Source) -> Iterator[str]:
     """The configuration has the defaults of limits, and nobody else. (Rule 4.)"""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.ClassDef) and node.name.endswith("Limits"):
             for field in node.body:
                 if isinstance(field, ast.AnnAssign) and field.value is not None:
@@ -405,7 +409,7 @@ def private(source: Source) -> Iterator[str]:
 
 def private_names(source: Source) -> Iterator[tuple[int, str]]:
     """Line and name of what is reached into, be it by a text."""
-    nodes = list(ast.walk(source.tree))
+    nodes = source.nodes
     own = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
     own |= {node.name for node in nodes if isinstance(node, _FUNCTIONS)}
     for node in nodes:
