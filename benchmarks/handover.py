@@ -1,6 +1,6 @@
 """A rolling restart under agents: how far the hit ratio falls, with what pods leave handed over and without.
 
-    python -m benchmarks.handover [--pods 4] [--agents 16] [--rounds 1]
+    python -m benchmarks.handover [--pods 4] [--agents 16] [--rounds 1] [--wait 20]
 
 Simulated pods and the gateway are processes of their own. Each agent asks turn after turn of its own growing
 conversation. Pod after pod is drained, waited for, emptied as by a restart, and taken back. The dip is the share of
@@ -25,7 +25,7 @@ from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, gate
 
 WARM_S = 15.0
 SETTLE_S = 5.0  # between two pods
-WAIT_S = 20.0  # for the handing over, as a preStop hook would
+WAIT_S = 20  # for the handing over, as a preStop hook would; 0: as long as a drain does by itself
 _WORDS = (
     "river stone morning window paper garden engine letter winter number copper harbour forest signal matter".split()
 )
@@ -85,8 +85,9 @@ async def roll(served: GatewayProcess, fleet: list[PodProcess], wait_s: float) -
     """Restart all, one after the other; returns how many prompts were handed over."""
     prompts = 0
     async with httpx.AsyncClient(base_url=served.ops_url, **PLAIN | {"timeout": wait_s + 30}) as http:
+        asked = {"wait": wait_s} if wait_s else None
         for each in fleet:
-            told = (await http.post(f"/pods/{each.name}/drain", params={"wait": wait_s})).json()
+            told = (await http.post(f"/pods/{each.name}/drain", params=asked)).json()
             prompts += told.get("handover", {}).get("done", 0)
             while (await http.post(f"/pods/{each.name}/drain", params={"wait": 0})).json()["requests"]:
                 await asyncio.sleep(0.1)
@@ -97,7 +98,7 @@ async def roll(served: GatewayProcess, fleet: list[PodProcess], wait_s: float) -
     return prompts
 
 
-async def run(count: int, agents: int, kept_max: str, seed: int) -> Figures:
+async def run(count: int, agents: int, kept_max: str, seed: int, wait_s: float) -> Figures:
     """A fleet of its own, warmed, then rolled."""
     fleet = [PodProcess(f"pod-{number}", _OPTIONS) for number in range(count)]
     with tempfile.TemporaryDirectory() as folder, pods(*fleet), contextlib.ExitStack() as stack:
@@ -108,7 +109,7 @@ async def run(count: int, agents: int, kept_max: str, seed: int) -> Figures:
         tasks = [asyncio.create_task(agent(served.url, seed + number, answers)) for number in range(agents)]
         await asyncio.sleep(WARM_S)
         began = time.monotonic()
-        prompts = await roll(served, fleet, WAIT_S)
+        prompts = await roll(served, fleet, wait_s)
         over = time.monotonic()
         for task in tasks:
             task.cancel()
@@ -129,13 +130,13 @@ def ratio(answers: list[Answer]) -> float:
 def main() -> None:
     """Runs both ways and prints what they gave."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("--pods", 4), ("--agents", 16), ("--rounds", 1)):
+    for name, default in (("--pods", 4), ("--agents", 16), ("--rounds", 1), ("--wait", WAIT_S)):
         options.add_argument(name, type=int, default=default)
     given = options.parse_args()
     dips: dict[str, list[float]] = {"plain": [], "handed over": []}
     for number in range(given.rounds):
         for name, kept_max in (("plain", "0"), ("handed over", "64MiB")):
-            one = asyncio.run(run(given.pods, given.agents, kept_max, 1000 * number))
+            one = asyncio.run(run(given.pods, given.agents, kept_max, 1000 * number, given.wait))
             dips[name].append(one.dip)
             print(
                 f"{name:12} hit ratio before {one.before:.3f}, during {one.during:.3f}, dip {one.dip:.3f}; "
