@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--event-delay", type=float, default=0.0, help="seconds")
     made.add_argument("--event-loss", type=float, default=0.0, help="share of the frames")
     made.add_argument("--slow-half", type=float, default=1.0, help="factor by which half of the pods is slower")
-    made.add_argument("--look-ahead", type=float, default=0.0, help="seconds of prefill that a pod is promised; 0: any")
+    made.add_argument("--look-ahead", type=float, default=0.5, help="seconds of prefill that a pod is promised; 0: any")
     made.add_argument("--json", action="store_true")
     return made
 

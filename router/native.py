@@ -18,9 +18,11 @@ from router.errors import ConfigError
 _HOT = {
     "indexer": """
         absence backlog blocks changes engine events feed groups holders index ledger mappings match orphans pages
-        prefixes rule strangers stream table text_blocks trust
+        prefixes removals rule strangers stream table text_blocks trust
     """,
-    "scorer": "board candidates chains cost history hold load pick policies recency reuse sendings shadow slow_start",
+    "scorer": """
+        board candidates chains cost history hold load pick policies recency reuse sendings sessions shadow slow_start
+    """,
     "router.metrics": "generations histograms metrics",
     "router.core": "breaker comparison decision demand fleet holdings retry_budget token_states",
     "router.endpoints": "data_plane",

@@ -38,6 +38,7 @@ from router.workers.peers import Peers
 from router.workers.worker import Worker, rows_of
 from scorer.hold import HoldLimits
 from scorer.policies import PolicyName, Settings, Weights
+from scorer.sessions import SessionLimits
 
 if TYPE_CHECKING:
     from router.shared_index.sharing import Sharing
@@ -296,6 +297,7 @@ def core_settings(config: Config) -> CoreSettings:
         slow_start_s=scoring.slow_start,
         slow_start_factor=scoring.slow_start_factor,
         decisions_kept=config.decisions.kept,
+        sessions=SessionLimits(config.sessions.kept_max, config.sessions.idle),
         chain_keys_max=scoring.chain_keys_max,
     )
 

@@ -74,6 +74,12 @@ class Chains:
         chain.end, chain.tokens, chain.used_at = kept[-1], tokens, now
         return Known(chain, continues, known)
 
+    def of(self, keys: Keys, size: int) -> Chain | None:
+        """The chain that a prompt continues, before that was asked; None: it begins one."""
+        kept, _ = _kept(keys, size)
+        chain, number = self._longest(kept)
+        return chain if chain is not None and chain.end == kept[number] else None
+
     def name(self, keys: Keys, size: int) -> int:
         """By what a prompt's chain is known, from its first prompt on, before that was asked; 0: it is too short."""
         kept, _ = _kept(keys, size)

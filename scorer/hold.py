@@ -11,7 +11,7 @@ driven out. Nobody waits for longer than a limit; then it goes where it is best.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,8 +27,9 @@ ANSWER_TOKENS = 500
 """Taken to be added by an answer."""
 _WAITED = 0.3  # seconds of work that a second of waiting makes up for
 _SAMPLES_MIN = 8  # measured prefills, before which speeds are a guess, and nobody waits for what may be none
-_AT_ONCE = 16  # requests that are placed again in one go: a millisecond or two
-_AGAIN_S = 0.25  # where the pod that is best stays busy, others are asked about again after this time
+_AT_ONCE = 12  # requests that are placed again in one go: a millisecond or two
+_ROUND_S = 0.25  # between two rounds of those whose pod stays busy,
+_EACH_S = 0.0025  # or so much for each who waits: a small share of the time, however many they are
 
 
 class HoldLimits(NamedTuple):
@@ -65,10 +66,14 @@ class Hold:
         self.limits = limits
         self.planned: dict[PodLoad, float] = {}
         self._waiting: dict[Held, None] = {}
+        self._round_at = float("-inf")  # the last one's beginning
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(self._waiting)
 
     def put(self, item: object, priority: int, now: float) -> Held | None:
         """Somebody has to wait; None: too many do."""
@@ -92,25 +97,32 @@ class Hold:
         held.reason = "what lives in the pod's cache leaves no room" if lacks_room else "the pod is busy"
         return (waits or lacks_room) and now < held.since + self.limits.wait_max_s
 
-    def serve(self, loads: Iterable[PodLoad], now: float, offer: Callable[[Held], bool]) -> None:
-        """Place who waits again, in order. `offer` places one, and says whether it is gone. `loads`: of all pods."""
+    def serve(self, loads: Iterable[PodLoad], now: float, offer: Callable[[Held], bool]) -> bool:
+        """Place who waits again, in order. `offer` places one, and says whether it is gone. `loads`: of all pods.
+
+        Offered are those whose pod has room now; the others in rounds, from the first to the last: what has changed
+        elsewhere may be better for them. True: there are more to offer, in a moment.
+        """
         planned, offered = self.planned, 0
-        if all(self._is_busy(load, now) for load in loads):
-            oldest = next(iter(self._waiting), None)
-            if oldest is None or now < oldest.since + self.limits.wait_max_s:
-                return
+        if now >= self._round_at + max(_ROUND_S, _EACH_S * len(self._waiting)):
+            self._round_at = now
+        busy = {load for load in loads if self._is_busy(load, now)}
         planned.clear()
         for held in sorted(self._waiting, key=lambda held: (held.priority, held.cost_s - _WAITED * (now - held.since))):
             load = held.load
-            stays = now < held.placed_at + _AGAIN_S and (load is None or load in planned or self._is_busy(load, now))
-            if not (offered >= _AT_ONCE or (stays and self.waiting > _AT_ONCE)):
+            if held.placed_at < self._round_at or not (load is None or load in planned or load in busy):
+                if offered >= _AT_ONCE:
+                    return True
                 offered += 1
-                if offer(held):
+                gone, load = offer(held), held.load
+                if gone:
                     self._waiting.pop(held, None)
+                    if load is not None and self._is_busy(load, now):
+                        busy.add(load)
                     continue
-                load = held.load
             if load is not None:
                 planned[load] = planned.get(load, 0.0) + held.cost_s
+        return False
 
     def _is_busy(self, load: PodLoad, now: float) -> bool:
         return load.rate.fleet.samples >= _SAMPLES_MIN and load.backlog_s(now) >= self.limits.look_ahead_s

@@ -89,6 +89,8 @@ class Policy:
     """Prices within this share are a tie."""
     knows_request = False
     """It is told what was asked."""
+    binds_late = False
+    """Prices are seconds: who is best placed at a busy pod may wait for it."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -120,6 +122,7 @@ class PredictedTtft(Policy):
     in a pod that is fuller than others."""
 
     alike = _ALIKE
+    binds_late = True
 
     def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
         settings, tokens = self.settings, float(candidates.tokens)

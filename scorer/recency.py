@@ -42,6 +42,10 @@ class Recency:
         else:
             self._forget(owner)
 
+    def tokens_of(self, owner: Hashable) -> int:
+        """What was computed for one of them, and was not given up for want of room."""
+        return self._tokens.get(owner, 0)
+
     @property
     def in_use(self) -> int:
         """Tokens that requests use now."""

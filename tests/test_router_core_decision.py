@@ -481,6 +481,31 @@ def test_a_request_waits_for_its_pod() -> None:
     assert route(core, follows, NOBODY, 1.7).pod.name == "pod-0"
 
 
+def test_comparing_policies_bind_at_once() -> None:
+    """Their prices are no seconds: nobody waits for a pod that it is the turn of."""
+    core = core_of(1, admission={"look_ahead": 0.5}, scoring={"policy": "round-robin"})
+    load = core.fleet.pods["pod-0"].ranks[0].load
+    for _ in range(8):
+        load.rate.learn(1000, 1.0)
+    for seed in range(3):
+        route(core, asked(core, seed, 4800, tells_prefill=True), NOBODY, 0.0)
+    assert load.requests == 3 and load.backlog_s(0.0) > 10.0
+
+
+def test_what_was_given_up_is_not_counted_as_live() -> None:
+    """A request whose own context its pod has given up needs room for it once, not twice."""
+    core = core_of(1, admission={"look_ahead": 0.5})
+    pod = core.fleet.pods["pod-0"]
+    pod.blocks = 40_000 // SIZE
+    for turn in range(60):
+        placed = route(core, asked(core, 1, 25_600 + 32 * turn, tells_prefill=True), NOBODY, float(turn))
+        core.first_byte(placed, False, turn + 0.5)
+        core.finish(placed, SERVED, turn + 0.6)
+    core.index.clear(pod.ranks[0].id)
+    again = asked(core, 1, 25_600 + 32 * 60, tells_prefill=True)
+    assert route(core, again, NOBODY, 70.0).decision.pick.best.matched == 0
+
+
 def test_what_is_cold_waits_while_what_lives_fills_the_cache() -> None:
     """Where most requests continue others: else they drive each other out."""
     core = core_of(1, admission={"look_ahead": 0.5})

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from router.endpoints.app import create_app
-from tests.fakes.cores import MODEL, asked, held, store
+from tests.fakes.cores import MODEL, SERVED, asked, held, store
 from tests.fakes.services import operators
 
-READS = ("/metrics", "/pods", "/decisions", "/cache/status")
+READS = ("/metrics", "/pods", "/decisions", "/cache/status", "/sessions")
 WRITES = ("/pods/pod-0/drain", "/pods/pod-0/undrain", "/cache/invalidate", "/cache/clear", "/cache/cleanup")
 
 
@@ -172,6 +172,41 @@ async def test_bad_limit(limit: str) -> None:
     """A limit that is none is refused."""
     async with operators() as (client, _):
         assert (await client.get("/decisions", params={"limit": limit})).status_code == 400
+
+
+async def test_sessions() -> None:
+    """Who lives and where, named or by its chain; what of it is in a pod's cache; who waits, for what, and how long one
+    has waited."""
+    async with operators() as (client, service):
+        core, now = service.core, time.monotonic()
+        pod = core.fleet.pods["pod-0"]
+        core.fleet.pods["pod-1"].healthy = False
+        pod.blocks = 1000
+        for name, seed in (("mine", 1), (None, 2), ("mine", 1)):
+            prompt = asked(core, seed, 1600)
+            placed = core.route(prompt, core.look_up(prompt, None, now), frozenset(), now, session=name)
+            core.finish(placed, SERVED, now)
+        held = core.hold.put("somebody", 0, now - 5.0)
+        assert held is not None and core.hold.must_wait(pod.ranks[0].load, 4.0, True, held, now)
+        told = (await client.get("/sessions")).json()
+        assert [(each["session"], each["named"], each["pod"], each["prompts"]) for each in told["sessions"]] == [
+            ("mine", True, "pod-0", 2),
+            (told["sessions"][1]["session"], False, "pod-0", 1),
+        ]
+        assert (told["live"], told["kept"], told["held"], told["waiting_for_room"]) == (2, 2, 1, 0)
+        assert told["working_set"] == {"tokens": 3200, "capacity_tokens": 16_000, "ratio": 0.2}
+        assert [(each["live_tokens"], each["capacity_tokens"]) for each in told["pods"]] == [(3200, 16_000), (0, None)]
+        (waiting,) = told["waiting"]
+        assert (waiting["pod"], waiting["prefill_s"]) == (None, 4.0) and waiting["waits_s"] >= 5.0
+        assert "no room" in waiting["reason"]
+        assert len((await client.get("/sessions?limit=1")).json()["sessions"]) == 1
+        page = (await client.get("/metrics")).text
+        assert "warmroute_sessions_live 2" in page and "warmroute_sessions_held 1" in page
+        assert "warmroute_working_set_ratio 0.2" in page
+        prompt = asked(core, 3, 1600)
+        core.route(prompt, core.look_up(prompt, None, now), frozenset(), now, held=held)
+        newest = (await client.get("/decisions?limit=1")).json()["decisions"][0]
+        assert newest["waited_s"] == 5.0 and newest["waited_for"] == "the pod is busy"
 
 
 async def test_unready() -> None:

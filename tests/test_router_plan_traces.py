@@ -31,6 +31,13 @@ def test_times_are_seconds_from_the_first_request() -> None:
     assert one[0] == other[0] and one[1] != other[1]
 
 
+def test_blocks_are_as_long_as_most_prompts_say() -> None:
+    """Some traces leave blocks out of some prompts."""
+    lines = [line(number, [1, 10 + number], tokens=512 + number) for number in range(1, 9)]
+    assert arrivals([*lines, line(9, [1, 2], tokens=5000)]).size == 512
+    assert arrivals([line(number, list(range(number)), tokens=64 * number - 9) for number in range(1, 9)]).size == 64
+
+
 def test_rounded_times_are_spread() -> None:
     """Each within the time to which it was rounded, the same for one seed."""
     lines = [line(3000 * (number // 10), [number]) for number in range(30)]

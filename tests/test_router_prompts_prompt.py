@@ -281,3 +281,15 @@ def test_recorded_errors(version: str) -> None:
             assert request["status"] == error.status
             ours.append(request["note"] or json.dumps(body)[:40])
     assert len(ours) == 6, ours
+
+
+def test_whose_it_is() -> None:
+    """`prompt_cache_key` names a session, else `user`; what is no name is for the pod to refuse."""
+    for body, name in (
+        ({"prompt_cache_key": "key", "user": "me"}, "key"),
+        ({"prompt_cache_key": "", "user": "me"}, "me"),
+        ({"prompt_cache_key": 7, "user": ["me"]}, None),
+        ({}, None),
+    ):
+        given = orjson.dumps({"model": "m", "prompt": "Hi", **body})
+        assert parse("/v1/completions", given).session == name

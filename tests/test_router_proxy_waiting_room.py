@@ -342,6 +342,15 @@ def test_whose_request_it_is() -> None:
     assert flow_of([(b"accept", b"*")]) == b""
 
 
+def test_its_session() -> None:
+    """As one of some headers names it, of a bounded length; an empty name is none."""
+    rules = ALL._replace(session_headers=(b"x-warmroute-session", b"x-session-id"))
+    headers = [(b"x-session-id", b""), (b"x-session-id", b"a" * 1000), (b"x-warmroute-session", b"later")]
+    assert Claims(rules, headers).session() == "a" * 256
+    assert Claims(rules, headers[2:]).session() == "later"
+    assert Claims(ALL, headers).session() is None
+
+
 def test_what_is_not_believed() -> None:
     """The key that was shown is the flow, or the address where none is asked for; nobody is too urgent."""
     said = [(b"x-warmroute-flow", b"mine"), (b"authorization", b"Bearer invented"), (b"x-warmroute-priority", b"-8")]

@@ -35,6 +35,22 @@ def metrics_with(core: Core, requests: int) -> Metrics:
     return metrics
 
 
+def test_sessions_of_all_workers() -> None:
+    """Each has routed some: what lives in a pod's cache for each is added, and so is who waits."""
+    pod = {"pod": "pod-0", "rank": 0, "live_tokens": 100, "capacity_tokens": 1000, "ratio": 0.1, "offloaded_blocks": 0}
+    unknown = {**pod, "pod": "pod-1", "capacity_tokens": None, "ratio": None}
+    own = {
+        "live": 1, "kept": 2, "continuing": 0.5, "held": 1, "waiting_for_room": 0,
+        "working_set": {"tokens": 100, "capacity_tokens": 1000, "ratio": 0.1},
+        "pods": [pod, unknown], "waiting": [{"waits_s": 1.0}], "sessions": [{"session": "a"}],
+    }  # fmt: skip
+    told = merging.merged_sessions({0: own, 1: {**own, "continuing": 0.7, "waiting": [], "sessions": []}})
+    assert [told[name] for name in ("live", "kept", "held", "continuing")] == [2, 4, 2, 0.7]
+    assert told["working_set"] == {"tokens": 200, "capacity_tokens": 1000, "ratio": 0.2}
+    assert [(each["live_tokens"], each["ratio"]) for each in told["pods"]] == [(200, 0.2), (200, None)]
+    assert told["waiting"] == [{"waits_s": 1.0, "worker": 0}] and told["sessions"] == [{"session": "a", "worker": 0}]
+
+
 def values_of(families: list[MetricFamily]) -> dict[str, float]:
     """By series, as it is written."""
     return {series: value for family in families for series, value in family.samples}

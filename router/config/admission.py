@@ -35,6 +35,8 @@ class BreakerConfig(Section):
 class AdmissionConfig(Section):
     """How much work is taken on. What is over a bound waits, in a short queue that is fair between flows; then 429.
 
+    What its pod can't soon begin with waits, too (`look_ahead`): it is bound late, and costs the pod nothing before.
+
     A flow is what `x-warmroute-flow` says, else an API key. Lower `x-warmroute-priority` (else the body's `priority`)
     goes first, as in vLLM. Where clients are not to be believed (`claims_believed`), a flow is the API key that was
     shown, or where none is asked for the client's address, and no priority is below `priority_min`, or below what
@@ -54,10 +56,11 @@ class AdmissionConfig(Section):
     flow_queue_max: Count = Field(default=64, ge=1, le=100_000, description="Requests of one flow that wait.")
     wait_max: Seconds = Field(default=5.0, gt=0, le=600, description="A request waits so long at most.")
     look_ahead: Seconds = Field(
-        default=0.0,
+        default=0.5,
         ge=0,
         le=60,
-        description="A pod is promised prefill for so long; what is more waits here, not bound yet. 0: nothing waits.",
+        description="A pod is promised prefill for so long; what is more waits here, and may still go elsewhere. Under "
+        "policies whose prices are seconds. 0: nothing waits.",
     )
     hold_max: Seconds = Field(
         default=120.0,

@@ -126,6 +126,23 @@ class DecisionsConfig(Section):
     kept: Count = Field(default=200, ge=0, le=100_000, description="Decisions kept.")
 
 
+class SessionsConfig(Section):
+    """Who asks again and again, named by `x-warmroute-session`, `header`, the body's `prompt_cache_key` or `user`.
+
+    One without a name is a chain of prompts that continue one another. `GET /sessions` tells of them.
+    """
+
+    header: str = Field(
+        default="X-Session-ID",
+        min_length=1,
+        max_length=100,
+        pattern="^[!#$%&'*+.^_`|~0-9A-Za-z-]+$",
+        description="Header of clients that names a session.",
+    )
+    idle: Seconds = Field(default=600.0, gt=0, le=86400, description="One that asks nothing for so long is forgotten.")
+    kept_max: Count = Field(default=10_000, ge=1, le=1_000_000, description="Sessions kept, the newest.")
+
+
 class SeriesConfig(Section):
     """What `/metrics` tells of requests, by model, pod and code."""
 
@@ -199,6 +216,7 @@ class Config(Section):
     pods: PodKeysConfig = PodKeysConfig()
     breaker: BreakerConfig = BreakerConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    sessions: SessionsConfig = SessionsConfig()
     events: EventsConfig = EventsConfig()
     probe: ProbeConfig = ProbeConfig()
     handover: HandoverConfig = HandoverConfig()

@@ -24,13 +24,14 @@ from router.core.token_proof import TokenProof
 from router.core.token_states import Witness
 from router.errors import Busy, Full, NoFitPod, NoRetry
 from scorer.board import Board
-from scorer.candidates import Pick
+from scorer.candidates import Candidate, Pick
 from scorer.chains import Chain, Chains
 from scorer.cost import PrefillRate
 from scorer.hold import ANSWER_TOKENS, COLD_S, CONTINUING_MIN, LIVE_S, Held, Hold
 from scorer.load import PodLoad
 from scorer.pick import pick
 from scorer.policies import AskedPrompt, Settings, policy_of
+from scorer.sessions import LiveSessions
 from scorer.shadow import Shadow
 from scorer.slow_start import slowness
 
@@ -61,14 +62,15 @@ class Core:
         self._settings = settings
         self._bounds = settings.bounds
         self._bounded = settings.bounds.by_load
-        self._holds = settings.hold.look_ahead_s > 0.0
         self._late: deque[tuple[float, Placement, int]] = deque(maxlen=_LATE_MAX)  # reports that wait for events
         self._slow_until = 0.0  # nobody's slow start ends later
         self._holdings = Holdings(self.index, self.texts, self.store, given)
         self.chains = Chains(settings.chain_keys_max)
         self.hold = Hold(settings.hold)
+        self.sessions = LiveSessions(settings.sessions)
         self._policy = policy_of(settings.scoring)
         self._knows_request = self._policy.knows_request
+        self._holds = self._policy.binds_late and settings.hold.look_ahead_s > 0.0
         self.shadow = None if settings.shadow is None else Shadow(settings.shadow)
         self._comparison = Comparison(self.fleet, self.index, self.chains.reuse, settings.tier_weights)
 
@@ -92,11 +94,13 @@ class Core:
         now: float,
         witness: Witness | None = None,
         held: Held | None = None,
+        session: str | None = None,
     ) -> Placement:
         """Decide, take the ticket, and enter the prompt's blocks as predicted for the picked pod.
 
         A request that `exclude`s pods is a retry: the bounds of admission let it pass, it has to be in the budget.
         `witness`: the request as it came, to be kept until its tokens are judged. `held`: it waits already.
+        `session`: as the client names it beside the body.
         Raises `Busy`, `Full`, `NoRetry`, and what `decide` raises.
         """
         ranks = self._fit(demand, exclude, now)
@@ -136,7 +140,15 @@ class Core:
         if chain is not None:
             rank.recency.begin(chain, best.tokens - best.matched, chain.tokens)
         removed = self.index.removed(rank.id)
-        return Placement(decision, rank, ticket, expected, hit, quiet, rank.pod, breaker.epoch, removed, chain, witness)
+        placement = Placement(
+            decision, rank, ticket, expected, hit, quiet, rank.pod, breaker.epoch, removed, chain, witness
+        )
+        name = session or demand.session or (chain.name if chain is not None else None)
+        if name is not None:
+            placement.session = self.sessions.sent(name, rank.id, best.tokens, now)
+        if held is not None and held.item is not None:
+            decision.waited = (now - held.since, held.reason)
+        return placement
 
     def first_byte(self, placement: Placement, streaming: bool, now: float) -> BreakerChange | None:
         """`streaming`: it followed the prefill at once."""
@@ -205,6 +217,11 @@ class Core:
         """The load of a rank that joins."""
         return PodLoad(rate) if self.board is None else self.board.join(rank, f"{rank.pod}/{rank.rank}".encode(), rate)
 
+    def working_set(self, now: float) -> tuple[int, int]:
+        """Tokens in the pods' caches that live, and those that these hold, of pods whose room is known."""
+        known = [rank for rank in self.fleet.ranks if rank.capacity]
+        return sum(rank.recency.live(LIVE_S, now) for rank in known), sum(rank.capacity or 0 for rank in known)
+
     def leave(self, pod: Pod) -> None:
         """A pod is gone for good."""
         self.fleet.leave(pod.name)
@@ -230,6 +247,8 @@ class Core:
         placement.refused = not served
         if served:
             placement.pod.served_at = now
+        if placement.session is not None:
+            self.sessions.ended(placement.session, now)
         chain = placement.chain
         if chain is not None:
             placement.rank.recency.end(chain, served, now)
@@ -378,12 +397,19 @@ class Core:
         """Whether the pod that is best is too busy for it, or its cache too full of what lives."""
         best, rank = decision.pick.best, decision.rank
         cost_s = best.token_s * (best.tokens - best.worth)
-        lacks_room = False
-        if cost_s > COLD_S and self.chains.continuing >= CONTINUING_MIN:
-            blocks, needed = rank.pod.blocks, best.tokens - best.matched + ANSWER_TOKENS
-            if blocks is not None and rank.recency.tokens:
-                lacks_room = rank.recency.live(LIVE_S, now) + needed > blocks * (rank.block_size or 0)
+        cold = cost_s > COLD_S and self.chains.continuing >= CONTINUING_MIN
+        lacks_room = cold and self._lacks_room(decision.demand, rank, best, now)
         return self.hold.must_wait(rank.load, cost_s, lacks_room, held, now)
+
+    def _lacks_room(self, demand: Demand, rank: Rank, best: Candidate, now: float) -> bool:
+        """Beside what lives in the pod's cache; what of its own context was given up is not there any more."""
+        room, blocks = rank.capacity, demand.blocks
+        if not room or not rank.recency.tokens:
+            return False
+        chain = None if blocks is None else self.chains.of(*blocks)
+        own = 0 if chain is None else rank.recency.tokens_of(chain)
+        live = rank.recency.live(LIVE_S, now) - max(0, own - best.matched)
+        return live + best.tokens - best.matched + ANSWER_TOKENS > room
 
     def _slowness(self, ranks: Sequence[Rank], now: float) -> list[float] | None:
         for pod in [pod for pod in self.fleet.cold if pod.fit(now)]:

@@ -15,6 +15,7 @@ from router.core.token_states import Origin, Witness
 from scorer.candidates import Pick
 from scorer.chains import Chain
 from scorer.load import Ticket
+from scorer.sessions import LiveSession
 
 TEXT_BLOCK_TOKENS = 32
 """What one block of text is taken to be worth in tokens."""
@@ -43,6 +44,7 @@ class Demand:
     tells_prefill: bool = False  # the first byte of the answer will come with the first token
     reads_cache: bool = True  # if not, the pod computes all of it, whatever it holds
     answer: int | None = None  # tokens that a pod must have room for behind the prompt; None: its length is not known
+    session: str | None = None  # as the body names it
 
     def of(self, rank: Rank) -> Demand:
         """What is asked of this rank: its vLLM may make other tokens of the prompt."""
@@ -84,6 +86,7 @@ class Decision:
     pick: Pick
     reason: str
     shadow: int | None = None  # whom another policy would have picked
+    waited: tuple[float, str] | None = None  # seconds, and for what at last
 
     @property
     def rank(self) -> Rank:
@@ -119,6 +122,7 @@ class Placement:
     removed: int = 0  # blocks that the rank had given up
     chain: Chain | None = None
     witness: Witness | None = None  # until it is judged
+    session: LiveSession | None = None
     waits: bool = False  # to be judged by what the pod's events tell of it
     refused: bool = False  # the pod did no work on it
     judged: bool = False  # the pod's breaker knows how it went

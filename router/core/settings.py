@@ -8,6 +8,7 @@ from indexer.prefixes import PrefixLimits
 from router.core.breaker import BreakerLimits
 from scorer.hold import HoldLimits
 from scorer.policies import Settings
+from scorer.sessions import SessionLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,4 +62,5 @@ class CoreSettings:
     slow_start_s: float
     slow_start_factor: float
     decisions_kept: int
+    sessions: SessionLimits
     chain_keys_max: int  # of prompts that may be continued

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from indexer.blocks import size_of
@@ -10,13 +12,16 @@ from indexer.match import MISS, Hit
 from router.core.breaker import Breaker
 from router.core.decision import Core
 from router.core.demand import Decision, Demand
-from router.core.fleet import Pod, Rank
+from router.core.fleet import Pod, Rank, RankId
 from router.core.token_states import Ladder
 from router.metrics.engines import CACHE_FIGURES, METHODS, own_hit_ratio
 from scorer.candidates import Scored
 from scorer.explanation import parts
+from scorer.hold import LIVE_S, Held
+from scorer.load import PodLoad
 from scorer.pick import scored
 from scorer.policies import Settings
+from scorer.sessions import LiveSession
 from scorer.shadow import Shadow
 
 
@@ -60,8 +65,77 @@ def decision_answer(decision: Decision, now: float) -> dict[str, Any]:
         "rank": decision.rank.id.rank,
         "matched_tokens": decision.matched_tokens,
         "reason": decision.reason,
+        **_waited(decision),
         **({} if decision.shadow is None else {"shadow": decision.ranks[decision.shadow].id.pod}),
         "pods": _candidates(decision),
+    }
+
+
+def _waited(decision: Decision) -> dict[str, Any]:
+    if decision.waited is None:
+        return {}
+    seconds, reason = decision.waited
+    return {"waited_s": round(seconds, 6), "waited_for": reason}
+
+
+def sessions_answer(core: Core, limit: int, now: float) -> dict[str, Any]:
+    """Who lives, in which caches, what waits, and why. `limit`: of sessions and of what waits, each."""
+    core.sessions.expire(now)
+    tokens, room = core.working_set(now)
+    ranks = {rank.load: rank for rank in core.fleet.ranks}
+    return {
+        "live": core.sessions.live(LIVE_S, now),
+        "kept": len(core.sessions),
+        "continuing": round(core.chains.continuing, 4),
+        "working_set": {"tokens": tokens, "capacity_tokens": room, "ratio": round(tokens / room, 4) if room else None},
+        "held": core.hold.waiting,
+        "waiting_for_room": core.queue.waiting,
+        "pods": [_working_set(rank, core, now) for rank in ranks.values()],
+        "waiting": [_held(held, ranks, now) for held in islice(core.hold, limit)],
+        "sessions": [_session(session, now) for session in islice(core.sessions.newest(), limit)],
+    }
+
+
+def _working_set(rank: Rank, core: Core, now: float) -> dict[str, Any]:
+    """What lives in a pod's own cache; `offloaded_blocks`: what its lower tiers hold is room beside that."""
+    live, room, holding = rank.recency.live(LIVE_S, now), rank.capacity, core.index.holding(rank.id)
+    return {
+        "pod": rank.id.pod,
+        "rank": rank.id.rank,
+        "live_tokens": live,
+        "capacity_tokens": room,
+        "ratio": round(live / room, 4) if room else None,
+        "offloaded_blocks": holding.cpu + holding.disk,
+    }
+
+
+def _held(held: Held, ranks: Mapping[PodLoad, Rank], now: float) -> dict[str, Any]:
+    """Somebody who waits, and for what; `pod`: where it would go."""
+    rank = None if held.load is None else ranks.get(held.load)
+    return {
+        "waits_s": round(now - held.since, 3),
+        "prefill_s": round(held.cost_s, 3),
+        "priority": held.priority,
+        "pod": None if rank is None else rank.id.pod,
+        "rank": None if rank is None else rank.id.rank,
+        "reason": held.reason or "it has just come",
+    }
+
+
+def _session(session: LiveSession, now: float) -> dict[str, Any]:
+    """One that has no name of its client's has a number."""
+    rank, name = session.at, session.name
+    assert isinstance(rank, RankId)
+    return {
+        "session": name if isinstance(name, str) else f"{name:016x}",
+        "named": isinstance(name, str),
+        "pod": rank.pod,
+        "rank": rank.rank,
+        "tokens": session.tokens,
+        "prompts": session.prompts,
+        "in_flight": session.in_flight,
+        "idle_s": 0.0 if session.in_flight else round(now - session.used_at, 3),
+        "age_s": round(now - session.began, 3),
     }
 
 

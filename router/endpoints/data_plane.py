@@ -50,8 +50,9 @@ class Gateway:
         self._accepted_max = service.config.gateway.requests_max + admission.queue_max
         believed = admission.claims_believed
         self._rules = ClaimRules(
-            not service.config.gateway.asks_for_keys if believed is None else believed, admission.priority_min
-        )
+            not service.config.gateway.asks_for_keys if believed is None else believed, admission.priority_min,
+            (b"x-warmroute-session", service.config.sessions.header.lower().encode()),
+        )  # fmt: skip
         results = service.metrics.admissions
         waiting_room: WaitingRoom[Attempt] = WaitingRoom(service.core, admission.wait_max, results)
         config = service.config

@@ -15,9 +15,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from router.core.decision import Core
 from router.core.demand import Decision
 from router.core.fleet import Pod
-from router.endpoints.answers import decision_answer, ladder_answer, pod_answer, shadow_answer
+from router.endpoints.answers import decision_answer, ladder_answer, pod_answer, sessions_answer, shadow_answer
 from router.endpoints.openapi import WARMUP_BODY, errors
 from router.errors import CalledOff, NotFound
 from router.handover.estates import cheapest
@@ -61,6 +62,7 @@ def operators(service: Service, access: OperatorAccess, counts: Counts | None = 
 
     router = APIRouter(dependencies=[Depends(may_look)], tags=["operators"], responses=errors(401))
     _observe(router, service)
+    _observe_sessions(router, service.core)
     _change(router, service, {"dependencies": [Depends(may_change)], "responses": errors(403)})
     if counts is not None:
 
@@ -183,6 +185,14 @@ def _observe(router: APIRouter, service: Service) -> None:
             "window_tokens": {"cached": cached, "asked": asked},
             "shared_index": service.sharing.status() if service.sharing is not None else None,
         }
+
+
+def _observe_sessions(router: APIRouter, core: Core) -> None:
+    @router.get("/sessions", responses=errors(400))
+    async def sessions(limit: Annotated[int, Query(ge=1, le=10_000)] = 50) -> dict[str, Any]:
+        """Sessions, those that were used last first; what of their contexts lives in each pod's cache; what waits here
+        for a pod, and why."""
+        return sessions_answer(core, limit, time.monotonic())
 
 
 def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from router.metrics.families import (
     labels,
     word,
 )
+from scorer.hold import LIVE_S
 
 if TYPE_CHECKING:
     from router.core.decision import Core
@@ -65,7 +66,12 @@ def of_requests(metrics: Metrics) -> Steps:
     yield counters("warmroute_admissions_total", text, "result", metrics.admissions)
     yield histogram("warmroute_queue_wait_seconds", "Waiting for room, or for the best pod.", metrics.queue_waits)
     yield gauge("warmroute_admission_waiting", "Requests that wait for room.", core.queue.waiting, "sum")
-    yield gauge("warmroute_admission_held", "Requests that wait for the pod that is best.", core.hold.waiting, "sum")
+    yield gauge("warmroute_sessions_held", "Requests that wait for the pod that is best.", core.hold.waiting, "sum")
+    now = metrics.clock()
+    yield gauge("warmroute_sessions_live", "Sessions of the last minute.", core.sessions.live(LIVE_S, now), "sum")
+    live, room = core.working_set(now)
+    text = "Tokens in pods' caches that live sessions use, against what these hold."
+    yield gauge("warmroute_working_set_ratio", text, live / room if room else 0.0, "max")
     yield gauge("warmroute_open_streams", "Answers that are on their way as streams.", metrics.streams, "sum")
     with contextlib.suppress(RuntimeError):  # there is no loop
         yield gauge("warmroute_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()), "sum")

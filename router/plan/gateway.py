@@ -88,8 +88,8 @@ class VirtualGateway:
                 return False
             return True
 
-        if self.core.hold.waiting:
-            self.core.hold.serve(self.core.loads, now, offer)
+        while self.core.hold.waiting and self.core.hold.serve(self.core.loads, now, offer):
+            pass
         return sent
 
     def began(self, placement: Placement, now: float) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 _COMMON_SHARE = 0.02  # of requests: what so many begin with, other users' requests begin with, too
+_SIZES = [1 << power for power in range(3, 14)]  # of blocks, in tokens
 _BATCH_MS = 1000  # timestamps that are multiples of more than this were rounded: within, requests are spread
 _JOINED = 4  # blocks of a session that are taken as one
 _CONTEXT_MAX = 131_072  # a session ends with the first prompt that is longer
@@ -117,10 +118,11 @@ def _stream(entries: Sequence[dict[str, Any]], rng: random.Random, copies: int, 
 
 
 def _size(entries: Sequence[dict[str, Any]]) -> int:
-    """Tokens a block: the least that fits all prompts."""
-    least = max([math.ceil(entry["input_length"] / len(entry["hash_ids"])) for entry in entries if entry["hash_ids"]])
-    size: int = 1 << (least - 1).bit_length()
-    return size
+    """Tokens a block: what most prompts have as many blocks of as they need (some traces leave blocks out)."""
+    shapes = Counter([(entry["input_length"], len(entry["hash_ids"])) for entry in entries if entry["hash_ids"]])
+    return max(
+        _SIZES, key=lambda size: sum([count for (tokens, n), count in shapes.items() if math.ceil(tokens / size) == n])
+    )
 
 
 def times_of(stamps: Sequence[int], rng: random.Random) -> list[float]:

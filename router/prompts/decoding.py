@@ -47,6 +47,7 @@ class Body(TypedDict, total=False):
     pods: Any
     priority: Any
     prompt: Any
+    prompt_cache_key: Any
     prompt_embeds: Any
     prompt_logprobs: Any
     queries: Any
@@ -70,6 +71,7 @@ class Body(TypedDict, total=False):
     truncate_prompt_tokens: Any
     truncation_side: Any
     use_beam_search: Any
+    user: Any
     vllm_xargs: Any
 
 

@@ -21,6 +21,7 @@ from router.prompts.decoding import Fields, fields_of
 from router.prompts.messages import is_skipped, text_of_part
 from router.prompts.multipart import model_of_form
 from router.prompts.skim import opens, skim
+from scorer.sessions import NAME_CHARS_MAX
 
 Kind = Literal["chat", "text", "tokens", "none"]
 Side = Literal["left", "right"]
@@ -70,6 +71,8 @@ class Prompt:
     asks_full_report: bool = False
     """The pod's events will tell again of the blocks that this request reuses."""
     priority: int | None = None
+    session: str | None = None
+    """Whose it is, as the body says: `prompt_cache_key`, else `user`."""
     pods: frozenset[str] | None = None
     """Of /score: only these."""
     large: int = 0
@@ -371,8 +374,18 @@ def _prompt(
         is_alone=reads_cache and not several and not fields.get("use_beam_search"),
         asks_full_report=_asks_full_report(fields),
         priority=priority if isinstance(priority, int) else None,
+        session=_session(fields),
         reads_cache=reads_cache,
     )
+
+
+def _session(fields: Fields) -> str | None:
+    """Names that are none are for the pods to refuse."""
+    for name in ("prompt_cache_key", "user"):
+        given = fields.get(name)
+        if type(given) is str and given:
+            return given[:NAME_CHARS_MAX]
+    return None
 
 
 def _asks_full_report(fields: Fields) -> bool:

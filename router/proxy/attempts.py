@@ -172,7 +172,9 @@ class Routing:
         holders = core.look_up(demand, self._others, began)
         now = time.monotonic()
         try:
-            placement = core.route(demand, holders, exclude, now, self.request.witness, held)
+            request = self.request
+            session = request.claims.session()
+            placement = core.route(demand, holders, exclude, now, request.witness, held, session)
         except NoRetry:
             metrics.retries_refused += 1
             raise

@@ -17,6 +17,7 @@ from router.core.decision import Core
 from router.core.fair_queue import Waiting
 from router.errors import Busy, Full, RouterError, Saturated
 from scorer.hold import Held, overdue
+from scorer.sessions import NAME_CHARS_MAX
 
 _LOOK_S = 0.05  # between two looks while somebody waits: pods come back without anybody leaving
 _PRIORITY_CHARS_MAX = 12
@@ -57,6 +58,7 @@ class WaitingRoom(Generic[_T]):
         self._queue = core.queue
         self._wait_max_s = wait_max_s
         self._look_timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
         self.results = results
 
     async def wait(self, guest: Guest[_T], full: Full) -> _T:
@@ -103,14 +105,28 @@ class WaitingRoom(Generic[_T]):
         if self._queue.waiting:
             self._queue.serve(self._grant)
         if self._core.hold.waiting:
-            self._core.hold.serve(self._core.loads, time.monotonic(), self._place)
+            self._serve_soon()
+
+    def _serve_soon(self) -> None:
+        """Once for all that happens meanwhile; others have their turns between."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon(self._serve_held)
+
+    def _serve_held(self) -> None:
+        self._soon = None
+        hold = self._core.hold
+        if hold.waiting and hold.serve(self._core.loads, time.monotonic(), self._place):
+            self._serve_soon()
 
     def _place(self, held: Held) -> bool:
         guest, future = cast("tuple[Guest[_T], asyncio.Future[_T]]", held.item)
         if not future.done():
             try:
                 future.set_result(guest.enter(held))
+            except Busy:
+                return False
             except Full:
+                held.load = None  # it waits for more than a pod
                 return False
             except RouterError as error:
                 future.set_exception(error)
@@ -155,11 +171,13 @@ class ClaimRules(NamedTuple):
     """`x-warmroute-flow` and priorities, of anybody. Else the flow is the API key that was shown, or the address."""
     priority_min: int
     """Where they are not believed: nobody is more urgent than this, but for who has a key with a bound of its own."""
+    session_headers: tuple[bytes, ...] = ()
+    """Those that name a session, lower case."""
 
 
 @dataclass(slots=True, eq=False)
 class Claims:
-    """Whose request it is, and how urgent, as far as that is believed: looked at only when it has to wait."""
+    """Whose request it is, and how urgent, as far as that is believed: looked at when it has to wait; its session."""
 
     rules: ClaimRules
     headers: Sequence[tuple[bytes, bytes]]
@@ -178,6 +196,14 @@ class Claims:
         if self.key is not None and self.key.priority_min is not None:
             return max(claimed, self.key.priority_min)
         return claimed if self.rules.headers else max(claimed, self.rules.priority_min)
+
+    def session(self) -> str | None:
+        """As a header names it."""
+        names = self.rules.session_headers
+        for name, value in self.headers:
+            if name in names and value:
+                return value[:NAME_CHARS_MAX].decode("latin-1")
+        return None
 
 
 def flow_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:

@@ -102,6 +102,7 @@ class Gathered:
             prompt.tells_prefill,
             prompt.reads_cache,
             prompt.answer_tokens if self.reason is None else None,
+            prompt.session,
         )
 
     def meaning(self, prompt: Prompt) -> Understood:

@@ -212,6 +212,31 @@ def merged_drain(answers: Answers) -> Any:
     return told | ({"handover": added(handed)} if handed else {})
 
 
+def merged_sessions(answers: Answers) -> Any:
+    """Each has routed some of them: what lives in the pods' caches for each is added."""
+    own, each = next(iter(answers.values())), list(answers.values())
+    counts = ("live", "kept", "held", "waiting_for_room")
+    pods = [
+        {**known[0], **_live(sum(pod["live_tokens"] for pod in known), known[0]["capacity_tokens"])}
+        for known in zip(*(one["pods"] for one in each), strict=False)
+    ]
+    tokens = sum(one["working_set"]["tokens"] for one in each)
+    room = own["working_set"]["capacity_tokens"]
+    return {
+        **own,
+        **{count: sum(one[count] for one in each) for count in counts},
+        "continuing": max(one["continuing"] for one in each),
+        "working_set": {"tokens": tokens, "capacity_tokens": room, "ratio": _live(tokens, room)["ratio"]},
+        "pods": pods,
+        "waiting": [{**held, "worker": worker} for worker, one in answers.items() for held in one["waiting"]],
+        "sessions": [{**session, "worker": worker} for worker, one in answers.items() for session in one["sessions"]],
+    }
+
+
+def _live(tokens: int, room: int | None) -> dict[str, Any]:
+    return {"live_tokens": tokens, "ratio": round(tokens / room, 4) if room else None}
+
+
 def merged_losses(answers: Answers) -> Any:
     """Each has seen some of the requests: what a pod is worth to them is added."""
     costs = ("cost_tokens", "cost_s", "alone_tokens", "prompts")

@@ -212,6 +212,7 @@ _ENDPOINTS: tuple[tuple[str, re.Pattern[str], _Merge | _Told], ...] = (
     ("GET", re.compile(r"/decisions"), merging.decisions_of_all),
     ("GET", re.compile(r"/alerts"), merging.of_answers(merging.merged_alerts)),
     ("GET", re.compile(r"/cache/status"), merging.of_answers(merging.merged_status)),
+    ("GET", re.compile(r"/sessions"), merging.of_answers(merging.merged_sessions)),
     ("GET", re.compile(r"/scale-in"), merging.of_answers(merging.merged_losses)),
     ("POST", re.compile(r"/pods/[^/]+/(un)?drain"), merging.of_answers(merging.merged_drain)),
     ("POST", re.compile(r"/index/snapshot"), merging.of_answers(merging.merged_saves)),
