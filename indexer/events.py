@@ -103,3 +103,21 @@ def told_again(event: Event) -> Event:
     if isinstance(event, BlockStored) and event.parent is None and event.tier == "gpu":
         return msgspec.structs.replace(event, again=True)
     return event
+
+
+def extras_of(event: BlockStored, adapter: str | None) -> list[Extras | None] | None:
+    """What goes into each block's key beside its tokens; None: nothing. `adapter`: its name, where the event has none.
+
+    vLLM lists the LoRA name, if there is one, before the rest; versions before 0.17 list nothing.
+    """
+    lora: object = event.lora_name or adapter
+    if lora is None:
+        if event.lora_id:
+            lora = ("lora_id", event.lora_id)
+        elif not event.extras or not any(event.extras):
+            return None
+    extras = []
+    for listed in event.extras or [None] * len(event.hashes):
+        rest = listed or []
+        extras.append([lora, *(rest[1:] if lora is not None and rest[:1] == [lora] else rest)])
+    return [extra if len(extra) > 1 or extra[0] is not None else None for extra in extras]

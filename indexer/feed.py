@@ -16,6 +16,7 @@ from indexer.errors import WireError
 from indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event, told_again
 from indexer.feed_counts import FeedCounts
 from indexer.index import PrefixIndex
+from indexer.losses import LossReason
 from indexer.match import Hit, Holder
 from indexer.stream import Ready, Stream
 from indexer.trust import RESYNC_INTERVAL_S, ReportVerdict, Trust
@@ -311,9 +312,9 @@ class Feed:
         self._stream.forgotten()
         self._unread = self._heard and not self._disputed
 
-    def forget(self, anew: bool = False) -> None:
+    def forget(self, anew: bool = False, why: LossReason | None = None) -> None:
         """Believe nothing of this pod any more. `anew`: it may be another one, with other KV-cache groups."""
-        self._index.clear(self.pod, anew)
+        self._index.clear(self.pod, anew, why)
         self._reasons.clear()
         self._later.clear()
         self._backlog.clear()

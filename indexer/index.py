@@ -22,6 +22,7 @@ from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, T
 from indexer.groups import Groups, places_of
 from indexer.holders import HolderSets
 from indexer.ledger import CROWDED, PLANES, PREDICTED, PROMISED, STATE, WINDOW, Account, Applied, Ledger
+from indexer.losses import Losses, LossReason
 from indexer.match import Hit, Holder, Match, Walk, by_plane, by_tier, stretches
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
@@ -49,12 +50,13 @@ class Prediction(NamedTuple):
 class PrefixIndex:
     """See the module. `pods_max` counts feeds (ranks); twice as many bits exist: dropped ones are swept late."""
 
-    def __init__(self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000) -> None:
+    def __init__(self, space: KeySpace, blocks_max: int, pods_max: int = 512, orphans_max: int = 10_000,
+                 losses: Losses | None = None) -> None:  # fmt: skip
         self._pages = Pages(blocks_max)
         self._width = 2 * pods_max
         self._sets = HolderSets(self._width, len(PLANES))
         self._table = Table(self._pages, self._sets)
-        self._ledger = Ledger(space, self._table)
+        self._ledger = Ledger(space, self._table, losses)
         self._orphans_max = orphans_max
         self._pods: dict[Holder, Account] = {}
         self._pod_of_bit: dict[int, Holder] = {}
@@ -302,14 +304,14 @@ class PrefixIndex:
             self._active ^= bit
             self._epoch += 1
 
-    def clear(self, pod: Holder, anew: bool = False) -> Applied:
+    def clear(self, pod: Holder, anew: bool = False, why: LossReason | None = None) -> Applied:
         """`pod` stays, and holds nothing. `anew`: it may be another one now, with other KV-cache groups."""
         known = self._pods.get(pod)
         if known is None:
             return Applied()
         removed = sum(len(m) for m in known.tiers.values())
         hidden = not self._active & known.masks[0]
-        self.drop(pod)
+        self.drop(pod, why or ("restarted" if anew else "forgotten"))
         empty = self._known(pod)
         empty.changes, empty.special = known.changes, known.special
         if not anew:
@@ -335,13 +337,14 @@ class PrefixIndex:
             for tier in [tier for tier in known.tiers if tier != "gpu"]:
                 self._clear_tier(pod, known, tier)
 
-    def drop(self, pod: Holder) -> None:
+    def drop(self, pod: Holder, why: LossReason = "left") -> None:
         """Forget a pod: it is in no match from now on; its rows are freed by `sweep`."""
         known = self._pods.pop(pod, None)
         if known is None:
             return
         if known.changes is not None:
             known.changes.clear()
+        self._ledger.lost(known, why)
         self._ledger.share = self._pages.pages_max * PAGE // max(1, len(self._pods))
         self._epoch += 1
         self._octets.clear()
@@ -350,8 +353,7 @@ class PrefixIndex:
         self._windowed &= ~known.masks[0]
         self._layered &= ~known.masks[0]
         del self._pod_of_bit[known.bit]
-        for tier, rows in known.tiers.items():
-            self._swept.append((known.bit, PLANES.index(tier), rows.rows()))
+        self._swept += [(known.bit, PLANES.index(tier), rows.rows()) for tier, rows in known.tiers.items()]
         foretold = np.fromiter(known.predicted, np.uint32, len(known.predicted))
         self._swept += [(known.bit, plane, foretold) for plane in (PREDICTED, PROMISED)]
         if known.groups.hybrid and "gpu" in known.tiers:
@@ -379,7 +381,7 @@ class PrefixIndex:
         """`pod` holds nothing in `tier`; what others keep is counted as kept."""
         kept = sum(len(hashes) for name, hashes in known.tiers.items() if name != tier)
         if not kept:
-            return self.clear(pod)
+            return self.clear(pod, why="cleared")
         removed = self._ledger.empty(known, tier)
         if tier == "gpu":
             known.orphans, known.refused = Orphans(self._orphans_max), Orphans(self._orphans_max)
@@ -400,7 +402,7 @@ class PrefixIndex:
                 self.sweep()
             bit = self._bits.pop()
             masks = tuple(1 << (plane * self._width + bit) for plane in range(PROMISED + 1))
-            known = self._pods[pod] = Account(bit, masks, Orphans(self._orphans_max), Orphans(self._orphans_max))
+            known = self._pods[pod] = Account(pod, bit, masks, Orphans(self._orphans_max), Orphans(self._orphans_max))
             self._ledger.share = self._pages.pages_max * PAGE // len(self._pods)
             self._pod_of_bit[known.bit] = pod
             self._active |= 1 << known.bit

@@ -10,12 +10,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from indexer.blocks import Extras, Grain, KeySpace, ahead_of, cut, size_of
 from indexer.changes import Changes
 from indexer.engine import EngineMap
-from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
+from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier, extras_of
 from indexer.groups import Groups, Role
+from indexer.losses import Losses, LossReason
+from indexer.match import Holder
 from indexer.orphans import Orphans
 from indexer.pages import PAGE
 from indexer.removals import Removals
@@ -63,6 +67,7 @@ class Applied(msgspec.Struct, frozen=True, gc=False):
 class Account:
     """What is known of one pod. `masks`: its bit in every plane of the holder sets, the last being PROMISED."""
 
+    pod: Holder
     bit: int
     masks: tuple[int, ...]
     orphans: Orphans
@@ -105,11 +110,12 @@ class Account:
 class Ledger:
     """Writes events; whoever calls counts the table's version up before."""
 
-    def __init__(self, space: KeySpace, table: Table) -> None:
+    def __init__(self, space: KeySpace, table: Table, losses: Losses | None) -> None:
         self._space = space
         self._table = table
         self.share = table.pages.pages_max * PAGE  # blocks that each pod may have where room is short
         self.evictions = 0  # blocks that accounts gave up for others' sake
+        self._losses = losses  # for whoever wants to know what pods' own caches give up
         self._crowded = int(table.pages.pages_max * CROWDED)  # pages
 
     def store(self, account: Account, event: BlockStored, lora: str | None) -> Applied:
@@ -252,6 +258,7 @@ class Ledger:
             if account.changes is not None:
                 account.changes.unhold(tier, self._table.pages.key_array[array].tolist())
             if tier == "gpu":
+                self.lost(account, "cleared", array)
                 lost |= account.masks[WINDOW] | account.masks[STATE]
             self._table.unhold(rows, lost)
         if tier == "gpu":
@@ -260,6 +267,13 @@ class Ledger:
             account.groups = account.groups.emptied()
         return 0 if hashes is None else len(hashes)
 
+    def lost(self, account: Account, why: LossReason, rows: NDArray[np.uint32] | None = None) -> None:
+        """All of a pod's own cache is lost: these rows, or all."""
+        if rows is None and "gpu" in account.tiers:
+            rows = account.tiers["gpu"].rows()
+        if self._losses is not None and rows is not None:
+            self._losses.note(account.pod, why, self._table.pages.key_array[rows])
+
     def evict(self, account: Account, blocks: int) -> int:
         """Give up what a pod named last in its own cache, for others' sake; returns how many blocks."""
         hashes = account.tiers.get("gpu")
@@ -267,7 +281,7 @@ class Ledger:
             return 0
         evicted = named = hashes.newest(blocks)
         while named:  # every copy of each
-            self._forget(account, "gpu", named)
+            self._forget(account, "gpu", named, "no room")
             named = [engine_hash for engine_hash in named if hashes.find(engine_hash)]
         account.refused.lost += len(evicted)
         return len(evicted)
@@ -329,7 +343,9 @@ class Ledger:
             self._forget(account, tier, [engine_hash])
         return applied
 
-    def _forget(self, account: Account, tier: Tier, engine_hashes: Sequence[int]) -> tuple[int, Sequence[int]]:
+    def _forget(
+        self, account: Account, tier: Tier, engine_hashes: Sequence[int], why: LossReason = "evicted"
+    ) -> tuple[int, Sequence[int]]:
         """One copy less of each hash: how many were known, and those that were not."""
         hashes = account.tiers.get(tier)
         if hashes is None:
@@ -340,6 +356,8 @@ class Ledger:
         lost = account.masks[PLANES.index(tier)]
         if account.groups.hybrid and tier == "gpu":
             lost |= account.masks[WINDOW] | account.masks[STATE]
+        if gone and self._losses is not None and tier == "gpu":
+            self._losses.note(account.pod, why, self._keys_of(gone))
         if account.changes is not None:
             account.changes.unhold(tier, self._keys_of(gone))
         self._table.unhold(gone, lost)
@@ -480,21 +498,3 @@ class Ledger:
                 inside = [r for h, r in zip(engine_hashes, rows, strict=False) if groups.holds(role, h)]
                 self._table.hold(inside, account.masks[plane])
         self._table.unhold(rows, account.masks[PROMISED])
-
-
-def extras_of(event: BlockStored, adapter: str | None) -> list[Extras | None] | None:
-    """What goes into each block's key beside its tokens; None: nothing. `adapter`: its name, where the event has none.
-
-    vLLM lists the LoRA name, if there is one, before the rest; versions before 0.17 list nothing.
-    """
-    lora: object = event.lora_name or adapter
-    if lora is None:
-        if event.lora_id:
-            lora = ("lora_id", event.lora_id)
-        elif not event.extras or not any(event.extras):
-            return None
-    extras = []
-    for listed in event.extras or [None] * len(event.hashes):
-        rest = listed or []
-        extras.append([lora, *(rest[1:] if lora is not None and rest[:1] == [lora] else rest)])
-    return [extra if len(extra) > 1 or extra[0] is not None else None for extra in extras]

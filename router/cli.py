@@ -56,7 +56,7 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
         "scoring.policy": given["policy"],
     }
     config = _config(path, pods, models, flags)
-    _log(config.gateway.log_level)
+    _log(config)
     if config.gateway.workers > 1:
         from router.workers.supervisor import supervise
 
@@ -79,7 +79,7 @@ def worker(descriptor: int) -> None:
     from router.workers.control import Control
 
     control = Control(descriptor)
-    _log(control.config.gateway.log_level, f"[worker {control.worker.number}] ")
+    _log(control.config, f"[worker {control.worker.number}] ")
     control.serve(run)
     _exit()
 
@@ -101,8 +101,12 @@ def _exit() -> None:
     os._exit(0)
 
 
-def _log(level: str, who: str = "") -> None:
-    logging.basicConfig(level=level.upper(), format=f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s")
+def _log(config: Config, who: str = "") -> None:
+    from router.causes.log_lines import AsJson, AsText
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(AsJson(who) if config.log.format == "json" else AsText(who))
+    logging.basicConfig(level=config.gateway.log_level.upper(), handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 

@@ -17,8 +17,8 @@ from router.errors import ConfigError
 
 _HOT = {
     "indexer": """
-        absence backlog blocks changes engine events feed groups holders index ledger mappings match orphans pages
-        prefixes removals rule strangers stream table text_blocks trust
+        absence backlog blocks changes engine events feed groups holders index ledger losses mappings match orphans
+        pages prefixes removals rule strangers stream table text_blocks trust
     """,
     "scorer": """
         board candidates chains cost history hold load pick policies recency reuse sendings sessions shadow slow_start

@@ -14,6 +14,7 @@ from indexer.blocks import KeySpace
 from indexer.prefixes import VARIANTS_MAX, PrefixLimits
 from router import native
 from router.alerts.alerts import Alerts
+from router.causes.journal import Journal
 from router.config.settings import Config, ScoringConfig
 from router.core.breaker import BreakerLimits
 from router.core.decision import Core
@@ -69,6 +70,7 @@ class Service:
             self.core, self.encoder.stats, questions=self.encoder.remote.counts, given=config.metrics
         )
         idle = IdlePods(self.core, self.upstreams, config.handover)
+        self.journal = Journal(self.core, self.metrics, config)
         self.handover = Handover(self.core, idle, config.handover)
         self.warmup = Warmup(self.core, self.encoder, idle, config.warmup)
         self._first = worker is None or worker.number == 0  # pods need not compute for each of several workers
@@ -136,6 +138,9 @@ class Service:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await in_turns(self.journal.go_on(time.monotonic(), all_of_them=True))
+            if self.journal.tracing is not None:
+                await asyncio.to_thread(self.journal.tracing.close)
             self.encoder.close()
             if self.sharing is not None:
                 await self.sharing.stop()
@@ -242,6 +247,7 @@ class Service:
                 self.core.board.listen(now)
             self.core.fleet.notice_grains()
             self.encoder.judge(now)  # before what was predicted expires
+            await in_turns(self.journal.go_on(now))
             for index in indexes:
                 index.expire(now)
                 while index.sweep() or index.refill():
@@ -298,6 +304,7 @@ def core_settings(config: Config) -> CoreSettings:
         slow_start_factor=scoring.slow_start_factor,
         decisions_kept=config.decisions.kept,
         sessions=SessionLimits(config.sessions.kept_max, config.sessions.idle),
+        losses_max=config.decisions.remembered_blocks,
         chain_keys_max=scoring.chain_keys_max,
     )
 

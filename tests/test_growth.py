@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import types
 from collections import Counter
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ CONFIG = {
     "index": {"blocks_max": 2000, "text_blocks_max": 2000},
     "prefix_store_config": {"bytes_max": "1MiB"},
     "tokens": {"recall_max": "64KiB"},
-    "decisions": {"kept": 20},
+    "decisions": {"kept": 20, "errors_kept": 20, "remembered_blocks": 1024, "remembered_prompts": 50},
     "models": [{"name": MODEL, "tokenizer": str(TOKENIZER)}],
 }
 _LEFT_ALONE = (type, types.ModuleType, types.FunctionType, types.CodeType, types.FrameType, asyncio.AbstractEventLoop)
@@ -129,6 +130,7 @@ class Year:
         self.now += DAY_S
         core.fleet.notice_grains()
         self.service.encoder.judge(self.now)
+        at_once(self.service.journal.go_on(time.monotonic(), all_of_them=True))
         for index in (core.index, core.texts):
             index.expire(self.now)
             while index.sweep() or index.refill():

@@ -16,7 +16,21 @@ from router.errors import Busy, Full, NoFitPod, UnknownModel
 from scorer.board import Board, row_of
 from scorer.cost import PrefillRate
 from scorer.pick import scored
-from tests.fakes.cores import MODEL, NOBODY, SERVED, SIZE, VOID, asked, core_of, decide, held, route, store, tokens_of
+from tests.fakes.cores import (
+    MODEL,
+    NOBODY,
+    SERVED,
+    SIZE,
+    VOID,
+    asked,
+    core_of,
+    decide,
+    held,
+    joined_late,
+    route,
+    store,
+    tokens_of,
+)
 
 
 def test_the_holder_is_picked() -> None:
@@ -522,3 +536,17 @@ def test_what_is_cold_waits_while_what_lives_fills_the_cache() -> None:
     core.finish(route(core, asked(core, 1, 28_000, tells_prefill=True), NOBODY, 61.0), SERVED, 62.0)
     core.index.expire(400.0)
     assert route(core, new, NOBODY, 400.0).pod is pod
+
+
+def test_a_decision_keeps_the_states_that_it_saw() -> None:
+    """What becomes of a feed afterwards changes nothing of the decisions before."""
+    core = core_of(2)
+    feed = core.fleet.pods["pod-1"].ranks[0].feed
+    assert feed is not None
+    joined_late(feed)
+    before = decide(core, asked(core, 1), NOBODY, 1.0)
+    assert before.states == [core.fleet.pods["pod-0"].ranks[0].state, "degraded"]
+    feed.frame(4, msgspec.msgpack.encode([9.0, [["AllBlocksCleared"]], 0]), 9.0)
+    after = decide(core, asked(core, 1), NOBODY, 9.0)
+    assert feed.state != "degraded" and after.states[1] == feed.state
+    assert before.states[1] == "degraded"

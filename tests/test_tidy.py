@@ -20,8 +20,8 @@ BELOW = {"indexer": (), "scorer": ("indexer",), "router": ("scorer", "indexer"),
 
 LINE = (
     "errors", "garbage", "native", "core", "plan", "config", "server", "metrics", "recording", "upstream", "prompts",
-    "tokens", "events", "shared_index", "discovery", "handover", "warmup", "proxy", "workers", "state", "alerts",
-    "service", "page", "endpoints", "process", "commands", "cli", "__main__",
+    "tokens", "events", "shared_index", "discovery", "handover", "warmup", "causes", "proxy", "workers", "state",
+    "alerts", "service", "page", "endpoints", "process", "commands", "cli", "__main__",
 )  # fmt: skip
 """The rooms of `router`, folders and files: each imports only from those before it."""
 
@@ -69,6 +69,7 @@ _TESTS = (
 STORIES = {
     "alert_rules": "tests what Prometheus and Grafana get of charts/",
     "cache_not_read": "a fact of requests, from the prompt to the ledger",
+    "causes": "the whole gateway before pods that are made to miss, for each cause",
     "chart": "tests charts/",
     "cycles": "what the collector finds after a request, whoever left it",
     "discovery": "pods that come and go, from their sources to requests",

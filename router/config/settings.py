@@ -6,7 +6,7 @@ What a field means, its bounds and its default stand with the field; docs/config
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -121,9 +121,39 @@ class RecordConfig(Section):
 
 
 class DecisionsConfig(Section):
-    """The last picks, for `/decisions` and the page."""
+    """The last picks, for `/decisions` and the page; what is remembered to say why prompts were not cached."""
 
     kept: Count = Field(default=200, ge=0, le=100_000, description="Decisions kept.")
+    errors_kept: Count = Field(default=100, ge=0, le=100_000, description="Requests kept that ended in an error.")
+    remembered_blocks: Count = Field(
+        default=262_144,
+        ge=0,
+        le=1 << 28,
+        description="Blocks of which it is remembered who asked for them and who gave them up: 33 bytes each. 0: none.",
+    )
+    remembered_prompts: Count = Field(
+        default=4096,
+        ge=0,
+        le=1_000_000,
+        description="Prompts whose fingerprints are kept, to see what was changed in one: hashes, never text. 0: none.",
+    )
+    compared_max: Bytes = Field(
+        default=1 << 20, ge=0, le=1 << 26, description="Larger bodies are not compared with earlier ones."
+    )
+    comparing_share: Ratio = Field(
+        default=0.02, ge=0, le=1, description="Share of one core's time for that; what comes beyond it is not compared."
+    )
+
+
+class LogConfig(Section):
+    """The log, and its one line for each request, at its end. Its level says how the request ended."""
+
+    format: Literal["console", "json"] = Field(default="console", description="Text, or a JSON object on each line.")
+    requests: Literal["all", "errors", "none"] = Field(
+        default="all", description="Which requests get their line: `errors` are those that failed or were retried."
+    )
+    prompts: bool = Field(default=False, description="Bodies of requests, as they came, are in that line, too.")
+    prompt_max: Bytes = Field(default=4096, ge=0, le=1 << 20, description="So much of a body, where it is.")
 
 
 class SessionsConfig(Section):
@@ -188,6 +218,23 @@ class AlertsConfig(Section):
     interval: Seconds = Field(default=1.0, ge=0.05, le=3600, description="Between two looks.")
 
 
+class TracingConfig(Section):
+    """Traces of requests, told to an OpenTelemetry collector. Needs `warmroute[otel]`."""
+
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="Where it takes OTLP over HTTP, like `http://collector:4318/v1/traces`. null: no traces.",
+    )
+    service: str = Field(default="warmroute", min_length=1, max_length=200, description="The gateway's name in traces.")
+    sample: Ratio = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced; of those with a `traceparent`, it says.",
+    )
+
+
 class Config(Section):
     """All settings of the gateway."""
 
@@ -224,6 +271,8 @@ class Config(Section):
     peers: PeersConfig = PeersConfig()
     warmup: WarmupConfig = WarmupConfig()
     decisions: DecisionsConfig = DecisionsConfig()
+    log: LogConfig = LogConfig()
+    tracing: TracingConfig = TracingConfig()
     metrics: SeriesConfig = SeriesConfig()
     page: PageConfig = PageConfig()
     alerts: AlertsConfig = AlertsConfig()

@@ -38,6 +38,7 @@ class _Line(NamedTuple):
     rooms: list[float]
     again: list[float]
     fills: list[float]
+    states: Sequence[str]  # of their feeds
 
     @classmethod
     def of(cls, ranks: Sequence[Rank]) -> _Line:
@@ -52,6 +53,7 @@ class _Line(NamedTuple):
             [rank.room for rank in ranks],
             [rank.again for rank in ranks],
             [rank.fill for rank in ranks],
+            [rank.stood for rank in ranks],
         )
 
 
@@ -98,6 +100,11 @@ class Comparison:
             self._enter(candidates, hits, _found(demand, holders, line), line)
         return candidates, hits
 
+    @property
+    def states(self) -> Sequence[str]:
+        """Of the feeds of the last decision's ranks, as of the last look. Nobody changes it: decisions keep it."""
+        return self._line.states
+
     def _enter(self, candidates: Candidates, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
         """What those found hold, and need not compute for it."""
         last_hit, last_rule, last_size, last_tokens = MISS, None, 0, 0
@@ -127,6 +134,7 @@ class Comparison:
         self._looked_at = now
         for rank in self._fleet.ranks:
             rank.load.rate.look()
+            rank.stood = rank.state
             if rank.pod.blocks is not None and rank.feed is not None:
                 self._look_at_room(rank, rank.pod.blocks, now)
 

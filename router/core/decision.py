@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from indexer.blocks import KeySpace, size_of
 from indexer.index import PrefixIndex
+from indexer.losses import Losses
 from indexer.match import Hit
 from indexer.prefixes import PrefixStore
 from router.core.comparison import Comparison
@@ -49,7 +50,8 @@ class Core:
         self.space = space
         self.fleet = Fleet(settings.panic_share)
         given = settings.index
-        self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max)
+        self.losses = Losses(settings.losses_max) if settings.losses_max else None
+        self.index = PrefixIndex(space, given.blocks_max, given.pods_max, given.orphans_max, self.losses)
         # Of our own picks alone: nothing confirms what only texts say.
         self.texts = PrefixIndex(space, given.text_blocks_max, given.pods_max)
         self.store = PrefixStore(space, space.seed, self.index.unchanged, given.prefixes, given.maps)
@@ -378,7 +380,8 @@ class Core:
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
         asked = self._asked(demand) if self._knows_request else None
         best = pick(candidates, self._policy, self.turn, slow, asked)
-        return Decision(now, demand, ranks, hits, best, _reason(demand, best))
+        states = self._comparison.states
+        return Decision(now, demand, ranks, hits, best, _reason(demand, best), states, holders.known)
 
     def _asked(self, demand: Demand) -> AskedPrompt | None:
         """What of a request some policies want to know; None: nothing of its prompt is known."""

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 from indexer.blocks import Grain, Keys, size_of
 from indexer.index import Prediction, PrefixIndex
 from indexer.mappings import Ending
-from indexer.match import Hit
-from router.core.fleet import Pod, Rank
+from indexer.match import Hit, Holder
+from router.core.fleet import Pod, Rank, RankId
 from router.core.token_states import Origin, Witness
 from scorer.candidates import Pick
 from scorer.chains import Chain
@@ -19,6 +19,14 @@ from scorer.sessions import LiveSession
 
 TEXT_BLOCK_TOKENS = 32
 """What one block of text is taken to be worth in tokens."""
+
+
+class Apart(NamedTuple):
+    """What sets a prompt's blocks apart from those of the same tokens, and the keys that they would have without it."""
+
+    adapter: str | None
+    salt: str | None
+    plain: Mapping[Grain, Keys]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +53,7 @@ class Demand:
     reads_cache: bool = True  # if not, the pod computes all of it, whatever it holds
     answer: int | None = None  # tokens that a pod must have room for behind the prompt; None: its length is not known
     session: str | None = None  # as the body names it
+    apart: Apart | None = None  # None: it has neither adapter nor salt
 
     def of(self, rank: Rank) -> Demand:
         """What is asked of this rank: its vLLM may make other tokens of the prompt."""
@@ -75,9 +84,49 @@ class Demand:
         return max(self.tokens, *(each.tokens for each in self.by_version.values()))
 
 
+class Try(NamedTuple):
+    """One attempt that has ended: at whom, how (a status, or a word for what went wrong), and when."""
+
+    at: RankId
+    how: int | str
+    ended: float
+
+
+@dataclass(slots=True, eq=False)
+class Trace:
+    """The ids by which one request is known to who traces requests, where that is wanted."""
+
+    trace_id: int
+    parent: int | None  # the client's span
+    span: int
+    sampled: bool
+    attempts: list[tuple[int, Decision]] = field(default_factory=list)  # span and decision of each
+
+
+@dataclass(slots=True, eq=False)
+class Story:
+    """One request, from its body to its end, as operators hear of it: filled in on its way. Times are monotonic."""
+
+    id: bytes
+    path: str
+    began: float
+    tries: list[Try] = field(default_factory=list)
+    first_at: float | None = None  # the first byte of its answer
+    ended_at: float | None = None
+    status: int | None = None  # that the client got; None: none was sent
+    error: str | None = None  # what went wrong, in a word; None: the answer went out whole
+    usage: tuple[int, int | None] | None = None  # as `End` has it
+    why: object = None  # what is found out afterwards: why so much of its prompt was not cached
+    trace: Trace | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Decision:
-    """One pick, with all that it was made from."""
+    """One pick, with all that it was made from, as it was then.
+
+    `states`: of the feeds of `ranks`, at most a moment old. `known`: who holds how much, those too that are no
+    candidates. `story`: of the request, where somebody tells it.
+    """
 
     at: float
     demand: Demand
@@ -85,8 +134,11 @@ class Decision:
     hits: Sequence[Hit]
     pick: Pick
     reason: str
+    states: Sequence[str]
+    known: Mapping[Demand, Mapping[Grain, Mapping[Holder, Hit]]]
     shadow: int | None = None  # whom another policy would have picked
     waited: tuple[float, str] | None = None  # seconds, and for what at last
+    story: Story | None = None
 
     @property
     def rank(self) -> Rank:

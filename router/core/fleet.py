@@ -53,6 +53,7 @@ class Rank:
     recency: Recency = field(default_factory=Recency)
     removed: int = 0  # blocks that it had given up then
     removed_at: float = float("-inf")
+    stood: str = "blind"  # its state, when it was last looked at
 
     def __post_init__(self) -> None:
         self.trust = self.feed.trust if self.feed is not None else Trust()

@@ -63,4 +63,5 @@ class CoreSettings:
     slow_start_factor: float
     decisions_kept: int
     sessions: SessionLimits
+    losses_max: int  # blocks that pods gave up and nobody has looked at; 0: nobody will
     chain_keys_max: int  # of prompts that may be continued

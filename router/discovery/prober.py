@@ -151,7 +151,7 @@ class Prober:
         """What it held is gone, or stands for something else."""
         for rank in self._pod.ranks:
             if rank.feed is not None:
-                rank.feed.forget()
+                rank.feed.forget(why="cleared")
             self._core.index.clear(rank.id)
             self._core.texts.clear(rank.id)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -67,7 +67,7 @@ def decision_answer(decision: Decision, now: float) -> dict[str, Any]:
         "reason": decision.reason,
         **_waited(decision),
         **({} if decision.shadow is None else {"shadow": decision.ranks[decision.shadow].id.pod}),
-        "pods": _candidates(decision),
+        "pods": _candidates(decision, decision.states),
     }
 
 
@@ -180,21 +180,21 @@ def tiers_of(hit: Hit) -> dict[str, int]:
     return {tier: blocks for tier, blocks in tiers.items() if blocks}
 
 
-def _candidates(decision: Decision) -> list[dict[str, Any]]:
-    return [_candidate(decision, one) for one in scored(decision.pick)]
+def _candidates(decision: Decision, states: Sequence[str]) -> list[dict[str, Any]]:
+    return [_candidate(decision, one, states[one.candidate.number]) for one in scored(decision.pick)]
 
 
 def _explained(decision: Decision, scoring: Settings) -> list[dict[str, Any]]:
     """All candidates, with what their prices are made of."""
     known = parts(decision.pick, scoring)
-    each = _candidates(decision)
+    each = _candidates(decision, [rank.state for rank in decision.ranks])
     for one, of_price in zip(each, known or (), strict=known is not None):
         one["price_parts"] = {name: round(seconds, 6) for name, seconds in of_price.items()}
     return each
 
 
-def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
-    """What only texts say is no block and no promise: it is given for itself."""
+def _candidate(decision: Decision, one: Scored, state: str) -> dict[str, Any]:
+    """`state`: of its feed. What only texts say is no block and no promise: it is given for itself."""
     candidate, by_text = one.candidate, decision.demand.text is not None
     rank = decision.ranks[candidate.number]
     hit = MISS if by_text or rank.trust.rule is None else decision.hits[candidate.number]
@@ -207,7 +207,7 @@ def _candidate(decision: Decision, one: Scored) -> dict[str, Any]:
         "matched_tokens": 0 if by_text else candidate.matched,
         "matched_by_tier": tiers_of(hit),
         "predicted_blocks": hit.predicted,
-        "state": rank.state if rank.state != "exact" or _is_verified(decision.demand.of(rank), hit) else "degraded",
+        "state": state if state != "exact" or _is_verified(decision.demand.of(rank), hit) else "degraded",
         "load": {
             "requests": candidate.requests,
             "prefill_tokens": candidate.prefill_tokens,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 
+from router.core.demand import Story
 from router.core.token_states import Witness
 from router.endpoints.adapters import LOAD, UNLOAD, tell_all
 from router.errors import RouterError, Saturated
@@ -75,8 +76,12 @@ class Gateway:
         service = self._service
         request_id = service.request_id()
         model: str | None = None
+        routing: Routing | None = None
+        refusal: RouterError | None = None
         if service.in_flight >= self._accepted_max:
-            return await self._refuse(send, Saturated("Too many requests are in flight."), request_id, model)
+            full = Saturated("Too many requests are in flight.")
+            self._tell_refused(scope, request_id, model, full)
+            return await self._refuse(send, full, request_id, model)
         service.in_flight += 1
         try:
             request_id = _request_id(scope) or request_id
@@ -94,6 +99,8 @@ class Gateway:
             others = await service.sharing.hits(meaning.demand) if service.sharing is not None else None
             request = self._request(scope, body, request_id, began, meaning)
             routing = Routing(self._dispatch, meaning, others, request)
+            if service.journal.tracing is not None:
+                routing.story.trace = service.journal.tracing.begin(scope["headers"])
             refusal = await service.proxy.forward(scope, receive, send, body, routing, [(_REQUEST_ID, request_id)])
             if routing.served:
                 if request.witness is not None:
@@ -107,10 +114,19 @@ class Gateway:
         except ClientGone:
             return None
         except RouterError as error:
+            self._tell_refused(scope, request_id, model, error)
             await self._refuse(send, error, request_id, model)
         finally:
             service.in_flight -= 1
+            if routing is not None:
+                seen = body if isinstance(body, bytes) and not meaning.large else None
+                service.journal.ended(routing.story, model, routing.last, seen, refusal)
         return None
+
+    def _tell_refused(self, scope: Scope, request_id: bytes, model: str | None, error: RouterError) -> None:
+        """A request was refused before anything was decided."""
+        story = Story(request_id, scope["path"], time.monotonic())
+        self._service.journal.ended(story, model, None, None, error)
 
     async def _tell_all(self, scope: Scope, send: Send, body: bytes, request_id: bytes) -> None:
         service = self._service

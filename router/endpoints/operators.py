@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
@@ -15,10 +15,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from router.causes.sentences import misses_of
 from router.core.decision import Core
 from router.core.demand import Decision
 from router.core.fleet import Pod
-from router.endpoints.answers import decision_answer, ladder_answer, pod_answer, sessions_answer, shadow_answer
+from router.endpoints.answers import ladder_answer, pod_answer, sessions_answer, shadow_answer
+from router.endpoints.decisions import entry, errors_of, newest, whys
 from router.endpoints.openapi import WARMUP_BODY, errors
 from router.errors import CalledOff, NotFound
 from router.handover.estates import cheapest
@@ -35,6 +37,7 @@ from router.workers.kept_counters import Counts
 from router.workers.merging import listed
 from router.workers.peers import DRAIN_WAIT_MAX_S, TOLD
 
+_ALL = 1 << 30
 _KEYS_MAX = 10_000
 _CLEANUP_SLICE = 200
 
@@ -63,6 +66,7 @@ def operators(service: Service, access: OperatorAccess, counts: Counts | None = 
     router = APIRouter(dependencies=[Depends(may_look)], tags=["operators"], responses=errors(401))
     _observe(router, service)
     _observe_sessions(router, service.core)
+    _tell_decisions(router, service)
     _change(router, service, {"dependencies": [Depends(may_change)], "responses": errors(403)})
     if counts is not None:
 
@@ -81,7 +85,7 @@ def operators(service: Service, access: OperatorAccess, counts: Counts | None = 
 
 
 def _described(decision: Decision) -> dict[str, Any]:
-    return decision_answer(decision, time.monotonic())
+    return entry(decision, time.monotonic())
 
 
 def _with_state(router: APIRouter, service: Service, access: OperatorAccess) -> APIRouter:
@@ -145,14 +149,6 @@ def _observe(router: APIRouter, service: Service) -> None:
         )
         return _json(b'{"pods":[%b],"events_bound":%b}' % (each, orjson.dumps(told)))
 
-    @router.get("/decisions", responses=errors(400))
-    async def decisions(limit: Annotated[int, Query(ge=1, le=10_000)] = 50) -> Response:
-        """The last picks, newest first, with every candidate's figures."""
-        now = time.monotonic()
-        newest = [core.decisions[-place] for place in range(1, min(limit, len(core.decisions)) + 1)]
-        told = await in_turns(_listed([partial(decision_answer, decision, now) for decision in newest]))
-        return _json(b'{"decisions":[%b],"shadow":%b}' % (told, orjson.dumps(shadow_answer(core.shadow))))
-
     @router.get("/scale-in", responses=errors(400))
     async def scale_in(count: Annotated[int, Query(ge=1, le=4096)] = 1) -> dict[str, Any]:
         """The pods whose loss costs least: of prompts of late, what only they hold, by how often it is asked for."""
@@ -193,6 +189,25 @@ def _observe_sessions(router: APIRouter, core: Core) -> None:
         """Sessions, those that were used last first; what of their contexts lives in each pod's cache; what waits here
         for a pod, and why."""
         return sessions_answer(core, limit, time.monotonic())
+
+
+def _tell_decisions(router: APIRouter, service: Service) -> None:
+    core, journal = service.core, service.journal
+
+    @router.get("/decisions", responses=errors(400))
+    async def decisions(
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 50, outcome: Literal["error"] | None = None
+    ) -> Response:
+        """The last requests, newest first: every candidate's figures as they were, how it ended, and why not more of
+        its prompt was cached; in all, as sentences. `outcome=error`: the last that ended in one, and how many did."""
+        await journal.settled()
+        now = time.monotonic()
+        if outcome is not None:
+            failed = await in_turns(_listed([partial(dict, one) for one in errors_of(journal, limit, now)]))
+            return _json(b'{"decisions":[%b],"errors":%b}' % (failed, orjson.dumps(journal.error_counts)))
+        told = await in_turns(_listed([partial(entry, decision, now) for decision in newest(core, limit)]))
+        rest = orjson.dumps({"shadow": shadow_answer(core.shadow), "summary": misses_of(whys(newest(core, _ALL)))})
+        return _json(b'{"decisions":[%b],%b' % (told, rest[1:]))
 
 
 def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> None:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from indexer.match import Hit
+from router.causes.request_log import GONE
+from router.causes.tracing import span_for, traceparent
 from router.core.decision import Core
-from router.core.demand import BreakerChange, End, Placement
+from router.core.demand import BreakerChange, End, Placement, Story, Try
 from router.core.fleet import RankId
 from router.core.token_states import Witness
 from router.errors import Full, NoRetry
@@ -68,7 +70,7 @@ class Request:
 class Routing:
     """The proxy's `Routes` for one request: every `route` is one attempt."""
 
-    __slots__ = ("_accused", "_dispatch", "_meaning", "_others", "demand", "request", "served")
+    __slots__ = ("_accused", "_dispatch", "_meaning", "_others", "demand", "last", "request", "served", "story")
 
     def __init__(
         self, dispatch: Dispatch, meaning: Understood, others: Mapping[RankId, Hit] | None, request: Request
@@ -80,6 +82,8 @@ class Routing:
         self.demand = meaning.demand
         self.request = request
         self.served = False  # a pod has answered, whole
+        self.story = Story(request.id, request.path, request.began)
+        self.last: Placement | None = None  # the newest attempt's
         self._accused: list[tuple[Placement, int]] = []  # of what may be the client's fault, or their own; by status
 
     @property
@@ -189,6 +193,7 @@ class Routing:
             metrics.looked_up("hit" if holders.kept else meaning.known, now - began, keys_s)
         metrics.decisions.observe(decided - began + understood_us * 1e-6)
         decision = placement.decision
+        decision.story, self.last = self.story, placement
         metrics.picks[decision.pick.reason if demand.reason is None else _UNKNOWN] += 1
         metrics.predicted_tokens += decision.matched_tokens
         return Attempt(self, self._dispatch, placement)
@@ -197,13 +202,16 @@ class Routing:
 class Attempt:
     """The proxy's `Assignment`: one pod, taken for one attempt."""
 
-    __slots__ = ("_dispatch", "_first_at", "_placement", "_routing", "request_headers", "response_headers", "upstream")
+    __slots__ = (
+        "_dispatch", "_first_at", "_placement", "_routing", "_told", "request_headers", "response_headers", "upstream",
+    )  # fmt: skip
 
     def __init__(self, routing: Routing, dispatch: Dispatch, placement: Placement) -> None:
         self._routing = routing
         self._dispatch = dispatch
         self._placement = placement
         self._first_at: float | None = None  # its first byte, monotonic
+        self._told = False  # how it ended
         rank, request_id = placement.rank, routing.request.id
         self.upstream = dispatch.upstreams[rank.id.pod]
         self.request_headers: Headers = [(b"x-request-id", request_id)]
@@ -211,6 +219,10 @@ class Attempt:
             number = rank.pod.global_rank(rank.id.rank)
             if number is not None:  # else it picks one itself, and its events will say which
                 self.request_headers = [*self.request_headers, (b"x-data-parallel-rank", b"%d" % number)]
+        if routing.story.trace is not None:
+            trace = routing.story.trace
+            sent = traceparent(trace, span_for(trace, placement.decision))
+            self.request_headers = [*self.request_headers, (b"traceparent", sent)]
         if dispatch.shows_own_keys:
             self.request_headers = [*self.request_headers, *self.upstream.own_key()]
         self.response_headers: Headers = [(b"x-warmroute-pod", rank.id.pod.encode()), (b"x-request-id", request_id)]
@@ -232,6 +244,7 @@ class Attempt:
         if routing.disputed:
             routing.understood(now)
         self._first_at, metrics = now, self._dispatch.metrics
+        routing.story.first_at = now
         metrics.first_bytes.observe(now - routing.request.began)
         if routing.streams:
             metrics.streams += 1
@@ -240,10 +253,12 @@ class Attempt:
 
     def failed(self, reason: str, now: float) -> None:
         self._dispatch.metrics.gave_up(self.pod, reason)
+        self._tried(reason, now)
         self._end(End("full" if reason == _OWN_BOUND else "failed"), reason, now)
 
     def refused(self, status: int, retry_after_s: float | None, now: float) -> None:
         self._dispatch.metrics.gave_up(self.pod, f"status_{status}")
+        self._tried(status, now)
         if self._routing.is_disputed(status):
             self._routing.accuse(self._placement, status)
             self._end(End("disputed", status), status, now)
@@ -258,6 +273,12 @@ class Attempt:
             routing.understood(now)
         self._end(_end_of(outcome), outcome.error or status, now)
         code = _CLIENT_GONE if status is None and outcome.client_gone else status
+        story = routing.story
+        story.status, story.error = code, outcome.error
+        if outcome.client_gone:
+            story.error = GONE
+        if not self._told:
+            self._tried(story.error or code or 0, now)
         if code is not None:  # else the client gets an error of ours, which is counted where it is sent
             metrics.count(routing.demand.model, self.pod, code)
         metrics.durations.observe(now - routing.request.began)
@@ -268,7 +289,10 @@ class Attempt:
         if self._dispatch.recorder is not None:
             self._record(self._dispatch.recorder, outcome, now)
         usage = outcome.usage
-        if usage is None or not routing.demand.is_counted:
+        if usage is None:
+            return
+        story.usage = (usage.prompt_tokens, usage.cached_tokens)
+        if not routing.demand.is_counted:
             return
         cached = usage.cached_tokens or 0
         metrics.actual_tokens += cached
@@ -305,6 +329,11 @@ class Attempt:
             routing.streams, told[0], outcome.bytes_out, told[1],
         )  # fmt: skip
         recorder.note(routing.demand, ended)
+
+    def _tried(self, how: int | str, now: float) -> None:
+        """It is over, like this."""
+        self._told = True
+        self._routing.story.tries.append(Try(self._placement.rank.id, how, now))
 
     def _end(self, end: End, word: str | int | None, now: float) -> None:
         """`word`: of an error, or a status."""

@@ -25,6 +25,7 @@ from router.config.fleet import ASK_THE_PODS, ModelConfig
 from router.config.settings import Config
 from router.core.cards import Served
 from router.core.decision import Core
+from router.core.demand import Apart
 from router.core.fleet import Pod
 from router.core.token_proof import Doubt
 from router.core.token_states import Ladder, Origin, Shape, Source, TokenizerState, Witness
@@ -227,6 +228,8 @@ class Encoder:
                 encoded = await way.source.encode(way.form, size, question.lora, question.salt)
                 gathered.broken += encoded.broken
                 gathered.add(encoded, size)
+                if question.lora is not None or question.salt is not None:
+                    self._set_apart(gathered, question, encoded, size)
         except NotTold as untold:
             gathered.reason = why_unknown(untold)
             gathered.broken += untold.broken
@@ -237,6 +240,12 @@ class Encoder:
                 gathered.add(unavailable.beginning, size)
                 gathered.tokens += unavailable.rest_bytes // BYTES_A_TOKEN
         return True
+
+    def _set_apart(self, gathered: Gathered, question: _Question, encoded: Encoded, size: int) -> None:
+        """It has an adapter, or a salt: keep by which keys the same tokens are known without."""
+        plain = {} if gathered.apart is None else dict(gathered.apart.plain)
+        plain[size] = self._space.chain(encoded.tokens, size)
+        gathered.apart = Apart(question.lora, question.salt, plain)
 
     async def _off_loop(self, prompt: Prompt, make: Callable[..., _T], *given: Any) -> _T:
         """What `make` makes of a prompt: in a thread if that is large, and then raises `TimeoutError`, too."""

@@ -62,6 +62,7 @@ class Recall:
         demand = meaning.demand
         nbytes = _BYTES_BESIDE if demand.text is None else _BYTES_BESIDE + demand.text.nbytes
         nbytes += sum(keys.nbytes for each in demand.versions for keys in each.keys.values())
+        nbytes += sum(keys.nbytes for keys in demand.apart.plain.values()) if demand.apart is not None else 0
         nbytes += sum(_NAME_BYTES + 4 * len(pod) for pod in demand.pods or ())
         self._entries[name] = (Recalled(meaning, epoch), nbytes)
         self.nbytes += nbytes

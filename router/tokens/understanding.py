@@ -10,7 +10,7 @@ import numpy as np
 
 from indexer.blocks import Grain, Keys
 from indexer.mappings import Ending
-from router.core.demand import Demand
+from router.core.demand import Apart, Demand
 from router.core.token_states import Origin, Shape
 from router.prompts.prompt import Prompt
 from router.prompts.rendering import RenderError
@@ -68,6 +68,7 @@ class Gathered:
     known: LookupResult = "miss"
     broken: int = 0
     timing_us: dict[str, int] = field(default_factory=dict)
+    apart: Apart | None = None
 
     def add(self, encoded: Encoded, grain: Grain) -> None:
         """The tokens, and the keys of one grain."""
@@ -103,6 +104,7 @@ class Gathered:
             prompt.reads_cache,
             prompt.answer_tokens if self.reason is None else None,
             prompt.session,
+            self.apart,
         )
 
     def meaning(self, prompt: Prompt) -> Understood:

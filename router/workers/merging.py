@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from router.causes.sentences import added_summaries
 from router.metrics.families import Join, MetricFamily
 
 _STEP = 256  # samples in one step: well under 1 ms
@@ -147,7 +148,22 @@ def decisions_of_all(bodies: Bodies, limit: int) -> Merging:
         told.append(orjson.dumps({**decision, "worker": worker}))
         _push(newest, worker, rest)
         yield
-    return b'{"decisions":[%b],"shadow":%b}' % (listed(told), orjson.dumps(_shadow_of_all(bodies)))
+    beside = orjson.dumps(_beside_decisions(bodies))
+    return b'{"decisions":[%b],%b' % (listed(told), beside[1:])
+
+
+def _beside_decisions(bodies: Bodies) -> dict[str, Any]:
+    """What is told beside them: sums, over all workers."""
+    rests = [rest_of(body) for body in bodies.values()]
+    each = {name: [rest[name] for rest in rests if rest.get(name)] for name in ("shadow", "summary", "errors")}
+    told: dict[str, Any] = {}
+    if any("errors" in rest for rest in rests):
+        told["errors"] = {word: 0 for counts in each["errors"] for word in counts}
+        for counts in each["errors"]:
+            told["errors"].update({word: told["errors"][word] + count for word, count in counts.items()})
+    else:
+        told["shadow"] = _shadow_of_all(each["shadow"])
+    return told | ({"summary": added_summaries(each["summary"])} if each["summary"] else {})
 
 
 def rest_of(body: bytes) -> dict[str, Any]:
@@ -156,9 +172,8 @@ def rest_of(body: bytes) -> dict[str, Any]:
     return rest
 
 
-def _shadow_of_all(bodies: Bodies) -> dict[str, Any] | None:
+def _shadow_of_all(each: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """What another policy would have done, over all workers."""
-    each = [shadow for body in bodies.values() if (shadow := rest_of(body).get("shadow")) is not None]
     if not each:
         return None
     picks, same = (sum(shadow[name] for shadow in each) for name in ("picks", "same"))
