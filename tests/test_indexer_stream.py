@@ -438,3 +438,52 @@ def test_what_is_asked_for_anew_is_in_doubt() -> None:
     assert not stream.sure
     stream.replay_ended(False)
     assert stream.sure
+
+
+def test_what_was_forgotten_is_missed() -> None:
+    """From the first batch on; before it there is nothing to be missed."""
+    for upto in (0, 1, 2):
+        stream = _stream(upto)
+        stream.forgotten()
+        assert stream.truncated == (upto > 0)
+
+
+def test_held_to_the_byte() -> None:
+    """As many bytes as may wait do."""
+    for size, dropped in ((5, 0), (6, 1)):
+        stream: Stream[int] = Stream(100, held_bytes_max=10)
+        stream.live(0, 0.0, 0)
+        stream.live(2, 2.0, 2, 5)
+        stream.live(3, 3.0, 3, size)
+        assert stream.dropped == dropped
+
+
+def test_a_new_publisher_is_caught_up_with() -> None:
+    """A live batch of it has told how far it is: once a replay has brought what was before, nothing is waited for."""
+    stream = _stream(5)
+    assert stream.live(3, 10.0, 13) == Ready("restart", forget=True, replay_from=0)
+    for number in range(2):
+        assert stream.replayed(number, 8.0 + number, number + 10).apply == [number + 10]
+    assert stream.replaying and not stream.caught_up
+    assert stream.replayed(2, 9.5, 12).apply == [12, 13]
+    assert stream.caught_up and not stream.replaying
+
+
+def test_history_that_is_read_again() -> None:
+    """With its first batch all is forgotten; what came live meanwhile is applied behind it, and ends the replay."""
+    stream = _stream(3)
+    assert stream.resync() == Ready("late", replay_from=0)
+    assert stream.live(3, 7.5, 3).verdict == "held"
+    assert stream.replayed(0, 0.0, 0) == Ready("replayed", forget=True, apply=[0])
+    assert stream.replayed(1, 1.0, 1) == Ready("replayed", apply=[1])
+    assert stream.replaying and stream.sure
+    assert stream.replayed(2, 2.0, 2) == Ready("replayed", apply=[2, 3])
+    assert not stream.replaying and stream.caught_up
+
+
+def test_what_is_known_from_elsewhere_is_not_caught_up() -> None:
+    """Nothing came yet from the publisher itself."""
+    stream: Stream[int] = Stream(100, 1 << 20)
+    stream.wait()
+    stream.resume((1, 1.0, False), False)
+    assert stream.as_of == (1, 1.0) and not stream.caught_up

@@ -1,0 +1,103 @@
+"""What pods are beside each other: what they hold of a prompt, as known here and elsewhere, and what room they have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from indexer.events import BlockRemoved
+from indexer.match import MISS, Hit
+from router.core.decision import Core
+from router.core.demand import Decision
+from router.core.fleet import RankId
+from tests.fakes.cores import NOBODY, SIZE, asked, core_of, decide, store, tokens_of
+
+ONE, OTHER = RankId("pod-0", 0), RankId("pod-1", 0)
+
+
+def columns(decision: Decision) -> tuple[list[int], list[float]]:
+    """Tokens that are reused on each pod, and what they are worth."""
+    return decision.pick.candidates.matched, decision.pick.candidates.worths
+
+
+def room(core: Core, now: float) -> tuple[float, float]:
+    """Of the first pod: tokens that fit in, and the share of its cache that is in use."""
+    candidates = decide(core, asked(core, 9), NOBODY, now).pick.candidates
+    return candidates.rooms[0], candidates.fills[0]
+
+
+def test_room_is_looked_at_now_and_then() -> None:
+    """What a pod holds more counts at the next look, a tenth of a second later; none is fuller than full."""
+    core = core_of(1)
+    core.fleet.pods["pod-0"].blocks = 100
+    store(core, "pod-0", 1)
+    assert room(core, 10.0) == (90 * SIZE, 0.1)
+    store(core, "pod-0", 2)
+    assert room(core, 10.09) == (90 * SIZE, 0.1)
+    assert room(core, 10.1) == (80 * SIZE, 0.2)
+    core.fleet.pods["pod-0"].blocks = 10
+    assert room(core, 10.3)[1] == 1.0
+
+
+def test_who_gives_up_has_no_room() -> None:
+    """For half a minute after a pod has given up something, what seems free is in use."""
+    core = core_of(1)
+    core.fleet.pods["pod-0"].blocks = 100
+    store(core, "pod-0", 1)
+    assert room(core, 10.0) == (90 * SIZE, 0.1)
+    core.index.apply(ONE, BlockRemoved([109]))
+    assert room(core, 11.0) == (0.0, 1.0)
+    assert room(core, 40.9) == (0.0, 1.0)
+    assert room(core, 41.0) == (91 * SIZE, 0.09)
+
+
+def test_what_others_know_counts_where_it_is_more() -> None:
+    """Of what is known here and elsewhere the longer; who holds nothing anywhere is told of as such."""
+    core = core_of(3)
+    store(core, "pod-0", 1)
+    store(core, "pod-1", 1, 64)
+    prompt = asked(core, 1)
+    known = decide(core, prompt, NOBODY, 0.0).hits[0]
+    assert known.blocks == 10
+    for blocks, expected in ((3, [10, 4, 0]), (4, [10, 4, 0]), (7, [10, 7, 0]), (12, [12, 12, 0])):
+        there = Hit(blocks, gpu=blocks)
+        decision = decide(core, prompt, NOBODY, 0.0, {ONE: there, OTHER: there})
+        assert [hit.blocks for hit in decision.hits] == expected
+        assert columns(decision)[0] == [min(SIZE * each, 9 * SIZE) for each in expected]
+        assert decision.hits[2] is MISS
+
+
+def test_versions_have_prompts_of_their_own() -> None:
+    """A pod whose version writes the prompt differently holds what it holds of that; what it writes shorter it need not
+    compute."""
+    core = core_of(2)
+    core.fleet.learned_version(core.fleet.pods["pod-1"], "0.9.0")
+    store(core, "pod-0", 1)
+    store(core, "pod-1", 2, 96)
+    prompt = replace(asked(core, 1), by_version={"0.9.0": asked(core, 2, 128)})
+    decision = decide(core, prompt, NOBODY, 0.0)
+    assert [hit.blocks for hit in decision.hits] == [10, 6]
+    assert columns(decision) == ([144, 96], [144.0, 96.0 + 32])
+    alike = Hit(12, gpu=12)
+    others = {ONE: alike, OTHER: alike}
+    decision = decide(core, replace(prompt, by_version={"0.9.0": asked(core, 3, 100)}), NOBODY, 0.0, others)
+    assert columns(decision) == ([144, 96], [144.0, 96.0 + 60])
+
+
+def test_one_hit_is_of_unlike_worth() -> None:
+    """The same blocks of pods whose blocks are of unlike sizes, or whose prompt is, are told apart."""
+    core = core_of(2, feeds=False)
+    core.fleet.pods["pod-1"].block_size = 2 * SIZE
+    there = Hit(3, gpu=3)
+    prompt = replace(asked(core, 1), keys={**asked(core, 1).keys, 2 * SIZE: core.space.chain(tokens_of(1), 2 * SIZE)})
+    decision = decide(core, prompt, NOBODY, 0.0, {ONE: there, OTHER: there})
+    assert columns(decision)[0] == [3 * SIZE, 6 * SIZE]
+
+
+def test_rules_are_each_pods_own() -> None:
+    """One whose rule of reuse is not known is believed to reuse nothing, whatever it holds."""
+    core = core_of(2)
+    core.fleet.pods["pod-1"].ranks[0].trust.rule = None
+    there = Hit(3, gpu=3)
+    decision = decide(core, asked(core, 1), NOBODY, 0.0, {ONE: there, OTHER: there})
+    assert columns(decision) == ([3 * SIZE, 0], [3.0 * SIZE, 0.0])
+    assert [hit.blocks for hit in decision.hits] == [3, 3]
