@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup test-chart test-vllm test-templates test-redis test-kubernetes test-native test-page test-chaos soak test-fidelity clean
+.PHONY: demo test lint setup test-chart test-vllm test-templates test-redis test-kubernetes test-native test-page test-chaos soak test-fidelity test-aiperf clean
 
 setup: $(VENV)/.ready
 
@@ -80,6 +80,15 @@ test-fidelity: setup .venv-fidelity/.ready
 .venv-fidelity/.ready: Makefile
 	$(PYTHON) -m venv .venv-fidelity
 	.venv-fidelity/bin/python -m pip install --quiet --disable-pip-version-check 'schemathesis>=4,<5' 'anthropic>=1,<3'
+	touch $@
+
+# AIPerf, a load generator of others, before the gateway, in a venv of its own (1 GB).
+test-aiperf: setup .venv-aiperf/.ready
+	$(BIN)/python -m pytest tests_aiperf
+
+.venv-aiperf/.ready: Makefile
+	$(PYTHON) -m venv .venv-aiperf
+	.venv-aiperf/bin/python -m pip install --quiet --disable-pip-version-check 'aiperf>=0.13,<0.14'
 	touch $@
 
 clean:

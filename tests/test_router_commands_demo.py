@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from router.commands.demo.processes import MODEL, fleet, forget_all, gateway
-from router.commands.demo.run import free_port, print_table
+from router.commands.demo.run import as_values, free_port, print_table
 from router.commands.demo.workload import Measured, WorkloadShape, conversations, play
 
 SMALL = WorkloadShape(
@@ -48,6 +48,7 @@ async def test_cache_aware_beats_round_robin() -> None:
     assert plain.requests == aware.requests == 24 and not plain.failures + aware.failures
     assert plain.by_pod == {"pod-0": 12, "pod-1": 12}
     assert aware.hit_ratio > plain.hit_ratio
+    assert as_values(aware)["hit_ratio"] == aware.hit_ratio and as_values(plain)["requests_by_pod"] == plain.by_pod
     console = Console(file=io.StringIO(), width=120)
     print_table(console, measured, ["pod-0", "pod-1"])
     assert isinstance(console.file, io.StringIO)

@@ -55,6 +55,7 @@ _LOCKS = {"Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Barrie
 _FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 _TESTS = (
     "tests",
+    "tests_aiperf",
     "tests_chaos",
     "tests_fidelity",
     "tests_kubernetes",
@@ -72,6 +73,7 @@ STORIES = {
     "causes": "the whole gateway before pods that are made to miss, for each cause",
     "chart": "tests charts/",
     "cycles": "what the collector finds after a request, whoever left it",
+    "docs": "tests README.md and docs/",
     "discovery": "pods that come and go, from their sources to requests",
     "evidence": "pods' figures as proof: from the prober to the index",
     "examples": "tests examples/",

@@ -106,7 +106,7 @@ def _row(pod: ScoreAnswer, picked: bool, ranked: bool) -> list[str]:
 
 _PARTS = {
     "wait": "until its prefill can start",
-    "prefill": "to compute {tokens} tokens that it doesn't hold",
+    "prefill": "to compute {tokens} that it doesn't hold",
     "fleet": "as that work is the fleet's",
     "eviction": "as what it gives up may be asked for again",
     "slow_start": "as it is new or was away",
@@ -122,7 +122,8 @@ def _prices(answer: ScoreAnswer, ranked: bool) -> Iterator[str]:
     picked = [pod for pod in pods if pod["pod"] == answer["pick"] and pod.get("rank") == answer.get("rank")]
     others = sorted((pod for pod in pods if pod not in picked), key=lambda pod: float(pod["price"]))
     for pod in (*picked, *others[:1]):
-        uncached = answer["tokens"] - pod["matched_tokens"]
+        count = answer["tokens"] - pod["matched_tokens"]
+        uncached = f"{count} token{'s' if count != 1 else ''}"
         parts = [
             f"{seconds:.4f} s {_PARTS.get(name, name).format(tokens=uncached)}"
             for name, seconds in pod["price_parts"].items()

@@ -39,7 +39,7 @@ def replayed(path: str, size: ReplaySize, seed: int) -> Work:
         raise ConfigError(f"{path}: is not text") from None
     arrivals = _arrivals(path, lines, seed)
     last_s = max(time_s for time_s, _ in arrivals.turns)
-    speed = last_s / size.seconds if size.seconds and last_s else 1.0
+    speed = max(1.0, last_s / size.seconds) if size.seconds else 1.0
     longest = max(turn.tokens for _, turn in arrivals.turns)
     scale = 1.0 if size.tokens_max is None else min(1.0, size.tokens_max / longest)
     vocabulary: dict[int, str] = {}
