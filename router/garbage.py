@@ -52,10 +52,17 @@ class Collector:
             self.tick(in_flight())
 
     def tick(self, in_flight: int) -> None:
-        """Set aside what lives; before that, look at everything if it is time."""
+        """Set aside what lives; before that, look at everything if it is time, and give back what is free."""
         now = self._clock()
         if now - self._looked_at >= (_LATEST_S if in_flight else _IDLE_S):
             self._looked_at = now
             gc.unfreeze()
             gc.collect()
+            _give_back_free_pages()
         gc.freeze()
+
+
+def _give_back_free_pages() -> None:
+    """What the busiest moment has taken, and nobody uses now, is the system's again, where the allocator is glibc's."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from indexer.mappings import Ending
 from router.config.settings import Config
 from router.core.decision import Core
-from router.core.demand import Demand, End
+from router.core.demand import BreakerChange, Demand, End
 from router.core.fleet import RankId
 from router.errors import Busy, Full, NoFitPod, UnknownModel
 from scorer.board import Board, row_of
@@ -550,3 +551,32 @@ def test_a_decision_keeps_the_states_that_it_saw() -> None:
     after = decide(core, asked(core, 1), NOBODY, 9.0)
     assert feed.state != "degraded" and after.states[1] == feed.state
     assert before.states[1] == "degraded"
+
+
+def test_bounds_on_prompts_that_wait() -> None:
+    """As many tokens may wait as are said, over all pods and on each: with so many there is no room, with one less
+    there is."""
+    for bound, most in (("prefill_tokens_max", 320), ("pod_prefill_tokens_max", 160)):
+        for tokens, full in ((most, True), (most + 1, False)):
+            core = core_of(2, admission={bound: tokens})
+            for seed in range(2):
+                route(core, asked(core, seed), NOBODY, 0.0)
+            assert sorted(rank.load.prefill_tokens for rank in core.fleet.ranks) == [160, 160]
+            with pytest.raises(Full) if full else contextlib.nullcontext():
+                route(core, asked(core, 7), NOBODY, 0.0)
+            retried = route(core, asked(core, 8), frozenset({"pod-0"}), 0.0)
+            assert retried.pod.name == "pod-1"
+
+
+def test_whose_breaker_opens_is_told() -> None:
+    """By the attempt that has opened it, and by none before; 429 is no failure, 503 without a time is one."""
+    core = core_of(3, feeds=False, breaker={"failures_in_row": 3, "requests_min": 1000})
+    others = frozenset({"pod-1", "pod-2"})
+    for end in (End("refused", 429), End("refused", 429), End("refused", 503, retry_after_s=1.0)):
+        assert core.finish(route(core, asked(core, 1), others, 0.0), end, 0.0) is None
+        core.fleet.pods["pod-0"].breaker.avoid(0.0)
+    ends = (End("refused", 503), End("void"), End("cut"), End("failed"))
+    changes = [
+        core.finish(route(core, asked(core, 1), others, 50.0 + at), end, 50.0 + at) for at, end in enumerate(ends)
+    ]
+    assert changes[:3] == [None] * 3 and changes[3] == BreakerChange("pod-0", True, "3 requests failed in a row")

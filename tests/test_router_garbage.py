@@ -89,3 +89,29 @@ def test_large_bodies_are_given_back() -> None:
         for given in (True, False)
     ]
     assert kept_mib[0] < 2 and kept_mib[1] > 40
+
+
+FREE = """
+from router.garbage import Collector
+def taken():
+    return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmRSS"))
+now = 0.0
+collector = Collector(lambda: now)
+small = [bytes(4000) for _ in range(16_000)]
+before = taken()
+del small[:-1]
+collector.tick({in_flight})
+now = 300.0
+collector.tick({in_flight})
+print(before - taken())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_what_is_free_is_given_back() -> None:
+    """When nobody waits, and it is time: what lies between pieces that live, too."""
+    given_mib = [
+        int(subprocess.run([sys.executable, "-c", FREE.format(in_flight=n)], capture_output=True, check=True).stdout)
+        for n in (0, 1)
+    ]
+    assert given_mib[0] > 50 and given_mib[1] < 5
