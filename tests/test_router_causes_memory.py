@@ -34,7 +34,7 @@ def test_whose_blocks_were_lost() -> None:
     (fate,) = memory.ghosts.look(keys, 9.0)
     assert (fate.blocks, fate.why, memory.pod_of(fate)) == (10, "evicted", POD)
     assert memory.load_of(fate) == (2, 300, 10)
-    for number in range(5000):
+    for number in range(200):
         at_once(memory.lost([GivenUp(POD, "left", [number + 1])], lambda _: (0, 0), 6.0))
     assert memory.load_of(fate) is None
     assert memory.load_of(Fate(1, 0.0, 0.0, None, 1, 0)) is None

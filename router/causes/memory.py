@@ -19,8 +19,9 @@ from router.causes.prints import Prints
 from router.core.demand import Demand
 
 _NAMES_MIN = 16  # pods, and adapters and salts, that are told apart
-_BLOCKS_A_NAME = 64  # or one for so many blocks that are remembered
-_LOADS_KEPT = 4096  # what pods had to do when they gave something up
+_BLOCKS_A_NAME = (
+    64  # or one for so many blocks that are remembered; and so often, what a pod had to do when it lost some
+)
 _STEP = 1000  # blocks that are noted in one step: well under 1 ms
 _TWINS_SHARE = 4  # prompts with an adapter or a salt are fewer
 
@@ -73,7 +74,7 @@ class CauseMemory:
         names_max = max(_NAMES_MIN, blocks_max // _BLOCKS_A_NAME)
         self._names = Names(names_max)
         self._variants = Names(names_max)
-        self._loads: deque[Load] = deque(maxlen=_LOADS_KEPT)
+        self._loads: deque[Load] = deque(maxlen=names_max)
         self._loads_noted = 0
         self._apart = False  # somebody has used an adapter or a salt
 
