@@ -18,6 +18,7 @@ from router.metrics.process import MemoryUse
 from router.server.long_answers import at_once
 from tests.fakes.cores import MODEL, NOBODY, asked, core_of, nothing, route
 from tests.fakes.prefix_stats import stats_of
+from tests.fakes.services import operators
 
 GIVEN = AlertsConfig()
 
@@ -247,3 +248,15 @@ def test_all_names_are_there_from_the_start() -> None:
 def _text(world: World) -> str:
     world.metrics.join(world.alerts)
     return world.metrics.text().decode()
+
+
+async def test_operators_ask_for_them() -> None:
+    """`/alerts` of a gateway that was just started knows all names; what holds is there at the next look."""
+    async with operators() as (client, service):
+        assert (await client.get("/alerts")).json() == {"alerts": [], "known": ALERTS}
+        for pod in service.core.fleet.pods.values():
+            pod.drain(True)
+        at_once(service.alerts.look(service.metrics.clock()))
+        (told,) = (await client.get("/alerts")).json()["alerts"]
+    assert (told["name"], told["subject"], told["why"]) == ("no_fit_pod", None, "none of 2 pods is fit")
+    assert told["for_s"] < 60 and told["since"] > 1.7e9

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from router.config.settings import Config
 from router.core.decision import Core
-from router.metrics.families import MetricFamily, text_of
+from router.metrics.families import MetricFamily, gauge, text_of
 from router.metrics.metrics import Departures, Metrics
 from router.server.long_answers import at_once
 from router.tokens.encoder import PrefixStats
@@ -235,3 +235,38 @@ def test_a_drain_of_all_workers() -> None:
     handed = {"prompts": 2, "tokens": 320, "done": 1, "needless": 1, "failed": 0}
     told = merging.merged_drain({0: {**plain, "handover": handed}, 1: plain, 2: {**plain, "handover": handed}})
     assert told["handover"] == {name: 2 * count for name, count in handed.items()}
+
+
+def test_alerts_of_all_are_told_once() -> None:
+    """What several tell of is one, since the first of them began; each worker that tells of it is named."""
+
+    def one(name: str, since: float, subject: str | None = None) -> dict[str, Any]:
+        return {"name": name, "subject": subject, "since": since, "for_s": 100.0 - since, "why": "-"}
+
+    answers = {
+        1: {"alerts": [one("breaker_open", 5.0, "pod-0")], "known": {"a": "A."}},
+        0: {"alerts": [one("breaker_open", 7.0, "pod-0"), one("memory_high", 9.0)], "known": {"a": "A."}},
+    }
+    merged_answer = merging.merged_alerts(answers)
+    told_once = [(each["name"], each["since"], each["for_s"], each["workers"]) for each in merged_answer["alerts"]]
+    assert told_once == [("breaker_open", 5.0, 95.0, [0, 1]), ("memory_high", 9.0, 91.0, [0])]
+    assert merged_answer["known"] == {"a": "A."}
+
+
+def test_what_a_pod_counts_is_not_kept(tmp_path: Path) -> None:
+    """A pod was started anew, and so was a worker: the pod's own counters are what it says now."""
+    worker, core = Worker(0, 2, tmp_path, 0, 0), core_of(1)
+    series = 'warmroute_engine_preemptions_total{pod="pod-0"}'
+    for life, count in ((0, 900.0), (1, 3.0)):
+        core.fleet.pods["pod-0"].engine = {"preemptions": count}
+        counts = Counts(
+            dataclasses.replace(worker, life=life), metrics_with(core, 1).steps, Departures(core.fleet, 3600.0)
+        )
+        assert told_values(counts)[series] == count
+
+
+def test_what_is_no_number_is_not_merged() -> None:
+    """One worker keeps the snapshot; the others have no age of it, in whatever order they tell."""
+    ages = [gauge("age", "A.", value) for value in (float("nan"), 5.0, float("nan"))]
+    workers = [at_once(read(at_once(as_lines([age])))) for age in ages]
+    assert values_of(at_once(merged(workers))) == {"age": 5.0}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
-from math import nan
+from math import isnan, nan
 from typing import Any, TypeAlias
 
 import orjson
@@ -18,6 +18,7 @@ from router.causes.sentences import added_summaries
 from router.metrics.families import Join, MetricFamily
 
 _STEP = 256  # samples in one step: well under 1 ms
+_NO_NUMBER = b"null"
 _RATIOS = ("warmroute_cache_hit_ratio", "warmroute_cache_miss_ratio")
 _WAYS: dict[Join, Callable[[float, float], float]] = {"sum": operator.add, "max": max, "min": min}
 
@@ -46,8 +47,10 @@ def read(lines: bytes) -> Generator[None, None, list[MetricFamily]]:
     families: list[MetricFamily] = []
     for line in lines.splitlines():
         family = MetricFamily(*orjson.loads(line))
-        told = [(series, nan if value is None else value) for series, value in family.samples]
-        families.append(family._replace(samples=told))
+        if _NO_NUMBER in line:
+            told = [(series, nan if value is None else value) for series, value in family.samples]
+            family = family._replace(samples=told)
+        families.append(family)
         yield
     return families
 
@@ -80,14 +83,16 @@ def merged(
         while worker:
             family = worker.pop()
             families.setdefault(family.name, family._replace(samples=[]))
-            way = _WAYS[family.join]
-            known = values.setdefault(family.name, {})
-            for start in range(0, len(family.samples), _STEP):
-                for series, value in family.samples[start : start + _STEP]:
-                    before = known.get(series)
-                    known[series] = value if before is None or before != before else way(before, value)
+            way, samples, known = _WAYS[family.join], family.samples, values.get(family.name)
+            if known is None:
+                known = values[family.name] = dict(samples[:_STEP])
+                samples = samples[_STEP:]
                 yield
-            yield
+            for start in range(0, len(samples), _STEP):
+                for series, value in samples[start : start + _STEP]:
+                    before = known.get(series, nan)
+                    known[series] = value if isnan(before) else before if isnan(value) else way(before, value)
+                yield
     if hit_ratio is not None:
         for name, ratio in zip(_RATIOS, (hit_ratio, 1 - hit_ratio), strict=True):
             values[name] = {name: ratio}
