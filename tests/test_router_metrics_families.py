@@ -41,7 +41,7 @@ PROMISED = """
     index_evictions_total{reason} missed_tokens_total{cause} reachable_cached_tokens_total captured_cached_tokens_total
     hit_rule{pod,rule} token_source{model,source} discovery_pods{source} discovery_sync{source} queue_wait_seconds
     snapshot_age_seconds cross_node_transfers_total node_cache_consistency cache_utilization alerts{name}
-    loop_lag_seconds build_info{version,python,native}
+    loop_lag_seconds build_info{version,python,native} sessions_live sessions_held working_set_ratio
 """.split()
 
 OPTIONAL = {

@@ -9,6 +9,7 @@ from router.core.breaker import STATES
 from router.core.decision import Core
 from router.core.fleet import Pod
 from router.metrics.families import MetricFamily, Steps, escaped, gauge, word
+from scorer.hold import LIVE_S
 
 _FEED_STATES = ("exact", "degraded", "blind")
 _TIERS = ("gpu", "predicted", "cpu", "disk")  # as an index tells them
@@ -19,7 +20,7 @@ def of_pods(core: Core, failures: Mapping[str, int], now: float) -> Steps:
     """`failures`: attempts given up, by pod."""
     each = _families()
     up, fit, states, blocks, requests, prefill, backlogs, speeds, breakers, restarts, failed, rules = each
-    exact = held_blocks = room = 0
+    exact = held_blocks = room = live = capacity = 0
     words: dict[Rule, str] = {}
     for place, pod in enumerate(list(core.fleet.pods.values())):
         if place % _PODS == 0:
@@ -52,6 +53,9 @@ def of_pods(core: Core, failures: Mapping[str, int], now: float) -> Steps:
             [(f'warmroute_hit_rule{last}rule="{rule}"}}', sure) for rule, sure in _rules(pod, words).items()]
         )
         exact += worst == "exact"
+        for rank in ranks:
+            if rank.capacity:
+                live, capacity = live + rank.recency.live(LIVE_S, now), capacity + rank.capacity
         if pod.blocks:
             held_blocks, room = held_blocks + by_tier[0], room + pod.blocks * len(ranks)
     yield from each
@@ -59,6 +63,8 @@ def of_pods(core: Core, failures: Mapping[str, int], now: float) -> Steps:
     yield gauge("warmroute_node_cache_consistency", text, exact / len(up.samples) if up.samples else 0.0)
     text = "Share of the pods' own KV-cache blocks that are known to be held, of pods that tell how many they have."
     yield gauge("warmroute_cache_utilization", text, min(1.0, held_blocks / room) if room else 0.0)
+    text = "Tokens in pods' caches that live sessions use, against what these hold."
+    yield gauge("warmroute_working_set_ratio", text, live / capacity if capacity else 0.0)
 
 
 def _families() -> tuple[MetricFamily, ...]:

@@ -69,9 +69,6 @@ def of_requests(metrics: Metrics) -> Steps:
     yield gauge("warmroute_sessions_held", "Requests that wait for the pod that is best.", core.hold.waiting, "sum")
     now = metrics.clock()
     yield gauge("warmroute_sessions_live", "Sessions of the last minute.", core.sessions.live(LIVE_S, now), "sum")
-    live, room = core.working_set(now)
-    text = "Tokens in pods' caches that live sessions use, against what these hold."
-    yield gauge("warmroute_working_set_ratio", text, live / room if room else 0.0, "max")
     yield gauge("warmroute_open_streams", "Answers that are on their way as streams.", metrics.streams, "sum")
     with contextlib.suppress(RuntimeError):  # there is no loop
         yield gauge("warmroute_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()), "sum")
