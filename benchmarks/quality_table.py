@@ -1,6 +1,6 @@
 """What is measured of placing requests, in one table: figures beside those of a bound that no router reaches.
 
-    python -m benchmarks.quality_table FOLDER [--seeds 1 2 3] [--only Q2 Q3 …] [--policy predicted-ttft]
+    python -m benchmarks.quality --table FOLDER [--seeds 1 2 3] [--only Q2 Q3 …] [--policy predicted-ttft]
 
 `FOLDER` has the traces. Q1: the greatest rate with 90% of the requests in time, against the bound's. Q2: p90 of the
 time to the first token at 85% and 70% of what a fleet can do. Q3 to Q5: agents whose work fits the caches, hardly fits,
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from benchmarks.quality import BOUND, parser, run
+from benchmarks.quality_runs import BOUND, parser, run
 from router.plan.figures import Figures
 from scorer.policies import PolicyName
 
@@ -151,17 +151,14 @@ def say(row: str, title: str, **values: float) -> None:
     print(f"{row}  {title:34} " + "  ".join(f"{name} {value:.3f}" for name, value in values.items()), flush=True)
 
 
-def main() -> None:
+def main(given: Sequence[str]) -> None:
+    """`given`: the command line behind `--table`."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("folder")
     made.add_argument("--policy", default="predicted-ttft")
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     made.add_argument("--only", nargs="+")
-    options = made.parse_args()
+    options = made.parse_args(given)
     for name, row in Table(options.folder, options.policy, options.seeds).rows().items():
         if not options.only or name in options.only:
             row()
-
-
-if __name__ == "__main__":
-    main()
