@@ -211,7 +211,9 @@ def check(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], wait
 @main.command()
 @click.option("--pods", default=4, show_default=True, type=click.IntRange(2, 16), help="Simulated pods.")
 @click.option("--keep", is_flag=True, help="Leave fleet and gateway running until Ctrl-C.")
-@click.option("--port", default=0, help="Port of the gateway with --keep; 0: any free one.")
+@click.option(
+    "--port", default=0, type=click.IntRange(0, 65_535), help="Port of the gateway with --keep; 0: any free one."
+)
 @click.option("--seed", default=1, show_default=True, help="Of the workload.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
 def demo(pods: int, keep: bool, port: int, seed: int, as_json: bool) -> None:

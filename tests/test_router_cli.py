@@ -91,6 +91,7 @@ def test_completion() -> None:
         (("score", "--url", "http://nowhere.invalid", "--prompt", "a"), "--url says where it is"),
         (("warmup", "/nowhere.txt"), "/nowhere.txt: can't be read"),
         (("demo", "--keep", "--json"), "--keep"),
+        (("demo", "--port", "80000"), "--port"),
     ],
 )
 def test_what_is_wrong_is_said_with_a_hint(arguments: tuple[str, ...], words: str) -> None:

@@ -62,7 +62,7 @@ async def gateway(pods: list[SimulatedPod], policy: str, port: int) -> AsyncIter
     with as_file(files("simulator") / "tiny") as folder:
         flags = [flag for pod in pods for flag in ("--pod", pod.flag)]
         flags += ["--model", f"name={MODEL},tokenizer={Path(folder)}", "--policy", policy]
-        flags += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
+        flags += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]  # alerts are for operators
         async with _process(["router", "serve", *flags]) as process:
             address = f"http://127.0.0.1:{port}"
             await _ready(address, process)
