@@ -34,7 +34,7 @@ from indexer.blocks import KeySpace
 from indexer.events import BlockStored
 from indexer.index import PrefixIndex
 from indexer.prefixes import PrefixLimits, PrefixStore
-from router.config.tokens import TokensConfig
+from router.config.tokens import PrefixStoreConfig, TokensConfig
 from router.tokens.local import Encoded, LocalTokens, LocalTokensLimits
 from router.tokens.tokenizer import Tokenizer
 
@@ -47,6 +47,7 @@ COLD_TARGET, SAME_TARGET, STALL_TARGET_S = 0.35, 100, 0.005
 PODS = 64
 AGAIN = 100  # times the same prompt: once is too little to be measured
 ROUNDS = 7
+STORE = PrefixLimits(2**30, 30.0, 5, 16, PrefixStoreConfig().evictions)
 T = TypeVar("T")
 
 
@@ -74,7 +75,12 @@ class Bench:
         """A fresh encoder with an empty store."""
         space = KeySpace(self.rnd.getrandbits(64))
         index = PrefixIndex(space, blocks_max=1 << 10)
-        store = PrefixStore(space, self.rnd.getrandbits(64), index.unchanged, PrefixLimits(2**30, 30.0, 5, 16))
+        store = PrefixStore(
+            space,
+            self.rnd.getrandbits(64),
+            index.unchanged,
+            STORE,
+        )
         usual = replace(LocalTokensLimits.of(TokensConfig()), deadline_s=60.0)
         return LocalTokens("bench", self.tokenizer, space, store, self.pool, limits or usual)
 
@@ -236,7 +242,7 @@ def memory(bench: Bench) -> None:
     """Bytes of text blocks and mappings: counted by the store, and seen by tracemalloc."""
     space = KeySpace(1)
     index = PrefixIndex(space, blocks_max=1 << 18, pods_max=PODS)
-    store = PrefixStore(space, 2, index.unchanged, PrefixLimits(2**30, 30.0, 5, 16))
+    store = PrefixStore(space, 2, index.unchanged, STORE)
     encoder = LocalTokens(
         "bench",
         bench.tokenizer,

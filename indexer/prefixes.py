@@ -4,7 +4,7 @@ A text may be cut at places that depend on nearby bytes only, so texts that begi
 is found by the hash of all bytes from the start. A `TextBlock` has what was new of one text, over all cuts in it. Where
 another text goes on from one of them, the block is split, so what texts have in common is kept once. A block's parent
 stands for the beginning before it, and lives at least as long. The text itself is not kept. Everything is within
-`bytes_max`; what was used least recently goes first, from the ends of texts.
+`bytes_max`; what goes first is said by `eviction`, from the ends of texts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from indexer.blocks import Keys, KeySpace, Tokens, blocks_in, size_of
+from indexer.eviction import EvictionLimits, first_to_go
 from indexer.mappings import CleanUp, Ending, PodMappings, pod_set
 from indexer.match import Holder, Match
 from indexer.text_blocks import CUT_BYTES, Counter, Cutter, Family, Found, TextBlock, Variant
@@ -41,6 +42,7 @@ class PrefixLimits(NamedTuple):
     pod_sets_per_block_max: int
     variants_per_block_max: int
     """Salts and LoRA names whose keys are kept with one text block; the oldest goes."""
+    eviction: EvictionLimits
 
 
 class Lookup(NamedTuple):
@@ -353,6 +355,7 @@ class PrefixStore:
     def _use(self, block: TextBlock) -> None:
         self._clock += 1
         block.used = self._clock
+        block.hits += 1
         if not block.children:
             self._leaves.move_to_end(block)
 
@@ -362,16 +365,25 @@ class PrefixStore:
             self._text_bytes += nbytes
 
     def _shrink(self) -> None:
-        while self.nbytes > self._limits.bytes_max and self._leaves:
-            leaf, _ = self._leaves.popitem(last=False)
-            self._discard(leaf, "lru")
-            parent = leaf.parent
-            if parent is not None:
-                parent.children -= 1
-                if not parent.children:
-                    self._leaves[parent] = None
-                    if parent.used <= leaf.used:  # nobody used it for itself since
-                        self._leaves.move_to_end(parent, last=False)
+        eviction = self._limits.eviction
+        full = self._limits.bytes_max * eviction.threshold
+        while self.nbytes > full and self._leaves:
+            for leaf in first_to_go(self._leaves, eviction):
+                self._give_up(leaf)
+                if self.nbytes <= full:
+                    break
+
+    def _give_up(self, leaf: TextBlock) -> None:
+        del self._leaves[leaf]
+        self._discard(leaf, "lru")
+        parent = leaf.parent
+        if parent is not None:
+            parent.children -= 1
+            parent.hits += leaf.hits
+            if not parent.children:
+                self._leaves[parent] = None
+                if parent.used <= leaf.used:  # nobody used it for itself since
+                    self._leaves.move_to_end(parent, last=False)
 
     def _discard(self, block: TextBlock, reason: str) -> None:
         for name in block.names:

@@ -53,8 +53,8 @@ class TextBlock:
     """
 
     __slots__ = (
-        "children", "cuts", "endings", "family", "ids", "keys", "live", "names", "nbytes", "parent", "stops", "total",
-        "used",
+        "children", "cuts", "endings", "family", "hits", "ids", "keys", "live", "names", "nbytes", "parent", "stops",
+        "total", "used",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +77,7 @@ class TextBlock:
         self.keys: dict[Variant, bytes] = {}
         self.endings: dict[Variant, Ending] = {}
         self.children = 0
+        self.hits = 0  # uses of it, and of what was behind it and is gone
         self.used = used
         self.live = False
         self.nbytes = BLOCK_BYTES + CUT_BYTES * len(cuts) + len(ids)

@@ -17,11 +17,12 @@ from router.errors import ConfigError
 
 _HOT = {
     "indexer": """
-        absence backlog blocks changes engine events feed groups holders index ledger losses mappings match orphans
-        pages prefixes removals rule strangers stream table text_blocks trust
+        absence backlog blocks changes engine events eviction feed groups holders index ledger losses mappings match
+        orphans pages prefixes removals rule strangers stream table text_blocks trust
     """,
     "scorer": """
-        board candidates chains cost history hold load pick policies recency reuse sendings sessions shadow slow_start
+        adapters board candidates chains cost history hold load mix pick policies recency reuse sendings sessions
+        shadow slow_start
     """,
     "router.metrics": "generations histograms metrics",
     "router.core": "breaker comparison decision demand fleet holdings retry_budget token_states",

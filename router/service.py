@@ -272,7 +272,9 @@ def core_settings(config: Config) -> CoreSettings:
             predicted_ttl_s=index.predicted_ttl,
             predicted_grace_s=index.predicted_grace,
             blind_ttl_s=index.blind_ttl,
-            prefixes=PrefixLimits(kept.bytes_max, kept.pod_mapping_ttl, kept.max_pod_sets_per_block, VARIANTS_MAX),
+            prefixes=PrefixLimits(
+                kept.bytes_max, kept.pod_mapping_ttl, kept.max_pod_sets_per_block, VARIANTS_MAX, kept.evictions
+            ),
             maps=config.pod_mappings_enabled,
         ),
         tier_weights=(weights.gpu, weights.cpu, weights.disk),
@@ -300,6 +302,7 @@ def core_settings(config: Config) -> CoreSettings:
         retry_floor=upstream.retry_floor,
         scoring=_policy(scoring, scoring.policy),
         shadow=None if scoring.shadow is None else _policy(scoring, scoring.shadow),
+        adapter_load_s=scoring.adapter_load,
         slow_start_s=scoring.slow_start,
         slow_start_factor=scoring.slow_start_factor,
         decisions_kept=config.decisions.kept,
@@ -314,6 +317,8 @@ def _policy(scoring: ScoringConfig, name: PolicyName) -> Settings:
     return Settings(
         policy=name,
         beta=scoring.beta,
+        eviction=scoring.eviction,
+        request_s=scoring.request_cost,
         saturated_s=scoring.saturated,
         weights=Weights(weights.prefix, weights.queue, weights.kv),
         hash_block_size=scoring.hash_block_size,

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from indexer.blocks import Keys
+from scorer.mix import Mix
 from scorer.reuse import Reuse
 
 _APART_TOKENS = 256  # between two keys that are kept
@@ -46,6 +47,7 @@ class Chains:
         self._keys_max = keys_max
         self._chains: OrderedDict[int, Chain] = OrderedDict()  # by keys of their prompts
         self.reuse = Reuse()
+        self.mix = Mix()
         self.continuing = 0.0  # share of prompts that continue others, of late
         self._asked = 0.0
 
@@ -62,6 +64,7 @@ class Chains:
         continues = chain is not None and chain.end == kept[number]
         asked = self._asked = _FORGET * self._asked + 1.0
         self.continuing += ((1.0 if continues else 0.0) - self.continuing) / (asked if asked > _FEW else _FEW)
+        self.mix.learn(tokens, known, continues)
         if chain is None or not continues:
             first = number if chain is not None else 0
             chain = Chain(kept[-1], now)

@@ -54,7 +54,10 @@ def exposition(engines: Iterable[Engine], model: str, loras: Iterable[str], vers
             lines += _histogram_lines(name, f'engine="{engine.rank}",model_name="{model}"', histogram)
     lines += _cache_config(engines) + _sleep_state(engines, model)
     if names := _escaped(",".join(loras)):
-        labels = f'max_lora="{names.count(",") + 1}",running_lora_adapters="",waiting_lora_adapters=""'
+        running = ",".join(sorted({r.origin.lora.name for e in engines for r in e.scheduler.running if r.origin.lora}))
+        waiting = ",".join(sorted({r.origin.lora.name for e in engines for r in e.scheduler.waiting if r.origin.lora}))
+        labels = f'max_lora="{names.count(",") + 1}",running_lora_adapters="{_escaped(running)}"'
+        labels += f',waiting_lora_adapters="{_escaped(waiting)}"'
         lines += ["# TYPE vllm:lora_requests_info gauge", f"vllm:lora_requests_info{{{labels}}} 1.0"]
     return "\n".join(lines) + "\n"
 

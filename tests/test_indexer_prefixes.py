@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,36 +15,12 @@ from indexer.match import Match
 from indexer.prefixes import ENDING_BYTES, KEYS_BYTES, PrefixLimits, PrefixStore
 from indexer.text_blocks import BLOCK_BYTES, CUT_BYTES, Family, Found, TextBlock, Variant
 from tests.fakes.limits import prefix_limits
+from tests.fakes.stores import Bars, as_many, ids
 
 SPACE = KeySpace(7)
 SIZE = 4
 PLAIN: Variant = (SIZE, None, None)
 LARGE = prefix_limits(bytes_max=10_000_000)
-
-
-class Bars:
-    """Cuts before the first bar of each window of eight bytes; windows may have none."""
-
-    window_bytes = 8
-
-    def first(self, data: bytes, window: int) -> int:
-        start = window * 8
-        return max(0, data.find(b"|", start, start + 8)) if window else 0
-
-    def ends(self, data: bytes, start: int = 0) -> list[int]:
-        cuts = (self.first(data, window) for window in range(start // 8 + 1, len(data) // 8 + 1))
-        return [*(cut for cut in cuts if cut), len(data)]
-
-
-def ids(data: bytes) -> Tokens:
-    """A tokenizer for tests: the bytes are the ids."""
-    return np.frombuffer(data, dtype=np.uint8).astype(np.uint32)
-
-
-def as_many(tokens: Tokens, nbytes: int) -> int:
-    """How many tokens so many bytes are."""
-    assert nbytes < len(tokens)
-    return nbytes
 
 
 def never(match: Match) -> bool:

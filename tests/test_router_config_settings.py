@@ -21,7 +21,7 @@ from indexer.errors import IndexerError
 from indexer.events import BlockStored
 from router.config import values as forms
 from router.config.reading import load, parse_model, parse_pod, parse_policy
-from router.config.settings import Config
+from router.config.settings import MODES, Config
 from router.config.sources import FILE_BYTES_MAX, known_keys, section_of, spelling
 from router.config.tokens import PROFILES
 from router.errors import ConfigError
@@ -399,6 +399,19 @@ def test_pod_mappings_need_both_switches(tmp_path: Path) -> None:
     for top, inner in [(True, True), (True, False), (False, True), (False, False)]:
         config = from_yaml(tmp_path, below % (str(inner).lower(), str(top).lower()))
         assert config.pod_mappings_enabled == (top and inner)
+
+
+def test_modes_set_what_is_not_given(tmp_path: Path) -> None:
+    """In all sections; what is given wins, wherever it comes from. `auto` is as if nothing were said."""
+    batch = from_yaml(tmp_path, "scoring: {mode: batch, beta: 2}\nadmission: {waitMax: 7s}")
+    assert (batch.scoring.beta, batch.scoring.eviction, batch.scoring.request_cost) == (2.0, 8.0, 0.0)
+    assert (batch.admission.wait_max, batch.admission.look_ahead, batch.admission.hold_max) == (7.0, 4.0, 600.0)
+    assert from_yaml(tmp_path, "scoring: {mode: auto}").admission == Config().admission
+    assert refusal(tmp_path, "scoring: {mode: stream}").endswith("did you mean streaming?")
+    for mode in MODES:
+        config = Config.model_validate({"scoring": {"mode": mode}})
+        for section, settings in MODES[mode].items():
+            assert {name: getattr(getattr(config, section), name) for name in settings} == settings
 
 
 def test_configuration_is_frozen() -> None:

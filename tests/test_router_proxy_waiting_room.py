@@ -369,10 +369,20 @@ def test_what_is_not_believed() -> None:
 
 @pytest.mark.parametrize(
     ("header", "body", "expected"),
-    [(b"-2", 5, -2), (None, 5, 5), (b"x", 5, 0), (b"9" * 5000, 5, 5), (None, "5", 0), (None, None, 0), (None, 1e9, 0)],
+    [
+        (b"-2", 5, -2),
+        (b"batch", -5, 7),
+        (b"Batch", 5, 7),
+        (None, 5, 5),
+        (b"x", 5, 0),
+        (b"9" * 5000, 5, 5),
+        (None, "5", 0),
+        (None, None, 0),
+        (None, 1e9, 0),
+    ],
 )
 def test_its_priority(header: bytes | None, body: object, expected: int) -> None:
-    """The header, else the body's; what is no whole number is 0."""
+    """The header, else the body's; what is no whole number is 0. `batch` yields to all others."""
     headers = [] if header is None else [(b"x-warmroute-priority", header)]
     assert priority_of(headers, body) == expected
 

@@ -7,11 +7,12 @@ import pytest
 from router.core.decision import Core
 from router.core.demand import Demand, End
 from scorer.candidates import by_column
+from scorer.cost import FleetRate, PrefillRate
 from scorer.pick import pick
 from scorer.policies import Settings, policy_of
 from scorer.slow_start import slowness
 from tests.fakes.candidates import a_candidate
-from tests.fakes.cores import MODEL, NOBODY, SERVED, core_of, route
+from tests.fakes.cores import MODEL, NOBODY, SERVED, asked, core_of, route
 
 
 def test_it_falls_in_a_straight_line() -> None:
@@ -87,3 +88,19 @@ def test_it_can_be_switched_off() -> None:
     share(core, "pod-0", 0.0)
     core.fleet.cold.add(core.fleet.pods["pod-1"])
     assert share(core, "pod-1", 0.0) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_pod_of_unknown_speed_is_tried_at_once_and_with_care() -> None:
+    """It gets the first request that comes, and no other before that one has shown how fast it is."""
+    core = core_of(3)
+    late, fleet = core.fleet.pods["pod-2"], FleetRate(1000)
+    for rank in core.fleet.ranks:
+        rank.load = core.load_of(rank.id, PrefillRate(1000, fleet))
+    late.healthy = False
+    for number in range(8):  # these two are measured
+        placed = route(core, asked(core, number, 1600), NOBODY, float(number))
+        core.first_byte(placed, True, number + 0.3)
+        core.finish(placed, SERVED, number + 0.4)
+    late.healthy = True
+    went = [route(core, asked(core, 100 + number, 1600), NOBODY, 40.0).pod.name for number in range(4)]
+    assert went.count("pod-2") == went[:3].count("pod-2") == 1

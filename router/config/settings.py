@@ -6,7 +6,9 @@ What a field means, its bounds and its default stand with the field; docs/config
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -37,9 +39,28 @@ class WeightsConfig(Section):
     kv: Ratio = Field(default=2.0, ge=0, le=1000, description="Share of its memory that no request uses now.")
 
 
+Mode = Literal["auto", "interactive", "streaming", "bulk", "batch"]
+
+MODES: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
+    {
+        "interactive": {"scoring": {"beta": 0.5, "request_cost": 0.004}, "admission": {"look_ahead": 0.25}},
+        "streaming": {"scoring": {"beta": 1.0, "request_cost": 0.01}, "admission": {"look_ahead": 0.5}},
+        "bulk": {"scoring": {"beta": 4.0, "eviction": 6.0}, "admission": {"look_ahead": 2.0, "wait_max": 30.0}},
+        "batch": {
+            "scoring": {"beta": 8.0, "eviction": 8.0, "request_cost": 0.0},
+            "admission": {"look_ahead": 4.0, "wait_max": 300.0, "hold_max": 600.0},
+        },
+    }
+)
+"""By section, what a mode sets that is not given. `auto` is what everything is by default, and what is measured."""
+
+
 class ScoringConfig(Section):
     """How a pod is picked."""
 
+    mode: Mode = Field(
+        default="auto", description="Settings for a kind of work, see above; those that are given win over it."
+    )
     policy: PolicyName = Field(default="predicted-ttft", description="Policy that picks the pod, see above.")
     shadow: PolicyName | None = Field(
         default=None, description="Another policy: what it would have picked is counted, and nothing else comes of it."
@@ -74,6 +95,21 @@ class ScoringConfig(Section):
         ge=0,
         le=100,
         description="Price of the fleet's work beside this request's wait; 4 to 8 near saturation.",
+    )
+    eviction: Ratio = Field(
+        default=4.0,
+        ge=0,
+        le=100,
+        description="Price of what a pod gives up for a request, as far as it is asked for again.",
+    )
+    request_cost: Seconds = Field(
+        default=0.002,
+        ge=0,
+        le=10,
+        description="Each request in flight is taken to delay another's first token by so much.",
+    )
+    adapter_load: Seconds = Field(
+        default=0.2, ge=0, le=60, description="A pod that has not loaded a request's LoRA adapter is later by so much."
     )
     prefill_tokens_per_second: Ratio = Field(
         default=8000.0,
@@ -276,6 +312,21 @@ class Config(Section):
     metrics: SeriesConfig = SeriesConfig()
     page: PageConfig = PageConfig()
     alerts: AlertsConfig = AlertsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_mode(cls, given: Any) -> Any:
+        """The mode's settings, under those that are given."""
+        scoring = given.get("scoring") if isinstance(given, Mapping) else None
+        mode = scoring.get("mode") if isinstance(scoring, Mapping) else None
+        if not isinstance(mode, str) or mode not in MODES:
+            return given
+        set_by_it = {
+            section: {**settings, **said}
+            for section, settings in MODES[mode].items()
+            if isinstance(said := given.get(section, {}), Mapping)
+        }
+        return {**given, **set_by_it}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from indexer.eviction import EvictionLimits, EvictionPolicy
 from router.config.values import Bytes, Count, Ratio, Seconds, Section
 
 Profile = Literal["chat_completions", "code_completion", "summarization"]
@@ -32,6 +33,22 @@ PROFILES: Mapping[str, Mapping[str, object]] = MappingProxyType(
     }
 )
 """What the settings of the prefix store are under a profile, where they are not given."""
+
+
+class EvictionConfig(Section):
+    """What the prefix store gives up first. `weighted_lru` looks at what was not used for longest, and of that gives up
+    what is worth least: `recency`, `frequency` and `size` (which counts against it) are weights of shares in [0, 1]."""
+
+    policy: EvictionPolicy = Field(
+        default="weighted_lru", description="`lru`: in the order of use. `weighted_lru`: what is worth least first."
+    )
+    frequency: Ratio = Field(default=0.5, ge=0, le=100, description="Weight of how often it was used.")
+    size: Ratio = Field(default=0.0, ge=0, le=100, description="Weight of its bytes.")
+    recency: Ratio = Field(default=1.0, ge=0, le=100, description="Weight of its place in the order of use.")
+    threshold: Ratio = Field(
+        default=0.9, gt=0, le=1, description="Share of `bytes_max` from which on something is given up."
+    )
+    batch_size: Count = Field(default=16, ge=1, le=10_000, description="Pieces of text that are given up in one go.")
 
 
 class PrefixStoreConfig(Section):
@@ -64,7 +81,7 @@ class PrefixStoreConfig(Section):
         default=256 * _MIB,
         ge=_MIB,
         le=1024 * _GIB,
-        description="Memory of the store; the least recently used goes first.",
+        description="Memory of the store; what goes first is said by `eviction`.",
     )
     piece_bytes: Bytes = Field(
         default=2 * _KIB,
@@ -72,6 +89,14 @@ class PrefixStoreConfig(Section):
         le=64 * _KIB,
         description="About every so many bytes a text may be cut: what is behind its last cut is tokenized again.",
     )
+    eviction: EvictionConfig = EvictionConfig()
+
+    @property
+    def evictions(self) -> EvictionLimits:
+        """The same for the store."""
+        given = self.eviction
+        weights = (given.frequency, given.size, given.recency)
+        return EvictionLimits(given.policy, *weights, given.threshold, given.batch_size)
 
     @model_validator(mode="before")
     @classmethod

@@ -141,9 +141,12 @@ class Core:
         chain = self._chain(demand, now)
         if chain is not None:
             rank.recency.begin(chain, best.tokens - best.matched, chain.tokens)
+        adapter = self.fleet.adapter_of(demand.model)
+        if adapter is not None:
+            rank.adapters.begin(adapter)
         removed = self.index.removed(rank.id)
         placement = Placement(
-            decision, rank, ticket, expected, hit, quiet, rank.pod, breaker.epoch, removed, chain, witness
+            decision, rank, ticket, expected, hit, quiet, rank.pod, breaker.epoch, removed, adapter, chain, witness
         )
         name = session or demand.session or (chain.name if chain is not None else None)
         if name is not None:
@@ -246,6 +249,8 @@ class Core:
             return
         self.in_flight -= 1
         self.proof.ended(placement)
+        if placement.adapter is not None:
+            placement.decision.rank.adapters.end(placement.adapter)
         placement.refused = not served
         if served:
             placement.pod.served_at = now
@@ -352,6 +357,9 @@ class Core:
             fit = [rank for rank in willing if rank.pod.usable]
         if not fit:
             raise NoFitPod(f"None of the {len(ranks)} pods for this request is fit to take it now.")
+        adapter = self.fleet.adapter_of(demand.model)
+        if adapter is not None:  # where none has a slot for it, it waits wherever it goes
+            fit = [rank for rank in fit if rank.adapters.takes(adapter)] or fit
         return fit
 
     def _with_room(self, ranks: Sequence[Rank]) -> Sequence[Rank]:
@@ -374,6 +382,11 @@ class Core:
 
     def _decide(self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float) -> Decision:
         candidates, hits = self._comparison.candidates(demand, holders, ranks, now)
+        adapter = self.fleet.adapter_of(demand.model)
+        if adapter is not None:
+            for number, rank in enumerate(ranks):
+                if not rank.adapters.has(adapter):
+                    candidates.backlogs_s[number] += self._settings.adapter_load_s
         if self.hold.planned:
             for number, rank in enumerate(ranks):
                 candidates.backlogs_s[number] += self.hold.planned.get(rank.load, 0.0)
@@ -420,12 +433,24 @@ class Core:
             self._start_slowly(pod, now)
         if now >= self._slow_until:
             return None
-        settings, left_s = self._settings, [rank.pod.slow_until - now for rank in ranks]
+        settings, left_s = self._settings, _left_s(ranks, now)
         return slowness(left_s, settings.slow_start_s, settings.slow_start_factor)
 
     def _start_slowly(self, pod: Pod, now: float) -> None:
         pod.slow_until = now + self._settings.slow_start_s
         self._slow_until = max(self._slow_until, pod.slow_until)
+
+
+def _left_s(ranks: Sequence[Rank], now: float) -> list[float]:
+    """Of their slow starts. Among pods whose speeds are known, one whose is not is tried at once, with one request."""
+    left_s = [rank.pod.slow_until - now for rank in ranks]
+    known_s = [left for rank, left in zip(ranks, left_s, strict=True) if rank.load.rate.samples]
+    if known_s and len(known_s) < len(ranks):
+        least_s = min(known_s)
+        for number, rank in enumerate(ranks):
+            if not rank.load.rate.samples and not rank.load.requests:
+                left_s[number] = min(left_s[number], least_s)
+    return left_s
 
 
 def _long_enough(ranks: Sequence[Rank], tokens: int) -> Sequence[Rank]:

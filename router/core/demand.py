@@ -172,6 +172,7 @@ class Placement:
     pod: Pod
     epoch: int  # of the pod's breaker
     removed: int = 0  # blocks that the rank had given up
+    adapter: str | None = None
     chain: Chain | None = None
     witness: Witness | None = None  # until it is judged
     session: LiveSession | None = None

@@ -14,6 +14,7 @@ from router.core.breaker import Breaker
 from router.core.cards import Card, Evidence, Served, card_of, served_by, version_of
 from router.core.token_states import Ladder, TokenizerState
 from router.errors import BadRequest, UnknownModel
+from scorer.adapters import Adapters
 from scorer.load import PodLoad
 from scorer.recency import Recency
 
@@ -51,6 +52,7 @@ class Rank:
     fill: float = 1.0  # share of its cache that is in use; 1 where that is not known
     again: float = 0.0  # how likely what it gives up then is asked for again
     recency: Recency = field(default_factory=Recency)
+    adapters: Adapters = field(default_factory=Adapters)
     removed: int = 0  # blocks that it had given up then
     removed_at: float = float("-inf")
     stood: str = "blind"  # its state, when it was last looked at
@@ -237,6 +239,7 @@ class Fleet:
         self.ladders: dict[str, Ladder] = {}  # the sources of each base model's tokens
         self._serving: dict[str, list[Rank]] = {}
         self._served: dict[str, Served] = {}
+        self._adapted = False  # there are adapters
         self._grains: dict[str | None, list[Grain]] = {}
         self._versions: dict[str | None, tuple[str | None, ...]] = {}
         self._noticed: list[int | None] = []
@@ -323,6 +326,7 @@ class Fleet:
                 rank.feed.suspect()
             else:
                 rank.trust.forget()
+            rank.adapters.forget()
 
     def measured(self, pod: Pod, figures: dict[str, float]) -> bool:
         """The pod answered /metrics. True: it was started anew since it did so last."""
@@ -344,10 +348,18 @@ class Fleet:
         size = figures.get("block_size")
         if size is not None and size >= 1:
             pod.block_size = int(size)
+        slots = int(figures.get("lora_max", 0.0))
+        for rank in pod.ranks if slots else ():
+            rank.adapters.told(pod.engine_names.get("adapters", "").split(","), slots)
         blocks = figures.get("blocks")
         if blocks is not None and blocks > _NULL_BLOCKS:
             pod.blocks = int(blocks) - _NULL_BLOCKS
         return anew
+
+    def adapter_of(self, model: str | None) -> str | None:
+        """The LoRA adapter that a model's name stands for, if it is one."""
+        served = self._served.get(model) if self._adapted and model is not None else None
+        return None if served is None else served.lora
 
     def _judge(self) -> None:
         """Who is healthy: who answers probes, and where too many do not at once, who may only be slow to answer."""
@@ -375,6 +387,7 @@ class Fleet:
             else:
                 self._serving.pop(name, None)
                 self._served.pop(name, None)
+        self._adapted = any(each.lora is not None for each in self._served.values())
         lengths = [pod.context_tokens for pod in self.pods.values() if pod.context_tokens is not None]
         self.shortest = min(lengths, default=None)
 

@@ -59,6 +59,7 @@ class CoreSettings:
     retry_floor: int
     scoring: Settings
     shadow: Settings | None  # another policy, whose picks are counted
+    adapter_load_s: float  # to load a LoRA adapter that a pod has not loaded
     slow_start_s: float
     slow_start_factor: float
     decisions_kept: int

@@ -51,7 +51,7 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 def read_metrics(text: str) -> tuple[dict[str, float], dict[str, str]]:
-    """The same, and the names by which the pod told what has had several."""
+    """The same, and the names by which the pod told what has had several; `adapters`: those that it runs now."""
     samples = _samples(text)
     names = {name: name for name in samples}
     for old, name in _OLD.items():
@@ -70,7 +70,9 @@ def read_metrics(text: str) -> tuple[dict[str, float], dict[str, str]]:
     if f"\n{_DRAFTER}" in f"\n{text}":
         figures["drafter"] = 1.0
     if _LORA in samples:  # a series for every state that there was; its value is when
-        figures |= _loras(max(samples[_LORA], key=lambda sample: sample[1])[0])
+        newest = max(samples[_LORA], key=lambda sample: sample[1])[0]
+        figures |= _loras(newest)
+        told_as["adapters"] = dict(_LABEL.findall(newest)).get("running_lora_adapters", "")
     return figures, told_as
 
 

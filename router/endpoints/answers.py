@@ -147,6 +147,17 @@ def shadow_answer(shadow: Shadow | None) -> dict[str, Any] | None:
     return {"policy": shadow.name, "picks": shadow.picks, "same": shadow.same, "share": share}
 
 
+def mix_answer(core: Core) -> dict[str, Any]:
+    """What kind of work comes, and by what that is seen."""
+    mix = core.chains.mix
+    return {
+        "name": mix.name,
+        "continuing": round(mix.continuing, 3),
+        "shared": round(mix.shared, 3),
+        "prompt_tokens": round(mix.tokens),
+    }
+
+
 def pod_answer(pod: Pod, core: Core, now: float) -> dict[str, Any]:
     """All that is known of a pod."""
     return {

@@ -19,7 +19,7 @@ from router.causes.sentences import misses_of
 from router.core.decision import Core
 from router.core.demand import Decision
 from router.core.fleet import Pod
-from router.endpoints.answers import ladder_answer, pod_answer, sessions_answer, shadow_answer
+from router.endpoints.answers import ladder_answer, mix_answer, pod_answer, sessions_answer, shadow_answer
 from router.endpoints.decisions import entry, errors_of, newest, whys
 from router.endpoints.openapi import WARMUP_BODY, errors
 from router.errors import CalledOff, NotFound
@@ -206,7 +206,8 @@ def _tell_decisions(router: APIRouter, service: Service) -> None:
             failed = await in_turns(_listed([partial(dict, one) for one in errors_of(journal, limit, now)]))
             return _json(b'{"decisions":[%b],"errors":%b}' % (failed, orjson.dumps(journal.error_counts)))
         told = await in_turns(_listed([partial(entry, decision, now) for decision in newest(core, limit)]))
-        rest = orjson.dumps({"shadow": shadow_answer(core.shadow), "summary": misses_of(whys(newest(core, _ALL)))})
+        looks_on = {"shadow": shadow_answer(core.shadow), "mix": mix_answer(core)}
+        rest = orjson.dumps({**looks_on, "summary": misses_of(whys(newest(core, _ALL)))})
         return _json(b'{"decisions":[%b],%b' % (told, rest[1:]))
 
 

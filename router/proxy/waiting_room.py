@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 from router.config.keys import ShownKey
 from router.core.decision import Core
-from router.core.fair_queue import Waiting
+from router.core.fair_queue import PRIORITY_MAX, Waiting
 from router.errors import Busy, Full, RouterError, Saturated
 from scorer.hold import Held, overdue
 from scorer.sessions import NAME_CHARS_MAX
@@ -23,6 +23,7 @@ _LOOK_S = 0.05  # between two looks while somebody waits: pods come back without
 _PRIORITY_CHARS_MAX = 12
 _FLOW_HEADERS: tuple[bytes, ...] = (b"x-warmroute-flow", b"authorization", b"x-api-key")  # the first wins
 _ANONYMOUS = b""
+_BATCH = b"batch"  # yields to all others
 
 _T = TypeVar("_T")
 
@@ -216,9 +217,12 @@ def flow_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 
 def priority_of(headers: Sequence[tuple[bytes, bytes]], given: object) -> int:
-    """Lower goes first: `x-warmroute-priority`, else `given` (the body's); 0 where that is no whole number."""
+    """Lower goes first: `x-warmroute-priority` (a number, or `batch`, after all others), else `given` (the body's); 0
+    where that is neither."""
     for name, value in headers:
         if name == b"x-warmroute-priority" and len(value) <= _PRIORITY_CHARS_MAX:
+            if value.lower() == _BATCH:
+                return PRIORITY_MAX
             try:
                 return int(value)
             except ValueError:

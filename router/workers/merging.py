@@ -168,6 +168,7 @@ def _beside_decisions(bodies: Bodies) -> dict[str, Any]:
             told["errors"].update({word: told["errors"][word] + count for word, count in counts.items()})
     else:
         told["shadow"] = _shadow_of_all(each["shadow"])
+        told["mix"] = rests[0].get("mix")  # each worker sees a part of the same work
     return told | ({"summary": added_summaries(each["summary"])} if each["summary"] else {})
 
 

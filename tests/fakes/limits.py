@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from indexer.eviction import EvictionLimits
 from indexer.prefixes import VARIANTS_MAX, PrefixLimits
 from router.config.events import EventsConfig
 from router.config.gateway import GatewayConfig
@@ -55,7 +56,10 @@ def parity_limits(**said: Any) -> ParityLimits:
 
 
 def prefix_limits(
-    bytes_max: int | None = None, mapping_ttl_s: float | None = None, pod_sets_per_block_max: int | None = None
+    bytes_max: int | None = None,
+    mapping_ttl_s: float | None = None,
+    pod_sets_per_block_max: int | None = None,
+    eviction: EvictionLimits | None = None,
 ) -> PrefixLimits:
     """Of the prefix store."""
     given = PrefixStoreConfig()
@@ -64,4 +68,9 @@ def prefix_limits(
         given.pod_mapping_ttl if mapping_ttl_s is None else mapping_ttl_s,
         given.max_pod_sets_per_block if pod_sets_per_block_max is None else pod_sets_per_block_max,
         VARIANTS_MAX,
+        eviction or LRU,
     )
+
+
+LRU = EvictionLimits("lru", 0.0, 0.0, 1.0, 1.0, 1)
+"""In the order of use, one by one, when there is no room."""
