@@ -370,6 +370,11 @@ class Session(Policy):
         return "its session's pod" if asked is not None and asked.session else "least loaded: its session is not known"
 
 
+def session_number(name: str) -> int:
+    """Of a session that its client names; never 0."""
+    return xxhash.xxh3_64_intdigest(name.encode()) or 1
+
+
 POLICIES: dict[PolicyName, type[Policy]] = {
     "predicted-ttft": PredictedTtft,
     "weighted": Weighted,

@@ -580,3 +580,19 @@ def test_whose_breaker_opens_is_told() -> None:
         core.finish(route(core, asked(core, 1), others, 50.0 + at), end, 50.0 + at) for at, end in enumerate(ends)
     ]
     assert changes[:3] == [None] * 3 and changes[3] == BreakerChange("pod-0", True, "3 requests failed in a row")
+
+
+def test_a_session_that_is_named_has_one_pod() -> None:
+    """By the client's own name, beside the body or in it, whatever its prompts are; short ones, too."""
+    core = core_of(4, scoring={"policy": "session"})
+    homes = set()
+    for number in range(12):
+        demand = Demand(MODEL, 8, session=f"user-{number}") if number % 2 else asked(core, number)
+        named = None if number % 2 else f"user-{number}"
+        went = {
+            core.route(each, core.look_up(each, None, 0.0), NOBODY, 0.0, session=named).pod.name
+            for each in (demand, demand, demand)
+        }
+        assert len(went) == 1 and core.decisions[-1].reason == "its session's pod"
+        homes |= went
+    assert len(homes) > 1

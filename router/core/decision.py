@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
-from indexer.blocks import KeySpace, size_of
+import numpy as np
+
+from indexer.blocks import Keys, KeySpace, size_of
 from indexer.index import PrefixIndex
 from indexer.losses import Losses
 from indexer.match import Hit
@@ -31,13 +33,14 @@ from scorer.cost import PrefillRate
 from scorer.hold import ANSWER_TOKENS, COLD_S, CONTINUING_MIN, LIVE_S, Held, Hold
 from scorer.load import PodLoad
 from scorer.pick import pick
-from scorer.policies import AskedPrompt, Settings, policy_of
+from scorer.policies import AskedPrompt, Settings, policy_of, session_number
 from scorer.sessions import LiveSessions
 from scorer.shadow import Shadow
 from scorer.slow_start import slowness
 
 _INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
 _TOO_MANY = 429
+_NO_KEYS: Keys = np.zeros(0, np.uint64)
 _LATE_MAX = 256  # reports that wait until what the pod gave up must have been heard of
 
 
@@ -112,13 +115,13 @@ class Core:
         else:
             if self._bounded or self._all_in_flight >= self._bounds.requests:
                 ranks = self._with_room(ranks)
-        decision = self._decide(demand, holders, ranks, now)
+        decision = self._decide(demand, holders, ranks, now, session)
         if self._holds and not exclude and self._must_wait(decision, held, now):
             raise Busy("The pod that is best for it has as much to do as it may.")
         if self._knows_request:
-            self._policy.sent(decision.pick.candidates, decision.pick.best.number, self._asked(demand))
+            self._policy.sent(decision.pick.candidates, decision.pick.best.number, self._asked(demand, session))
         if self.shadow is not None:
-            self._look(self.shadow, decision, holders)
+            self._look(self.shadow, decision, holders, session)
         if not exclude:
             self.budget.request(self.in_flight)
         self.turn += 1
@@ -380,7 +383,9 @@ class Core:
             raise Full("All pods for this request have as much to do as they may.")
         return ranks
 
-    def _decide(self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float) -> Decision:
+    def _decide(
+        self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float, session: str | None = None
+    ) -> Decision:
         candidates, hits = self._comparison.candidates(demand, holders, ranks, now)
         adapter = self.fleet.adapter_of(demand.model)
         if adapter is not None:
@@ -391,22 +396,24 @@ class Core:
             for number, rank in enumerate(ranks):
                 candidates.backlogs_s[number] += self.hold.planned.get(rank.load, 0.0)
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
-        asked = self._asked(demand) if self._knows_request else None
+        asked = self._asked(demand, session) if self._knows_request else None
         best = pick(candidates, self._policy, self.turn, slow, asked)
         states = self._comparison.states
         return Decision(now, demand, ranks, hits, best, _reason(demand, best), states, holders.known)
 
-    def _asked(self, demand: Demand) -> AskedPrompt | None:
-        """What of a request some policies want to know; None: nothing of its prompt is known."""
-        blocks = demand.blocks
+    def _asked(self, demand: Demand, session: str | None) -> AskedPrompt | None:
+        """What of a request some policies want to know; None: there is nothing to know it by."""
+        blocks, named = demand.blocks, session or demand.session
+        if named is not None:
+            return AskedPrompt(*(blocks or (_NO_KEYS, 1)), session_number(named))
         return None if blocks is None else AskedPrompt(*blocks, self.chains.name(*blocks))
 
-    def _look(self, shadow: Shadow, decision: Decision, holders: Holders) -> None:
+    def _look(self, shadow: Shadow, decision: Decision, holders: Holders, session: str | None) -> None:
         """What another policy would have done."""
         demand, ranks, now = decision.demand, decision.ranks, decision.at
         candidates, _ = self._comparison.candidates(demand, holders, ranks, now)
         slow = self._slowness(ranks, now) if now < self._slow_until else None
-        asked = self._asked(demand) if shadow.policy.knows_request else None
+        asked = self._asked(demand, session) if shadow.policy.knows_request else None
         decision.shadow = shadow.look(candidates, decision.pick.best.number, self.turn, slow, asked)
 
     def _must_wait(self, decision: Decision, held: Held | None, now: float) -> bool:
