@@ -76,6 +76,16 @@ async def test_an_entry(caplog: pytest.LogCaptureFixture) -> None:
         assert "a-secret-word" not in caplog.text + str(told)
 
 
+async def test_times_are_of_one_clock() -> None:
+    """However long an answer takes to make, its entries are as far apart as the decisions were."""
+    async with before(Answering()) as (service, client):
+        for _ in range(40):
+            await client.post("/v1/completions", json=BODY)
+        told = [entry["at"] for entry in (await decisions(client))["decisions"]]
+        decided = [decision.at for decision in reversed(service.core.decisions)]
+        assert [told[0] - at for at in told] == pytest.approx([decided[0] - at for at in decided], abs=1e-6)
+
+
 async def test_a_request_on_its_way_has_no_outcome() -> None:
     """It is there from the decision on."""
 

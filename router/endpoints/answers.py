@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -55,10 +54,10 @@ def _keys_of(demand: Demand) -> dict[int, list[int]]:
     return keys
 
 
-def decision_answer(decision: Decision, now: float) -> dict[str, Any]:
-    """One of the last picks. Never the prompt."""
+def decision_answer(decision: Decision, clock_offset: float) -> dict[str, Any]:
+    """One of the last picks. Never the prompt. `clock_offset`: what makes a time of the core one of the wall."""
     return {
-        "at": time.time() - (now - decision.at),
+        "at": decision.at + clock_offset,
         "model": decision.demand.model,
         "tokens": decision.demand.tokens,
         "pick": decision.rank.id.pod,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -33,22 +32,23 @@ def whys(decisions: Iterable[Decision]) -> Iterator[Why]:
     return (why for decision in decisions if (why := why_of(decision.story)) is not None)
 
 
-def entry(decision: Decision, now: float) -> dict[str, Any]:
-    """One decision, with its request's end."""
-    told = decision_answer(decision, now) | _ended(decision.story)
+def entry(decision: Decision, clock_offset: float) -> dict[str, Any]:
+    """One decision, with its request's end. `clock_offset`: one for all that are told together, so that their order is
+    that of their times."""
+    told = decision_answer(decision, clock_offset) | _ended(decision.story)
     return told | ({"pod": told["pick"]} if told["pod"] is None else {})
 
 
-def errors_of(journal: Journal, limit: int, now: float) -> list[dict[str, Any]]:
+def errors_of(journal: Journal, limit: int, clock_offset: float) -> list[dict[str, Any]]:
     """The last requests that ended in an error, newest first."""
-    return [_error(ended, at, now) for ended, at in list(journal.errors)[: -limit - 1 : -1]]
+    return [_error(ended, at, clock_offset) for ended, at in list(journal.errors)[: -limit - 1 : -1]]
 
 
-def _error(ended: EndedStory, at: float, now: float) -> dict[str, Any]:
+def _error(ended: EndedStory, at: float, clock_offset: float) -> dict[str, Any]:
     if ended.placement is not None:
-        decided = decision_answer(ended.placement.decision, now)
+        decided = decision_answer(ended.placement.decision, clock_offset)
     else:
-        decided = {"at": time.time() - (now - at), "model": ended.model, "tokens": None, "pick": None, "rank": None,
+        decided = {"at": at + clock_offset, "model": ended.model, "tokens": None, "pick": None, "rank": None,
                    "matched_tokens": None, "reason": None, "pods": []}  # fmt: skip
     message = {} if ended.refusal is None else {"message": ended.refusal.message}
     return decided | _ended(ended.story) | message

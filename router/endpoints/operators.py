@@ -85,7 +85,7 @@ def operators(service: Service, access: OperatorAccess, counts: Counts | None = 
 
 
 def _described(decision: Decision) -> dict[str, Any]:
-    return entry(decision, time.monotonic())
+    return entry(decision, time.time() - time.monotonic())
 
 
 def _with_state(router: APIRouter, service: Service, access: OperatorAccess) -> APIRouter:
@@ -201,11 +201,11 @@ def _tell_decisions(router: APIRouter, service: Service) -> None:
         """The last requests, newest first: every candidate's figures as they were, how it ended, and why not more of
         its prompt was cached; in all, as sentences. `outcome=error`: the last that ended in one, and how many did."""
         await journal.settled()
-        now = time.monotonic()
+        offset = time.time() - time.monotonic()
         if outcome is not None:
-            failed = await in_turns(_listed([partial(dict, one) for one in errors_of(journal, limit, now)]))
+            failed = await in_turns(_listed([partial(dict, one) for one in errors_of(journal, limit, offset)]))
             return _json(b'{"decisions":[%b],"errors":%b}' % (failed, orjson.dumps(journal.error_counts)))
-        told = await in_turns(_listed([partial(entry, decision, now) for decision in newest(core, limit)]))
+        told = await in_turns(_listed([partial(entry, decision, offset) for decision in newest(core, limit)]))
         looks_on = {"shadow": shadow_answer(core.shadow), "mix": mix_answer(core)}
         rest = orjson.dumps({**looks_on, "summary": misses_of(whys(newest(core, _ALL)))})
         return _json(b'{"decisions":[%b],%b' % (told, rest[1:]))
