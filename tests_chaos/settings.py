@@ -17,6 +17,9 @@ SETTINGS: dict[str, Any] = {
     "prefixStoreConfig": {"bytes_max": "1MiB"},
     "tokens": {"recall_max": "1MiB"},
     "handover": {"kept_max": "1MiB"},
-    "scoring": {"slow_start": 2},
+    "scoring": {"slow_start": 2, "chain_keys_max": 1024},
+    "index": {"text_blocks_max": 1024},
+    "sessions": {"kept_max": 100},
+    "decisions": {"kept": 100, "errors_kept": 10, "remembered_blocks": 4096, "remembered_prompts": 100},
 }  # fmt: skip
 """Faster than by default; and what fills up in time is so small here that it is full after the first round."""
