@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from router.endpoints.app import create_ops_app
+from router.config.settings import Config
+from router.endpoints.access import guarded
+from router.endpoints.app import create_app, create_ops_app
 from router.service import Service
 from tests.fakes.cores import NOBODY, asked, route
 from tests.fakes.processes import PLAIN, PodProcess, eventually
@@ -96,6 +98,27 @@ async def test_files() -> None:
                 assert file.headers["x-content-type-options"] == "nosniff"
                 again = client.get(f"/{name}", headers={"if-none-match": file.headers["etag"]})
                 assert (again.status_code, again.content) == (304, b"")
+
+
+async def test_with_a_slash() -> None:
+    """Who asks for a folder is sent to the page, wherever a proxy has put it."""
+    async with operators() as (client, _):
+        answer = await client.get("/ui/")
+        assert (answer.status_code, answer.headers["location"]) == (308, "../ui")
+
+
+async def test_beside_api_keys() -> None:
+    """On the data port, where that asks for API keys, the page asks for the operators' own."""
+    given = {"gateway": {"api_keys": ["a-client's"], "operator_key": "k3y"}}
+    service = Service(Config.model_validate(given))
+    transport = httpx.ASGITransport(guarded(create_app(service), service))
+    async with service.running(), httpx.AsyncClient(transport=transport, base_url="http://g") as client:
+        assert (await client.get("/v1/models")).status_code == 401
+        assert (await client.get("/ui")).status_code == 200 and (await client.get("/ui/page.js")).status_code == 200
+        for shown, may in ({"authorization": "Bearer a-client's"}, False), (KEY, True):
+            told = await client.get("/ui/pass", headers=shown)
+            assert told.json()["may_look"] is may
+            assert (await client.get("/ui/decision?id=0-1", headers=shown)).status_code == (404 if may else 401)
 
 
 async def test_scripts_find_what_they_look_for() -> None:

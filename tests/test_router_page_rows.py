@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from router.core.decision import Core
-from router.page.rows import FEED_COLUMNS, POD_COLUMNS, fleet_rows
+from router.page.rows import FEED_COLUMNS, POD_COLUMNS, add_served, fleet_rows
 from router.server.long_answers import at_once
 from tests.fakes.cores import NOBODY, asked, core_of, route, store
 
@@ -40,3 +40,10 @@ def test_why() -> None:
     pod.drain(True)
     [row] = rows(core)
     assert not row["fit"] and row["reasons"][0] == "it is being drained"
+
+
+def test_what_was_served() -> None:
+    """Is added to each row: shares and times of who has served, nothing of others."""
+    told = at_once(fleet_rows(core_of(pods=2), 1.0))
+    add_served(told, {"pod-1/0": [200, 50, 0.3, 3]})
+    assert [row[-2:] for row in told] == [[None, None], [0.25, 0.1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -68,10 +69,10 @@ async def test_what_happens_is_seen_within_a_second(tab: Browser, served: Gatewa
     await look(tab, served)
     spent = []
     for number in range(6):
-        before = await tab.run("document.querySelector('#decision-table tbody tr')?.textContent")
+        before = json.dumps(await tab.run("document.querySelector('#decision-table tbody tr')?.textContent ?? null"))
         await complete(served, f"seen {number} {time.time()}")
         began = time.monotonic()
-        await tab.until(f"document.querySelector('#decision-table tbody tr')?.textContent !== {before!r}")
+        await tab.until(f"(document.querySelector('#decision-table tbody tr')?.textContent ?? null) !== {before}")
         spent.append(time.monotonic() - began)
         await asyncio.sleep(0.17)
     assert min(spent) < 1.1, spent
@@ -194,7 +195,7 @@ async def test_by_keyboard(tab: Browser, served: GatewayProcess) -> None:
     ids = [at["id"] for at in walked]
     assert ids.index("pause") < ids.index("theme") < ids.index("fleet-filter")
     sections = list(dict.fromkeys(at["section"] for at in walked if at["section"]))
-    assert sections == ["fleet", "decisions", "feeds"], sections
+    assert sections == ["fleet", "decisions", "feeds", "same"], sections
     await tab.run(
         "[...document.querySelectorAll('#fleet-table th button')].find((b) => b.textContent === 'Blocks').focus()"
     )

@@ -1,34 +1,72 @@
-"""What one worker alone knows of what it has served, and the accounts of all workers as one. Pure."""
+"""What one worker alone knows of what it has served, and the accounts of all workers as one."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import nlargest
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from indexer.prefixes import PrefixStats
+from router.causes.journal import why_of
+from router.causes.sentences import added_summaries
 from router.core.decision import Core
-from router.core.demand import Decision
+from router.core.demand import Decision, Story
 from router.workers.merging import merged_alerts
 
-_PUT_IN_ORDER = ("decisions", "alerts")  # not added
+_PUT_IN_ORDER = ("decisions", "alerts", "summary")  # not added
 
 WorkerAccount = dict[str, Any]
 """Plain values for JSON: see `account_of`. Numbers are added over workers, decisions put in order."""
 
 
-def decisions_of(core: Core, count: int, worker: int, clock_offset: float) -> list[dict[str, Any]]:
-    """The last picks, newest first, a line for each. `clock_offset`: what makes a time of the core one of the wall.
+class Numbered(NamedTuple):
+    """A decision, and which one it was."""
+
+    number: int
+    decision: Decision
+
+
+def last_requests(core: Core, count: int) -> list[Numbered]:
+    """The last picks, newest first; of a request that was decided anew, the last one."""
+    found: list[Numbered] = []
+    seen: set[int] = set()
+    for place, decision in enumerate(reversed(core.decisions)):
+        story = decision.story
+        if story is not None and id(story) in seen:
+            continue
+        seen.add(id(story))
+        found.append(Numbered(core.turn - place, decision))
+        if len(found) == count:
+            break
+    return found
+
+
+def decisions_of(requests: Iterable[Numbered], worker: int, clock_offset: float) -> list[dict[str, Any]]:
+    """A line for each. `clock_offset`: what makes a time of the core one of the wall.
 
     `id` finds one again: the worker, and which of its decisions it was.
     """
-    kept, turn = core.decisions, core.turn
-    return [
-        {"id": f"{worker}-{turn - place}", **_line(kept[-1 - place], clock_offset)}
-        for place in range(min(count, len(kept)))
-    ]
+    return [{"id": f"{worker}-{number}", **_line(decision, clock_offset)} for number, decision in requests]
+
+
+def served_lately(requests: Iterable[Numbered], since: float) -> dict[str, list[float]]:
+    """What each rank has served `since` then: tokens of prompts, those cached, seconds to first bytes, how many."""
+    served: dict[str, list[float]] = {}
+    for _, decision in requests:
+        story = decision.story
+        if decision.at < since or story is None or story.ended_at is None or story.error is not None:
+            continue
+        pod, rank = decision.rank.id
+        counts = served.setdefault(f"{pod}/{rank}", [0, 0, 0.0, 0])
+        if story.usage is not None:
+            counts[0] += story.usage[0]
+            counts[1] += story.usage[1] or 0
+        if story.first_at is not None:
+            counts[2] += story.first_at - story.began
+            counts[3] += 1
+    return served
 
 
 def found(core: Core, number: int) -> Decision | None:
@@ -46,9 +84,28 @@ def _line(decision: Decision, clock_offset: float) -> dict[str, Any]:
         "matched_tokens": decision.matched_tokens,
         "pod": rank.id.pod,
         "rank": rank.id.rank,
-        "candidates": len(decision.ranks),
         "reason": decision.reason,
+        "outcome": _outcome(decision.story),
+        "missed": _most_missed(decision.story),
     }
+
+
+def _outcome(story: Story | None) -> dict[str, Any] | None:
+    """None: it is on its way."""
+    if story is None or story.ended_at is None:
+        return None
+    return {
+        "status": story.status,
+        "error": story.error,
+        "ttft_s": None if story.first_at is None else round(story.first_at - story.began, 4),
+    }
+
+
+def _most_missed(story: Story | None) -> list[Any] | None:
+    """The cause that took most tokens, and how many; None: none, or it is not known."""
+    why = why_of(story)
+    most = None if why is None else max(why.missed, key=lambda one: one.tokens, default=None)
+    return None if most is None else [most.cause, most.tokens]
 
 
 def stats_of(stats: PrefixStats) -> dict[str, int]:
@@ -78,7 +135,8 @@ def added_up(accounts: Sequence[WorkerAccount], decisions_max: int) -> WorkerAcc
     """Those of all workers as one; at least one."""
     newest = nlargest(decisions_max, (each for one in accounts for each in one["decisions"]), key=itemgetter("at"))
     alerts = merged_alerts({worker: {"alerts": one["alerts"]} for worker, one in enumerate(accounts)})["alerts"]
-    return {**_added(accounts), "decisions": newest, "alerts": alerts}
+    summary = added_summaries([one["summary"] for one in accounts])
+    return {**_added(accounts), "decisions": newest, "alerts": alerts, "summary": summary}
 
 
 def _added(values: Sequence[Any]) -> Any:
@@ -86,7 +144,8 @@ def _added(values: Sequence[Any]) -> Any:
     known = [value for value in values if value is not None]
     first = known[0] if known else None
     if isinstance(first, dict):
-        return {key: _added([value.get(key) for value in known]) for key in first if key not in _PUT_IN_ORDER}
+        keys = dict.fromkeys(key for value in known for key in value if key not in _PUT_IN_ORDER)
+        return {key: _added([value.get(key) for value in known]) for key in keys}
     if isinstance(first, list):
         return [sum(column) for column in zip(*known, strict=True)]
     return sum(known) if known else None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from router.metrics.histograms import quantile
-from router.page.account import WorkerAccount
 
 POINT_COLUMNS = (
     "at", "hit_ratio", "requests_per_s", "errors_per_s", "ttft_p50", "ttft_p95", "prefix_blocks", "prefix_bytes",
@@ -36,7 +35,7 @@ class Course:
         self._bounds = bounds
         self._counts: deque[_Counts] = deque(maxlen=round(_WINDOW_S) + 1)
 
-    def add(self, account: WorkerAccount, index: dict[str, int], now: float, wall: float) -> dict[str, Any]:
+    def add(self, account: Mapping[str, Any], index: dict[str, int], now: float, wall: float) -> dict[str, Any]:
         """One look at all: the figures of the last minute. `now`: monotonic seconds; `wall`: since the epoch."""
         requests, store = account["requests"], account["prefix_store"]
         errors = requests["4xx"] + requests["5xx"]

@@ -7,12 +7,24 @@ from typing import Any
 
 import orjson
 
-from router.page.account import WorkerAccount, added_up, by_class, decisions_of, stats_of
+from router.causes.journal import why_of
+from router.causes.sentences import misses_of
+from router.page.account import (
+    WorkerAccount,
+    added_up,
+    by_class,
+    decisions_of,
+    last_requests,
+    served_lately,
+    stats_of,
+)
 from router.page.course import POINT_COLUMNS, Course
-from router.page.rows import FEED_COLUMNS, POD_COLUMNS, fleet_rows
+from router.page.rows import FEED_COLUMNS, POD_COLUMNS, SERVED_COLUMNS, add_served, fleet_rows
 from router.server.long_answers import in_turns
 from router.service import Service
 
+_SUMMED = 200  # requests of which sums are made: some 2 ms for each picture
+_LATELY_S = 60.0  # what pods are said to do is of these
 _ALERTS_MAX = 100  # more than anybody reads; /alerts has all
 
 ACCOUNT = "/worker/page"
@@ -35,6 +47,7 @@ class Picture:
         accounts, workers = await self._accounts()
         account, index = added_up(accounts, self._decisions_max), service.core.index
         held = {"blocks": index.blocks, "bytes": account.pop("index_bytes"), "evictions": account["index_evictions"]}
+        add_served(rows, account["served"])
         totals = self._course.add(account, held, now, wall)
         told = {
             "at": round(wall, 3),
@@ -45,7 +58,9 @@ class Picture:
             "decisions": account["decisions"],
             "alerts": account["alerts"],
             "point": self._course.points[-1],
-            "columns": [*POD_COLUMNS, *FEED_COLUMNS],
+            "missed": account["missed"],
+            "summary": account["summary"],
+            "columns": [*POD_COLUMNS, *FEED_COLUMNS, *SERVED_COLUMNS],
             "pods": rows,
         }
         return _event(b"picture", told)
@@ -68,6 +83,8 @@ class Picture:
 def account_of(service: Service, decisions_max: int) -> WorkerAccount:
     """What this worker has served."""
     core, metrics, now = service.core, service.metrics, time.monotonic()
+    last = last_requests(core, max(decisions_max, _SUMMED))
+    whys = [why for _, decision in last if (why := why_of(decision.story)) is not None]
     worker = 0 if service.peers is None else service.peers.worker.number
     return {
         "window": list(metrics.window.totals(now)),
@@ -79,7 +96,10 @@ def account_of(service: Service, decisions_max: int) -> WorkerAccount:
         "index_bytes": core.index.nbytes,
         "index_evictions": core.index.evictions,
         "alerts": service.alerts.told()["alerts"][:_ALERTS_MAX],
-        "decisions": decisions_of(core, decisions_max, worker, time.time() - now),
+        "decisions": decisions_of(last[:decisions_max], worker, time.time() - now),
+        "served": served_lately(last, now - _LATELY_S),
+        "missed": dict(metrics.missed_tokens),
+        "summary": misses_of(whys),
     }
 
 

@@ -86,6 +86,8 @@ def page_routes(service: Service, access: OperatorAccess, describe: Describe) ->
 
     @hidden.get(f"{PAGE_PATH}/{{name:path}}")
     async def file(request: Request, name: str) -> Response:
+        if not name:  # what the page refers to lies beside it
+            return Response(status_code=308, headers={**_FRESH, "location": f"..{PAGE_PATH}"})
         return files.answer(name, request)
 
     router.include_router(hidden)

@@ -9,11 +9,12 @@ from router.core.decision import Core
 from router.core.fleet import Pod, Rank
 
 _STEP = 16  # rows in one step: well under 1 ms
+_NOTHING = (0, 0, 0.0, 0)
 _NO_FEED = ["the pod has no event feed"]
 
 POD_COLUMNS = (
     "pod", "rank", "state", "fit", "reasons", "breaker", "requests", "prefill_tokens", "backlog_s",
-    "gpu", "predicted", "cpu", "disk", "blocks_max", "tokens_per_s", "engine_hits", "engine_queries",
+    "gpu", "predicted", "cpu", "disk", "blocks_max", "tokens_per_s",
 )  # fmt: skip
 """Of the fleet's table. `reasons`: why it is not fit, or why what is known of it is not exact."""
 FEED_COLUMNS = (
@@ -21,6 +22,9 @@ FEED_COLUMNS = (
     "decode_errors", "over", "under", "rule", "proven",
 )  # fmt: skip
 """Of the feeds' table; null where the pod publishes no events, but for `rule` and `proven`."""
+
+SERVED_COLUMNS = ("hit_ratio", "ttft_s")
+"""Of the last requests; null where there were none."""
 
 _NO_EVENTS: tuple[Any, ...] = (None,) * (len(FEED_COLUMNS) - 2)
 
@@ -39,15 +43,22 @@ def fleet_rows(core: Core, now: float) -> Generator[None, None, list[Row]]:
     return rows
 
 
-def _of_pod(pod: Pod, now: float) -> tuple[bool, list[str], str, int | None, float | None, float | None]:
+def add_served(rows: list[Row], served: dict[str, list[float]]) -> None:
+    """To each row the values of `SERVED_COLUMNS`: of what all workers have served, by pod and rank."""
+    for row in rows:
+        asked, cached, seconds, answers = served.get(f"{row[0]}/{row[1]}", _NOTHING)
+        row += [round(cached / asked, 3) if asked else None, round(seconds / answers, 4) if answers else None]
+
+
+def _of_pod(pod: Pod, now: float) -> tuple[bool, list[str], str, int | None]:
     """What its ranks have in common."""
-    fit, engine = pod.fit(now), pod.engine
+    fit = pod.fit(now)
     unfit = [] if fit and pod.answers else pod.unfit(now)
-    return fit, unfit, pod.breaker.state(now), pod.blocks, engine.get("cache_hits"), engine.get("cache_queries")
+    return fit, unfit, pod.breaker.state(now), pod.blocks
 
 
 def _row(rank: Rank, core: Core, shared: tuple[Any, ...], now: float) -> Row:
-    fit, unfit, breaker, blocks_max, hits, queries = shared
+    fit, unfit, breaker, blocks_max = shared
     load, feed, trust = rank.load, rank.feed, rank.trust
     gpu, predicted, cpu, disk, _ = core.index.holding(rank.id)
     rule = (str(trust.calibration.rule), trust.rule is not None and trust.calibration.proven)
@@ -65,5 +76,5 @@ def _row(rank: Rank, core: Core, shared: tuple[Any, ...], now: float) -> Row:
     return [
         name, number, state, fit, unfit + known, breaker, load.requests, load.prefill_tokens,
         round(load.backlog_s(now), 3), gpu, predicted, cpu, disk, blocks_max, round(load.rate.tokens_per_s),
-        hits, queries, *told, *rule,
+        *told, *rule,
     ]  # fmt: skip

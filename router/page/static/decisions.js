@@ -18,9 +18,11 @@ function drawOutcome(cell, row) {
   const [first, second] = cell.children;
   const known = row.outcome;
   cell.classList.toggle("known", Boolean(known));
-  setText(first, known ? `${known.status ?? known.how ?? ""}` : "");
-  first.classList.toggle("bad", Boolean(known) && known.status >= 400);
-  setText(second, known && known.ttft_s !== null && known.ttft_s !== undefined ? format.duration(known.ttft_s) : "");
+  const failed = known && (known.error || known.status >= 400);
+  setText(first, known ? [known.status, known.error?.replaceAll("_", " ")].filter(Boolean).join(" ") : "on its way");
+  first.classList.toggle("bad", Boolean(failed));
+  first.classList.toggle("muted", !known);
+  setText(second, known && known.ttft_s !== null ? format.duration(known.ttft_s) : "");
 }
 
 export class Decisions {
@@ -37,8 +39,8 @@ export class Decisions {
         { label: "Pod", class: "name", text: (row) => where(row) },
         { label: "Cached", title: "Tokens that the pod holds already, as predicted, of the prompt's", class: "cached", numeric: true, draw: drawCached },
         { label: "Outcome", title: "Status and time to the first token", class: "result", draw: drawOutcome },
+        { label: "Missed", title: "The cause that took most of the tokens that were computed", class: "cause", text: mostMissed },
         { label: "Why", class: "why", text: (row) => row.reason },
-        { label: "Model", class: "model", text: (row) => row.model ?? format.NONE },
       ],
     });
     document.getElementById("detail-close").addEventListener("click", () => this.dialog.close());
@@ -77,7 +79,7 @@ export class Decisions {
     setText(document.getElementById("detail-sentence"), sentence(told, picked));
     const facts = [
       ["Model", told.model ?? "not named"], ["Prompt", format.plural(told.tokens, "token")], ["Request", told.request_id],
-      ...missed(told),
+      ...ended(told),
     ].filter(([, value]) => value);
     document.getElementById("detail-facts").replaceChildren(
       ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
@@ -91,12 +93,26 @@ export class Decisions {
   }
 }
 
-function missed(told) {
-  const parts = (told.missed ?? []).map((each) => `${format.count(each.tokens)} ${each.cause.replaceAll("_", " ")}${each.detail ? ` (${each.detail})` : ""}`);
+const words = (name) => name.replaceAll("_", " ");
+
+function mostMissed(row) {
+  return row.missed ? `${words(row.missed[0])} · ${format.count(row.missed[1])}` : format.NONE;
+}
+
+/** How it ended, and where the tokens came from that were not cached. */
+function ended(told) {
   const outcome = told.outcome;
-  const ended = outcome && [outcome.status, outcome.ttft_s != null && `first token after ${format.duration(outcome.ttft_s)}`,
-    outcome.cached_tokens != null && `${format.count(outcome.cached_tokens)} tokens were cached`].filter(Boolean).join(", ");
-  return [["Ended", ended], ["Missed", parts.join(", ")]];
+  const parts = outcome ? [
+    outcome.status, outcome.error && words(outcome.error),
+    outcome.ttft_s !== null && `first token after ${format.duration(outcome.ttft_s)}`,
+    outcome.duration_s !== null && `over after ${format.duration(outcome.duration_s)}`,
+    outcome.cached_tokens !== null && `${format.plural(outcome.cached_tokens, "token")} read from the cache`,
+  ] : ["on its way"];
+  const attempts = told.attempts.length > 1 ? told.attempts.map((one) => `${where(one)}: ${words(String(one.result))}`).join(", then ") : "";
+  return [
+    ["Ended", parts.filter(Boolean).join(", ")], ["Attempts", attempts],
+    ...told.missed.map((one) => [`Missed ${format.count(one.tokens)}`, one.detail ? `${words(one.cause)}: ${one.detail}` : words(one.cause)]),
+  ];
 }
 
 function sentence(told, picked) {

@@ -9,6 +9,7 @@ import * as format from "./format.js";
 const STALE_MS = 3500;
 const AGAIN_MS = 2000;
 const UNSEEN_MS = 10_000; // a page that nobody sees for so long asks for nothing
+const SENTENCES_MAX = 6;
 const NEWS_MS = 5000; // between two things that are read out
 
 const find = (id) => document.getElementById(id);
@@ -130,7 +131,7 @@ function draw() {
   drawAlerts(newest.alerts);
   fleet.show(rows);
   decisions.show(newest.decisions);
-  drawMisses(newest.missed);
+  drawMisses(newest);
   drawCounts(rows);
   tellNews(rows);
 }
@@ -183,13 +184,13 @@ function drawAlerts(alerts) {
   list.hidden = !groups.length;
   find("alerts-empty").hidden = groups.length > 0;
   setText(find("alerts-empty"), "Nothing fires.");
-  while (list.childElementCount > groups.length) list.lastChild.remove();
-  while (list.childElementCount < groups.length) list.append(element("li", {}, element("strong"), element("span"), element("span", { class: "muted" })));
+  fill(list, groups.length, () => element("li", {}, element("strong"), element("span"), element("span", { class: "muted" })));
   groups.forEach((group, number) => {
     const [name, why, since] = list.children[number].children;
     const subjects = group.map((alert) => alert.subject).filter(Boolean);
     setText(name, group[0].name.replaceAll("_", " "));
-    setText(why, group.length === 1 ? group[0].why : `${subjects.slice(0, 4).join(", ")}${subjects.length > 4 ? ` and ${subjects.length - 4} others` : ""}: ${group[0].why}`);
+    const whose = subjects.length ? `${subjects.slice(0, 4).join(", ")}${subjects.length > 4 ? ` and ${subjects.length - 4} others` : ""}: ` : "";
+    setText(why, whose + group[0].why);
     setText(since, `since ${format.clock(Math.min(...group.map((alert) => alert.since)))}`);
   });
   badge("count-alerts", alerts.length, "firing");
@@ -210,19 +211,16 @@ const CAUSES = {
   no_cache_read: "the request asked for no cache",
 };
 
-function drawMisses(missed) {
-  const told = Object.entries(missed ?? {}).filter(([, tokens]) => tokens > 0).sort((one, other) => other[1] - one[1]);
+function drawMisses({ missed, summary }) {
+  const told = Object.entries(missed).filter(([, tokens]) => tokens > 0).sort((one, other) => other[1] - one[1]);
   const all = told.reduce((sum, [, tokens]) => sum + tokens, 0);
   const list = find("miss-list");
   list.hidden = !told.length;
   find("misses-empty").hidden = told.length > 0;
-  setText(find("misses-empty"), missed ? "No token was missed so far." : "Not measured by this gateway.");
-  setText(find("misses-summary"), told.length ? `${format.count(all)} prompt tokens that were computed, by why` : "");
-  while (list.childElementCount > told.length) list.lastChild.remove();
-  while (list.childElementCount < told.length) {
-    list.append(element("li", {}, element("span", { class: "cause" }), element("span", { class: "tokens" }),
-      element("span", { class: "meter", "aria-hidden": "true" }, element("i", { class: "gpu" })), element("span", { class: "reason" })));
-  }
+  setText(find("misses-empty"), "No token was missed so far.");
+  setText(find("misses-summary"), told.length ? `${format.count(all)} prompt tokens were computed since the start` : "");
+  fill(list, told.length, () => element("li", {}, element("span", { class: "cause" }), element("span", { class: "tokens" }),
+    element("span", { class: "meter", "aria-hidden": "true" }, element("i", { class: "gpu" })), element("span", { class: "reason" })));
   told.forEach(([cause, tokens], number) => {
     const [name, value, meter, why] = list.children[number].children;
     setText(name, cause.replaceAll("_", " "));
@@ -230,6 +228,26 @@ function drawMisses(missed) {
     meter.firstChild.style.width = `${((100 * tokens) / told[0][1]).toFixed(1)}%`;
     setText(why, CAUSES[cause] ?? "");
   });
+  drawSentences(summary);
+}
+
+/** What the last requests say, in sentences. */
+function drawSentences(summary) {
+  const { prompt_tokens: asked, requests } = summary;
+  const share = (tokens) => format.percent(asked ? tokens / asked : null);
+  find("lately").hidden = !requests;
+  setText(find("lately-head"), `Of the last ${format.plural(requests, "request")}, with ${format.count(asked)} prompt tokens: `
+    + `${share(summary.reachable_tokens)} some pod held, ${share(summary.captured_tokens)} the picked pod held, `
+    + `${share(summary.delivered_tokens)} were read from its cache.`);
+  const list = find("lately-list");
+  const sentences = summary.missed.slice(0, SENTENCES_MAX);
+  fill(list, sentences.length, () => element("li"));
+  sentences.forEach((one, number) => setText(list.children[number], one.sentence));
+}
+
+function fill(list, count, make) {
+  while (list.childElementCount > count) list.lastChild.remove();
+  while (list.childElementCount < count) list.append(make());
 }
 
 function badge(id, number, what) {
