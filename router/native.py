@@ -25,10 +25,11 @@ _HOT = {
         shadow slow_start
     """,
     "router.metrics": "generations histograms metrics",
-    "router.core": "breaker comparison decision demand fleet holdings retry_budget token_states",
+    "router.core": "breaker comparison decision demand fleet holdings retry_budget token_proof token_states",
     "router.endpoints": "data_plane",
     "router.prompts": "beginnings messages prompt rendering renderings",
-    "router.proxy": "attempts client_watch proxy usage",
+    "router.handover": "recent",
+    "router.proxy": "attempts client_watch error_events places proxy usage",
     "router.server": "connection exchange heads limits port",
     "router.tokens": "encoder given local recall safe_cuts understanding",
     "router.upstream": "connection pool replies",

@@ -48,11 +48,13 @@ def _first(candidates: Candidates, alike: list[int], turn: int) -> int:
         least = min(lacking)
         if max(lacking) > least:
             alike = [number for number, tokens in zip(alike, lacking, strict=True) if tokens <= least]
-    longest = max([matched[number] for number in alike])
-    if longest:
-        alike = [number for number in alike if matched[number] == longest]
-    fewest = min([requests[number] for number in alike])
-    tied = [number for number in alike if requests[number] == fewest]
+    longest, fewest, tied = -1, 0, alike[:0]
+    for number in alike:
+        length, busy = matched[number], requests[number]
+        if length > longest or (length == longest and busy < fewest):
+            longest, fewest, tied = length, busy, [number]
+        elif length == longest and busy == fewest:
+            tied.append(number)
     return tied[turn % len(tied)]
 
 

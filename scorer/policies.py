@@ -31,7 +31,6 @@ PolicyName: TypeAlias = Literal[
 
 _EVEN = 0.05  # of a cache: pods are no fuller than others for so much
 _GROWTH = 4.0  # of what is new of a prompt: so much more is taken to follow it
-_ALIKE = 0.1  # prices within this share are a tie: speeds of equal pods are not measured any better
 _FAR = 1e6  # above every other price: not drawn
 _LEAST_LOADED = "least loaded"
 _BITS = (1 << 64) - 1
@@ -121,7 +120,8 @@ class PredictedTtft(Policy):
     up is asked for once more; `growth`: what is new of a prompt will be followed by more, for which there is less room
     in a pod that is fuller than others."""
 
-    alike = _ALIKE
+    alike = 0.1
+    """Speeds of equal pods are not measured any better."""
     binds_late = True
 
     def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:

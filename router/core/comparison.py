@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from indexer.blocks import Grain, size_of
 from indexer.index import PrefixIndex
@@ -24,7 +25,8 @@ _Found: TypeAlias = tuple[int, Hit, int, int]
 """Who holds something of a prompt: number, hit, tokens of the prompt as it reads it, tokens a block."""
 
 
-class _Line(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Line:
     """Ranks beside each other, by column: what belongs to them, and what changes little from one decision to the next,
     as of the last look."""
 
@@ -109,17 +111,19 @@ class Comparison:
         """What those found hold, and need not compute for it."""
         last_hit, last_rule, last_size, last_tokens = MISS, None, 0, 0
         matched, worth, middle = 0, 0.0, 0.0
+        trusts, speeds, asked = line.trusts, line.speeds, candidates.tokens
+        all_matched, worths, tokens_s = candidates.matched, candidates.worths, candidates.tokens_s
         for number, hit, tokens, size in found:
-            rule = line.trusts[number].rule
+            rule = trusts[number].rule
             if hit is not last_hit or rule is not last_rule or size != last_size or tokens != last_tokens:
                 last_hit, last_rule, last_size, last_tokens = hit, rule, size, tokens  # mostly all have the same
                 matched, worth = self._reused(hit, rule, tokens, size)
-                worth += candidates.tokens - tokens  # what it has not got to compute either
+                worth += asked - tokens  # what it has not got to compute either
                 middle = (matched + tokens) / 2
             hits[number] = hit
-            candidates.matched[number], candidates.worths[number] = matched, worth
-            per_token, per_position = line.speeds[number]
-            candidates.tokens_s[number] = per_token + per_position * middle
+            all_matched[number], worths[number] = matched, worth
+            per_token, per_position = speeds[number]
+            tokens_s[number] = per_token + per_position * middle
 
     def _reused(self, hit: Hit, rule: Rule | None, tokens: int, size: int) -> tuple[int, float]:
         """Tokens of a hit that are reused by a rule, and what they are worth."""

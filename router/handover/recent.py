@@ -55,7 +55,7 @@ class Recent:
         _, keys = next(iter(demand.keys.items()))
         if not len(keys):
             return
-        name = int(keys[-1])
+        name: int = keys.item(-1)
         known = self._asked.get(name)
         weight = 1.0 if known is None else 1.0 + self.left_of(known, now)
         if known is not None:

@@ -19,9 +19,10 @@ _IN_AMONG = re.compile(rb"((?:^|[<>=\"'\s;,]))" + _HOST, re.IGNORECASE)
 
 def without_hosts(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The same headers (lower-case names), and no place in them has a host."""
-    if _PLACES.isdisjoint(dict(headers)):
-        return headers
-    return [(name, _here(name, value)) for name, value in headers if name != _OTHER_WAYS]
+    for name, _ in headers:
+        if name in _PLACES:
+            return [(name, _here(name, value)) for name, value in headers if name != _OTHER_WAYS]
+    return headers
 
 
 def _here(name: bytes, value: bytes) -> bytes:

@@ -30,6 +30,7 @@ from router.upstream.pool import Response, Upstream
 from router.upstream.replies import NOT_FORWARDED
 
 _TRAILERS = "http.response.trailers"
+_EVENT_STREAM = b"text/event-stream"
 _NO_LENGTH_STATUSES = (204, 304)  # without a body, and servers would wait for one of the length that is said
 
 
@@ -270,6 +271,8 @@ class Proxy:
     async def _relay(self, flight: Flight, assignment: Assignment, response: Response) -> None:
         """Stream the response to the client and settle the assignment, whatever happens."""
         status, flow, error = response.status, _Flow(flight.scope, response), None
+        fine = status < 400
+        tells = fine and _is_event_stream(response)  # an error may come in the middle of it
         try:
             send_trailers = _announces_trailers(flight.scope, response)
             await flight.send(_start(response, assignment.response_headers, send_trailers))
@@ -277,7 +280,7 @@ class Proxy:
                 chunk = response.take()
                 done = response.complete
                 if chunk or done:
-                    if not flow.bytes_out and status < 400 and read_error(chunk) is None:
+                    if fine and not flow.bytes_out and not (tells and read_error(chunk)):
                         assignment.first_byte(self._clock())
                     await flight.send({"type": "http.response.body", "body": chunk, "more_body": not done})
                     flow.add(chunk)
@@ -300,7 +303,7 @@ class Proxy:
         finally:
             response.close()
             tail = flow.tail.kept
-            told = read_error(tail) if status < 400 else None
+            told = read_error(tail) if tells else None
             outcome = Outcome(status, flow.bytes_out, read_usage(tail), flight.gone, error, told)
             assignment.finished(outcome, self._clock())
 
@@ -318,11 +321,17 @@ def _announces_trailers(scope: Scope, response: Response) -> bool:
     return any(name == b"trailer" for name, _ in response.headers)
 
 
+def _is_event_stream(response: Response) -> bool:
+    for name, value in response.headers:
+        if name == b"content-type":
+            return value[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM
+    return False
+
+
 def _start(response: Response, ours: Headers, send_trailers: bool) -> Message:
     names = [name for name, _ in ours]
-    headers = [field for field in response.headers if field[0] not in names]
+    headers = without_hosts([field for field in response.headers if field[0] not in names])
     headers += ours
-    headers = without_hosts(headers)
     if response.status in _NO_LENGTH_STATUSES:
         headers = [field for field in headers if field[0] != b"content-length"]
     message: Message = {"type": "http.response.start", "status": response.status, "headers": headers}
