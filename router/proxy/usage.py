@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,9 @@ TAIL_BYTES = 8 * 1024
 _CHUNKS_MAX = 64  # an object for each would weigh more than what is in them
 
 _KEY = b'"usage"'  # inside a string value it would be \"usage\", so a match is a key
-_OBJECTS_MAX = 16  # in a usage object, itself included
+_FLAT = rb"\{[^{}]*+\}"  # a usage object has no braces in strings …
+_AROUND = rb"\{[^{}]*+(?:%b[^{}]*+)*+\}"  # … but objects, which may have objects
+_VALUE = re.compile(rb"\s*+:\s*+(%b)" % (_AROUND % (_AROUND % _FLAT)))
 
 
 @dataclass(slots=True)
@@ -55,11 +58,11 @@ class Tail:
 def read_usage(tail: bytes) -> Usage | None:
     """The last `"usage"` object in the end of a JSON or SSE body; None without one that can be read."""
     at = tail.rfind(_KEY)
-    value = _object(tail, at + len(_KEY)) if at >= 0 else None
+    value = _VALUE.match(tail, at + len(_KEY)) if at >= 0 else None
     if value is None:
         return None
     try:
-        said: dict[str, Any] = orjson.loads(value)
+        said: dict[str, Any] = orjson.loads(value[1])
     except orjson.JSONDecodeError:
         return None
     tokens = _first(said, "prompt_tokens", "input_tokens")  # the latter: responses and messages
@@ -69,20 +72,6 @@ def read_usage(tail: bytes) -> Usage | None:
         return None
     made = _first(said, "completion_tokens", "output_tokens")
     return Usage(tokens, cached, made if type(made) is int else None)
-
-
-def _object(tail: bytes, at: int) -> bytes | None:
-    """The object that is the value of the key that ends there, whole. A usage object has no braces in strings."""
-    start = end = tail.find(b"{", at)
-    if start < 0 or tail[at:start].strip() != b":":
-        return None
-    for _ in range(_OBJECTS_MAX):
-        end = tail.find(b"}", end) + 1
-        if not end:
-            return None
-        if tail.count(b"{", start, end) == tail.count(b"}", start, end):
-            return tail[start:end]
-    return None
 
 
 def _first(said: dict[str, Any], name: str, other: str) -> object:
