@@ -115,7 +115,8 @@ class World:
         self._agenda: list[tuple[float, int, Callable[[], object]]] = []
 
     def _core(self, number: int, memory: memoryview, pods: int) -> Core:
-        config = Config.model_validate({"index": {"blocks_max": 1_000_000}, "scoring": {"slow_start": 0}})
+        given = {"index": {"blocks_max": 1_000_000}, "scoring": {"slow_start": 0}, "admission": {"look_ahead": 0}}
+        config = Config.model_validate(given)  # nobody waits here: each request is placed as it comes
         look_s = self.way.look_s
         kind = Board if self.way.sendings else Reserved
         board = None
