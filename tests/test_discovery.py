@@ -129,8 +129,8 @@ async def test_several_sources(tmp_path: Path) -> None:
             assert set(service.core.fleet.pods) == {"by-hand", "of-the-file"}
             told = (await http.get("/metrics")).text
             for source, count in (("static", 1), ("file", 1), ("kubernetes", 1)):
-                assert f'warmroute_discovery_pods{{source="{source}"}} {count:.1f}' in told
-                assert f'warmroute_discovery_sync{{source="{source}"}} 1.0' in told
+                assert f'warmroute_discovery_pods{{source="{source}"}} {count}' in told
+                assert f'warmroute_discovery_sync{{source="{source}"}} 1' in told
             file.write_text("[]")
             await until(lambda: set(service.core.fleet.pods) == {"by-hand"})
             assert await pods_that_serve(http) == {"by-hand"}

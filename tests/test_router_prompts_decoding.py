@@ -27,7 +27,7 @@ ANSWER = """
     return_mm_kwargs return_prompt_text return_token_ids return_token_offsets return_token_strs
     return_tokens_as_token_ids routed_experts_prompt_start service_tier store stream_interval text token_offsets
 """.split()
-NAMES = "ec_transfer_params kv_transfer_params prompt_cache_key request_id session_id user".split()
+NAMES = "ec_transfer_params kv_transfer_params request_id session_id".split()
 OF_UNREAD_PROMPTS = """
     previous_input_messages previous_response_id truncation reasoning_ended reasoning_parser_kwargs dimensions
     embed_dtype encoding_format endianness padding use_activation

@@ -109,7 +109,7 @@ async def test_a_kind(kind: Kind, local: bool, fleet: PodProcess, caplog: pytest
                 assert promised <= cached + 2 * BLOCK
             status = (await client.get("/cache/status")).json()["tokens"][MODEL]
             assert status["sources"][wrong[0].source]["state"] == "degraded"
-            series = f'warmroute_token_source{{model="{MODEL}",source="{status["source"]}"}} 1.0'
+            series = f'warmroute_token_source{{model="{MODEL}",source="{status["source"]}"}} 1'
             assert series in (await client.get("/metrics")).text
     said = " ".join(caplog.messages)
     assert "wrong" in said and "tram" not in said

@@ -102,7 +102,8 @@ class Parity:
     def watch(self, names: tuple[str, ...], served: AsServed) -> TokenizerState:
         """Prompts of the model of these names are tokenized here: its state, which changes with comparisons."""
         state = TokenizerState()
-        self._watched[state] = _Watched(names, state, served)
+        wanted = frozenset(SHAPES if self.limits.first else ())  # pods may be fit before the next look at them
+        self._watched[state] = _Watched(names, state, served, wanted=wanted)
         self._fleet.tokenizers.update(dict.fromkeys(names, state))
         return state
 
@@ -143,6 +144,7 @@ class Parity:
             pass
         else:
             self._comparing = 1
+            self._look()
             if watched.state.state != "degraded":
                 await self._check(watched, parse(*witness))
         for watched in self._watched.values():
@@ -159,6 +161,8 @@ class Parity:
             for version in present - watched.due.keys():
                 if len(watched.due) < _VERSIONS_MAX:
                     watched.due[version] = dict.fromkeys(SHAPES, self.limits.first)
+            if not watched.due:
+                continue  # there was no pod yet
             due = {shape for version in present for shape, left in watched.due.get(version, {}).items() if left}
             quiet = watched.state.state == "degraded" or watched.quiet_until > now
             watched.wanted = frozenset() if quiet else frozenset(due)
