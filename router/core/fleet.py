@@ -464,7 +464,8 @@ class Fleet:
         for name, ranks in self._serving.items():
             pod = ranks[0].pod
             if pod not in told:
-                told[pod] = {model["id"]: model for model in reversed(pod.models or [])}
+                for card in pod.models or []:
+                    told.setdefault(pod, {}).setdefault(card["id"], card)
             union.append(told[pod][name])
         return union
 
