@@ -19,8 +19,8 @@ from indexer.errors import SnapshotError
 from indexer.events import TIERS, Tier
 from indexer.frames import END
 from indexer.groups import GroupsKnown
+from indexer.learned import Learned
 from indexer.pages import PAGE
-from indexer.trust import Learned
 
 HEAD, PAGES, FEED, BLOCKS, COPIES, KEPT, SPEED = range(1, 8)
 _T = TypeVar("_T")

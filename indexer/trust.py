@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal, TypeAlias
 
-import msgspec
-
+from indexer.learned import Learned
 from indexer.match import Hit
 from indexer.rule import Calibration, Rule
 
@@ -28,17 +27,6 @@ PROOFS = 32
 """So many hits in a row, all foretold exactly, show that an unknown history no longer matters."""
 RESYNC_INTERVAL_S = 60.0
 """Between two attempts to read a pod's history anew."""
-
-
-class Learned(msgspec.Struct, frozen=True):
-    """What reports have shown of a pod, as it is told elsewhere. Rules as (drop, look, unit)."""
-
-    rule: tuple[int, int, int]
-    guess: tuple[int, int, int]
-    sure: bool
-    proven: bool
-    disproofs: int
-    proofs: int
 
 
 class Trust:

@@ -45,7 +45,7 @@ class HoldLimits(NamedTuple):
 class Held:
     """One request that waits. `item` is the caller's own. `load`: where it would go, as of `placed_at`."""
 
-    item: object
+    item: object | None
     priority: int
     since: float
     cost_s: float = 0.0  # of its prefill there

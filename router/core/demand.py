@@ -116,7 +116,7 @@ class Story:
     status: int | None = None  # that the client got; None: none was sent
     error: str | None = None  # what went wrong, in a word; None: the answer went out whole
     usage: tuple[int, int | None] | None = None  # as `End` has it
-    why: object = None  # what is found out afterwards: why so much of its prompt was not cached
+    why: object | None = None  # what is found out afterwards: why so much of its prompt was not cached
     trace: Trace | None = None
 
 
