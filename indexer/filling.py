@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from indexer.engine import EngineMap
 from indexer.events import TIERS, Batch, Tier
 from indexer.feed import Feed
-from indexer.groups import Role
 from indexer.index import PrefixIndex
+from indexer.learned import Role
 from indexer.ledger import _PLANE_OF_ROLE, LATELY_MAX, PLANES, PREDICTED, Account
 from indexer.match import Holder
 from indexer.pages import PAGE

@@ -15,28 +15,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypeAlias
-
-import msgspec
+from typing import TypeAlias
 
 from indexer.events import ASIDE_KINDS, PREFIX_KINDS, STATE_KINDS, WINDOW_KINDS, BlockStored
-
-Role: TypeAlias = Literal["window", "state"]
+from indexer.learned import GroupsKnown, Role
 
 Stretches: TypeAlias = Sequence[tuple[int, int]]
 """(first block, block after the last) of each, in order, without overlap."""
-
-
-class GroupsKnown(msgspec.Struct, frozen=True):
-    """The groups of a pod without what they keep, as they are told elsewhere."""
-
-    indexed: int | None
-    block_size: int
-    needed: int
-    hybrid: bool
-    states: bool
-    unsure: bool
-    roles: dict[int, Role]
 
 
 class Groups:

@@ -1,12 +1,16 @@
-"""What reports have shown of a pod, as a value that is saved and sent.
+"""What was learned of a pod, as values that are saved and sent.
 
-Apart from `indexer.trust`, which may be machine code: msgspec reads a record's fields from annotations that mypyc does
-not keep.
+Apart from `indexer.trust` and `indexer.groups`, which may be machine code: msgspec reads a record's fields from
+annotations that mypyc does not keep.
 """
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import msgspec
+
+Role: TypeAlias = Literal["window", "state"]
 
 
 class Learned(msgspec.Struct, frozen=True):
@@ -18,3 +22,15 @@ class Learned(msgspec.Struct, frozen=True):
     proven: bool
     disproofs: int
     proofs: int
+
+
+class GroupsKnown(msgspec.Struct, frozen=True):
+    """The groups of a pod without what they keep, as they are told elsewhere."""
+
+    indexed: int | None
+    block_size: int
+    needed: int
+    hybrid: bool
+    states: bool
+    unsure: bool
+    roles: dict[int, Role]

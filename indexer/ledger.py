@@ -17,7 +17,8 @@ from indexer.blocks import Extras, Grain, KeySpace, ahead_of, cut, size_of
 from indexer.changes import Changes
 from indexer.engine import EngineMap
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier, extras_of
-from indexer.groups import Groups, Role
+from indexer.groups import Groups
+from indexer.learned import Role
 from indexer.losses import Losses, LossReason
 from indexer.match import Holder
 from indexer.orphans import Orphans
@@ -28,8 +29,7 @@ from indexer.table import Table
 
 PLANES = ("gpu", "predicted", "cpu", "disk")
 """In what way a pod may hold a block, the best first."""
-PREDICTED = PLANES.index("predicted")
-LOWER = PLANES.index("cpu")
+PREDICTED, LOWER = PLANES.index("predicted"), PLANES.index("cpu")
 """The planes from here on are tiers below the pod's own cache."""
 WINDOW, STATE = len(PLANES), len(PLANES) + 1
 """The planes behind them: the block is kept by all the pod's further KV-cache groups of this role, too."""

@@ -18,8 +18,7 @@ from indexer.blocks import size_of
 from indexer.errors import SnapshotError
 from indexer.events import TIERS, Tier
 from indexer.frames import END
-from indexer.groups import GroupsKnown
-from indexer.learned import Learned
+from indexer.learned import GroupsKnown, Learned
 from indexer.pages import PAGE
 
 HEAD, PAGES, FEED, BLOCKS, COPIES, KEPT, SPEED = range(1, 8)
