@@ -17,9 +17,10 @@ from indexer.events import TIERS, Batch, Tier
 from indexer.feed import Feed
 from indexer.index import PrefixIndex
 from indexer.learned import Role
-from indexer.ledger import _PLANE_OF_ROLE, LATELY_MAX, PLANES, PREDICTED, Account
+from indexer.ledger import LATELY_MAX, Account
 from indexer.match import Holder
 from indexer.pages import PAGE
+from indexer.planes import PLANE_OF_ROLE, PLANES, PREDICTED
 from indexer.snapshot import Blocks, Remembered, Snapshot
 from indexer.stream import Ready
 
@@ -107,7 +108,7 @@ class Filling:
             for role in roles:
                 if account.groups.needed if role == "window" else account.groups.states:
                     inside = [r for h, r in zip(names, rows, strict=True) if account.groups.holds(role, h)]
-                    table.hold(inside, account.masks[_PLANE_OF_ROLE[role]])
+                    table.hold(inside, account.masks[PLANE_OF_ROLE[role]])
 
     def _mark(self, account: Account) -> None:
         """What matches have to mind of it."""

@@ -21,11 +21,12 @@ from indexer.errors import IndexerError
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier
 from indexer.groups import Groups, places_of
 from indexer.holders import HolderSets
-from indexer.ledger import CROWDED, PLANES, PREDICTED, PROMISED, STATE, WINDOW, Account, Applied, Ledger
+from indexer.ledger import CROWDED, Account, Applied, Ledger
 from indexer.losses import Losses, LossReason
 from indexer.match import Hit, Holder, Match, Walk, by_plane, by_tier, stretches
 from indexer.orphans import Orphans
 from indexer.pages import PAGE, Pages
+from indexer.planes import PLANES, PREDICTED, PROMISED, STATE, WINDOW
 from indexer.strangers import ROOT
 from indexer.table import Table
 
@@ -254,8 +255,7 @@ class PrefixIndex:
     def gave_up(self, pod: Holder, keys: Keys, removed: int) -> bool:
         """Can the pod have given up some of these blocks since it had `removed` so many?"""
         known = self._pods.get(pod)
-        gone = None if known is None else known.removals.since(removed)
-        if known is None or gone is None:
+        if known is None or (gone := known.removals.since(removed)) is None:
             return True
         if gone and self.confirmed_blocks(pod, keys) < len(keys):
             return True

@@ -18,24 +18,14 @@ from indexer.changes import Changes
 from indexer.engine import EngineMap
 from indexer.events import AllBlocksCleared, BlockRemoved, BlockStored, Event, Tier, extras_of
 from indexer.groups import Groups
-from indexer.learned import Role
 from indexer.losses import Losses, LossReason
 from indexer.match import Holder
 from indexer.orphans import Orphans
 from indexer.pages import PAGE
+from indexer.planes import PLANE_OF_ROLE, PLANES, PREDICTED, PROMISED, STATE, WINDOW
 from indexer.removals import Removals
 from indexer.strangers import ROOT, Strangers
 from indexer.table import Table
-
-PLANES = ("gpu", "predicted", "cpu", "disk")
-"""In what way a pod may hold a block, the best first."""
-PREDICTED, LOWER = PLANES.index("predicted"), PLANES.index("cpu")
-"""The planes from here on are tiers below the pod's own cache."""
-WINDOW, STATE = len(PLANES), len(PLANES) + 1
-"""The planes behind them: the block is kept by all the pod's further KV-cache groups of this role, too."""
-PROMISED = STATE + 1
-"""It is the last block of a predicted prompt, so groups of states are about to keep theirs there."""
-_PLANE_OF_ROLE: dict[Role, int] = {"window": WINDOW, "state": STATE}
 
 CROWDED = 0.75
 """Share of the room beyond which a pod gets no more than its part of it: the rest is for those that have less."""
@@ -473,7 +463,7 @@ class Ledger:
         if role is None or event.group is None or event.tier != "gpu":
             return applied
         stale = groups.store(event.group, event.hashes, event.again)
-        hashes, mask = account.tiers.get("gpu"), account.masks[_PLANE_OF_ROLE[role]]
+        hashes, mask = account.tiers.get("gpu"), account.masks[PLANE_OF_ROLE[role]]
         if hashes is not None:
             self._table.unhold([row for h in stale if (row := hashes.find(h))], mask)
             inside = [row for h in event.hashes if groups.holds(role, h) and (row := hashes.find(h))]
@@ -487,13 +477,13 @@ class Ledger:
             gone = groups.remove(event.group, event.hashes)
             if hashes is not None:
                 rows = [row for h in gone if (row := hashes.find(h))]
-                self._table.unhold(rows, account.masks[_PLANE_OF_ROLE[role]])
+                self._table.unhold(rows, account.masks[PLANE_OF_ROLE[role]])
         return Applied(ignored=len(event.hashes))
 
     def _keep(self, account: Account, engine_hashes: Sequence[int], rows: list[int]) -> None:
         """The indexed group got these rows: other groups may keep them already."""
         groups = account.groups
-        for role, plane in _PLANE_OF_ROLE.items():
+        for role, plane in PLANE_OF_ROLE.items():
             if groups.needed if role == "window" else groups.states:
                 inside = [r for h, r in zip(engine_hashes, rows, strict=False) if groups.holds(role, h)]
                 self._table.hold(inside, account.masks[plane])

@@ -18,7 +18,7 @@ from router.errors import ConfigError
 _HOT = {
     "indexer": """
         absence backlog blocks changes engine events eviction feed groups holders index ledger losses mappings match
-        orphans pages prefixes removals rule strangers stream table text_blocks trust
+        orphans pages planes prefixes removals rule strangers stream table text_blocks trust
     """,
     "scorer": """
         adapters board candidates chains cost history hold load mix pick policies recency reuse sendings sessions
