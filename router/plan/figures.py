@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 from typing import NamedTuple
 
 _SLO_S = 2.0  # until the first token, and so much more for each of a prompt's
@@ -44,9 +45,9 @@ def figures(outcomes: Sequence[Answered], work_s: Sequence[float], since: float,
     return Figures(
         hit=sum([each.cached for each in counted]) / max(1, tokens),
         mean=sum(times) / len(times),
-        p50=_quantile(times, 0.5),
-        p90=_quantile(times, 0.9),
-        p99=_quantile(times, 0.99),
+        p50=value_at(0.5, times),
+        p90=value_at(0.9, times),
+        p99=value_at(0.99, times),
         done_per_s=done / (until - since),
         in_slo=good / max(1, len(counted)),
         requests=len(counted),
@@ -54,5 +55,6 @@ def figures(outcomes: Sequence[Answered], work_s: Sequence[float], since: float,
     )
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def value_at(share: float, ordered: Sequence[float]) -> float:
+    """The value below which this share of them lies, by rank; NaN of none."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else nan

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from router.commands.bench.measuring import Seen
+from router.plan.figures import value_at
 
 
 class Figure(NamedTuple):
@@ -41,8 +42,7 @@ def figures_of(first: Seen, second: Seen) -> list[Figure]:
 
 def percentile(values: Sequence[float], share: float) -> float | None:
     """None of nothing."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+    return value_at(share, sorted(values)) if values else None
 
 
 def first_tokens_ms(seen: Seen) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from router.commands.streaming import Unanswered, streamed
+from router.plan.figures import value_at
 
 _WORDS = (
     "the of and to in is that for it as was with be by on not he this are or his from at which but have "
@@ -68,8 +69,7 @@ class Measured:
 
     def first_token_s(self, share: float) -> float:
         """The given quantile of the time to the first token."""
-        ordered = sorted(self.first_tokens_s)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+        return value_at(share, sorted(self.first_tokens_s))
 
 
 def words_of(rng: random.Random, count: int) -> str:
