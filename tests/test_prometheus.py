@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, free_ports, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, end, eventually, free_ports, gateway, pods
 
 FILES = Path(__file__).parents[1] / "charts" / "warmroute" / "files"
 STOP_S = 20
@@ -61,12 +61,7 @@ def prometheus(folder: Path, served: GatewayProcess) -> Iterator[Prometheus]:
     try:
         yield Prometheus(f"http://{address}")
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        finally:
-            process.kill()
-            process.wait(STOP_S)
+        end(process, STOP_S)
 
 
 def chats(served: GatewayProcess, count: int) -> None:

@@ -199,12 +199,17 @@ def gateway(
         print(f"--- the gateway's log\n{served.logged()[-4000:]}")
         raise
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        finally:
-            process.kill()
-            process.wait(STOP_S)
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes], stop_s: float = STOP_S) -> None:
+    """Told to end, and gone in any case; raises `subprocess.TimeoutExpired` if it did not go by itself."""
+    process.terminate()
+    try:
+        process.wait(stop_s)
+    finally:
+        process.kill()
+        process.wait(stop_s)
 
 
 def _await_answer(served: GatewayProcess, url: str) -> None:
