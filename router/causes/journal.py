@@ -19,14 +19,13 @@ import xxhash
 from indexer.match import Holder
 from router.causes.memory import CauseMemory
 from router.causes.names import Why
-from router.causes.naming import Naming
+from router.causes.naming import Naming, rank_named
 from router.causes.prints import Print, print_of
 from router.causes.request_log import RequestLog
 from router.causes.tracing import Tracing, tracing_of
 from router.config.settings import Config
 from router.core.decision import Core
 from router.core.demand import Placement, Story
-from router.core.fleet import RankId
 from router.errors import RouterError
 from router.metrics.metrics import Metrics
 from router.server.long_answers import in_turns
@@ -121,11 +120,8 @@ class Journal:
             self.tracing.tell(ended.story, ended.model, ended.placement, ended.refusal)
 
     def _load(self, pod: Holder) -> tuple[int, int]:
-        known = self._core.fleet.pods.get(pod.pod) if isinstance(pod, RankId) else None
-        if known is None or not isinstance(pod, RankId):
-            return 0, 0
-        load = known.ranks[pod.rank].load
-        return load.requests, load.prefill_tokens
+        rank = rank_named(self._core.fleet, pod)
+        return (0, 0) if rank is None else (rank.load.requests, rank.load.prefill_tokens)
 
     def _look_at(self, ended: EndedStory, placement: Placement) -> None:
         """Why so much of its prompt was not cached; and remember it."""

@@ -107,12 +107,7 @@ class Naming:
         if longest.blocks > hit.blocks or reachable > work.captured:
             reachable = self._elsewhere(work, hits, hit, reachable)
         known = min(max(longest.blocks, hit.blocks), blocks)
-        split.to(
-            min(known * size, most),
-            "block_edge",
-            "what is found last is computed again",
-            "what is found last is computed again",
-        )
+        split.to(min(known * size, most), "block_edge", "what is found last is computed again")
         if split.at < most:
             end = self._remembered(work, known, most)
             self._unseen(work, most, max(end, split.at), made)
@@ -177,7 +172,7 @@ class Naming:
     def _unasked(self, name: RankId, held: Hit, work: _Work) -> tuple[int, str]:
         """What somebody would have reused who was no candidate, and why it was none."""
         pod = self._fleet.pods.get(name.pod)
-        rank = pod.ranks[name.rank] if pod is not None and name.rank < len(pod.ranks) else None
+        rank = rank_named(self._fleet, name)
         rule = PLAIN if rank is None else rank.trust.calibration.rule
         tokens = rule.blocks(held, work.tokens, work.size) * work.size
         if pod is None:
@@ -206,17 +201,13 @@ class Naming:
             if load is not None and cause == "evicted":
                 by += f", with {load.requests} requests there and {load.prefill_tokens} tokens to compute"
             return cause, f"{pod}: {kind}{when}{by}", kind
-        rank = self._rank(pod)
+        rank = rank_named(self._fleet, pod)
         if rank is None:
             return "pod_gone", f"{pod} had computed it, and has left", "the pod has left"
         if _is_doubtful(work.theirs):
             return "wrong_tokens", *_doubt(work.theirs)
         detail = f"it was sent to {pod} before, whose events told of no such blocks: {rank.state}{_reasons(rank)}"
         return "feed_not_exact", detail, "no event told of it"
-
-    def _rank(self, name: Holder | None) -> Rank | None:
-        pod = self._fleet.pods.get(name.pod) if isinstance(name, RankId) else None
-        return pod.ranks[name.rank] if pod is not None and isinstance(name, RankId) else None
 
     def _unseen(self, work: _Work, most: int, known: int, made: Print | None) -> None:
         """What nobody has asked for: with other tokens before it, with another adapter or salt, or never."""
@@ -254,6 +245,14 @@ class _Work:
 _EDGE, _LAST = "its last tokens fill no block, or are computed again", "the last tokens fill no block"
 _UNASKED = "the pod that held it could not be asked"
 _NO_TOKENS = "its tokens are not known here"
+
+
+def rank_named(fleet: Fleet, name: Holder | None) -> Rank | None:
+    """Who was meant, if there still is such a one."""
+    pod = fleet.pods.get(name.pod) if isinstance(name, RankId) else None
+    if pod is None or not isinstance(name, RankId) or name.rank >= len(pod.ranks):
+        return None
+    return pod.ranks[name.rank]
 
 
 def _is_all(decision: Decision, theirs: Demand, keys: Keys, told: tuple[int, int | None] | None) -> bool:
