@@ -257,7 +257,7 @@ class PrefixIndex:
         known = self._pods.get(pod)
         if known is None or (gone := known.removals.since(removed)) is None:
             return True
-        if gone and self.confirmed_blocks(pod, keys) < len(keys):
+        if gone and ("gpu" not in known.tiers or self.confirmed_blocks(pod, keys) < len(keys)):
             return True
         rows = {self._pages.find(key) for key in keys.tolist()}
         return any(known.tiers["gpu"].find(engine_hash) in rows for engine_hash in gone)

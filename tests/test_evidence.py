@@ -284,6 +284,22 @@ def as_told(event: BlockStored) -> list[object]:
 BLOCKS = BlockStored([1000 + block for block in range(10)], None, tokens_of(1), SIZE)
 
 
+def test_a_report_that_waits_says_nothing_once_prompts_are_read_otherwise() -> None:
+    """A pod that was started anew meanwhile, with blocks of another size: what it was asked has no such blocks."""
+    core = core_of(2)
+    pod = core.fleet.pods["pod-0"]
+    feed, pod.blocks = pod.ranks[0].feed, 10
+    assert feed is not None
+    feed.frame(0, batch(0.0, [as_told(BLOCKS)]), 0.0)
+    other = frozenset({"pod-1"})
+    core.finish(route(core, asked(core, 1, 161, is_alone=True), other, 1.0), counted(161, 0), 1.0)
+    feed.grain = 2 * SIZE
+    store(core, "pod-1", 1)
+    at_other = route(core, asked(core, 1, 161, is_alone=True), frozenset({"pod-0"}), 90.0)
+    core.finish(at_other, counted(161, 160), 90.0)
+    assert _counts(core) == {"equal": 0, "over": 0, "under": 0}
+
+
 @pytest.mark.parametrize("in_time", [True, False])
 @pytest.mark.parametrize("told", [True, False])
 def test_what_was_given_up_before_a_request_began_is_no_error(told: bool, in_time: bool) -> None:

@@ -97,6 +97,20 @@ def test_a_copy_less_is_not_gone() -> None:
     assert index.apply("a", BlockRemoved([8])).unknown == 1
 
 
+def test_a_pod_may_have_given_up_what_its_own_cache_was_cleared_of() -> None:
+    """Though a lower tier still holds all of it; what was not removed and is there was not given up."""
+    index = _index()
+    keys = SPACE.chain(np.arange(1, 9, dtype=np.uint32), 1)
+    index.apply("a", _store(range(1, 9)))
+    index.apply("a", _store(range(1, 9), tier="cpu"))
+    index.apply("a", _store([99]))
+    index.apply("a", BlockRemoved([99]))
+    assert not index.gave_up("a", keys, 0) and not index.gave_up("a", keys, 1)
+    index.apply("a", AllBlocksCleared("gpu"))
+    assert index.confirmed_blocks("a", keys) == 8
+    assert index.gave_up("a", keys, 0) and index.gave_up("b", keys, 0)
+
+
 def test_a_long_chain_of_orphans_is_adopted() -> None:
     """Thousands of single blocks that each wait for the one before are adopted when the first one's parent comes."""
     index = _index()

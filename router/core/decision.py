@@ -296,12 +296,25 @@ class Core:
             rank.trust.report(hit, theirs.tokens, cached, size_of(grain))
             return
         self._judge_late(now)
-        if cached < decision.matched_tokens and self._is_explained(placement, cached):
-            return
-        if cached < decision.matched_tokens and rank.room <= 0.0:  # what it gave up may not be told yet
+        if cached >= decision.matched_tokens or rank.room > 0.0:
+            self._judge(placement, cached)
+        elif not self._is_explained(placement, cached):  # what it gave up may not be told yet
             self._late.append((now + self._settings.index.predicted_grace_s, placement, cached))
+
+    def _judge_late(self, now: float) -> None:
+        """What pods gave up should have been heard of by now."""
+        while self._late and self._late[0][0] <= now:
+            _, placement, cached = self._late.popleft()
+            self._judge(placement, cached)
+
+    def _judge(self, placement: Placement, cached: int) -> None:
+        """A report speaks for what was foretold, or against it, unless something explains it."""
+        decision, rank = placement.decision, placement.rank
+        theirs, grain = decision.demand.of(rank), rank.grain or 0
+        if rank.feed is None or grain not in theirs.keys:  # its blocks have another size by now
             return
-        rank.feed.reported(hit, theirs.tokens, cached, size_of(grain), decision.at)
+        if cached >= decision.matched_tokens or not self._is_explained(placement, cached):
+            rank.feed.reported(placement.hit, theirs.tokens, cached, size_of(grain), decision.at)
 
     def _is_explained(self, placement: Placement, cached: int) -> bool:
         """Less was cached than foretold: because the pod gave up the rest before it began, and its events say so?"""
@@ -309,15 +322,6 @@ class Core:
         grain = rank.grain or 0
         keys = placement.decision.demand.of(rank).keys[grain][cached // size_of(grain) : placement.hit.blocks]
         return len(keys) > 0 and self.index.gave_up(rank.id, keys, placement.removed)
-
-    def _judge_late(self, now: float) -> None:
-        """What pods gave up should have been heard of by now."""
-        while self._late and self._late[0][0] <= now:
-            _, placement, cached = self._late.popleft()
-            rank, decision = placement.rank, placement.decision
-            if rank.feed is not None and not self._is_explained(placement, cached):
-                tokens = decision.demand.of(rank).tokens
-                rank.feed.reported(placement.hit, tokens, cached, rank.block_size or 0, decision.at)
 
     def _succeeded(self, placement: Placement, now: float) -> BreakerChange | None:
         pod = placement.pod
