@@ -96,9 +96,12 @@ async def test_lost_frames(
     await eventually(lambda: not wrong_matches(served, fleet, prompts))
     known = await eventually(lambda: (r := rank(served, pod.name))["state"] == "exact" and r)
     assert known["events"]["counts"].get(counted, 0) > before
-    after = await complete(served.url, [*prompts[-1], *prompt_ids(5, 30)])
-    cached = after.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
-    assert cached == int(after.headers["x-warmroute-matched-tokens"]) > 0
+    told = []
+    for ids in prompts:  # some may go to the other pod: this one was busy a moment ago
+        after = await complete(served.url, [*ids, *prompt_ids(5, 30)])
+        told.append(int(after.headers["x-warmroute-matched-tokens"]))
+        assert after.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == told[-1]
+    assert any(told)
 
 
 async def test_no_replay(tmp_path: Path) -> None:

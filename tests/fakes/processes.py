@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -36,21 +37,31 @@ PORTS = range(18_000, 32_000)
 """Below the ephemeral range, so that no client's socket takes them."""
 
 
-def free_ports(count: int = 1) -> list[int]:
-    """Consecutive ports that are free now. Tests that run beside each other have ports of their own."""
+def _own_ports() -> Iterator[int]:
+    """The ports of this process, round and round. Tests that run beside each other have ports of their own."""
     worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
     width = len(PORTS) // int(workers)
     own = PORTS[int(worker.removeprefix("gw")) * width :][:width]
-    for _ in range(100):
-        first = random.choice(own)
-        with contextlib.ExitStack() as stack:
+    begin = random.randrange(width)  # what ran before may still hold some
+    return itertools.cycle([*own[begin:], *own[:begin]])
+
+
+_PORTS = _own_ports()
+
+
+def free_ports(count: int = 1) -> list[int]:
+    """Consecutive ports that are free now, and that nobody here was given lately."""
+    ports: list[int] = []
+    for port in itertools.islice(_PORTS, len(PORTS)):
+        with socket.socket() as sock:
             try:
-                for port in range(first, first + count):
-                    sock = stack.enter_context(socket.socket())
-                    sock.bind(("127.0.0.1", port))
+                sock.bind(("127.0.0.1", port))
             except OSError:
+                ports = []
                 continue
-            return list(range(first, first + count))
+        ports = [*ports, port] if ports and port == ports[-1] + 1 else [port]
+        if len(ports) == count:
+            return ports
     raise AssertionError("no free ports")
 
 
