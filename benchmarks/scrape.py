@@ -23,7 +23,7 @@ from prometheus_client.samples import Sample
 from router.metrics.families import MetricFamily, labels_of, text_of
 from router.metrics.metrics import Metrics
 from router.server.long_answers import at_once, in_turns
-from router.workers.merging import as_lines, families_of, merged, read
+from router.workers.merging import Heads, as_lines, families_of, merged, read
 from tests.fakes.cores import MODEL, core_of
 from tests.fakes.prefix_stats import no_stats
 
@@ -97,7 +97,8 @@ async def main() -> None:
         return generate_latest(written)
 
     async def of_workers() -> bytes:
-        workers = [await in_turns(read(told)) for _ in range(given.workers)]
+        heads: Heads = {}
+        workers = [await in_turns(read(told, heads)) for _ in range(given.workers)]
         return await in_turns(text_of(await in_turns(merged(workers, 0.5))))
 
     gc.disable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from router.config.settings import Config
 from router.core.decision import Core
-from router.metrics.families import MetricFamily, gauge, text_of
+from router.metrics.families import MetricFamily, gauge, gauges, text_of
 from router.metrics.metrics import Departures, Metrics
 from router.server.long_answers import at_once
 from router.tokens.encoder import PrefixStats
 from router.workers import merging
 from router.workers.kept_counters import Counts, kept
-from router.workers.merging import as_lines, families_of, merged, read
+from router.workers.merging import Columns, Heads, as_lines, families_of, merged, read
 from router.workers.worker import Worker
 from tests.fakes.cores import core_of
 
@@ -51,12 +52,12 @@ def test_sessions_of_all_workers() -> None:
     assert told["waiting"] == [{"waits_s": 1.0, "worker": 0}] and told["sessions"] == [{"session": "a", "worker": 0}]
 
 
-def values_of(families: list[MetricFamily]) -> dict[str, float]:
+def values_of(families: Sequence[MetricFamily | Columns]) -> dict[str, float]:
     """By series, as it is written."""
     return {series: value for family in families for series, value in family.samples}
 
 
-def told(families: Any) -> list[MetricFamily]:
+def told(families: Any) -> list[Columns]:
     """As it comes from another process."""
     return at_once(read(at_once(as_lines(at_once(families_of(families))))))
 
@@ -270,3 +271,21 @@ def test_what_is_no_number_is_not_merged() -> None:
     ages = [gauge("age", "A.", value) for value in (float("nan"), 5.0, float("nan"))]
     workers = [at_once(read(at_once(as_lines([age])))) for age in ages]
     assert values_of(at_once(merged(workers))) == {"age": 5.0}
+
+
+def test_series_that_only_some_workers_tell() -> None:
+    """In any order, and each with others: all are told, in the way of their family."""
+    each = [{"a": 1.0, "b": 2.0}, {"b": 5.0, "c": 3.0}, {"c": 1.0, "b": 2.0}]
+    for join, wanted in {"sum": [1, 9, 4], "max": [1, 5, 3], "min": [1, 2, 1]}.items():
+        workers = [told([gauges("load", "L.", "pod", values, join)]) for values in each]  # type: ignore[arg-type]
+        merge = values_of(at_once(merged(workers)))
+        assert merge == {f'load{{pod="{pod}"}}': value for pod, value in zip("abc", wanted, strict=True)}
+
+
+def test_what_is_told_in_the_same_words_is_read_once() -> None:
+    """Another worker's figures are its own all the same."""
+    heads: Heads = {}
+    lines = [at_once(as_lines([gauge("age", "A.", value)])) for value in (1.0, float("nan"), 3.0)]
+    first, none, last = (at_once(read(line, heads))[0] for line in lines)
+    assert len(heads) == 1 and first.series is last.series
+    assert (first.values, last.values) == ([1.0], [3.0]) and none.values[0] != none.values[0]

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import orjson
 
-from router.metrics.families import MetricFamily, Steps, counter, labels_of
+from router.metrics.families import Steps, counter, labels_of
 from router.metrics.metrics import Departures
 from router.server.long_answers import at_once
-from router.workers.merging import as_lines, counters_of, families_of, gauges_of, merged, read
+from router.workers.merging import Columns, as_lines, columns_of, counters_of, families_of, gauges_of, merged, read
 from router.workers.worker import Worker
 
 _RESTARTS = "warmroute_worker_restarts_total"
@@ -30,14 +30,14 @@ class Counts:
         self._collect = collect
         self._departures = departures
         self._file = worker.counts(worker.number)
-        self._before = [family for family in at_once(kept(self._file)) if family.name != _RESTARTS]
+        self._before = [each for each in at_once(kept(self._file)) if each.family.name != _RESTARTS]
 
     def told(self, now: float) -> Generator[None, None, bytes]:
         """The families, as `merging.as_lines` has them; the counters are kept before."""
         restarts = counter(_RESTARTS, "Workers that died and were started again.", self._life)
         families = yield from families_of(chain(self._collect(), [restarts]))
         yield from self._end_departed(now)
-        counters = yield from merged([counters_of(families), list(self._before)])
+        counters = yield from merged([[columns_of(each) for each in counters_of(families)], list(self._before)])
         lines = yield from as_lines(counters)
         _keep(self._file, lines)
         gauges = yield from as_lines(gauges_of(families))
@@ -45,10 +45,10 @@ class Counts:
 
     def _end_departed(self, now: float) -> Generator[None, None, None]:
         """Of former lives as of this one: the series of pods and models that left long ago end."""
-        lasting: list[MetricFamily] = []
-        for family in self._before:
-            samples = [each for each in family.samples if not self._is_over(each[0], now)]
-            lasting.append(family._replace(samples=samples))
+        lasting: list[Columns] = []
+        for family, *columns in self._before:
+            samples = [each for each in zip(*columns, strict=True) if not self._is_over(each[0], now)]
+            lasting.append(columns_of(family._replace(samples=samples)))
             yield
         self._before = lasting
         self._departures.forget(now)
@@ -60,7 +60,7 @@ class Counts:
         return any(self._departures.is_over(labels.get(label, ""), now) for label in ("pod", "model"))
 
 
-def kept(file: Path) -> Generator[None, None, list[MetricFamily]]:
+def kept(file: Path) -> Generator[None, None, list[Columns]]:
     """The counters that a worker has told last; none if it has told none."""
     with contextlib.suppress(OSError, orjson.JSONDecodeError, TypeError, ValueError):
         families = yield from read(file.read_bytes())

@@ -10,12 +10,12 @@ import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from math import isnan, nan
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
 from router.causes.sentences import added_summaries
-from router.metrics.families import Join, MetricFamily
+from router.metrics.families import Join, MetricFamily, Sample
 
 _STEP = 256  # samples in one step: well under 1 ms
 _NO_NUMBER = b"null"
@@ -33,24 +33,54 @@ def families_of(steps: Iterable[MetricFamily | None]) -> Generator[None, None, l
     return families
 
 
+class Columns(NamedTuple):
+    """A family, which has no samples, and these by column: workers mostly tell the same series, so their names are
+    read, and compared, all at once."""
+
+    family: MetricFamily
+    series: list[str]
+    values: list[float]
+
+    @property
+    def samples(self) -> list[Sample]:
+        return list(zip(self.series, self.values, strict=True))
+
+
+def columns_of(family: MetricFamily) -> Columns:
+    """The same by column."""
+    series, values = [series for series, _ in family.samples], [value for _, value in family.samples]
+    return Columns(family._replace(samples=[]), series, values)
+
+
 def as_lines(families: Iterable[MetricFamily]) -> Generator[None, None, bytes]:
-    """As JSON, each on a line of its own: so they can be read in steps, too."""
+    """As JSON, each on two lines of its own, the second one its values: so they can be read in steps, too."""
     lines = []
     for family in families:
-        lines.append(orjson.dumps(tuple(family)))
+        told, series, values = columns_of(family)
+        lines += [orjson.dumps((*told[:-1], series)), orjson.dumps(values)]
         yield
     return b"\n".join(lines)
 
 
-def read(lines: bytes) -> Generator[None, None, list[MetricFamily]]:
-    """What `as_lines` wrote; raises `orjson.JSONDecodeError`, `TypeError`. What was no number is none again."""
-    families: list[MetricFamily] = []
-    for line in lines.splitlines():
-        family = MetricFamily(*orjson.loads(line))
+Heads: TypeAlias = dict[bytes, Columns]
+"""Families without values, by how they are told."""
+
+
+def read(lines: bytes, heads: Heads | None = None) -> Generator[None, None, list[Columns]]:
+    """What `as_lines` wrote; raises `orjson.JSONDecodeError`, `TypeError`, `ValueError`. What was no number is none
+    again. `heads`: what was read before, and what is read now: to be read once."""
+    heads = {} if heads is None else heads
+    families: list[Columns] = []
+    told = lines.splitlines()
+    for head, line in zip(told[::2], told[1::2], strict=True):
+        known = heads.get(head)
+        if known is None:
+            name, kind, text, join, series = orjson.loads(head)
+            known = heads[head] = Columns(MetricFamily(name, kind, text, join, []), series, [])
+        values = orjson.loads(line)
         if _NO_NUMBER in line:
-            told = [(series, nan if value is None else value) for series, value in family.samples]
-            family = family._replace(samples=told)
-        families.append(family)
+            values = [nan if value is None else value for value in values]
+        families.append(known._replace(values=values))
         yield
     return families
 
@@ -69,38 +99,42 @@ def _is_ours_to_keep(family: MetricFamily) -> bool:
     return family.kind != "gauge" and family.join != "min"
 
 
-def merged(
-    workers: list[list[MetricFamily]], hit_ratio: float | None = None
-) -> Generator[None, None, list[MetricFamily]]:
+def merged(workers: list[list[Columns]], hit_ratio: float | None = None) -> Generator[None, None, list[MetricFamily]]:
     """The families of all workers as those of one gateway. `hit_ratio`: over all; None: it is not told.
 
     What is merged is taken out of `workers`: to let go of all of it at once would take many milliseconds.
     """
-    families: dict[str, MetricFamily] = {}
-    values: dict[str, dict[str, float]] = {}
+    families: dict[str, Columns] = {}
     for worker in workers:
         worker.reverse()
         while worker:
-            family = worker.pop()
-            families.setdefault(family.name, family._replace(samples=[]))
-            way, samples, known = _WAYS[family.join], family.samples, values.get(family.name)
-            if known is None:
-                known = values[family.name] = dict(samples[:_STEP])
-                samples = samples[_STEP:]
-                yield
-            for start in range(0, len(samples), _STEP):
-                for series, value in samples[start : start + _STEP]:
-                    before = known.get(series, nan)
-                    known[series] = value if isnan(before) else before if isnan(value) else way(before, value)
-                yield
+            told = worker.pop()
+            name, known = told.family.name, families.get(told.family.name)
+            families[name] = told if known is None else (yield from _joined(known, told))
+            yield
     if hit_ratio is not None:
         for name, ratio in zip(_RATIOS, (hit_ratio, 1 - hit_ratio), strict=True):
-            values[name] = {name: ratio}
+            if name in families:
+                families[name] = families[name]._replace(series=[name], values=[ratio])
     result: list[MetricFamily] = []
-    for name, family in families.items():
-        result.append(family._replace(samples=list(values.pop(name).items())))
+    for columns in families.values():
+        result.append(columns.family._replace(samples=columns.samples))
         yield
     return result
+
+
+def _joined(known: Columns, told: Columns) -> Generator[None, None, Columns]:
+    """One family of two workers; a series that one of them has no number for is the other's."""
+    way = _WAYS[known.family.join]
+    if known.series == told.series and not isnan(sum(known.values) + sum(told.values)):
+        return known._replace(values=list(map(way, known.values, told.values)))
+    values = dict(known.samples)
+    for start in range(0, len(told.series), _STEP):
+        for series, value in zip(told.series[start : start + _STEP], told.values[start : start + _STEP], strict=True):
+            before = values.get(series, nan)
+            values[series] = value if isnan(before) else before if isnan(value) else way(before, value)
+        yield
+    return known._replace(series=list(values), values=list(values.values()))
 
 
 # --- answers; by worker, the first is that of the worker who was asked ---

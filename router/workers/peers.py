@@ -191,11 +191,12 @@ class Gathering:
     def _families(self, told: list[bytes], silent: list[int]) -> Generator[None, None, list[MetricFamily]]:
         """Those of all. Of a worker that is silent, what it has counted until it told last."""
         workers, cached, tokens = [], 0, 0
+        heads: merging.Heads = {}
         for body in told:
             window, _, lines = body.partition(b"\n")
             of_minute = orjson.loads(window)
             cached, tokens = cached + of_minute[0], tokens + of_minute[1]
-            families = yield from merging.read(lines)
+            families = yield from merging.read(lines, heads)
             workers.append(families)
         for number in silent:
             families = yield from kept(self._peers.worker.counts(number))
