@@ -66,10 +66,14 @@ CASES = {
         {"warmroute_index_refusals_total": growing(1)}, {"warmroute_index_refusals_total": steady(1)}
     ),
     "WarmroutePodNotExact": Case(
-        {'warmroute_pod_state{pod="a",state="degraded"}': steady(1)},
         {
-            'warmroute_pod_state{pod="a",state="exact"}': steady(1),
+            'warmroute_pod_state{pod="a",state="degraded"}': steady(1),
+            'warmroute_alerts{name="pod_not_exact"}': steady(1),
+        },
+        {
             'warmroute_pod_state{pod="a",state="degraded"}': steady(0),
+            'warmroute_pod_state{pod="b",state="blind"}': steady(1),  # on purpose: no pod has a feed
+            'warmroute_alerts{name="pod_not_exact"}': steady(0),
         },
     ),
     "WarmrouteGapNotRepaired": Case(

@@ -145,6 +145,25 @@ def test_a_pod_that_is_killed() -> None:
     assert world.after(1) == {}
 
 
+def test_pods_without_events() -> None:
+    """Where no pod of a model has a feed, that is on purpose; a pod of a model of which others have one was forgotten."""
+    world = World(core_of(2, feeds=False), patience=0)
+    assert world.after(100) == {}
+    told = core_of(1).fleet.pods["pod-0"]
+    told.name = "pod-2"
+    world.core.fleet.join(told)
+    world.core.fleet.learned_models(told, [{"id": "another"}])
+    assert world.after(1) == {}
+    world.core.fleet.learned_models(told, [{"id": "another"}, {"id": MODEL}])
+    world.after(1)
+    assert [(one.name, one.subject) for one in world.alerts.firing] == [
+        ("pod_not_exact", "pod-0"), ("pod_not_exact", "pod-1"),
+    ]  # fmt: skip
+    assert world.alerts.firing[0].why == "blind: it has no event feed, and other pods of its model have"
+    world.core.fleet.leave("pod-2")
+    assert world.after(1) == {}
+
+
 def test_a_gap_that_is_not_repaired() -> None:
     """A replay that fails is told at once, and until a minute after the last one, or as long as history is lacking."""
     world = World()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
-from router.alerts.conditions import ALERTS, Minute, Wrong, of_fleet, of_gateway, of_pod
+from router.alerts.conditions import ALERTS, Minute, Wrong, models_with_feeds, of_fleet, of_gateway, of_pod
 from router.alerts.past import Past, Tally
 from router.config.settings import AlertsConfig
 from router.metrics.families import Steps, gauges
@@ -72,8 +72,9 @@ class Alerts:
         memory = self._memory()
         minute = Minute(counted, self._past.length_s(now), cached, asked, memory.used, memory.limit)
         wrong = [*of_gateway(minute, self._given), *of_fleet(core, now)]
+        with_feeds = models_with_feeds(core)
         for place, pod in enumerate(list(core.fleet.pods.values())):
-            wrong += of_pod(pod, counted.replays_failed.get(pod.name, 0))
+            wrong += of_pod(pod, counted.replays_failed.get(pod.name, 0), with_feeds)
             if place % _PODS == 0:
                 yield
         self._judge(wrong, now)

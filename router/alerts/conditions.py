@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from indexer.feed import Feed
@@ -17,7 +17,8 @@ ALERTS = {
     "decision_slow": "One decision in a hundred of the last minute took longer than alerts.decision_p99.",
     "evictions_high": "Index and prefix store give up more entries a second than alerts.evictions_max.",
     "memory_high": "More of the memory limit is used than alerts.memory_max.",
-    "pod_not_exact": "What is known of a pod's cache is not sure: its feed is blind or degraded, for alerts.patience.",
+    "pod_not_exact": "What is known of a pod's cache is not sure: its feed is blind or degraded, for alerts.patience; "
+    "or it has none, though other pods of its model have.",
     "gap_not_repaired": "Events of a pod were missed, and its replay did not bring them, for alerts.patience.",
     "predictions_wrong": "More of the predictions than alerts.prediction_error_max were off by over 64 tokens.",
     "no_fit_pod": "No pod may be asked at all, or none that serves a model.",
@@ -89,12 +90,17 @@ def of_fleet(core: Core, now: float) -> Iterator[Wrong]:
         yield Wrong("no_state", "", f"nothing was heard of any of {len(feeds)} feeds", True)
 
 
-def of_pod(pod: Pod, replays_failed: int) -> Iterator[Wrong]:
-    """Those of one pod. `replays_failed`: in the last minute."""
+def models_with_feeds(core: Core) -> set[str]:
+    """Those of which a pod has a feed: another one without has been forgotten. Where none has, that is on purpose."""
+    return {name for pod in core.fleet.pods.values() if any(rank.feed for rank in pod.ranks) for name in pod.served}
+
+
+def of_pod(pod: Pod, replays_failed: int, with_feeds: Collection[str]) -> Iterator[Wrong]:
+    """Those of one pod. `replays_failed`: in the last minute; `with_feeds`: see `models_with_feeds`."""
     if pod.breaker.tripped:
         yield Wrong("breaker_open", pod.name, pod.breaker.reason or "requests fail")
     for rank in pod.ranks:
-        if rank.state != "exact":
+        if rank.state != "exact" and (rank.feed is not None or not pod.served.keys().isdisjoint(with_feeds)):
             yield Wrong("pod_not_exact", pod.name, f"{rank.state}: {_why_inexact(pod, rank.feed)}", True)
             break
     open_gaps = [feed for rank in pod.ranks if (feed := rank.feed) is not None and (feed.replaying or feed.behind)]
@@ -108,7 +114,7 @@ def of_pod(pod: Pod, replays_failed: int) -> Iterator[Wrong]:
 
 def _why_inexact(pod: Pod, feed: Feed | None) -> str:
     if feed is None:
-        return "it has no event feed"
+        return "it has no event feed, and other pods of its model have"
     if pod.silent:
         return pod.unanswered or "it does not answer"
     return "; ".join(feed.reasons)
