@@ -59,9 +59,9 @@ def _first(candidates: Candidates, alike: list[int], turn: int) -> int:
 
 
 def scored(picked: Pick) -> list[Scored]:
-    """All candidates with their scores: 1 for the lowest price, 0.5 for twice that."""
-    least = min(picked.prices)
+    """All candidates with their scores: 1 for the pick and for what costs no more, 0.5 for twice its price."""
+    paid = picked.prices[picked.best.number]  # within what is alike, it need not be the lowest
     return [
-        Scored(candidate, price, (least + _CLOSE) / (price + _CLOSE))
+        Scored(candidate, price, min(1.0, (paid + _CLOSE) / (price + _CLOSE)))
         for candidate, price in zip(picked.candidates, picked.prices, strict=True)
     ]

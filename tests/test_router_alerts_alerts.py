@@ -146,7 +146,7 @@ def test_a_pod_that_is_killed() -> None:
 
 
 def test_pods_without_events() -> None:
-    """Where no pod of a model has a feed, that is on purpose; a pod of a model of which others have one was forgotten."""
+    """Where no pod of a model has a feed, that is on purpose; where others have one, it was forgotten."""
     world = World(core_of(2, feeds=False), patience=0)
     assert world.after(100) == {}
     told = core_of(1).fleet.pods["pod-0"]

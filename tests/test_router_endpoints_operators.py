@@ -154,6 +154,29 @@ async def test_bad_invalidate(what: object, status: int) -> None:
         assert held(service.core, "pod-0", 1) == 10
 
 
+async def test_what_curl_sends_is_read() -> None:
+    """JSON is JSON, whatever content-type it says that it is, or none; and what is none is refused in plain words."""
+    async with operators() as (client, service):
+        for headers in ({}, {"content-type": "application/x-www-form-urlencoded"}):
+            store(service.core, "pod-0", 1)
+            answer = await client.post("/cache/invalidate", content=b'{"pod": "pod-0"}', headers=headers)
+            assert (answer.status_code, held(service.core, "pod-0", 1)) == (200, 0)
+        answer = await client.post("/cache/invalidate", content=b"pod=pod-0")
+        assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("Invalid JSON")
+
+
+async def test_heads() -> None:
+    """`curl -I` is answered as a GET, also where an answer would go on for ever."""
+    async with operators() as (client, _service):
+        for path, status in (("/pods", 200), ("/metrics", 200), ("/ui", 200), ("/ui/events", 200), ("/nowhere", 404)):
+            async with asyncio.timeout(10):
+                assert (await client.head(path)).status_code == status, path
+        refused = await client.head("/cache/clear")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+        assert (await client.post("/pods")).headers["allow"] == "GET, HEAD"
+        assert (await client.get("/")).headers["location"] == "/ui"
+
+
 async def test_clear_and_status() -> None:
     """Status counts what is held, by pod, rank and tier; after a clear there is nothing."""
     async with operators() as (client, service):

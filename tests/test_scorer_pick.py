@@ -125,7 +125,7 @@ def test_ties_rotate_among_the_best_only() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_scores_are_shares_of_the_best(policy: PolicyName) -> None:
-    """In [0, 1], 1 for the cheapest, in the order of the prices; one for each candidate, in their order."""
+    """In [0, 1], 1 for the pick, in the order of the prices; one for each candidate, in their order."""
     rng = random.Random(policy)
     for turn in range(300):
         candidates = [
@@ -146,7 +146,7 @@ def test_scores_are_shares_of_the_best(policy: PolicyName) -> None:
         assert [each.requests for each in seen] == [each.requests for each in candidates]
         assert seen == candidates or policy == "approximate", "which sees what it has sent"
         scores = [one.score for one in compared]
-        assert all(0.0 <= score <= 1.0 for score in scores) and max(scores) == 1.0
+        assert all(0.0 <= score <= 1.0 for score in scores) and scores[chosen.best.number] == 1.0
         by_price = sorted(compared, key=lambda one: one.price)
         assert sorted(scores, reverse=True) == [one.score for one in by_price]
         assert compared[chosen.best.number].price <= by_price[0].price * 1.1 + 1e-3 and chosen.reason
@@ -226,6 +226,13 @@ def test_a_score_is_the_share_of_the_best_price() -> None:
     candidates = [a_candidate(0, backlog_s=1.0), a_candidate(1, backlog_s=4.0)]
     scores = [one.score for one in scored(_picked(candidates, Settings(beta=0.0), 0))]
     assert scores == pytest.approx([1.0, 2.001 / 5.001])
+
+
+def test_the_pick_scores_most() -> None:
+    """Also where another one's price is a bit lower: prices within a tenth are alike."""
+    picked = _picked([a_candidate(0, requests=1), a_candidate(1, backlog_s=0.01)])
+    assert picked.best.number == 1 and picked.prices[1] > picked.prices[0]
+    assert [one.score for one in scored(picked)] == [1.0, 1.0]
 
 
 def test_of_those_that_give_something_up_who_gives_up_least() -> None:

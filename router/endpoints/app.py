@@ -17,7 +17,7 @@ from indexer.match import Hit
 from router.core.fleet import RankId
 from router.endpoints.answers import score_answer
 from router.endpoints.data_plane import Gateway
-from router.endpoints.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors
+from router.endpoints.openapi import SCORE_BODY, SCORE_QUERY, Described, Readiness, errors, invalid
 from router.endpoints.operators import operators
 from router.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NoSuchPath, NotFound, RouterError, UnknownModel
 from router.prompts.prompt import parse_query
@@ -67,10 +67,10 @@ def _fastapi(lifespan: Any) -> FastAPI:
         return Response(error.body(), error.status, headers, "application/json")
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
+    async def unfit(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        return Response(BadRequest(f"{place}: {first['msg']}").body(), 400, media_type="application/json")
+        wrong = invalid({**first, "loc": first["loc"][1:]})
+        return Response(wrong.body(), 400, media_type="application/json")
 
     @app.exception_handler(400)
     async def unreadable(request: Request, error: Exception) -> Response:
@@ -101,7 +101,7 @@ def _methods_of(app: FastAPI, path: str) -> str:
     for template, operations in app.openapi()["paths"].items():
         if compile_path(template)[0].match(path):
             methods.update(method.upper() for method in operations)
-    return ", ".join(sorted(methods))
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def _health(service: Service) -> APIRouter:

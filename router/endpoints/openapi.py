@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
+
+from router.errors import BadRequest
+from router.server.asgi import Message, Receive, Scope, Send
 
 _INVALID = "422"  # FastAPI's own status for what is not valid; ours is 400
 
@@ -41,7 +46,24 @@ class Readiness(BaseModel):
 
 
 class Described(FastAPI):
-    """A FastAPI application whose document knows only the errors that are listed."""
+    """A FastAPI application whose document knows only the errors that are listed. It answers HEAD as GET: our server
+    leaves the body out."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await super().__call__(scope, receive, send)
+        begun = asyncio.Event()
+
+        async def gone() -> Message:
+            """What would go on for as long as somebody listens ends with its head."""
+            await begun.wait()
+            return {"type": "http.disconnect"}
+
+        async def told(message: Message) -> None:
+            await send(message)
+            begun.set()
+
+        return await super().__call__({**scope, "method": "GET"}, gone, told)
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -51,6 +73,17 @@ class Described(FastAPI):
         for name in ("HTTPValidationError", "ValidationError"):
             document.get("components", {}).get("schemas", {}).pop(name, None)
         return document
+
+
+def invalid(first: Mapping[str, Any]) -> BadRequest:
+    """What pydantic finds wrong, in one line: where, and what."""
+    place = ".".join(str(part) for part in first["loc"])
+    return BadRequest(f"{place}: {first['msg']}" if place else str(first["msg"]))
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads its body itself."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from router.causes.sentences import misses_of
 from router.core.decision import Core
@@ -21,9 +21,9 @@ from router.core.demand import Decision
 from router.core.fleet import Pod
 from router.endpoints.answers import ladder_answer, mix_answer, pod_answer, sessions_answer, shadow_answer
 from router.endpoints.decisions import entry, errors_of, newest, whys
-from router.endpoints.openapi import WARMUP_BODY, errors
+from router.endpoints.openapi import WARMUP_BODY, body_of, errors, invalid
 from router.errors import CalledOff, NotFound
-from router.handover.estates import cheapest
+from router.handover.estates import Loss, cheapest
 from router.metrics.families import TEXT_TYPE
 from router.metrics.summary import summary_as_asked
 from router.page.routes import page_routes, private_routes
@@ -155,8 +155,8 @@ def _observe(router: APIRouter, service: Service) -> None:
         recent = service.handover.recent
         picked, each = await in_turns(cheapest(core, recent, count, time.monotonic()))
         return {
-            "pods": [loss._asdict() for loss in picked],
-            "all": [loss._asdict() for loss in each],
+            "pods": [_loss(loss) for loss in picked],
+            "all": [_loss(loss) for loss in each],
             "prompts_known": len(recent),
         }
 
@@ -244,9 +244,14 @@ def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> Non
         body = await read_body(request.scope, request.receive, service.config.gateway.body_max)
         return asdict(await service.warmup.warm(path, body, pods))
 
-    @router.post("/cache/invalidate", **_or_errors(guarded, 400, 404))
-    async def invalidate(what: Invalidate) -> dict[str, Any]:
+    @router.post("/cache/invalidate", openapi_extra=body_of(Invalidate), **_or_errors(guarded, 400, 404, 413))
+    async def invalidate(request: Request) -> dict[str, Any]:
         """Forget mappings of block keys, or what pods are known to hold."""
+        body = await read_body(request.scope, request.receive, service.config.gateway.body_max)
+        try:
+            what = Invalidate.model_validate_json(body)  # whatever content-type it says that it is: as all our bodies
+        except ValidationError as error:
+            raise invalid(error.errors()[0]) from None
         forgotten = [_pod(service, what.pod)] if what.pod is not None else []
         if what.model is not None:
             forgotten += [rank.pod for rank in core.fleet.serving(what.model)]
@@ -290,6 +295,10 @@ def _listed(answers: Sequence[Callable[[], object]]) -> Generator[None, None, by
         items.append(orjson.dumps(answer(), option=orjson.OPT_NON_STR_KEYS))
         yield
     return listed(items)
+
+
+def _loss(loss: Loss) -> dict[str, Any]:
+    return loss._asdict() | {"cost_tokens": round(loss.cost_tokens, 1), "cost_s": round(loss.cost_s, 4)}
 
 
 def _json(body: bytes) -> Response:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import RedirectResponse
 
 from router.core.demand import Decision
 from router.errors import Forbidden, NotFound
@@ -54,6 +55,11 @@ def page_routes(service: Service, access: OperatorAccess, describe: Describe) ->
         return files.answer(INDEX, request)
 
     hidden = APIRouter(include_in_schema=False)
+
+    @hidden.get("/")
+    async def front() -> Response:
+        """Who types the address alone into a browser means the page."""
+        return RedirectResponse(PAGE_PATH)
 
     @hidden.get(f"{PAGE_PATH}/pass")
     async def is_open(request: Request) -> Response:
