@@ -131,7 +131,7 @@ def score(url: str, as_json: bool, key: str | None, **given: str | None) -> None
     print_score(answer, as_json)
 
 
-@main.command()
+@main.command(short_help="What would be with other pods, or under another policy.")
 @click.argument("recording", metavar="RECORDING")
 @click.option("--pods", type=click.IntRange(1, 512), help="So many pods; default: as recorded.")
 @click.option("--policy", help="Who picks the pod, as scoring.policy; default: as recorded.")
@@ -164,7 +164,7 @@ def plan(recording: str, as_json: bool, **given: Any) -> None:
     answer(recording, question, as_json)
 
 
-@main.command()
+@main.command(short_help="Bring prompts to a gateway before anybody asks for them.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The gateway (its operators' plane).")
 @click.option("--model", help="Model of prompts that name none; may be left out if the gateway serves one only.")
@@ -190,11 +190,18 @@ def warmup(files: tuple[str, ...], url: str, prefill: int, parallel: int, as_jso
     sys.exit(1 if summary.problems else 0)
 
 
-@main.command()
+@main.command(short_help="Look for what is wrong with a fleet.")
 @click.option("--config", "path", help="YAML or JSON file, as for serve.")
 @click.option("--pod", "pods", multiple=True, help="name=…,address=http://…[,events=tcp://…,replay=tcp://…].")
 @click.option("--model", "models", multiple=True, help="name=…,tokenizer=FOLDER.")
-@click.option("--wait", "wait_s", default=3.0, show_default=True, help="Seconds to wait for events.")
+@click.option(
+    "--wait",
+    "wait_s",
+    default=3.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600),
+    help="Seconds to wait for events.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def check(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], wait_s: float, as_json: bool) -> None:
     """Look for what is wrong with a fleet: exit code 1 and a plain sentence for each thing.
@@ -208,15 +215,17 @@ def check(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], wait
     sys.exit(1 if check_fleet(_config(path, pods, models, {}), wait_s, as_json) else 0)
 
 
-@main.command()
+@main.command(short_help="Compare cache-aware routing with round-robin: no GPU.")
 @click.option("--pods", default=4, show_default=True, type=click.IntRange(2, 16), help="Simulated pods.")
 @click.option("--keep", is_flag=True, help="Leave fleet and gateway running until Ctrl-C.")
 @click.option(
-    "--port", default=0, type=click.IntRange(0, 65_535), help="Port of the gateway with --keep; 0: any free one."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    help="Port of the gateway with --keep; 0: any free one. Without: 8080, or any if that is taken.",
 )
 @click.option("--seed", default=1, show_default=True, help="Of the workload.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
-def demo(pods: int, keep: bool, port: int, seed: int, as_json: bool) -> None:
+def demo(pods: int, keep: bool, port: int | None, seed: int, as_json: bool) -> None:
     """Compare cache-aware routing with round-robin on a simulated fleet: no GPU, under a minute.
 
     \b
@@ -229,7 +238,7 @@ def demo(pods: int, keep: bool, port: int, seed: int, as_json: bool) -> None:
     run_demo(pods, keep, port, seed, as_json)
 
 
-@main.command()
+@main.command(short_help="Measure the same work on two sides, as ratios.")
 @click.argument("mode", type=OneOf(["full", "single", "batch", "concurrent", "cache", "replay"]))
 @click.argument("file", required=False)
 @click.option("--url", help="Any OpenAI endpoint; without: simulated pods and a gateway.")
@@ -239,7 +248,13 @@ def demo(pods: int, keep: bool, port: int, seed: int, as_json: bool) -> None:
 @click.option("--pods", default=4, show_default=True, type=click.IntRange(2, 16), help="Simulated pods.")
 @click.option("--seed", default=1, show_default=True, help="Of the work.")
 @click.option("--requests", default=200, show_default=True, type=click.IntRange(1), help="Of FILE, from its begin.")
-@click.option("--seconds", default=20.0, show_default=True, help="In which FILE is replayed; 0: as recorded.")
+@click.option(
+    "--seconds",
+    default=20.0,
+    show_default=True,
+    type=click.FloatRange(0, 86_400),
+    help="In which FILE is replayed; 0: as recorded.",
+)
 @click.option("--json", "json_file", help="Write all figures to this file.")
 @click.option("--html", "html_file", help="Write a report with plots to this file.")
 def bench(**given: Any) -> None:
@@ -258,7 +273,7 @@ def bench(**given: Any) -> None:
     sys.exit(1 if run_bench(BenchOptions(**given)) else 0)
 
 
-@main.command()
+@main.command(short_help="Compile the hot path: half the CPU for each request.")
 @click.option("--remove", is_flag=True, help="Be pure Python again.")
 def native(remove: bool) -> None:
     """Compile the hot path where it is installed: half the CPU for each request, in some minutes.
@@ -275,7 +290,11 @@ def native(remove: bool) -> None:
     click.echo(f"compiled: {len(MODULES)} modules in {root()}")
 
 
-@main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@main.command(
+    short_help="Run one pod that behaves like vLLM.",
+    context_settings={"ignore_unknown_options": True},
+    add_help_option=False,
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def simulate(arguments: tuple[str, ...]) -> None:
     """Run one pod that behaves like vLLM: for trying, tests and benchmarks.
@@ -286,7 +305,7 @@ def simulate(arguments: tuple[str, ...]) -> None:
     os.execve(sys.executable, command_of("simulator", *arguments), environment_of_ours())
 
 
-@main.command()
+@main.command(short_help="Print what makes a shell complete our commands.")
 @click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print what makes a shell complete our commands and options.

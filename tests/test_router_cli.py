@@ -64,6 +64,12 @@ def test_help(command: str, flag: str, tmp_path: Path) -> None:
     assert len(lines) <= SCREEN[0] and max(map(len, lines)) <= SCREEN[1]
 
 
+def test_commands_are_listed_in_whole_sentences() -> None:
+    """None is cut off at a terminal's width."""
+    told = run("--help")
+    assert told.exit_code == 0 and "..." not in told.output.partition("Commands:")[2]
+
+
 def test_completion() -> None:
     """For each shell a script that asks us; commands and options are what it is told."""
     for shell in ("bash", "zsh", "fish"):
@@ -90,6 +96,8 @@ def test_completion() -> None:
         (("score", "--messages", "/nowhere.json"), "/nowhere.json can't be read: No such file"),
         (("score", "--url", "http://nowhere.invalid", "--prompt", "a"), "--url says where it is"),
         (("warmup", "/nowhere.txt"), "/nowhere.txt: can't be read"),
+        (("check", "--wait", "-1"), "--wait"),
+        (("serve", "--pod", "name=a,address=http://a", "--pod", "name=a,address=http://b"), "--pod: "),
         (("demo", "--keep", "--json"), "--keep"),
         (("demo", "--port", "80000"), "--port"),
     ],

@@ -11,7 +11,7 @@ import pytest
 
 from router.commands.bench.work import works_of
 from tests.fakes.command import run
-from tests.fakes.processes import MODEL, PodProcess, free_ports, pods
+from tests.fakes.processes import MODEL, PodProcess, pods
 
 TRACE = "\n".join(
     json.dumps({"timestamp": 40 * n, "input_length": 60 + n, "output_length": 3, "hash_ids": [0, 1, 2 + n % 3]})
@@ -83,6 +83,8 @@ def test_against_itself(fleet: list[PodProcess]) -> None:
         (("replay", __file__), "is no trace of requests"),
         (("single", "--against", "http://127.0.0.1:1"), "go with --url"),
         (("single", "--url", "http://127.0.0.1:1"), "can't be asked"),
+        (("replay", __file__, "--seconds", "-1"), "--seconds"),
+        (("single", "--url", "http://127.0.0.1:1", "--model", MODEL), "can't be asked"),
         (("single", "--json", "/nowhere/x.json"), "/nowhere/x.json: No such file"),
     ],
 )
@@ -92,13 +94,19 @@ def test_what_is_wrong_is_one_line(arguments: tuple[str, ...], words: str) -> No
     assert result.exit_code in (1, 2) and words in result.stderr and len(result.stderr.splitlines()) == 1, result.output
 
 
-def test_failures_are_told(fleet: list[PodProcess]) -> None:
+def test_failures_are_told() -> None:
     """Which requests were not answered, and why, is said on both sides; exit code 1."""
-    result = run("bench", "single", "--url", fleet[0].address, "--model", "unheard")
+    with pods(PodProcess("pod-0", options=("--max-model-len", "64"))) as (short,):
+        result = run("bench", "single", "--url", short.address, "--model", MODEL)
     assert result.exit_code == 1
-    assert "as it is: 16 failed: 404: The model `unheard` does not exist." in result.output
-    gone = run("bench", "single", "--url", f"http://127.0.0.1:{free_ports()[0]}", "--model", MODEL)
-    assert gone.exit_code == 1 and "16 failed: " in gone.output
+    assert re.search(r"as it is: \d+ failed: 400: This model", result.output)
+
+
+def test_a_model_that_nobody_serves_is_not_measured(fleet: list[PodProcess]) -> None:
+    """One line, with those that are."""
+    result = run("bench", "full", "--url", fleet[0].address, "--model", "unheard")
+    assert result.exit_code == 1
+    assert result.stderr == f"warmroute: The model unheard is not served there, but {MODEL}.\n"
 
 
 def test_the_same_seed_is_the_same_work() -> None:

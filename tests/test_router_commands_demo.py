@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 
 from rich.console import Console
 
@@ -27,6 +28,16 @@ def test_the_same_seed_is_the_same_work() -> None:
     """Both policies play equal conversations; another seed makes others."""
     assert conversations(SMALL, 1) == conversations(SMALL, 1)
     assert conversations(SMALL, 1) != conversations(SMALL, 2)
+
+
+def test_where_the_gateway_stays() -> None:
+    """At its own usual port, as programs expect, unless somebody listens there."""
+    wanted = free_port()
+    assert free_port(wanted) == wanted
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", wanted))
+        other.listen()
+        assert free_port(wanted) != wanted
 
 
 def test_quantiles_of_first_tokens() -> None:

@@ -30,12 +30,17 @@ def ask_score(
         body["model"] = model
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S) as client:
+        with httpx.Client(base_url=base_of(url), headers=headers, timeout=_TIMEOUT_S) as client:
             if "model" not in body:
                 body["model"] = only_model(client)
             return read_answer(client.post("/score", json=body))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise unasked(url, error) from error
+
+
+def base_of(url: str) -> str:
+    """Where a gateway or an endpoint is; OpenAI's clients call it by its `/v1`."""
+    return url.rstrip("/").removesuffix("/v1")
 
 
 def unasked(url: str, error: Exception) -> click.ClickException:
@@ -73,7 +78,7 @@ def print_score(answer: ScoreAnswer, as_json: bool) -> None:
     if not console.is_terminal:
         console.width = _WIDTH_ELSEWHERE
     console.print(table)
-    console.print(f"pick: {answer['pick']}: {answer['reason']} (cache: {answer['cache']})", soft_wrap=True)
+    console.print(f"pick: {answer['pick']}: {answer['reason']} (prefix store: {answer['cache']})", soft_wrap=True)
     for line in _prices(answer, ranked):
         console.print(line, soft_wrap=True)
     timing = ", ".join(f"{stage} {us} µs" for stage, us in answer["timing_us"].items())
@@ -166,6 +171,17 @@ def _file(path: str) -> object:
         raise click.ClickException(f"{path} is not JSON: {error}") from error
 
 
+def check_model(client: httpx.Client, model: str) -> str:
+    """The same, if it is served; where models are not told, it may be."""
+    answer = client.get("/v1/models")
+    if not answer.is_success:
+        return model
+    names = [str(each["id"]) for each in read_answer(answer)["data"]]
+    if model not in names:
+        raise click.ClickException(f"The model {model} is not served there, but {', '.join(names) or 'none'}.")
+    return model
+
+
 def only_model(client: httpx.Client) -> str:
     """The base model that the gateway serves, if there is only one."""
     models = read_answer(client.get("/v1/models"))["data"]
@@ -186,4 +202,5 @@ def read_answer(response: httpx.Response) -> ScoreAnswer:
         return answer
     said = answer.get("error") if isinstance(answer, dict) else None
     message = said.get("message") if isinstance(said, dict) else response.text[:_SHOWN_CHARS_MAX]
-    raise click.ClickException(f"The gateway answers {response.status_code}: {message}")
+    hint = "" if isinstance(said, dict) else " (is that a warmroute? --url says where it is)"
+    raise click.ClickException(f"The gateway answers {response.status_code}: {message}{hint}")

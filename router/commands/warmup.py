@@ -13,7 +13,7 @@ from typing import Any
 import click
 import httpx
 
-from router.commands.score import only_model, read_answer, unasked
+from router.commands.score import base_of, only_model, read_answer, unasked
 from router.warmup.prompts import WarmPrompt
 from router.warmup.sources import read_all
 
@@ -61,7 +61,7 @@ def warm(
     summary, began = Summary(len(prompts)), time.monotonic()
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S) as client:
+        with httpx.Client(base_url=base_of(url), headers=headers, timeout=_TIMEOUT_S) as client:
             named = model or (None if all("model" in prompt.fields for prompt in prompts) else only_model(client))
             _send(client, prompts, named, prefill, parallel, summary)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -94,13 +94,18 @@ def _send(
             bar.advance(task)
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def print_summary(summary: Summary, as_json: bool) -> None:
     """As a sentence and a line for each problem, or as JSON."""
     if as_json:
-        click.echo(json.dumps(asdict(summary), ensure_ascii=False))
+        click.echo(json.dumps(asdict(summary) | {"seconds": round(summary.seconds, 3)}, ensure_ascii=False))
         return
     click.echo(
-        f"{summary.prompts} prompts, {summary.tokens} tokens, computed {summary.computed} times by pods, "
+        f"{_count(summary.prompts, 'prompt')}, {_count(summary.tokens, 'token')}, "
+        f"computed {_count(summary.computed, 'time')} by pods, "
         f"in {summary.seconds:.1f} s"
     )
     for problem in summary.problems:

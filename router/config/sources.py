@@ -96,9 +96,12 @@ def flag_layers(model: type[BaseModel], flags: Raw) -> Iterator[Layer]:
             yield _one(model, flag_of(name), name.split("."), value)
 
 
+_FLAGS_OF_LISTS = {"discovery.static": "--pod", "models": "--model"}
+
+
 def flag_of(name: str) -> str:
     """The flag that sets `gateway.ops_port`: `--ops-port`."""
-    return f"--{name.rpartition('.')[2].replace('_', '-')}"
+    return _FLAGS_OF_LISTS.get(name) or f"--{name.rpartition('.')[2].replace('_', '-')}"
 
 
 def pairs(model: type[BaseModel], text: str, flag: str) -> dict[str, object]:

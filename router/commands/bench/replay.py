@@ -56,8 +56,9 @@ def _arrivals(path: str, lines: list[str], seed: int) -> Arrivals:
     try:
         lines.sort(key=lambda line: int(json.loads(line)["timestamp"]))  # recorders write them as they end
         found = read_trace(lines, seed)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: is no trace of requests as docs/bench.md has them ({error!r})") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        known = "a JSON object a line, with timestamp, input_length, output_length and hash_ids"
+        raise ConfigError(f"{path}: is no trace of requests: {known} (docs/bench.md)") from None
     if not isinstance(found, Arrivals) or not found.turns:
         raise ConfigError(f"{path}: has no requests that come at a time")
     return found

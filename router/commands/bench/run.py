@@ -23,7 +23,7 @@ from router.commands.bench.report import Compared, Report, print_tables
 from router.commands.bench.work import Work, works_of
 from router.commands.demo.processes import MODEL, POD, fleet, forget_all, gateway
 from router.commands.demo.run import free_port
-from router.commands.score import only_model, unasked
+from router.commands.score import base_of, check_model, only_model, unasked
 
 _EMBEDDED_TOKENS_MAX = 6000  # of a replayed prompt: a simulated pod holds some 20,000
 _ASK_S = 30.0
@@ -149,11 +149,11 @@ async def _noticed(address: str) -> None:
 async def _outside(options: BenchOptions) -> AsyncIterator[_Sides]:
     """An endpoint against others in turn, else against itself with nothing that could be reused."""
     assert options.url is not None
-    url = options.url.rstrip("/").removesuffix("/v1")
-    model = await asyncio.to_thread(_model_of, url, options.key) if options.model is None else options.model
+    url = base_of(options.url)
+    model = await asyncio.to_thread(_model_of, url, options)
     own = BenchSide("as it is", [url], model, options.key)
     if options.against:
-        others = [other.rstrip("/").removesuffix("/v1") for other in options.against]
+        others = [base_of(other) for other in options.against]
         first, how = (
             BenchSide("against", others, model, options.key, pods=len(others)),
             f"{url} against {', '.join(others)} in turn.",
@@ -164,11 +164,11 @@ async def _outside(options: BenchOptions) -> AsyncIterator[_Sides]:
     yield _Sides((first, own), how, _nothing)
 
 
-def _model_of(url: str, key: str | None) -> str:
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+def _model_of(url: str, options: BenchOptions) -> str:
+    headers = {} if options.key is None else {"authorization": f"Bearer {options.key}"}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=_ASK_S) as client:
-            return only_model(client)
+            return only_model(client) if options.model is None else check_model(client, options.model)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise unasked(url, error) from error
 

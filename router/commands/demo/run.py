@@ -15,20 +15,21 @@ from rich.table import Table
 from router.commands.demo.processes import MODEL, POD, SimulatedPod, fleet, forget_all, gateway
 from router.commands.demo.workload import Conversation, Measured, WorkloadShape, conversations, play
 
+_USUAL_PORT = 8080  # the gateway's own default: where programs look for it
 _POLICIES = (("round-robin", "round-robin"), ("cache-aware", "predicted-ttft"))
 
 
-def run_demo(pods: int, keep: bool, port: int, seed: int, as_json: bool) -> None:
+def run_demo(pods: int, keep: bool, port: int | None, seed: int, as_json: bool) -> None:
     """Run it and print the table, or JSON; with `keep`, go on serving until interrupted."""
     measured = asyncio.run(_demo(Console(stderr=as_json), pods, keep, port, seed))
     if as_json:
         click.echo(orjson.dumps({title: as_values(each) for title, each in measured.items()}))
 
 
-async def _demo(console: Console, count: int, keep: bool, port: int, seed: int) -> dict[str, Measured]:
+async def _demo(console: Console, count: int, keep: bool, port: int | None, seed: int) -> dict[str, Measured]:
     shape = WorkloadShape()
     work = conversations(shape, seed)
-    port = (port if keep else 0) or free_port()
+    port = (port or free_port(0 if port == 0 else _USUAL_PORT)) if keep else free_port()
     if keep:
         console.print(f"The page, while it lasts: http://127.0.0.1:{port}/ui", highlight=False)
     console.print(
@@ -118,18 +119,25 @@ def print_table(console: Console, measured: dict[str, Measured], pods: list[str]
 
 
 async def _stay(console: Console, address: str, pods: list[SimulatedPod]) -> None:
-    console.print(f"\nThe gateway stays at {address} until Ctrl-C. Try:")
+    console.print(f"\nThe gateway stays at {address} until Ctrl-C. Try:", soft_wrap=True)
     console.print(f"  curl {address}/v1/models", highlight=False)
     console.print(f"  warmroute score --url {address} --prompt 'Once upon a time'", highlight=False)
     console.print(f"  curl {address}/metrics", highlight=False)
+    console.print(f"  WARMROUTE_URL={address} python examples/basic_chat.py", highlight=False)
     for pod in pods:
         console.print(f"  {pod.name}: {pod.address}, events {pod.events}", highlight=False)
     await asyncio.Event().wait()
 
 
-def free_port() -> int:
-    """A port on loopback that nobody listens on now."""
+def free_port(wanted: int = 0) -> int:
+    """A port on loopback that nobody listens on now: the one that is wanted, if it can be."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the gateway's own: what has ended is no bar
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            if not wanted:
+                raise
+            return free_port()
         port: int = probe.getsockname()[1]
         return port
