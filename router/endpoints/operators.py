@@ -54,6 +54,14 @@ class Invalidate(BaseModel):
     model: str | None = None
 
 
+def _invalidate(body: bytes) -> Invalidate:
+    """Of a body, whatever content-type it says that it is, as of all our bodies. Raises `BadRequest`."""
+    try:
+        return Invalidate.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error.errors()[0]) from None
+
+
 def operators(service: Service, access: OperatorAccess, counts: Counts | None = None) -> APIRouter:
     """The routes of the operators' plane. `counts`: for other workers, who ask for them."""
 
@@ -247,11 +255,7 @@ def _change(router: APIRouter, service: Service, guarded: dict[str, Any]) -> Non
     @router.post("/cache/invalidate", openapi_extra=body_of(Invalidate), **_or_errors(guarded, 400, 404, 413))
     async def invalidate(request: Request) -> dict[str, Any]:
         """Forget mappings of block keys, or what pods are known to hold."""
-        body = await read_body(request.scope, request.receive, service.config.gateway.body_max)
-        try:
-            what = Invalidate.model_validate_json(body)  # whatever content-type it says that it is: as all our bodies
-        except ValidationError as error:
-            raise invalid(error.errors()[0]) from None
+        what = _invalidate(await read_body(request.scope, request.receive, service.config.gateway.body_max))
         forgotten = [_pod(service, what.pod)] if what.pod is not None else []
         if what.model is not None:
             forgotten += [rank.pod for rank in core.fleet.serving(what.model)]
