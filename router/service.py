@@ -245,6 +245,7 @@ class Service:
             self.metrics.loop_lags.observe(max(0.0, now - due))
             if self.core.board is not None:  # for who looks, where nothing is decided
                 self.core.board.listen(now)
+            self.core.look(now)
             self.core.fleet.notice_grains()
             self.encoder.judge(now)  # before what was predicted expires
             await in_turns(self.journal.go_on(now))

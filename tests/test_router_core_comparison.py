@@ -38,6 +38,25 @@ def test_room_is_looked_at_now_and_then() -> None:
     assert room(core, 10.3)[1] == 1.0
 
 
+def test_a_large_fleet_is_looked_at_in_turns() -> None:
+    """No decision pays for all of it; all are known after some decisions, or where somebody looks in between."""
+    core = core_of(100)
+    for pod in core.fleet.pods.values():
+        pod.blocks = 100
+
+    def known() -> int:
+        return sum(fill == 0.0 for fill in decide(core, asked(core, 9), NOBODY, 10.0).pick.candidates.fills)
+
+    seen = [known() for _ in range(4)]
+    assert 0 < seen[0] <= seen[2] < 50 and seen[3] == 100
+    for pod in core.fleet.pods.values():
+        store(core, pod.name, 1, 16)
+    assert known() == 100
+    for turn in range(4):
+        core.look(11.0 + turn / 1000)
+    assert known() == 0
+
+
 def test_who_gives_up_has_no_room() -> None:
     """For half a minute after a pod has given up something, what seems free is in use."""
     core = core_of(1)

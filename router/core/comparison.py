@@ -19,6 +19,7 @@ from scorer.load import PodLoad
 from scorer.reuse import Reuse
 
 _LOOK_S = 0.1  # between two looks at what changes little
+_LOOKED_MAX = 32  # ranks at one look, so that no decision pays for more: about 0.1 ms
 _FULL_S = 30.0  # a pod that has given up something within this time has no room
 
 _Found: TypeAlias = tuple[int, Hit, int, int]
@@ -28,7 +29,7 @@ _Found: TypeAlias = tuple[int, Hit, int, int]
 @dataclass(slots=True, eq=False)
 class _Line:
     """Ranks beside each other, by column: what belongs to them, and what changes little from one decision to the next,
-    as of the last look."""
+    as of the last look at each."""
 
     ranks: Sequence[Rank]
     numbers: Mapping[Holder, int]
@@ -68,7 +69,9 @@ class Comparison:
         self._fleet = fleet
         self._index = index
         self._weights = weights
-        self._looked_at = float("-inf")
+        self._looked_at = float("-inf")  # at the first of them
+        self._unseen: list[Rank] = []  # since then
+        self._news = False  # all were looked at since the last decision
         self._line = _Line.of(())  # of the last decision
 
     def candidates(
@@ -76,11 +79,10 @@ class Comparison:
     ) -> tuple[Candidates, list[Hit]]:
         """All of `ranks` (at least one) beside each other, and what each of them holds of the prompt."""
         line = self._line
-        if not self._looked_at <= now < self._looked_at + _LOOK_S:
-            self._look(now)
+        self.look(now)
+        if self._news or ranks != line.ranks:  # ranks are equal to themselves alone: this is quick
             line = self._line = _Line.of(ranks)
-        elif ranks != line.ranks:  # ranks are equal to themselves alone: this is quick
-            line = self._line = _Line.of(ranks)
+            self._news = False
         loads, count, tokens = line.loads, len(ranks), demand.most_tokens
         middle = tokens / 2
         candidates = Candidates(
@@ -133,14 +135,20 @@ class Comparison:
         gpu, cpu, disk = self._weights
         return matched, matched * (gpu * (hit.gpu + hit.predicted) + cpu * hit.cpu + disk * hit.disk) / hit.blocks
 
-    def _look(self, now: float) -> None:
-        """At what changes little from one decision to the next: speeds and room."""
-        self._looked_at = now
-        for rank in self._fleet.ranks:
+    def look(self, now: float) -> None:
+        """At what changes little from one decision to the next, speeds and room, if it is time: at some ranks of a
+        large fleet, in turns."""
+        if not self._unseen:
+            if self._looked_at <= now < self._looked_at + _LOOK_S:
+                return
+            self._looked_at, self._unseen = now, list(self._fleet.ranks)
+        for rank in self._unseen[-_LOOKED_MAX:]:
             rank.load.rate.look()
             rank.stood = rank.state
             if rank.pod.blocks is not None and rank.feed is not None:
                 self._look_at_room(rank, rank.pod.blocks, now)
+        del self._unseen[-_LOOKED_MAX:]
+        self._news = self._news or not self._unseen
 
     def _look_at_room(self, rank: Rank, blocks: int, now: float) -> None:
         """Of a pod that has given up something a moment ago there is none: what seems free is in use."""

@@ -209,6 +209,11 @@ class Core:
         if placement.pod.suspect_until == until:
             placement.pod.suspect_until = before
 
+    def look(self, now: float) -> None:
+        """At what changes little from one decision to the next: to be called often, so that it is known soon in a large
+        fleet, too, where few decisions are made."""
+        self._comparison.look(now)
+
     # --- pods ---
 
     @property
