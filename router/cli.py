@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ def serve(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], **gi
              warmroute serve --model name=tiny,tokenizer=/models/tiny-qwen \\
                --pod name=a,address=http://10.0.0.7:80,events=tcp://10.0.0.7:5557
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as process 1 it would not be told otherwise
     flags = {
         "gateway.host": given["host"],
         "gateway.port": given["port"],

@@ -52,6 +52,10 @@ class Server(uvicorn.Server):
         self._front = front
         self._started = started
 
+    def told_early(self, sig: int, frame: FrameType | None) -> None:
+        """Told to stop before uvicorn listens to signals; or by uvicorn, when all is served: exit code 0."""
+        self._service.draining = self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and self._started is not None:
@@ -154,14 +158,13 @@ async def _serve_beside(service: Service, worker: Worker, started: Callable[[], 
 
 async def _serve(service: Service, started: Callable[[], None] | None) -> None:
     gateway = service.config.gateway
-    # Once all is served, uvicorn gives the signal to the handler that was there before: the default one would kill.
-    signal.signal(signal.SIGTERM, _ended_well)
     front = _front(service)
     data: App = create_app(service)
     access = OperatorAccess(gateway, own_port=gateway.ops_port is not None)
     _say_who_may(gateway, access)
     app = guarded(_gathered(data, service, access) if gateway.ops_port is None else data, service)
     main = Server(_settings(service, app, gateway.port, front), service, front, started)
+    signal.signal(signal.SIGTERM, main.told_early)
     if gateway.ops_port is None:
         await main.serve(_sockets(service, gateway.port))
         return
@@ -190,10 +193,6 @@ def _say_who_may(gateway: GatewayConfig, access: OperatorAccess) -> None:
 def _sockets(service: Service, port: int) -> list[socket.socket] | None:
     """What to listen on beside other workers; None: uvicorn finds it itself."""
     return None if service.peers is None else shared_sockets(service.config.gateway.host, port)
-
-
-def _ended_well(sig: int, frame: FrameType | None) -> None:
-    """Told to stop, and stopped: exit code 0."""
 
 
 async def _without_signals(server: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from router.service import NO_PODS
 from tests.fakes.houses import reply
 from tests.fakes.peers import Call, peer, until
-from tests.fakes.processes import MODEL, PLAIN, PodProcess, eventually, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, ROOT, PodProcess, eventually, gateway, pods
 
 
 async def healthy(call: Call) -> None:
@@ -128,6 +131,22 @@ async def test_sigterm_finishes_streams(tmp_path: Path) -> None:
         assert data[-1] == "data: [DONE]" and len(data) > 200
         assert await asyncio.to_thread(served.process.wait, 20) == 0
         assert "Traceback" not in served.logged()
+
+
+@pytest.mark.parametrize("words", ["nothing that finds them", "requests to models", "Started server process"])
+def test_told_to_leave_while_it_starts(words: str) -> None:
+    """Before it listens, nothing is to be waited for: it ends well at whatever moment that is."""
+    command = [sys.executable, "-m", "router", "serve", "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            while words not in process.stderr.readline():
+                assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
 
 
 def _refuses(url: str) -> bool:
