@@ -55,7 +55,7 @@ async def test_a_file_that_is_not_there_at_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("a: [", "no YAML"), ("a: b", "list"), (ONE + ONE, "the name a"),
+        ("", "is empty"), ("# none\n", "is empty"), ("a: [", "no YAML"), ("a: b", "list"), (ONE + ONE, "the name a"),
         (ONE + ONE.replace("name: a", "name: c"), "address"),
         ("- {name: a}\n", "0.address"), ("- {name: a, address: nowhere}\n", "0.address"),
     ],

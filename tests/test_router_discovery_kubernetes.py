@@ -121,6 +121,54 @@ async def test_a_token_that_ends(tmp_path: Path) -> None:
             await seen.names("a", "b")
 
 
+async def test_a_token_that_is_rotated_in_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each watch shows the token of then: nobody is refused, and nothing is said."""
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    async with kube_peer() as peer:
+        peer.token = "first"
+        peer.put(pod("a", "10.0.0.1"))
+        async with following(peer.address, token_file=str(file)) as seen:
+            await seen.names("a")
+            await until(lambda: peer.watches == 1)
+            file.write_text("second\n")
+            peer.token = "second"
+            peer.end_watches()
+            await until(lambda: peer.watches == 2)
+            peer.put(pod("b", "10.0.0.2"))
+            await seen.names("a", "b")
+            assert (peer.lists, seen.slept, caplog.messages) == (1, [], [])
+
+
+_LIST = b'{"metadata": {"resourceVersion": "1"}, "items": [%b]}'
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        b"", b"<html>", b"{}", b"[]", b'"x"', b"null", b"\xff", _LIST % b"{}", _LIST % b'"x"', _LIST % b"null",
+        _LIST % b'{"metadata": {"uid": "u", "name": "n"}, "status": "x", "spec": []}',
+        _LIST % b'{"metadata": {"uid": "u", "name": "n"}, "status": {"podIP": "10.0.0.1"}, "spec": {"containers": 7}}',
+    ],
+)  # fmt: skip
+async def test_somebody_else_answers(instead: bytes) -> None:
+    """A login page, a proxy: that is trouble in one line; what is known stays, and the API server is heard later."""
+    async with kube_peer() as peer:
+        peer.put(pod("a", "10.0.0.1"))
+        async with following(peer.address) as seen:
+            await seen.names("a")
+            await until(lambda: peer.watches == 1)
+            peer.instead = instead
+            peer.end_watches()
+            await until(lambda: seen.slept)
+            told = seen.source.trouble
+            assert told is not None and "\n" not in told and told.endswith("; pods stay as they were")
+            assert set(seen.pods) == {"uid-a/8000"} and not seen.source.synced
+            peer.instead = None
+            peer.put(pod("b", "10.0.0.2"))
+            await seen.names("a", "b")
+
+
 async def test_pods_of_a_service(caplog: pytest.LogCaptureFixture) -> None:
     """The Service's selector counts; one that is not there, or selects nothing, is told."""
     async with kube_peer() as peer:

@@ -71,7 +71,10 @@ def pods_of(path: Path) -> list[StaticPod]:
     if len(content) > _BYTES_MAX:
         raise ValueError(f"is larger than {_BYTES_MAX} bytes")
     try:
-        pods = _PODS.validate_python(yaml.safe_load(content) or [])
+        listed = yaml.safe_load(content)
+        if listed is None:  # as it is for a moment when it is written anew
+            raise ValueError("is empty: write [] if there are no pods")
+        pods = _PODS.validate_python(listed)
     except yaml.YAMLError as error:
         raise ValueError(f"is no YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:

@@ -35,9 +35,8 @@ class PodSource(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def synced(self) -> bool:
-        """What it has told is what it would tell now."""
+    synced: bool
+    """What it has told is what it would tell now."""
 
     @property
     def trouble(self) -> str | None:

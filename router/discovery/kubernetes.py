@@ -21,6 +21,7 @@ from router.discovery.found import Change, FoundPod, difference
 from router.discovery.kubernetes_api import Api
 from router.discovery.kubernetes_choice import Choice, choice_of, paths_of
 from router.discovery.kubernetes_pods import NotAServer, Ports, servers_of
+from router.errors import ConfigError
 
 log = logging.getLogger("warmroute.discovery")
 
@@ -29,6 +30,7 @@ _WATCH_S = (300.0, 600.0)  # a watch ends after so long, at random: not all of a
 _PATIENCE_S = 30.0  # beyond that the connection is dead; and for any other answer
 _BACKOFF_S = (0.2, 30.0)  # full jitter between two attempts
 _LINE_BYTES_MAX = 4 * 2**20  # an object is 1.5 MB at most
+_CUT_SHORT_S, _CUT_SHORT_MAX = 1.0, 2  # so soon a watch does not end by itself, or not many of them in a row
 _GONE, _NOT_FOUND = 410, 404
 
 
@@ -38,6 +40,12 @@ class _TooOld(Exception):
 
 class _Refused(Exception):
     """The API server says no, in words."""
+
+
+_TROUBLES = (
+    httpx.HTTPError, _Refused, ConfigError, OSError,
+    ValueError, LookupError, TypeError, AttributeError,  # somebody else answers: a login page, a proxy
+)  # fmt: skip
 
 
 class KubernetesSource:
@@ -65,25 +73,29 @@ class KubernetesSource:
         self._odd: set[str] = set()  # Pods of which was said why they are none of ours
 
     async def changes(self) -> AsyncGenerator[list[Change]]:
-        tries, first = 0, True
+        tries, first, cut_short, clock = 0, True, 0, asyncio.get_running_loop().time
         while True:
             try:
                 async with self._client() as client:
                     yield await self._listed(client)
                     first = False
                     while True:
+                        began = clock()
                         async for changes in self._watched(client):
-                            tries = 0  # a list alone proves nothing: its version may be too old at once
+                            tries = cut_short = 0  # a list alone proves nothing: its version may be too old at once
                             if changes:
                                 yield changes
+                        cut_short = cut_short + 1 if clock() - began < _CUT_SHORT_S else 0
+                        if cut_short > _CUT_SHORT_MAX:
+                            raise _Refused("watches end at once, and nothing was told in them")
                         if await self._chosen(client) != self._choice:
                             yield await self._listed(client)
             except _TooOld:
                 if not tries:  # at once, the first time
                     tries = 1
                     continue
-            except (httpx.HTTPError, _Refused, OSError, ValueError) as error:
-                self._say(f"{error or type(error).__name__}; pods stay as they were")
+            except _TROUBLES as error:
+                self._say(f"{self._why(error)}; pods stay as they were")
                 if first:  # nobody should wait for an API server that is away
                     yield []
                     first = False
@@ -93,11 +105,16 @@ class KubernetesSource:
             tries = min(tries + 1, 10)
 
     def _client(self) -> httpx.AsyncClient:
-        """Fresh connections, with the token of now."""
-        return httpx.AsyncClient(
-            base_url=self._api.url, headers=self._api.headers(), verify=self._api.context(), timeout=_PATIENCE_S,
-            trust_env=False,
-        )  # fmt: skip
+        """Fresh connections. What is asked by them shows the token of then: one that is rotated is no failure."""
+        context = self._api.context()
+        return httpx.AsyncClient(base_url=self._api.url, verify=context, timeout=_PATIENCE_S, trust_env=False)
+
+    def _why(self, error: Exception) -> str:
+        if isinstance(error, ConfigError):
+            return error.message
+        if isinstance(error, (ValueError, LookupError, TypeError, AttributeError)):
+            return f"{self._api.url} answers what no API server does ({error!r})"
+        return str(error) or type(error).__name__
 
     # --- list
 
@@ -132,7 +149,7 @@ class KubernetesSource:
         if not places:
             return Choice(self._given.selector or "")
         for place in places:
-            answer = await client.get(place)
+            answer = await client.get(place, headers=self._api.headers())
             if answer.status_code != _NOT_FOUND:
                 break
         self._check(answer)
@@ -148,7 +165,8 @@ class KubernetesSource:
             "resourceVersion": self._version, "timeoutSeconds": f"{seconds:.0f}",
         }  # fmt: skip
         timeout = httpx.Timeout(_PATIENCE_S, read=seconds + _PATIENCE_S)
-        async with client.stream("GET", self._path("pods"), params=query, timeout=timeout) as answer:
+        headers = self._api.headers()
+        async with client.stream("GET", self._path("pods"), params=query, headers=headers, timeout=timeout) as answer:
             if answer.status_code != 200:
                 await answer.aread()
                 self._check(answer)
@@ -193,7 +211,7 @@ class KubernetesSource:
         return f"/api/v1/namespaces/{self._api.namespace}/{what}"
 
     async def _get(self, client: httpx.AsyncClient, path: str, query: dict[str, str]) -> dict[str, Any]:
-        answer = await client.get(path, params=query)
+        answer = await client.get(path, params=query, headers=self._api.headers())
         self._check(answer)
         return dict(orjson.loads(answer.content))
 
@@ -238,3 +256,5 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
                 yield line
         if len(rest) > _LINE_BYTES_MAX:
             raise ValueError("a line of the watch is too long")
+    if rest.strip():
+        yield rest

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import os
 import ssl
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ class Api(NamedTuple):
     ca_file: str | None = None
     ca_data: str | None = None
     client_cert: tuple[str, str] | None = None
+    client_data: tuple[bytes, bytes] | None = None
+    """The same in PEM, as it lies in a kubeconfig."""
     verify: bool = True
 
     def context(self) -> ssl.SSLContext:
@@ -40,6 +43,8 @@ class Api(NamedTuple):
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             if self.client_cert is not None:
                 context.load_cert_chain(*self.client_cert)
+            if self.client_data is not None:
+                _load(context, *self.client_data)
         except (OSError, ValueError) as error:
             what = self.ca_file or "the certificates given"
             raise ConfigError(f"discovery.kubernetes: {what} can't be used: {error}") from None
@@ -88,14 +93,21 @@ def _of_kubeconfig(path: Path, given: KubernetesConfig) -> Api:
         raise ConfigError(f"discovery.kubernetes: {path}: users that get a token by a program are not supported")
     folder = path.parent
     cert, key = (_file(user, name, folder) for name in ("client-certificate", "client-key"))
+    try:
+        ca_data = _data(cluster, "certificate-authority")
+        cert_data, key_data = (_data(user, name) for name in ("client-certificate", "client-key"))
+        ca_text = None if ca_data is None else ca_data.decode("ascii")
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"discovery.kubernetes: {path} is no kubeconfig that can be used: {error}") from None
     return Api(
         str(cluster["server"]).rstrip("/"),
         given.namespace or context.get("namespace") or "default",
         token=user.get("token"),
         token_file=given.token_file or user.get("tokenFile"),
         ca_file=given.ca_file or _file(cluster, "certificate-authority", folder),
-        ca_data=_text(cluster.get("certificate-authority-data")),
+        ca_data=ca_text,
         client_cert=(cert, key) if cert and key else None,
+        client_data=(cert_data, key_data) if cert_data and key_data else None,
         verify=not cluster.get("insecure-skip-tls-verify"),
     )
 
@@ -108,12 +120,20 @@ def _named(content: Mapping[str, Any], kind: str, name: str | None) -> dict[str,
 
 
 def _file(section: Mapping[str, Any], name: str, folder: Path) -> str | None:
-    """A file that is named, relative to the kubeconfig."""
-    if section.get(f"{name}-data") and name != "certificate-authority":
-        raise ConfigError(f"discovery.kubernetes: {name}-data is not supported: name a file with {name}")
-    given = section.get(name)
+    """A file that is named, relative to the kubeconfig; data beside it wins, as for kubectl."""
+    given = None if section.get(f"{name}-data") else section.get(name)
     return str(folder / given) if given else None
 
 
-def _text(data: str | None) -> str | None:
-    return base64.b64decode(data).decode("ascii") if data else None
+def _data(section: Mapping[str, Any], name: str) -> bytes | None:
+    """What a kubeconfig holds itself; raises ValueError."""
+    data = section.get(f"{name}-data")
+    return base64.b64decode(data, validate=True) if data else None
+
+
+def _load(context: ssl.SSLContext, cert: bytes, key: bytes) -> None:
+    """OpenSSL takes a client's certificate from files only: one that nobody else may read, for a moment."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(cert + b"\n" + key)
+        file.flush()
+        context.load_cert_chain(file.name)

@@ -204,8 +204,14 @@ class Pods:
 
     async def _follow(self, source: PodSource, told: asyncio.Event) -> None:
         """Take what a source says, for as long as the gateway runs."""
-        async for changes in source.changes():
-            await self._take(self._roster.apply(source.name, changes))
+        try:
+            async for changes in source.changes():
+                await self._take(self._roster.apply(source.name, changes))
+                told.set()
+        except Exception:  # a fault of ours: those that are known go on
+            log.exception("%s: what it tells is not followed any more", source.name)
+        finally:
+            source.synced = False
             told.set()
 
     async def _take(self, steps: Iterable[Step]) -> None:

@@ -48,6 +48,8 @@ class KubePeer:
         self.token: str | None = None
         self.forbidden = False
         self.read_only = False
+        self.instead: bytes | None = None
+        """Somebody else answers, with this."""
         self.patched: list[str] = []
         self.page = 2
         self.oldest = 0  # history before this is compacted
@@ -137,6 +139,8 @@ class KubePeer:
         parts = urlsplit(head.split(" ")[1])
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         self.asked.append((parts.path, query))
+        if self.instead is not None:
+            return await self._say_bytes(writer, 200, self.instead)
         shown = next(
             (line[7:] for line in head.split("\r\n")[1:] if line.lower().startswith("authorization: bearer")), None
         )
@@ -208,7 +212,9 @@ class KubePeer:
             await writer.drain()
 
     async def _say_json(self, writer: asyncio.StreamWriter, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
+        await self._say_bytes(writer, status, json.dumps(body).encode())
+
+    async def _say_bytes(self, writer: asyncio.StreamWriter, status: int, data: bytes) -> None:
         writer.write(
             b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(data))
             + data
