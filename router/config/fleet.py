@@ -120,7 +120,8 @@ class DnsConfig(Section):
     )
     port: PortNumber = Field(default=8000, description="Port of their HTTP servers, where no SRV record says it.")
     events_port: PortNumber | None = Field(
-        default=5557, description="Port of their KV-event feeds (of further servers of one address, one more each)."
+        default=5557,
+        description="Port of their KV-event feeds (of further servers of one address, one more each). null: none.",
     )
     replay_port: PortNumber | None = Field(default=5558, description="Port of their replay sockets. null: none.")
     interval: Seconds = Field(
@@ -248,7 +249,7 @@ class HandoverConfig(Section):
         default=300.0, gt=0, le=86400, description="After so long, that a prompt was asked for counts half."
     )
     before: Seconds = Field(
-        default=1.0,
+        default=2.0,
         ge=0,
         le=600,
         description="A pod that is drained is used until its prompts are handed over, so long at most "
