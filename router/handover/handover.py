@@ -120,7 +120,7 @@ class Handover:
         queue, sending = deque(legacies), set[asyncio.Task[None]]()
         try:
             while (queue or sending) and self._clock() < until:
-                while queue and (heirs := self._idle.names() - self._leavers.keys()):
+                while queue and (heirs := self._idle.names().difference(self._leavers)):
                     legacy = queue.popleft()
                     placement = self._place(name, legacy, heirs)
                     if placement is None:
