@@ -107,12 +107,15 @@ class BodyTooLarge(RouterError):
 
 
 class Saturated(RouterError):
-    """429: a bound on work in flight is reached."""
+    """429: a bound on work in flight is reached. `retry_after_s`: when it is worth to come again."""
 
     status = 429
     type = "rate_limit_error"
     code = "saturated"
-    retry_after_s = 1
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Full(Saturated):
@@ -120,7 +123,14 @@ class Full(Saturated):
 
 
 class Busy(Full):
-    """As `Full`, of the pod that is best: who waits for it is placed anew with every request that begins or ends."""
+    """As `Full`, of the pod that is best: who waits for it is placed anew with every request that begins or ends.
+
+    `cost_s`: of its prefill there.
+    """
+
+    def __init__(self, message: str, cost_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.cost_s = cost_s
 
 
 class NoRetry(RouterError):

@@ -22,7 +22,7 @@ _HOT = {
     """,
     "scorer": """
         adapters board candidates chains cost history hold load mix pick policies recency reuse sendings sessions
-        shadow slow_start
+        shadow slow_start working_set
     """,
     "router.metrics": "generations histograms metrics",
     "router.core": "breaker comparison decision demand fleet holdings retry_budget token_proof token_states",

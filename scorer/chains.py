@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from indexer.blocks import Keys
 from scorer.mix import Mix
@@ -16,19 +17,42 @@ from scorer.reuse import Reuse
 
 _APART_TOKENS = 256  # between two keys that are kept
 _FORGET = 0.998  # for each prompt: about the last 500 count
+_DEPTH_MAX = 8  # chains that one has grown out of, one after the other: then it stands for itself
+_GROWTH, _TURN = 500.0, 0.02  # at first; and the share of the newest
 _FEW = 50.0  # prompts: before, it is not known what is usual
 
 
 class Chain:
-    """One of them. `tokens`: of its newest prompt; `end`: that one's last key that is kept; `name`: its first one's."""
+    """One of them. `tokens`: of its newest prompt; `end`: that one's last key that is kept; `name`: its first one's.
 
-    __slots__ = ("end", "name", "tokens", "used_at")
+    `above`: which one it grew out of, behind so many `shared` leading tokens.
+    """
+
+    __slots__ = ("above", "depth", "end", "name", "shared", "tokens", "used_at")
 
     def __init__(self, name: int, now: float) -> None:
         self.name = name
         self.used_at = now
         self.tokens = 0
         self.end = 0
+        self.above: Chain | None = None
+        self.shared = 0
+        self.depth = 0  # chains above it
+
+    def grow_from(self, above: Chain | None, tokens: int) -> None:
+        """It shares so many tokens with `above`, or with those that this one grew out of."""
+        while above is not None and tokens <= above.shared:
+            above = above.above
+        if above is not None and above.depth < _DEPTH_MAX:
+            self.above, self.shared, self.depth = above, tokens, above.depth + 1
+
+
+class Place(NamedTuple):
+    """Where a prompt stands among those before: it `continues` a chain, or shares so many leading `tokens` with it."""
+
+    chain: Chain | None
+    continues: bool
+    tokens: int
 
 
 @dataclass(slots=True, eq=False)
@@ -48,8 +72,14 @@ class Chains:
         self._chains: OrderedDict[int, Chain] = OrderedDict()  # by keys of their prompts
         self.reuse = Reuse()
         self.mix = Mix()
-        self.continuing = 0.0  # share of prompts that continue others, of late
+        self.growth = _GROWTH  # tokens that a prompt has more than the one that it continues, of late
+        self._continuing = 0.0
         self._asked = 0.0
+
+    @property
+    def continuing(self) -> float:
+        """Share of prompts that continue others, of late; 0 as long as few are known."""
+        return self._continuing if self._asked > _FEW else 0.0
 
     def ask(self, keys: Keys, size: int, tokens: int, now: float) -> Known | None:
         """A prompt of so many tokens is sent to a pod, with keys of blocks of `size`; None: it is too short."""
@@ -63,13 +93,15 @@ class Chains:
         self.reuse.learn(0.0 if chain is None else now - chain.used_at, known, new if new > 0 else 0)
         continues = chain is not None and chain.end == kept[number]
         asked = self._asked = _FORGET * self._asked + 1.0
-        self.continuing += ((1.0 if continues else 0.0) - self.continuing) / (asked if asked > _FEW else _FEW)
+        self._continuing += ((1.0 if continues else 0.0) - self._continuing) / asked
         self.mix.learn(tokens, known, continues)
         if chain is None or not continues:
-            first = number if chain is not None else 0
+            first, above = number if chain is not None else 0, chain
             chain = Chain(kept[-1], now)
+            chain.grow_from(above, known)
         else:
             first = number + 1
+            self.growth += _TURN * (max(0, tokens - chain.tokens) - self.growth)
         for key in kept[first:]:
             chains[key] = chain
         while len(chains) > self._keys_max:
@@ -77,11 +109,13 @@ class Chains:
         chain.end, chain.tokens, chain.used_at = kept[-1], tokens, now
         return Known(chain, continues, known)
 
-    def of(self, keys: Keys, size: int) -> Chain | None:
-        """The chain that a prompt continues, before that was asked; None: it begins one."""
-        kept, _ = _kept(keys, size)
+    def place(self, keys: Keys, size: int) -> Place:
+        """Of a prompt, before it was asked."""
+        kept, apart = _kept(keys, size)
         chain, number = self._longest(kept)
-        return chain if chain is not None and chain.end == kept[number] else None
+        if chain is None:
+            return Place(None, False, 0)
+        return Place(chain, chain.end == kept[number], (number + 1) * apart * size)
 
     def name(self, keys: Keys, size: int) -> int:
         """By what a prompt's chain is known, from its first prompt on, before that was asked; 0: it is too short."""

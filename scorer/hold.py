@@ -2,7 +2,11 @@
 
 A pod is promised work for no longer than a look-ahead; what is beyond waits here, where it may still go elsewhere. With
 each first byte or end all who wait are placed again, in their order: short ones first, and who has waited for long. Who
-can't go yet is planned for the pod that is its best, and those behind see it as busier.
+can't go yet is planned for the pod that is its best, and those behind see it as busier. Who comes is placed as if it
+were the first: it goes at once where its pod is free and nobody waits for that one.
+
+The order is fair between flows: of each, a request stands behind all the work that its own flow has asked for ahead of
+it, and what has gone of that while others waited counts. So a flow with much to do can't keep another's few waiting.
 
 Where most requests continue others (agents, chats), a request that has much to compute also waits while what lives in
 the pod's cache leaves no room for it: else it drives out what is needed in a moment, and comes back to find itself
@@ -11,23 +15,22 @@ driven out. Nobody waits for longer than a limit; then it goes where it is best.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from scorer.load import PodLoad
 
 COLD_S = 3.0
 """A request that has so much to compute may wait for room among what lives."""
-LIVE_S = 60.0
-"""What was used within this time lives."""
 CONTINUING_MIN = 0.6
 """Share of requests that continue others, from which on it is worth to wait for room."""
-ANSWER_TOKENS = 500
-"""Taken to be added by an answer."""
 _WAITED = 0.3  # seconds of work that a second of waiting makes up for
-_SAMPLES_MIN = 8  # measured prefills, before which speeds are a guess, and nobody waits for what may be none
+_SAMPLES_MIN = 8  # measured prefills, before which speeds are a guess, and only who owes a first byte is busy
+_FLOWS_KEPT = 64  # that had more than others, and wait for nothing now, beside as many as there are requests waiting
 _AT_ONCE = 4  # requests that are placed again in one go: well under a millisecond
+_MOVES = 0.1  # of its cost, by which a request's may change and leave it where it is in the order
 _ROUND_S = 0.25  # between two rounds of those whose pod stays busy,
 _EACH_S = 0.0025  # or so much for each who waits: a small share of the time, however many they are
 
@@ -46,53 +49,81 @@ class Held:
     """One request that waits. `item` is the caller's own. `load`: where it would go, as of `placed_at`."""
 
     item: object | None
+    flow: Hashable
     priority: int
     since: float
     cost_s: float = 0.0  # of its prefill there
     load: PodLoad | None = None  # None: it waits for room, and is planned for no pod
     placed_at: float = float("-inf")
     reason: str = ""
+    place: tuple[int, float] = (0, 0.0)  # in the order of its flow
+    turn: tuple[int, float] = (0, 0.0)  # in the order of all
+
+
+_place, _turn = attrgetter("place"), attrgetter("turn")
 
 
 def overdue() -> Held:
     """How somebody waits who must not any longer."""
-    return Held(None, 0, float("-inf"))
+    return Held(None, None, 0, float("-inf"))
+
+
+@dataclass(slots=True, eq=False)
+class _Flow:
+    """`waiting`: so many of its requests do. `asked_s`: work that went, counted from who had the least when it came."""
+
+    asked_s: float
+    waiting: int = 0
 
 
 class Hold:
-    """All who wait. `planned`: seconds of work that was planned for pods ahead of who is placed now."""
+    """All who wait. `planned`: seconds of work that was planned for pods, ahead of who is placed again now."""
 
     def __init__(self, limits: HoldLimits) -> None:
         self.limits = limits
         self.planned: dict[PodLoad, float] = {}
-        self._waiting: dict[Held, None] = {}
+        self._waiting: dict[Held, None] = {}  # in the order of all, if that is `_ordered`
+        self._ordered = True
+        self._flows: dict[Hashable, _Flow] = {}  # those that wait, and those that had more than these
         self._round_at = float("-inf")  # the last one's beginning
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def flows(self) -> int:
+        """How many are remembered."""
+        return len(self._flows)
+
     def __iter__(self) -> Iterator[Held]:
         return iter(self._waiting)
 
-    def put(self, item: object, priority: int, now: float) -> Held | None:
-        """Somebody has to wait; None: too many do."""
+    def put(self, item: object, flow: Hashable, priority: int, cost_s: float, now: float) -> Held | None:
+        """Somebody has to wait, whose prefill costs so much where it is best placed; None: too many do."""
         if len(self._waiting) >= self.limits.waiting_max:
             return None
-        held = Held(item, priority, now)
+        self._flow(flow).waiting += 1
+        held = Held(item, flow, priority, now, cost_s, place=(priority, cost_s + _WAITED * now))
         self._waiting[held] = None
+        self._ordered = False
         return held
 
     def remove(self, held: Held) -> None:
         """It is gone; nothing happens if it was."""
-        self._waiting.pop(held, None)
+        if held in self._waiting:
+            del self._waiting[held]
+            self._flows[held.flow].waiting -= 1
 
     def must_wait(self, load: PodLoad, cost_s: float, lacks_room: bool, held: Held | None, now: float) -> bool:
         """Whether who is best placed there has to. `lacks_room`: beside what lives. `held`: it does already."""
         waits = self._is_busy(load, now) or load in self.planned
         if held is None:
             return waits or lacks_room
-        held.cost_s, held.placed_at = cost_s, now
+        before_s, held.cost_s, held.placed_at = held.cost_s, cost_s, now
+        if abs(cost_s - before_s) > _MOVES * before_s:
+            held.place = (held.priority, cost_s + _WAITED * held.since)
+            self._ordered = False
         held.load = None if lacks_room and not waits else load
         held.reason = "what lives in the pod's cache leaves no room" if lacks_room else "the pod is busy"
         return (waits or lacks_room) and now < held.since + self.limits.wait_max_s
@@ -103,26 +134,58 @@ class Hold:
         Offered are those whose pod has room now; the others in rounds, from the first to the last: what has changed
         elsewhere may be better for them. True: there are more to offer, in a moment.
         """
-        planned, offered = self.planned, 0
         if now >= self._round_at + max(_ROUND_S, _EACH_S * len(self._waiting)):
             self._round_at = now
+        planned, round_at, left, more = self.planned, self._round_at, _AT_ONCE, False
         busy = {load for load in loads if self._is_busy(load, now)}
         planned.clear()
-        for held in sorted(self._waiting, key=lambda held: (held.priority, held.cost_s - _WAITED * (now - held.since))):
+        for held in self._in_order():
             load = held.load
-            if held.placed_at < self._round_at or not (load is None or load in planned or load in busy):
-                if offered >= _AT_ONCE:
-                    return True
-                offered += 1
-                gone, load = offer(held), held.load
-                if gone:
-                    self._waiting.pop(held, None)
-                    if load is not None and self._is_busy(load, now):
-                        busy.add(load)
-                    continue
+            waits = load is None or load in planned or load in busy
+            if not waits or held.placed_at < round_at:
+                if left > waits:  # one of them is for those that need not wait
+                    left -= 1
+                    gone, load = offer(held), held.load
+                    if gone:
+                        self._flows[held.flow].asked_s += held.cost_s
+                        self.remove(held)
+                        if load is not None and self._is_busy(load, now):
+                            busy.add(load)
+                        continue
+                else:
+                    more = True
             if load is not None:
                 planned[load] = planned.get(load, 0.0) + held.cost_s
-        return False
+        return more
+
+    def _in_order(self) -> Sequence[Held]:
+        """All who wait; most are where they were the last time."""
+        if self._ordered:
+            return list(self._waiting)
+        self._ordered = True
+        ordered = sorted(self._waiting, key=_place)
+        if len(self._flows) > 1:
+            asked_s = {name: flow.asked_s for name, flow in self._flows.items()}
+            for held in ordered:
+                asked_s[held.flow] += held.cost_s
+                held.turn = (held.priority, asked_s[held.flow])
+            ordered.sort(key=_turn)
+        self._waiting = dict.fromkeys(ordered)
+        return ordered
+
+    def _flow(self, name: Hashable) -> _Flow:
+        """It begins where the one is that waits and has had the least, unless it has had more."""
+        flow = self._flows.get(name)
+        if flow is not None and flow.waiting:
+            return flow
+        least_s = min([each.asked_s for each in self._flows.values() if each.waiting], default=0.0)
+        if not self._waiting or len(self._flows) > 2 * len(self._waiting) + _FLOWS_KEPT:
+            self._flows = {name: each for name, each in self._flows.items() if each.waiting}
+        if flow is None or flow.asked_s < least_s or not self._waiting:
+            flow = _Flow(least_s)
+        self._flows[name] = flow
+        return flow
 
     def _is_busy(self, load: PodLoad, now: float) -> bool:
-        return load.rate.fleet.samples >= _SAMPLES_MIN and load.backlog_s(now) >= self.limits.look_ahead_s
+        known = load.rate.fleet.samples >= _SAMPLES_MIN or load.owes
+        return known and load.backlog_s(now) >= self.limits.look_ahead_s

@@ -66,6 +66,11 @@ class PodLoad:
     def own_prefill_tokens(self) -> int:
         return self.prefill_tokens
 
+    @property
+    def owes(self) -> bool:
+        """Whether somebody waits here whose first byte will tell of it: so there is a backlog, however long."""
+        return self._head is not None
+
     def backlog_s(self, now: float) -> float:
         """Seconds until a prefill that comes now could start."""
         left = self._busy_until - now

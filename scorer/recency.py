@@ -42,23 +42,10 @@ class Recency:
         else:
             self._forget(owner)
 
-    def tokens_of(self, owner: Hashable) -> int:
-        """What was computed for one of them, and was not given up for want of room."""
-        return self._tokens.get(owner, 0)
-
     @property
     def in_use(self) -> int:
         """Tokens that requests use now."""
         return sum([self._tokens[owner] for owner in self._used])
-
-    def live(self, within_s: float, now: float) -> int:
-        """Tokens of what is in use, or was within this time."""
-        tokens = self.in_use
-        for owner in reversed(self._idle):
-            if now - self._idle[owner] > within_s:
-                break
-            tokens += self._tokens[owner]
-        return tokens
 
     def idle_s(self, held: int, now: float) -> float:
         """How long the oldest was idle of the `held` tokens that the pod has; 0 where all is in use."""

@@ -527,6 +527,37 @@ def test_what_was_given_up_is_not_counted_as_live() -> None:
     assert route(core, again, NOBODY, 70.0).decision.pick.best.matched == 0
 
 
+def test_who_has_waited_for_room_needs_it_still() -> None:
+    """What a request's own context had, and lost, long ago makes no room for it among what lives."""
+    core, pod = _one_agent()
+    core.index.expire(150.0)
+    other = route(core, asked(core, 2, 20_000, tells_prefill=True), NOBODY, 200.0)
+    core.first_byte(other, False, 201.0)
+    core.finish(other, SERVED, 202.0)
+    store(core, "pod-0", 2, 20_000)
+    store(core, "pod-0", 1, 8_000)
+    again = asked(core, 1, 25_600 + 32 * 60, tells_prefill=True)
+    with pytest.raises(Busy):
+        route(core, again, NOBODY, 230.0)
+    assert route(core, again, NOBODY, 400.0).pod is pod
+
+
+def test_who_comes_does_not_stand_behind_what_is_planned() -> None:
+    """A short one goes to its own pod, though a long one waits for that: it goes before it."""
+    core = core_of(2, admission={"look_ahead": 0.5})
+    loads = list(core.loads)
+    for load in loads:
+        for _ in range(8):
+            load.rate.learn(1000, 1.0)
+    store(core, "pod-0", 1, 3200)
+    core.hold.planned[loads[0]] = 20.0
+    follows = asked(core, 1, 3360, tells_prefill=True)
+    assert decide(core, follows, NOBODY, 0.1).rank.id.pod == "pod-0"
+    with pytest.raises(Busy) as busy:
+        route(core, follows, NOBODY, 0.1)
+    assert 0.1 < busy.value.cost_s < 0.3
+
+
 def test_what_is_cold_waits_while_what_lives_fills_the_cache() -> None:
     """Where most requests continue others: else they drive each other out."""
     core, pod = _one_agent()

@@ -209,7 +209,7 @@ async def test_sessions() -> None:
             prompt = asked(core, seed, 1600)
             placed = core.route(prompt, core.look_up(prompt, None, now), frozenset(), now, session=name)
             core.finish(placed, SERVED, now)
-        held = core.hold.put("somebody", 0, now - 5.0)
+        held = core.hold.put("somebody", b"", 0, 0.0, now - 5.0)
         assert held is not None and core.hold.must_wait(pod.ranks[0].load, 4.0, True, held, now)
         told = (await client.get("/sessions")).json()
         assert [(each["session"], each["named"], each["pod"], each["prompts"]) for each in told["sessions"]] == [

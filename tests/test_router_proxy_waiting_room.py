@@ -16,7 +16,7 @@ from router.core.fair_queue import FairQueue, Waiting
 from router.errors import Busy, Full, NoFitPod, Saturated
 from router.metrics.metrics import Metrics
 from router.proxy.attempts import Attempt, Dispatch, Request, Routing
-from router.proxy.waiting_room import ClaimRules, Claims, WaitingRoom, flow_of, priority_of
+from router.proxy.waiting_room import ClaimRules, Claims, Grants, WaitingRoom, flow_of, priority_of
 from router.tokens.understanding import Understood
 from router.upstream.pool import Upstream
 from scorer.hold import Held
@@ -255,6 +255,37 @@ async def test_full_and_too_long() -> None:
     with pytest.raises(Saturated, match=r"within 0\.05 s"):
         await first
     assert (house.queue.waiting, house.results) == (0, {"full": 1, "timeout": 1})
+
+
+def test_when_it_is_worth_to_come_again() -> None:
+    """When those who wait will have had their turns, by how fast these come of late; not at once, not in an hour."""
+    turns = Grants()
+    assert turns.again_s(0, 1000.0) == turns.again_s(7, 0.0) == 1
+    turns.begin(1000.0)
+    assert turns.again_s(3, 1002.0) == 6, "none has come yet"
+    for number in range(1, 100):
+        turns.come(1000.0 + 0.5 * number)
+    assert (turns.again_s(9, 1049.5), turns.again_s(1, 1049.5), turns.again_s(1000, 1049.5)) == (5, 1, 60)
+    assert turns.again_s(9, 1051.5) == 18, "none has come for a while"
+    turns.begin(9000.0)
+    assert turns.again_s(9, 9000.0) == 5, "that nobody waited says nothing"
+
+
+async def test_who_is_refused_is_told_when_to_come_again() -> None:
+    """By the turns that have come meanwhile."""
+    house = House(queue_max=40)
+    for number in range(8):
+        task = await house.visit(f"passes {number}")
+        house.places += 1
+        assert await task
+    tasks = [await house.visit(f"waits {number}") for number in range(40)]
+    with pytest.raises(Saturated) as refused:
+        await house.admission.wait(Visitor(house, "late"), Full("full"))
+    seconds = refused.value.retry_after_s
+    assert seconds is not None and 1 < seconds <= 60
+    for task in tasks:
+        task.cancel()
+    assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*tasks, return_exceptions=True))
 
 
 async def test_who_leaves_is_out() -> None:

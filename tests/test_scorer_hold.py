@@ -30,8 +30,10 @@ class Gate:
         self.gone: list[object] = []
         self.tickets: list[Ticket] = []
 
-    def put(self, name: str, load: PodLoad, cost_s: float, now: float, priority: int = 0, room: bool = True) -> None:
-        held = self.hold.put((name, load, cost_s, room), priority, now)
+    def put(
+        self, name: str, load: PodLoad, cost_s: float, now: float, priority: int = 0, room: bool = True, flow: str = ""
+    ) -> None:
+        held = self.hold.put((name, load, cost_s, room), flow, priority, cost_s, now)
         assert held is not None
 
     def serve(self, now: float) -> list[object]:
@@ -49,15 +51,19 @@ class Gate:
 
 
 def test_a_pod_is_promised_work_for_a_moment() -> None:
-    """What is more waits; not while speeds are only assumed."""
+    """What is more waits. While speeds are only assumed, a pod is busy that owes a first byte, for no longer."""
     hold, load, guessed = Hold(LIMITS), a_load(), a_load(measured=False)
     assert not hold.must_wait(load, 9.0, False, None, 0.0)
     busy(load, 2.0)
-    busy(guessed, 2.0)
+    told = busy(guessed, 2.0)
     assert hold.must_wait(load, 0.1, False, None, 0.0)
     assert hold.must_wait(load, 0.1, False, None, 1.4)
     assert not hold.must_wait(load, 0.1, False, None, 1.7)
-    assert not hold.must_wait(guessed, 0.1, False, None, 0.0)
+    assert hold.must_wait(guessed, 0.1, False, None, 0.0)
+    guessed.first_byte(told, 0.1, False)
+    guessed.admit(9000, 0.1)
+    assert guessed.backlog_s(0.2) > 8.0
+    assert not hold.must_wait(guessed, 0.1, False, None, 0.2)
 
 
 def test_one_goes_when_the_pod_is_free_and_the_short_ones_first() -> None:
@@ -94,7 +100,7 @@ def test_nobody_waits_for_ever() -> None:
     gate = Gate(hold, [load])
     busy(load, 600.0)
     gate.put("a", load, 1.0, 0.0)
-    assert hold.put("b", 0, 1.0) is None
+    assert hold.put("b", "", 0, 1.0, 1.0) is None
     assert gate.serve(59.0) == [] and gate.serve(60.0) == ["a"] and hold.waiting == 0
 
 
@@ -111,8 +117,62 @@ def test_who_lacks_room_keeps_nobody_else_waiting() -> None:
 def test_who_leaves_is_out() -> None:
     """Twice is once."""
     hold = Hold(LIMITS)
-    held = hold.put("a", 0, 0.0)
+    held = hold.put("a", "", 0, 1.0, 0.0)
     assert held is not None and hold.waiting == 1
     hold.remove(held)
     hold.remove(held)
     assert hold.waiting == 0
+
+
+def served_in_order(gate: Gate, load: PodLoad, count: int, now: float) -> list[object]:
+    """Who goes, one after the other, as often as the pod is free again."""
+    gone: list[object] = []
+    while len(gone) < count:
+        for ticket in gate.tickets:
+            load.first_byte(ticket, now, True)
+        gate.tickets.clear()
+        went = gate.serve(now)
+        assert len(went) == 1
+        gone += went
+    return gone
+
+
+def test_a_flow_with_much_to_do_keeps_no_other_waiting() -> None:
+    """Each has the same share of the work, whoever was here before; within a flow the order is what it always is."""
+    hold, load = Hold(LIMITS), a_load()
+    gate = Gate(hold, [load])
+    gate.tickets.append(busy(load, 2.0))
+    for number in range(20):
+        gate.put(f"many {number}", load, 1.0 + number / 100, 0.0, flow="a")
+    assert gate.serve(0.1) == []
+    assert served_in_order(gate, load, 4, 2.0) == [f"many {number}" for number in range(4)]
+    gate.put("few 1", load, 2.4, 2.0, flow="b")
+    gate.put("few 0", load, 0.7, 2.0, flow="b")
+    order = served_in_order(gate, load, 6, 2.0)
+    assert order == ["few 0", "many 4", "many 5", "few 1", "many 6", "many 7"]
+
+
+def test_who_asks_again_and_again_has_no_more_than_its_share() -> None:
+    """A flow that waits for little at a time, but always, does not go first for ever."""
+    hold, load = Hold(LIMITS), a_load()
+    gate = Gate(hold, [load])
+    gate.tickets.append(busy(load, 2.0))
+    gate.put("long", load, 4.0, 0.0, flow="a")
+    order: list[object] = []
+    for number in range(12):
+        gate.put(f"short {number}", load, 1.0, 0.0, flow="b")
+        order += served_in_order(gate, load, 1, 2.0)
+    assert order.index("long") in (3, 4)
+
+
+def test_what_is_remembered_of_flows_is_bounded() -> None:
+    """Those that wait for nothing are forgotten, though somebody waits all the time."""
+    hold, free = Hold(LIMITS), a_load()
+    gate, stuck = Gate(hold, [free]), a_load()
+    gate.loads.append(stuck)
+    busy(stuck, 900.0)
+    gate.put("stuck", stuck, 9.0, 0.0)
+    for number in range(1000):
+        gate.put("passes", free, 0.001, 0.0, flow=f"flow {number}")
+        served_in_order(gate, free, 1, 0.0)
+    assert hold.waiting == 1 and hold.flows < 100

@@ -27,10 +27,10 @@ from router.core.token_proof import TokenProof
 from router.core.token_states import Witness
 from router.errors import Busy, Full, NoFitPod, NoRetry
 from scorer.board import Board
-from scorer.candidates import Candidate, Pick
+from scorer.candidates import Pick
 from scorer.chains import Chain, Chains
 from scorer.cost import PrefillRate
-from scorer.hold import ANSWER_TOKENS, COLD_S, CONTINUING_MIN, LIVE_S, Held, Hold
+from scorer.hold import COLD_S, CONTINUING_MIN, Held, Hold
 from scorer.load import PodLoad
 from scorer.pick import pick
 from scorer.policies import AskedPrompt, Settings, policy_of, session_number
@@ -115,9 +115,9 @@ class Core:
         else:
             if self._bounded or self._all_in_flight >= self._bounds.requests:
                 ranks = self._with_room(ranks)
-        decision = self._decide(demand, holders, ranks, now, session)
-        if self._holds and not exclude and self._must_wait(decision, held, now):
-            raise Busy("The pod that is best for it has as much to do as it may.")
+        decision = self._decide(demand, holders, ranks, now, session, held)
+        if self._holds and not exclude:
+            self._wait_if_it_must(decision, held, now)
         if self._knows_request:
             self._policy.sent(decision.pick.candidates, decision.pick.best.number, self._asked(demand, session))
         if self.shadow is not None:
@@ -144,6 +144,7 @@ class Core:
         chain = self._chain(demand, now)
         if chain is not None:
             rank.recency.begin(chain, best.tokens - best.matched, chain.tokens)
+            rank.lives.begin(chain)
         adapter = self.fleet.adapter_of(demand.model)
         if adapter is not None:
             rank.adapters.begin(adapter)
@@ -233,7 +234,7 @@ class Core:
     def working_set(self, now: float) -> tuple[int, int]:
         """Tokens in the pods' caches that live, and those that these hold, of pods whose room is known."""
         known = [rank for rank in self.fleet.ranks if rank.capacity]
-        return sum(rank.recency.live(LIVE_S, now) for rank in known), sum(rank.capacity or 0 for rank in known)
+        return sum(rank.lives.tokens(now) for rank in known), sum(rank.capacity or 0 for rank in known)
 
     def leave(self, pod: Pod) -> None:
         """A pod is gone for good."""
@@ -267,6 +268,7 @@ class Core:
         chain = placement.chain
         if chain is not None:
             placement.rank.recency.end(chain, served, now)
+            placement.rank.lives.end(chain, served, now)
         rank, told_by = placement.rank, now + self._settings.index.predicted_grace_s
         if placement.decision.demand.asks_full_report and rank.feed is not None:
             rank.feed.full_report_ended(told_by)
@@ -393,7 +395,13 @@ class Core:
         return ranks
 
     def _decide(
-        self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float, session: str | None = None
+        self,
+        demand: Demand,
+        holders: Holders,
+        ranks: Sequence[Rank],
+        now: float,
+        session: str | None = None,
+        held: Held | None = None,
     ) -> Decision:
         candidates, hits = self._comparison.candidates(demand, holders, ranks, now)
         adapter = self.fleet.adapter_of(demand.model)
@@ -401,7 +409,7 @@ class Core:
             for number, rank in enumerate(ranks):
                 if not rank.adapters.has(adapter):
                     candidates.backlogs_s[number] += self._settings.adapter_load_s
-        if self.hold.planned:
+        if held is not None and self.hold.planned:  # for those that go before it
             for number, rank in enumerate(ranks):
                 candidates.backlogs_s[number] += self.hold.planned.get(rank.load, 0.0)
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
@@ -425,23 +433,22 @@ class Core:
         asked = self._asked(demand, session) if shadow.policy.knows_request else None
         decision.shadow = shadow.look(candidates, decision.pick.best.number, self.turn, slow, asked)
 
-    def _must_wait(self, decision: Decision, held: Held | None, now: float) -> bool:
-        """Whether the pod that is best is too busy for it, or its cache too full of what lives."""
+    def _wait_if_it_must(self, decision: Decision, held: Held | None, now: float) -> None:
+        """Raises `Busy` where the pod that is best is too busy for it, or its cache too full of what lives."""
         best, rank = decision.pick.best, decision.rank
         cost_s = best.token_s * (best.tokens - best.worth)
         cold = cost_s > COLD_S and self.chains.continuing >= CONTINUING_MIN
-        lacks_room = cold and self._lacks_room(decision.demand, rank, best, now)
-        return self.hold.must_wait(rank.load, cost_s, lacks_room, held, now)
+        lacks_room = cold and self._lacks_room(decision.demand, rank, now)
+        if self.hold.must_wait(rank.load, cost_s, lacks_room, held, now):
+            raise Busy("The pod that is best for it has as much to do as it may.", cost_s)
 
-    def _lacks_room(self, demand: Demand, rank: Rank, best: Candidate, now: float) -> bool:
-        """Beside what lives in the pod's cache; what of its own context was given up is not there any more."""
-        room, blocks = rank.capacity, demand.blocks
-        if not room or not rank.recency.tokens:
+    def _lacks_room(self, demand: Demand, rank: Rank, now: float) -> bool:
+        """Beside what lives in the pod's cache, which has to grow there; nobody waits for an empty one."""
+        room, blocks, lives = rank.capacity, demand.blocks, rank.lives
+        if not room or blocks is None or not lives.tokens(now):
             return False
-        chain = None if blocks is None else self.chains.of(*blocks)
-        own = 0 if chain is None else rank.recency.tokens_of(chain)
-        live = rank.recency.live(LIVE_S, now) - max(0, own - best.matched)
-        return live + best.tokens - best.matched + ANSWER_TOKENS > room
+        tokens = lives.tokens_with(self.chains.place(*blocks), demand.tokens, now)
+        return tokens + (lives.contexts + 1) * self.chains.growth > room
 
     def _slowness(self, ranks: Sequence[Rank], now: float) -> list[float] | None:
         for pod in [pod for pod in self.fleet.cold if pod.fit(now)]:

@@ -17,6 +17,7 @@ from router.errors import BadRequest, UnknownModel
 from scorer.adapters import Adapters
 from scorer.load import PodLoad
 from scorer.recency import Recency
+from scorer.working_set import WorkingSet
 
 _NAMED_MAX = 10  # models named in an error message
 _VERSION = re.compile(r"[!-~]{1,64}")  # what is none ends in logs and answers
@@ -52,6 +53,7 @@ class Rank:
     fill: float = 1.0  # share of its cache that is in use; 1 where that is not known
     again: float = 0.0  # how likely what it gives up then is asked for again
     recency: Recency = field(default_factory=Recency)
+    lives: WorkingSet = field(default_factory=WorkingSet)
     adapters: Adapters = field(default_factory=Adapters)
     removed: int = 0  # blocks that it had given up then
     removed_at: float = float("-inf")
@@ -159,11 +161,9 @@ class Pod:
         return self.failures == 0
 
     def fit(self, now: float) -> bool:
-        if not self.healthy or self.draining or self.rest is not None or self.suspect_until > now:
+        if not self.healthy or not self.ready or self.draining or self.leaving or self.rest is not None:
             return False
-        if not self.ready or self.leaving:
-            return False
-        return self.breaker.blocked_until <= now
+        return self.suspect_until <= now and self.breaker.blocked_until <= now
 
     @property
     def silent(self) -> bool:

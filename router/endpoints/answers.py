@@ -16,12 +16,13 @@ from router.core.token_states import Ladder
 from router.metrics.engines import CACHE_FIGURES, METHODS, own_hit_ratio
 from scorer.candidates import Scored
 from scorer.explanation import parts
-from scorer.hold import LIVE_S, Held
+from scorer.hold import Held
 from scorer.load import PodLoad
 from scorer.pick import scored
 from scorer.policies import Settings
 from scorer.sessions import LiveSession
 from scorer.shadow import Shadow
+from scorer.working_set import LIVE_S
 
 
 def score_answer(
@@ -97,7 +98,7 @@ def sessions_answer(core: Core, limit: int, now: float) -> dict[str, Any]:
 
 def _working_set(rank: Rank, core: Core, now: float) -> dict[str, Any]:
     """What lives in a pod's own cache; `offloaded_blocks`: what its lower tiers hold is room beside that."""
-    live, room, holding = rank.recency.live(LIVE_S, now), rank.capacity, core.index.holding(rank.id)
+    live, room, holding = rank.lives.tokens(now), rank.capacity, core.index.holding(rank.id)
     return {
         "pod": rank.id.pod,
         "rank": rank.id.rank,

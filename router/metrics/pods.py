@@ -9,7 +9,6 @@ from router.core.breaker import STATES
 from router.core.decision import Core
 from router.core.fleet import Pod
 from router.metrics.families import MetricFamily, Steps, escaped, gauge, word
-from scorer.hold import LIVE_S
 
 _FEED_STATES = ("exact", "degraded", "blind")
 _TIERS = ("gpu", "predicted", "cpu", "disk")  # as an index tells them
@@ -55,7 +54,7 @@ def of_pods(core: Core, failures: Mapping[str, int], now: float) -> Steps:
         exact += worst == "exact"
         for rank in ranks:
             if rank.capacity:
-                live, capacity = live + rank.recency.live(LIVE_S, now), capacity + rank.capacity
+                live, capacity = live + rank.lives.tokens(now), capacity + rank.capacity
         if pod.blocks:
             held_blocks, room = held_blocks + by_tier[0], room + pod.blocks * len(ranks)
     yield from each

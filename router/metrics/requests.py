@@ -21,7 +21,7 @@ from router.metrics.families import (
     labels,
     word,
 )
-from scorer.hold import LIVE_S
+from scorer.working_set import LIVE_S
 
 if TYPE_CHECKING:
     from router.core.decision import Core

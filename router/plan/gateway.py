@@ -72,8 +72,8 @@ class VirtualGateway:
         demand = self._demand(turn)
         try:
             return self._route(demand, item, None, now)
-        except Busy:
-            held = self.core.hold.put((demand, item), 0, now)
+        except Busy as busy:
+            held = self.core.hold.put((demand, item), None, 0, busy.cost_s, now)
         return None if held is not None else self._route(demand, item, overdue(), now)
 
     def serve(self, now: float) -> list[SentOn]:

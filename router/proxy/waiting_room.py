@@ -6,6 +6,7 @@ The order is `fairness`'s. What waits has a future and a timer of its own; what 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from scorer.sessions import NAME_CHARS_MAX
 
 _LOOK_S = 0.05  # between two looks while somebody waits: pods come back without anybody leaving
 _PRIORITY_CHARS_MAX = 12
+_AGAIN_MAX_S = 60  # nobody is told to come again later
+_TURN_SHARE = 0.1  # of the newest, in what is the mean time between two turns: about the last 10 count
 _FLOW_HEADERS: tuple[bytes, ...] = (b"x-warmroute-flow", b"authorization", b"x-api-key")  # the first wins
 _ANONYMOUS = b""
 _BATCH = b"batch"  # yields to all others
@@ -50,6 +53,29 @@ class Guest(Protocol[_T]):
         """Give a place back that was taken for somebody who is gone."""
 
 
+class Grants:
+    """How fast turns come while somebody waits."""
+
+    def __init__(self) -> None:
+        self._mean_s: float | None = None
+        self._since = 0.0  # the last one, or since somebody waits
+
+    def begin(self, now: float) -> None:
+        """Somebody waits, and nobody did."""
+        self._since = now
+
+    def come(self, now: float) -> None:
+        """One has come."""
+        taken_s, mean_s = now - self._since, self._mean_s
+        self._since = now
+        self._mean_s = taken_s if mean_s is None else mean_s + _TURN_SHARE * (taken_s - mean_s)
+
+    def again_s(self, waiting: int, now: float) -> int:
+        """When so many will have had theirs: whole seconds, at least one."""
+        each_s = max(now - self._since if waiting else 0.0, self._mean_s or 0.0)
+        return max(1, math.ceil(min(waiting * each_s, _AGAIN_MAX_S)))
+
+
 class WaitingRoom(Generic[_T]):
     """All who wait, on one loop. How it ended is counted in `results`, by the words of `fair_queue.RESULTS`."""
 
@@ -60,6 +86,7 @@ class WaitingRoom(Generic[_T]):
         self._wait_max_s = wait_max_s
         self._look_timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
+        self._grants = Grants()
         self.results = results
 
     async def wait(self, guest: Guest[_T], full: Full) -> _T:
@@ -67,11 +94,13 @@ class WaitingRoom(Generic[_T]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
         if isinstance(full, Busy):
-            return await self._wait_for_pod(guest, future)
+            return await self._wait_for_pod(guest, full.cost_s, future)
         entry = self._queue.put((guest, future), guest.flow, guest.priority, guest.tokens, guest.group)
         if entry is None:
             self.results["full"] += 1
-            raise Saturated(full.message) from None
+            raise Saturated(full.message, self._again_s()) from None
+        if self._queue.waiting == 1:
+            self._grants.begin(time.monotonic())
         self._look_later(loop)
         timer = loop.call_later(self._wait_max_s, self._too_long, entry, future, full)
         try:
@@ -86,9 +115,9 @@ class WaitingRoom(Generic[_T]):
         finally:
             timer.cancel()
 
-    async def _wait_for_pod(self, guest: Guest[_T], future: asyncio.Future[_T]) -> _T:
+    async def _wait_for_pod(self, guest: Guest[_T], cost_s: float, future: asyncio.Future[_T]) -> _T:
         """Until the pod that is best can soon begin with it; where too many wait, it goes there at once."""
-        held = self._core.hold.put((guest, future), guest.priority, time.monotonic())
+        held = self._core.hold.put((guest, future), guest.flow, guest.priority, cost_s, time.monotonic())
         if held is None:
             return guest.enter(overdue())
         self._look_later(asyncio.get_running_loop())
@@ -146,13 +175,18 @@ class WaitingRoom(Generic[_T]):
             future.set_exception(error)
         else:
             self.results["granted"] += 1
+            self._grants.come(time.monotonic())
         return True
 
     def _too_long(self, entry: Waiting, future: asyncio.Future[_T], full: Full) -> None:
         if not future.done():
             self.results["timeout"] += 1
             self._queue.remove(entry)
-            future.set_exception(Saturated(f"{full.message} No room came within {self._wait_max_s:g} s."))
+            text = f"{full.message} No room came within {self._wait_max_s:g} s."
+            future.set_exception(Saturated(text, self._again_s()))
+
+    def _again_s(self) -> int:
+        return self._grants.again_s(self._queue.waiting, time.monotonic())
 
     def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._look_timer is None:
