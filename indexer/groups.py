@@ -148,6 +148,7 @@ class Groups:
             if group == self.indexed:
                 self.indexed, self.mistaken = None, True
             self._enrol(group, "window")
+            self._guess_anew()
             return False
         if self.windowed:  # it was not so: there is a group that keeps all
             self._enrol(self.indexed or 0, "window")
@@ -169,6 +170,15 @@ class Groups:
         self.indexed, self.mistaken = group, True
         self.block_size = self._size = event.block_size
         return False
+
+    def _guess_anew(self) -> None:
+        """A group without a kind is a window. Another one that kept all so far may be the one to index, if none is."""
+        if self.indexed is None:
+            for other in [other for other, role in self._roles.items() if role == "state"]:
+                del self._roles[other]
+                self._copies.pop(other, None)
+        self.states = "state" in self._roles.values()
+        self._unsure = self._unsure and self.states
 
     def _beside(self, event: BlockStored, group: int) -> None:
         """A store of a group that does not keep every block."""

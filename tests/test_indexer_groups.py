@@ -125,6 +125,14 @@ def test_the_indexed_group_is_found() -> None:
     assert late.is_content(stored(0, [1], None, 1)) and not late.unsure
     assert not late.is_content(stored(1, [1], None, 1)) and late.unsure, "which of the two, time will tell"
     assert not late.is_content(stored(0, [2, 3], None, 3)) and late.mistaken
+    late = late.emptied()
+    assert not late.is_content(stored(0, [1], None, 1)) and late.is_content(stored(1, [1], None, 1))
+    assert (late.indexed, late.needed, late.unsure, late.states) == (1, 2, False, False)
+
+    right = Groups()
+    assert right.is_content(stored(0, [1], None, 1)) and not right.is_content(stored(1, [1], None, 1))
+    assert right.is_content(stored(0, [1, 2, 3], None, 3)) and not right.is_content(stored(1, [2, 3], None, 3))
+    assert not right.mistaken and not right.unsure and right.role(1) == "window"
 
     several = Groups()
     assert several.is_content(stored(0, [1, 2, 3, 4], "mla_attention", 4, 1))
