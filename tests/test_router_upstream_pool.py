@@ -27,6 +27,7 @@ from router.upstream.failures import (
     UpstreamError,
 )
 from router.upstream.pool import Address, Tls, Upstream, UpstreamLimits
+from tests.fakes.cycles import garbage
 from tests.fakes.limits import upstream_limits
 from tests.fakes.peers import OK, Call, Peer, answer, peer, settled, until
 
@@ -396,6 +397,25 @@ async def test_cancelling_closes_at_once(sent: bytes) -> None:
             await task
         await asyncio.wait_for(closed.wait(), 10)
         assert upstream.idle == 0
+
+
+async def test_who_leaves_while_it_connects_leaves_nothing() -> None:
+    """Not even a cycle, in whatever step of the loop it is."""
+
+    async def pod(call: Call) -> None:
+        await call.gone()
+
+    async with peer(pod) as there, client(there) as upstream:
+        with garbage() as found:
+            for steps in range(24):
+                asking = asyncio.create_task(upstream.request("POST", b"/v1/x", JSON, b"{}"))
+                for _ in range(steps // 2):
+                    await asyncio.sleep(0)
+                asking.cancel()
+                await asyncio.wait([asking])
+                del asking
+            await until(lambda: not upstream.connections)
+        assert not found
 
 
 async def test_closing_a_finished_response_touches_nobody() -> None:

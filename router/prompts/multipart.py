@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 
-_DELIMITER = re.compile(rb"--[0-9A-Za-z'()+_,./:=? -]{1,70}(?=\r\n)")
-_DELIMITER_BYTES_MAX = 74  # with the line's end
+_DELIMITER = re.compile(rb"[\r\n]{0,8}(--[0-9A-Za-z'()+_,./:=? -]{1,70})(?=\r\n)")  # what pods read, lines before too
+_DELIMITER_BYTES_MAX = 82  # with those, and its line's end
+_PARAMETER = rb'[^=;"\r\n]+=(?:"(?:[^"\\\r\n]|\\.)*"[ \t]*|[^;"\r\n]*);'  # a quoted value may hold anything
 _NAMED_MODEL = re.compile(
-    rb'content-disposition:[ \t]*form-data;(?:[^\r\n]*;)?[ \t]*name="?model"?[ \t]*(?:[;\r]|$)', re.IGNORECASE
+    rb'\r\ncontent-disposition:[ \t]*form-data;(?:' + _PARAMETER + rb')*?[ \t]*name=(?:"model"|model)[ \t]*(?:[;\r]|$)',
+    re.IGNORECASE,
 )
+_HEAD_BYTES_MAX = 4096
 _VALUE_BYTES_MAX = 1024
 _PARTS_MAX = 1000
+
+
+def is_form(body: bytes) -> bool:
+    """Does it begin as a form does?"""
+    return _DELIMITER.match(body) is not None
 
 
 def model_of_form(body: bytes) -> str | None:
@@ -44,7 +52,7 @@ class ModelOfForm:
             if end < 0:
                 self._looked = max(self._part, len(body) - len(delimiter) + 1)
                 break
-            head = body.find(b"\r\n\r\n", self._part, end)
+            head = body.find(b"\r\n\r\n", self._part, min(end, self._part + _HEAD_BYTES_MAX))
             if head >= 0 and _NAMED_MODEL.search(body, self._part, head):
                 value = bytes(body[head + 4 : end]) if end - head <= _VALUE_BYTES_MAX else b""
                 self.model = value.decode("utf-8", "replace").strip() or None
@@ -57,7 +65,7 @@ class ModelOfForm:
     def _begin(self, body: bytes | bytearray) -> None:
         first = _DELIMITER.match(body)
         if first is not None:
-            self._delimiter = b"\r\n" + first[0]
+            self._delimiter = b"\r\n" + first[1]
             self._part = self._looked = first.end()
         else:
             self.settled = len(body) > _DELIMITER_BYTES_MAX

@@ -19,7 +19,7 @@ from router.errors import BadRequest
 from router.prompts.anthropic import NotSure, chat_of
 from router.prompts.decoding import Fields, fields_of
 from router.prompts.messages import is_skipped, text_of_part
-from router.prompts.multipart import model_of_form
+from router.prompts.multipart import is_form, model_of_form
 from router.prompts.skim import opens, skim
 from scorer.sessions import NAME_CHARS_MAX
 
@@ -305,7 +305,7 @@ def unread(path: str, model: str | None) -> Prompt:
 
 def _unknown(path: str, body: bytes) -> Prompt:
     """Anything else: JSON, a form, or what has no model."""
-    if body.startswith(b"--"):
+    if is_form(body):
         return unread(path, model_of_form(body))
     if not _MAY_BE_JSON(body):
         return unread(path, None)

@@ -297,6 +297,12 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def drop(self) -> None:
+        """Nobody waits any more for it to be made: uvloop then closes it, and never says that it is lost."""
+        self.abort()
+        self._parser.close()
+        self._transport = None
+
     def check(self, now: float) -> None:
         """A look at the clock, every `sweep_interval_s`: fail an exchange that is over a limit."""
         response = self._response

@@ -216,10 +216,14 @@ class Upstream:
     async def _open(self, loop: asyncio.AbstractEventLoop) -> Connection:
         address = self.address
         connection = Connection(self, self.limits, loop)
-        if address.path:
-            await loop.create_unix_connection(lambda: connection, address.path)
-        else:
-            await loop.create_connection(lambda: connection, address.host, address.port, **self._secured())
+        try:
+            if address.path:
+                await loop.create_unix_connection(lambda: connection, address.path)
+            else:
+                await loop.create_connection(lambda: connection, address.host, address.port, **self._secured())
+        except BaseException:
+            connection.drop()
+            raise
         return connection
 
     def _secured(self) -> dict[str, Any]:
