@@ -35,6 +35,8 @@ from tests.fakes.houses import (
 from tests.fakes.limits import serving_limits, upstream_limits
 from tests.fakes.peers import Call, until
 
+ON_BOTH_LOOPS = True
+
 REQUESTS = 12
 AT_ONCE = 4
 QUEUE_FILLERS = 4  # connections that nobody accepts

@@ -53,7 +53,7 @@ async def test_a_refusal_is_served_by_another(status: int, chunked: bool) -> Non
     async def refuses(call: Call) -> None:
         await call.send(b"HTTP/1.1 %d No\r\n" % status + body)
 
-    async with house(refuses, says(200, b"fine")) as here:
+    async with house(refuses, says(200, b"fine"), probe={"interval": 100.0}) as here:  # no probe clears it meanwhile
         answers = [await here.ask() for _ in range(2)]
         assert [(answer.status, answer.body) for answer in answers] == [(200, b"fine")] * 2
         assert {answer.headers[b"x-warmroute-pod"] for answer in answers} == {b"pod-1"}
@@ -254,6 +254,33 @@ async def test_what_all_pods_refuse_is_the_client_s_fault(status: int) -> None:
             assert sum(pod.posts for pod in here.pods.values()) <= 2 * count
         for name in here.pods:
             assert not here.pod(name).breaker.tripped and here.pod(name).fit(time.monotonic())
+
+
+@pytest.mark.parametrize("status", [302, 400, 405, 422])
+async def test_a_pod_that_calls_all_its_clients_wrong_is_at_fault(status: int) -> None:
+    """It lacks a template, say: at once done with all, it would be the least busy one, and get nearly everything."""
+
+    async def slow(call: Call) -> None:
+        await asyncio.sleep(0.01)
+        await call.send(reply(200, b"fine"))
+
+    breaker = {"failures_in_row": 2, "open_time": 60}
+    async with house(says(status), slow, slow, breaker=breaker, probe={"interval": 0.01}) as here:
+        lost = 0
+        while not here.pod("pod-0").breaker.tripped:
+            lost += (await here.ask()).status == status
+            await asyncio.sleep(0.002)
+        assert lost == 4 and here.pods["pod-0"].posts == 6
+        assert {(await here.ask()).status for _ in range(6)} == {200}
+
+
+async def test_clients_that_are_wrong_are_told_so_by_one_pod_mostly() -> None:
+    """Every fifth of such requests in a row is shown to another pod, which says the same: nobody is ejected."""
+    async with house(says(400, b"wrong"), says(400, b"wrong"), breaker={"failures_in_row": 1}) as here:
+        for _ in range(30):
+            assert (await here.ask())[::2] == (400, b"wrong")
+        assert 30 < sum(pod.posts for pod in here.pods.values()) <= 30 * 5 / 4
+        assert not any(here.pod(name).breaker.tripped for name in here.pods)
 
 
 async def test_no_other_pod_to_ask() -> None:

@@ -56,6 +56,9 @@ class Taken:
 
     computes = False
 
+    def is_disputed(self, status: int) -> bool:
+        return False
+
     def first_byte(self, now: float) -> None:
         assert not self.ends
         self.first_bytes += 1

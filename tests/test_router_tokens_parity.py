@@ -29,6 +29,7 @@ from tests.fakes.processes import PLAIN, GatewayProcess, PodProcess, eventually,
 from tests.fakes.tokenizing import MODEL, Asking, Says, asking
 
 LOOK_S = 0.02
+LOOKS_A_TURN = 4  # at the clock, at most
 OURS = np.arange(50, dtype=np.uint32)
 SAME = OURS.tolist()
 OTHER = [*range(20), 99, *range(21, 50)]
@@ -46,8 +47,18 @@ class Watching:
     def __init__(self, made: Asking, limits: ParityLimits) -> None:
         self.made = made
         self.ours: Tokens | None = OURS
-        self.parity = Parity(made.fleet, made.pods, self._ours, limits, lambda: made.now)
+        self._looks = 0  # at the clock
+        self.parity = Parity(made.fleet, made.pods, self._ours, limits, self._clock)
         self.state = self.parity.watch((MODEL, "alias"), AS_BY_DEFAULT)
+
+    async def looked(self) -> None:
+        """What has changed is known by now, whatever the machine's speed: there was a whole turn since."""
+        enough = self._looks + 2 * LOOKS_A_TURN
+        await until(lambda: self._looks >= enough)
+
+    def _clock(self) -> float:
+        self._looks += 1
+        return self.made.now
 
     async def _ours(self, prompt: Prompt, version: str | None) -> Tokens | None:
         return self.ours
@@ -59,11 +70,10 @@ class Watching:
 
     async def offer(self, *prompts: Witness) -> None:
         """One after the other, each with time to be compared, once the pods were looked at."""
-        await asyncio.sleep(3 * LOOK_S)
+        await self.looked()
         for prompt in prompts:
             self.offer_now(prompt)
             await until(lambda: self.parity.waiting == 0)
-            await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
@@ -95,7 +105,7 @@ async def test_the_first_are_compared() -> None:
         assert (watched.state.state, watched.state.reason) == ("exact", None)
         assert (made.calls[0], made.calls[1] + made.calls[2], watched.state.compared) == (3, 3, 6)
         made.fleet.pods["pod-2"].version = "0.32.0"
-        await asyncio.sleep(5 * LOOK_S)
+        await watched.looked()
         await watched.offer(*map(prompt_of, range(10)))
         assert (made.calls[0], watched.state.compared) == (3, 9)
         assert made.fleet.tokenizers == {MODEL: watched.state, "alias": watched.state}
@@ -116,7 +126,7 @@ async def test_few_wait() -> None:
     says = Says(SAME)
     says.gate.clear()
     async with watching(says, first=1000, queue_max=2) as watched:
-        await asyncio.sleep(LOOK_S)
+        await watched.looked()
         for number in range(30):
             watched.offer_now(prompt_of(number))
             await asyncio.sleep(0.001)
@@ -139,7 +149,7 @@ async def test_a_difference(caplog: pytest.LogCaptureFixture) -> None:
             await until(lambda: len(watched.made.peers[0].calls) == 2)
             assert watched.state.state == "degraded"
             says.body = Says(SAME).body
-            await asyncio.sleep(5 * LOOK_S)
+            await watched.looked()
             assert watched.made.calls == [2]  # not before the time has come
             watched.made.now += 61
             await until(lambda: watched.state.state == "unverified")
@@ -178,12 +188,12 @@ async def test_pods_that_can_not_be_asked() -> None:
     async with watching(says) as watched:
         await watched.offer(prompt_of())
         await until(lambda: watched.state.reason == "not compared: the pods' /tokenize fails")
-        await asyncio.sleep(5 * LOOK_S)
+        await watched.looked()
         await watched.offer(*map(prompt_of, range(5)))
         assert watched.made.calls == [1]
         says.status = 400
         watched.made.now += 61
-        await asyncio.sleep(5 * LOOK_S)
+        await watched.looked()
         await watched.offer(prompt_of())
         await until(lambda: watched.state.reason == "not compared: the pods' /tokenize refuses it")
         says.status = 200
@@ -200,7 +210,7 @@ async def test_a_model_that_is_gone() -> None:
         pod = watched.made.fleet.pods["pod-0"]
         watched.made.fleet.learned_models(pod, [{"id": "another"}])
         watched.made.now += 61
-        await asyncio.sleep(5 * LOOK_S)
+        await watched.looked()
         assert watched.made.calls == [1]
         watched.made.fleet.learned_models(pod, [{"id": MODEL}])
         watched.made.now += 61
@@ -287,9 +297,7 @@ async def test_a_pod_with_our_tokenizer(tmp_path: Path) -> None:
             {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "1", "content": "2"},
         ]
-        await asyncio.sleep(0.2)
-        before = tokenizer_of(served)["compared"]
-        assert before >= 6
+        before = await eventually(lambda: (compared := tokenizer_of(served)["compared"]) >= 6 and compared)
         for more in ({"tools": tools}, {"tools": tools, "add_generation_prompt": False}):
             post(client, {"model": SERVED, "messages": messages, "max_tokens": 1, **more})
         await eventually(lambda: tokenizer_of(served)["compared"] == before + 2)

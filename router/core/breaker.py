@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 BreakerState = Literal["closed", "half-open", "open"]
+_DECLINED_MIN, _DECLINED_MAX = 4, 8
+"""So many requests a pod calls the clients' faults, beyond those that it serves, before another pod is asked about one;
+more are not counted."""
 STATES: tuple[BreakerState, ...] = ("closed", "half-open", "open")
 """In the order of their number in metrics."""
 
@@ -37,8 +40,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "_avoided_until", "_closed_at", "_failed", "_in_row", "_open_until", "_probing", "_row_began", "_served",
-        "_unserved", "_window_began",
+        "_avoided_until", "_closed_at", "_declined", "_failed", "_in_row", "_open_until", "_probing", "_row_began",
+        "_served", "_unserved", "_window_began",
         "blocked_until", "epoch", "openings", "reason", "tripped",
     )  # fmt: skip
 
@@ -49,6 +52,7 @@ class Breaker:
         self.reason: str | None = None  # of the last opening
         self.blocked_until = 0.0
         self._avoided_until = 0.0
+        self._declined = 0  # answers that it was the client's fault, each one that was none takes one back
         self._open_until = 0.0
         self._closed_at = float("-inf")
         self._probing = False
@@ -72,6 +76,19 @@ class Breaker:
         """The pod asked to be left alone until then."""
         self._avoided_until = max(self._avoided_until, until)
         self._block()
+
+    @property
+    def is_doubted(self) -> bool:
+        """It calls so much the clients' fault that this may be its own."""
+        return self._declined >= _DECLINED_MIN
+
+    def answered(self, declined: bool) -> None:
+        """It answered; `declined`: that the client is at fault."""
+        self._declined = min(self._declined + 1, _DECLINED_MAX) if declined else max(self._declined - 1, 0)
+
+    def acquitted(self) -> None:
+        """Another pod says the same."""
+        self._declined = 0
 
     def sent(self, now: float, limits: BreakerLimits) -> None:
         """A request goes to a tripped pod. In half-open it is the one that decides; for `open_s` no other follows."""

@@ -40,6 +40,7 @@ from scorer.slow_start import slowness
 
 _INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
 _TOO_MANY = 429
+_NOT_DONE = 300
 _NO_KEYS: Keys = np.zeros(0, np.uint64)
 _LATE_MAX = 256  # reports that wait until what the pod gave up must have been heard of
 
@@ -188,7 +189,10 @@ class Core:
             return None
         placement.judged = True
         if end.how == "served":
-            fine = end.status is not None and end.status < _INTERNAL_ERROR
+            status = end.status or _INTERNAL_ERROR
+            fine = status < _INTERNAL_ERROR
+            if fine:
+                placement.pod.breaker.answered(declined=status >= _NOT_DONE)
         elif end.how == "refused":
             fine = end.status == _TOO_MANY or end.retry_after_s is not None  # it lives, and has too much to do
         elif end.how in ("failed", "cut"):
@@ -202,10 +206,12 @@ class Core:
 
     def convict(self, placement: Placement, now: float) -> BreakerChange | None:
         """It was disputed whose fault it is, and another pod has taken the request: it is this pod's."""
+        placement.pod.breaker.answered(declined=True)
         return self._failed(placement, True, now)
 
     def acquit(self, placement: Placement) -> None:
         """It was disputed whose fault it is, and no other pod has taken the request: this pod was right."""
+        placement.pod.breaker.acquitted()
         before, until = placement.suspected
         if placement.pod.suspect_until == until:
             placement.pod.suspect_until = before

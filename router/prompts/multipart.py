@@ -8,7 +8,7 @@ _DELIMITER = re.compile(rb"[\r\n]{0,8}(--[0-9A-Za-z'()+_,./:=? -]{1,70})(?=\r\n)
 _DELIMITER_BYTES_MAX = 82  # with those, and its line's end
 _PARAMETER = rb'[^=;"\r\n]+=(?:"(?:[^"\\\r\n]|\\.)*"[ \t]*|[^;"\r\n]*);'  # a quoted value may hold anything
 _NAMED_MODEL = re.compile(
-    rb'\r\ncontent-disposition:[ \t]*form-data;(?:' + _PARAMETER + rb')*?[ \t]*name=(?:"model"|model)[ \t]*(?:[;\r]|$)',
+    rb"\r\ncontent-disposition:[ \t]*form-data;(?:" + _PARAMETER + rb')*?[ \t]*name=(?:"model"|model)[ \t]*(?:[;\r]|$)',
     re.IGNORECASE,
 )
 _HEAD_BYTES_MAX = 4096

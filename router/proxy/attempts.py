@@ -18,7 +18,7 @@ from router.core.token_states import Witness
 from router.errors import Full, NoRetry
 from router.metrics.metrics import Metrics
 from router.proxy.proxy import Outcome
-from router.proxy.refusals import DISPUTES, REFUSALS
+from router.proxy.refusals import DECLINED, DISPUTES, REFUSALS
 from router.proxy.usage import Usage
 from router.proxy.waiting_room import Claims, WaitingRoom
 from router.recording.recorder import Ended, Recorder
@@ -34,6 +34,7 @@ _UNKNOWN = "the prefix is not known"  # a label must be bounded; the whole reaso
 _CLIENT_GONE = 499  # nginx's number for an answer that nobody waited for
 _INTERNAL_ERROR = 500
 _NOT_FOUND = 404
+_DECLINED = min(DECLINED)
 _STAPLE = frozenset(("/v1/chat/completions", "/v1/completions"))  # where every pod that has the model says no 404
 _OWN_BOUND = "pool_full"  # a failure that is no fault of the pod
 _OURS = frozenset(("cancelled", "internal", "unsendable_request"))  # ends of an attempt that say nothing of the pod
@@ -111,19 +112,25 @@ class Routing:
         if self.demand.model is not None:
             await self._dispatch.look_again(self.request.path in _STAPLE)
 
-    def is_disputed(self, status: int) -> bool:
+    def is_accusing(self, placement: Placement, status: int) -> bool:
         """May such an answer be the pod's own fault? Until the next one tells, others come first."""
-        return status in DISPUTES and (status != _NOT_FOUND or self.request.path in _STAPLE)
+        if status in DISPUTES:
+            return status != _NOT_FOUND or self.request.path in _STAPLE
+        return status in DECLINED and placement.pod.breaker.is_doubted
 
     def accuse(self, placement: Placement, status: int) -> None:
         """A pod has said what is disputed."""
         self._accused.append((placement, status))
 
-    def understood(self, now: float) -> None:
-        """A pod has taken the request for what it is: who did not is at fault."""
+    def understood(self, now: float, served: bool) -> None:
+        """A pod has taken the request for what it is, and maybe `served` it: who did not is at fault."""
+        left = []
         for placement, status in self._accused:
-            _tell(self._dispatch.core.convict(placement, now), status)
-        self._accused = []
+            if served or status in DISPUTES:
+                _tell(self._dispatch.core.convict(placement, now), status)
+            else:
+                left.append((placement, status))
+        self._accused = left
 
     def acquit(self) -> None:
         """See `Routes`."""
@@ -239,10 +246,14 @@ class Attempt:
         """The head of a stream comes at once; a whole answer from a pod that is well may take its time."""
         return not self._routing.streams and self._placement.pod.usable
 
+    def is_disputed(self, status: int) -> bool:
+        """See `Assignment`."""
+        return status in DISPUTES or self._routing.is_accusing(self._placement, status)
+
     def first_byte(self, now: float) -> None:
         routing = self._routing
         if routing.disputed:
-            routing.understood(now)
+            routing.understood(now, served=True)
         self._first_at, metrics = now, self._dispatch.metrics
         routing.story.first_at = now
         metrics.first_bytes.observe(now - routing.request.began)
@@ -259,7 +270,7 @@ class Attempt:
     def refused(self, status: int, retry_after_s: float | None, now: float) -> None:
         self._dispatch.metrics.gave_up(self.pod, f"status_{status}")
         self._tried(status, now)
-        if self._routing.is_disputed(status):
+        if self._routing.is_accusing(self._placement, status):
             self._routing.accuse(self._placement, status)
             self._end(End("disputed", status), status, now)
         elif status in DISPUTES:
@@ -270,7 +281,7 @@ class Attempt:
     def finished(self, outcome: Outcome, now: float) -> None:
         routing, metrics, status = self._routing, self._dispatch.metrics, outcome.told or outcome.status
         if routing.disputed and status is not None and _understood(status):
-            routing.understood(now)
+            routing.understood(now, served=status < _DECLINED)
         self._end(_end_of(outcome), outcome.error or status, now)
         code = _CLIENT_GONE if status is None and outcome.client_gone else status
         story = routing.story

@@ -2,7 +2,7 @@
 
 A failure before the first byte of a response goes to the next pod: freely, where the pod has not had the request;
 `breaks_max` times, where it has, and maybe broke because of it; not at all, where the pod is well and may be at work on
-it. What a pod says for reasons that may be its own (`DISPUTES`) one other pod is asked about. Never, where a pod has
+it. What a pod says for reasons that may be its own one other pod is asked about. Never, where a pod has
 had what is not kept of an upload, and after the first byte: the client's connection is cut (the response is left
 unfinished, which makes the ASGI server close it), so that the client sees a broken response and not a clean end, for
 JSON and for event streams alike.
@@ -21,7 +21,7 @@ from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterEr
 from router.proxy.client_watch import ClientWatch, Flight
 from router.proxy.error_events import read_error
 from router.proxy.places import without_hosts
-from router.proxy.refusals import DISPUTES, REFUSALS, retry_after_s
+from router.proxy.refusals import REFUSALS, retry_after_s
 from router.proxy.uploads import Upload
 from router.proxy.usage import Tail, Usage, read_usage
 from router.server.asgi import PUSH, Headers, Message, Receive, Scope, Send, send_error
@@ -31,6 +31,7 @@ from router.upstream.replies import NOT_FORWARDED
 
 _TRAILERS = "http.response.trailers"
 _EVENT_STREAM = b"text/event-stream"
+_NOT_DONE = 300
 _NO_LENGTH_STATUSES = (204, 304)  # without a body, and servers would wait for one of the length that is said
 
 
@@ -56,6 +57,9 @@ class Assignment(Protocol):
     @property
     def computes(self) -> bool:
         """The pod may be at work on what it does not answer yet: it is well, and whole answers take their time."""
+
+    def is_disputed(self, status: int) -> bool:
+        """May such an answer be the pod's own fault? One other pod is asked about it."""
 
     @property
     def request_headers(self) -> Headers:
@@ -175,7 +179,7 @@ class Proxy:
 
     async def _serve(self, flight: Flight, routes: Routes, error_headers: Headers) -> RouterError | None:
         tried: frozenset[str] = frozenset()
-        broken, disputed = routes.broken, 0
+        broken, disputed = routes.broken, False
         failure: RouterError | None = None
         if broken > self._breaks_max:
             failure = PodUnreachable(f"{broken} pods broke off when they were asked for the tokens of this request.")
@@ -200,11 +204,11 @@ class Proxy:
                     late = isinstance(answer, ResponseTimeout) and assignment.computes
                     if not answer.before_first_byte or broken > self._breaks_max or late or flight.spent:
                         break
-                elif (answer.status not in REFUSALS and (answer.status not in DISPUTES or disputed)) or flight.spent:
+                elif flight.spent or _is_final(answer.status, assignment, disputed):
                     await self._relay(flight, assignment, answer)
                     return None
                 else:
-                    disputed += answer.status in DISPUTES
+                    disputed = disputed or answer.status not in REFUSALS
                     broken += answer.status in BREAKS
                     while held:
                         held.pop()[1].close()
@@ -306,6 +310,11 @@ class Proxy:
             told = read_error(tail) if tells else None
             outcome = Outcome(status, flow.bytes_out, read_usage(tail), flight.gone, error, told)
             assignment.finished(outcome, self._clock())
+
+
+def _is_final(status: int, assignment: Assignment, disputed: bool) -> bool:
+    """Nobody else is asked, after this answer. `disputed`: somebody was, because another's answer may be its own."""
+    return status not in REFUSALS and (disputed or status < _NOT_DONE or not assignment.is_disputed(status))
 
 
 def _target(scope: Scope) -> bytes:

@@ -9,6 +9,8 @@ from email.utils import parsedate_to_datetime
 REFUSALS = frozenset((429, 502, 503, 504))
 DISPUTES = frozenset((401, 403, 404))
 """The client's fault, or that of this pod alone: a key that was changed, a model that is gone. Another pod knows."""
+DECLINED = frozenset(range(300, 500)) - DISPUTES - REFUSALS
+"""The client's fault, unless a pod says so all the time: it may lack a template, or an option that the others have."""
 
 
 def retry_after_s(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
