@@ -306,7 +306,7 @@ def test_a_dropped_block(bench: Bench) -> None:
         demand, keys={SIZE: np.concatenate([asked(bench.core, 1).keys[SIZE], demand.keys[SIZE][10:] + np.uint64(1)])}
     )
     why = bench.serve(long, 144)
-    assert why.missed[0][:2] == ("block_edge", 16)
+    assert (why.missed[0].cause, why.missed[0].tokens) == ("block_edge", 16)
     assert told(why)["first_seen"] == 320 - 160 - 32 and why.captured == 144
 
 

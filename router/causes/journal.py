@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Generator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import orjson
 import xxhash
@@ -38,7 +38,8 @@ _WAITING_BYTES_MAX = 32 << 20  # bodies that wait to be looked at
 _ERROR = 400
 
 
-class EndedStory(NamedTuple):
+@dataclass(slots=True, eq=False)
+class EndedStory:
     """One request that is over. `placement`: of its last attempt; `body`: if it may be looked at."""
 
     story: Story
@@ -85,7 +86,7 @@ class Journal:
         ended = EndedStory(story, model, placement, body, refusal)
         self._ended.append(ended)
         if story.error is not None or story.status is None or story.status >= _ERROR:
-            self.errors.append((ended._replace(body=None), story.ended_at))
+            self.errors.append((EndedStory(story, model, placement, None, refusal), story.ended_at))
             self.error_counts[story.error or str(story.status)] += 1
 
     async def settled(self) -> None:

@@ -43,7 +43,8 @@ class AsJson(logging.Formatter):
             line["by"] = self._who
         requests = getattr(record, "requests", None)
         if requests is not None:
-            return "\n".join([orjson.dumps({**line, **fields}, default=str).decode() for fields in requests])
+            head = orjson.dumps(line)[:-1] + b","
+            return b"\n".join([head + orjson.dumps(fields, default=str)[1:] for fields in requests]).decode()
         line["message"] = record.getMessage()
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 Cause = Literal[
     "first_seen", "changed", "evicted", "routed_away", "other_adapter", "other_salt", "tier", "block_edge",
@@ -10,7 +11,8 @@ Cause = Literal[
 ]  # fmt: skip
 
 
-class Missed(NamedTuple):
+@dataclass(slots=True)
+class Missed:
     """Tokens of a prompt that were computed again, or for the first time, and why. `kind`: of the detail, for sums."""
 
     cause: Cause
@@ -19,7 +21,8 @@ class Missed(NamedTuple):
     kind: str = ""
 
 
-class Why(NamedTuple):
+@dataclass(slots=True)
+class Why:
     """Where one prompt's tokens came from: `tokens` in all are `delivered` from the cache, or `missed`.
 
     `reachable`: the longest beginning that any pod held, as its blocks are reused; `captured`: of the picked one.

@@ -47,7 +47,7 @@ class _Split:
             return
         last = self.missed[-1] if self.missed else None
         if last is not None and (last.cause, last.detail) == (cause, detail):
-            self.missed[-1] = last._replace(tokens=last.tokens + tokens)
+            last.tokens += tokens
         else:
             self.missed.append(Missed(cause, tokens, detail, kind or detail))
         self.at = end

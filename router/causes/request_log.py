@@ -82,9 +82,9 @@ def _fields(story: Story, model: str | None, placement: Placement | None) -> Lin
     fields: LineFields = {"request_id": story.id.decode("latin-1"), "path": story.path, "status": story.status}
     if model is not None:
         fields["model"] = model
-    fields["duration_s"] = round(ended - story.began, 4)
+    fields["duration_s"] = _rounded(ended - story.began)
     if story.first_at is not None:
-        fields["ttft_s"] = round(story.first_at - story.began, 4)
+        fields["ttft_s"] = _rounded(story.first_at - story.began)
     if story.error is not None:
         fields["error"] = story.error
     if placement is not None:
@@ -93,11 +93,16 @@ def _fields(story: Story, model: str | None, placement: Placement | None) -> Lin
     if len(story.tries) > 1:
         fields["attempts"] = [{"pod": str(one.at), "result": one.how} for one in story.tries]
     if isinstance(story.why, Why):
-        fields |= {"prompt_tokens": story.why.tokens, "cached_tokens": story.why.delivered}
-        missed = fields["missed"] = {}
-        for one in story.why.missed:
+        why, missed = story.why, dict[str, int]()
+        fields["prompt_tokens"], fields["cached_tokens"], fields["missed"] = why.tokens, why.delivered, missed
+        for one in why.missed:
             missed[one.cause] = missed.get(one.cause, 0) + one.tokens
     return fields
+
+
+def _rounded(spent_s: float) -> float:
+    """To a tenth of a millisecond, by less work than `round` does."""
+    return int(spent_s * 1e4 + 0.5) / 1e4
 
 
 def request_line(fields: LineFields) -> str:

@@ -84,7 +84,8 @@ class Demand:
         return max(self.tokens, *(each.tokens for each in self.by_version.values()))
 
 
-class Try(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Try:
     """One attempt that has ended: at whom, how (a status, or a word for what went wrong), and when."""
 
     at: RankId
