@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -89,6 +90,13 @@ async def test_no_file_is_no_trouble(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert _file(tmp_path).read() is None and not caplog.text
     (tmp_path / "deep" / "state").mkdir(parents=True)
     assert _file(tmp_path).read() is None and "can't be read" in caplog.text
+
+
+async def test_a_pipe_is_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for what might come through it."""
+    os.mkfifo(tmp_path / "state")
+    assert StateFile(str(tmp_path / "state"), KEY, MANY, 3600.0).read() is None
+    assert caplog.messages == [f"{tmp_path}/state can't be read: it is no file"]
 
 
 def test_a_head_is_small() -> None:

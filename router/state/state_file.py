@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import stat
 import time
 from collections.abc import AsyncIterator
 from io import BufferedWriter
@@ -87,9 +89,11 @@ class StateFile:
 
     def _read(self) -> Snapshot:
         reader, found = FrameReader(self._key), Snapshot()
-        with self.path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > self._bytes_max:
+        with open(self.path, "rb", opener=_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "it is no file", str(self.path))
+            if (size := status.st_size) > self._bytes_max:
                 raise SnapshotError(f"it has {size} bytes, more than state.size_max")
             while piece := file.read(_PIECE):
                 for kind, payload in reader.take(piece):
@@ -123,6 +127,11 @@ class StateFile:
 
     def _beside(self, what: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{what}")
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Without waiting for whoever writes into a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _to_disk(file: BufferedWriter) -> None:
