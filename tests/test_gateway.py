@@ -85,6 +85,22 @@ async def test_chat(client: openai.AsyncOpenAI) -> None:
     assert [bool(c.usage) for c in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
+async def test_a_request_that_names_no_model(http: httpx.AsyncClient) -> None:
+    """vLLM takes it for its own: it is tokenized and routed as that, also on /score."""
+    chat = {"messages": [{"role": "user", "content": "Which model is it that nobody names? " * 12}]}
+    first = await http.post("/v1/chat/completions", json={**chat, "max_tokens": 2})
+    assert first.status_code == 200 and first.json()["model"] == MODEL
+    home = first.headers["x-warmroute-pod"]
+    again = await http.post("/v1/chat/completions", json={**chat, "max_tokens": 2})
+    cached = again.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert (again.headers["x-warmroute-pod"], int(again.headers["x-warmroute-matched-tokens"])) == (home, cached)
+    assert cached > BLOCK
+    known = (await http.post("/score", json=chat)).json()
+    assert (known["model"], known["pick"], of(known, home)["matched_tokens"]) == (MODEL, home, cached)
+    asked = (await http.get("/score", params={"prompt": "Which model?"})).json()
+    assert asked["model"] == MODEL
+
+
 async def test_tools(client: openai.AsyncOpenAI, http: httpx.AsyncClient) -> None:
     """Tools change the prompt as the pod sees it; a forced tool is called."""
     messages: Any = [{"role": "user", "content": "How is the weather in Oslo?"}]

@@ -53,6 +53,12 @@ def served_by(cards: Sequence[Card]) -> dict[str, Served]:
     return {card.id: Served(_base(card, bases), card.id if card.parent else None) for card in cards}
 
 
+def shared_base(served: Sequence[Mapping[str, Served]]) -> str | None:
+    """The first base model that all pods serve, of what each of them does."""
+    each = [[name for name, one in names.items() if one.lora is None] for names in served]
+    return next((name for name in each[0] if all(name in names for names in each)), None) if each else None
+
+
 def only(model: str, cards: Iterable[Card]) -> list[str]:
     """The names of `model` and its adapters; empty if it is not among `cards`."""
     cards = list(cards)

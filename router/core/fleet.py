@@ -11,7 +11,7 @@ from indexer.blocks import Grain, size_of
 from indexer.feed import Feed
 from indexer.trust import Trust
 from router.core.breaker import Breaker
-from router.core.cards import Card, Evidence, Served, card_of, served_by, version_of
+from router.core.cards import Card, Evidence, Served, card_of, served_by, shared_base, version_of
 from router.core.token_states import Ladder, TokenizerState
 from router.errors import BadRequest, UnknownModel
 from scorer.adapters import Adapters
@@ -243,7 +243,7 @@ class Fleet:
         self._grains: dict[str | None, list[Grain]] = {}
         self._versions: dict[str | None, tuple[str | None, ...]] = {}
         self._noticed: list[int | None] = []
-        self._unnamed: tuple[int, bool] | None = None  # as of an epoch: may a request leave the model out?
+        self.unnamed: str | None = None  # the model of requests that name none; None: no pod has told, or other ones
 
     def join(self, pod: Pod) -> None:
         self._joins += 1
@@ -290,6 +290,7 @@ class Fleet:
     def changed(self) -> None:
         """Who serves what, or in blocks of which size, has changed."""
         self.epoch += 1
+        self.unnamed = shared_base([pod.served for pod in self.pods.values() if pod.served])
         self._grains.clear()
         self._versions.clear()
 
@@ -403,11 +404,7 @@ class Fleet:
     @property
     def is_of_one_model(self) -> bool:
         """A model is served by all pods, as far as they have told."""
-        if self._unnamed is None or self._unnamed[0] != self.epoch:
-            served = [pod.served.items() for pod in self.pods.values() if pod.served]
-            bases = [{name for name, each in items if each.lora is None} for items in served]
-            self._unnamed = (self.epoch, not bases or bool(set.intersection(*bases)))
-        return self._unnamed[1]
+        return self.unnamed is not None or not any(pod.served for pod in self.pods.values())
 
     def check_unnamed(self) -> None:
         """A request names no model: raises `BadRequest` where no model is served by all pods, naming those that are."""

@@ -24,7 +24,7 @@ from router.prompts.prompt import parse_query
 from router.server.asgi import read_body
 from router.server.operator_access import OperatorAccess
 from router.service import GATEWAY_VERSION, Service
-from router.tokens.understanding import Understood
+from router.tokens.understanding import Understood, with_model
 from router.workers.kept_counters import Counts
 
 _SCORE_ERRORS = errors(400, 401, 403, 404, 413, 429, 502, 503, 504)
@@ -184,7 +184,7 @@ def _data_plane(service: Service, gateway: Gateway, access: OperatorAccess) -> A
     @router.get("/score", openapi_extra=SCORE_QUERY, responses=_SCORE_ERRORS)
     async def score_of_prompt(request: Request) -> Response:
         """The same for `?model=…&prompt=…`."""
-        prompt = parse_query(request.query_params)
+        prompt = with_model(parse_query(request.query_params), service.core.fleet)
         if prompt.model is None:
             service.core.fleet.check_unnamed()
         query: bytes = request.scope["query_string"]

@@ -60,6 +60,7 @@ from router.tokens.understanding import (
     in_versions,
     shape_of,
     why_unknown,
+    with_model,
 )
 from router.upstream.pool import Upstream
 
@@ -160,10 +161,11 @@ class Encoder:
     async def parsed(self, path: str, body: bytes) -> Prompt:
         """What a body that was not seen before says; raises `BadRequest`, and `Saturated` where there is no time to
         find out for whom a large one is."""
+        fleet = self._core.fleet
         if not is_large(body, self._body_inline_max):
-            return parse(path, body)
+            return with_model(parse(path, body), fleet)
         try:
-            return await self._large_bodies.do(len(body), parse_large, path, body, self._decoded_max)
+            return with_model(await self._large_bodies.do(len(body), parse_large, path, body, self._decoded_max), fleet)
         except TimeoutError:
             return self._late(body)
 
@@ -429,7 +431,7 @@ class Encoder:
         """The ids that were made of a prompt, as far as they are at hand."""
         if doubt.witness is None:
             return None
-        prompt, pod = parse(*doubt.witness), self._core.fleet.pods.get(doubt.pod)
+        prompt, pod = with_model(parse(*doubt.witness), self._core.fleet), self._core.fleet.pods.get(doubt.pod)
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         model = self._models.get(served.base) if served is not None else None
         if pod is None:
@@ -446,7 +448,7 @@ class Encoder:
 
     async def ids_by(self, state: TokenizerState, witness: Witness, pod: str) -> Tokens | None:
         """What a source makes of a prompt for a pod, whether or not it is in use; None where it makes nothing."""
-        prompt, known = parse(*witness), self._core.fleet.pods.get(pod)
+        prompt, known = with_model(parse(*witness), self._core.fleet), self._core.fleet.pods.get(pod)
         if known is None:
             return None
         if state.source == "local":

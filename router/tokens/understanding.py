@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from indexer.blocks import Grain, Keys
 from indexer.mappings import Ending
 from router.core.demand import Apart, Demand
+from router.core.fleet import Fleet
 from router.core.token_states import Origin, Shape
 from router.prompts.prompt import Prompt
 from router.prompts.rendering import RenderError
@@ -21,6 +22,11 @@ BYTES_A_TOKEN = 4
 """About so many, of text that is not tokenized: only its load counts."""
 
 _KWARGS = ("chat_template_kwargs", "chat_template", "documents", "reasoning_effort", "add_generation_prompt")
+
+
+def with_model(prompt: Prompt, fleet: Fleet) -> Prompt:
+    """The same prompt; of a body that names no model, with the one that pods take it for."""
+    return prompt if prompt.model is not None or fleet.unnamed is None else replace(prompt, model=fleet.unnamed)
 
 
 class Understood(NamedTuple):
