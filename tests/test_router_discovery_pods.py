@@ -255,6 +255,22 @@ async def test_a_pod_that_sleeps(by_metrics: bool) -> None:
         assert pod.fit(0.0) and pod in core.fleet.cold and _held(core, keys) == 0
 
 
+async def test_whether_a_pod_still_sleeps_is_asked_with_every_probe() -> None:
+    """Also where its metrics alone tell: who waits for it is not kept until the next look at everything."""
+    told = Told()
+    asleep = b'vllm:engine_sleep_state{engine="0",sleep_state="awake"} 0.0\n'
+    told.answers["/metrics"] = (200, told.answers["/metrics"][1] + asleep)
+    async with probed(told) as (core, _, seen):
+        await until(lambda: core.fleet.pods["a"].rest == "asleep")
+
+        def asked(path: str) -> int:
+            return sum(call.head.split(b" ")[1].decode() == path for call in seen.calls)
+
+        looks, models = asked("/metrics"), asked("/v1/models")
+        await until(lambda: asked("/metrics") >= looks + 10)
+        assert asked("/v1/models") <= models + 4
+
+
 async def test_only_the_given_model() -> None:
     """A pod that is given a model is asked for that and its adapters alone; without it, it is not fit."""
     told = Told()

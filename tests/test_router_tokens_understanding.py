@@ -9,7 +9,7 @@ from indexer.mappings import Ending
 from router.core.token_states import Origin, TokenizerState
 from router.prompts.prompt import Prompt, parse
 from router.tokens.given import Encoded
-from router.tokens.understanding import Gathered, in_versions
+from router.tokens.understanding import Gathered, in_versions, room_tokens
 
 ORIGIN = Origin(TokenizerState(source="render"), "plain", "m")
 
@@ -26,6 +26,19 @@ def gathered(*keys: int, tokens: int = 40, origin: Origin = ORIGIN, reason: str 
         ending = Ending(np.array(keys, np.uint64), tokens, live=False)
         made.add(Encoded(ending, np.zeros(tokens, np.uint32), "miss", 0.0, 0.0), 16)
     return made
+
+
+def test_there_must_be_room_for_the_longest_of_several_prompts() -> None:
+    """For its answer, too; a text's tokens are guessed."""
+
+    def room(first: int, **body: object) -> int | None:
+        return room_tokens(parse("/v1/completions", orjson.dumps({"model": "m", "max_tokens": 7, **body})), first)
+
+    assert room(9, prompt=[1] * 9) == 7
+    assert room(9, prompt=[[1] * 9, [1] * 30, [1] * 12]) == 7 + 21
+    assert room(30, prompt=[[1] * 30, [1] * 9]) == 7
+    assert room(2, prompt=["ab cd", "x" * 400]) == 7 + 98
+    assert room(9, prompt=["a", "b"], truncate_prompt_tokens=-1) is None
 
 
 def test_the_same_tokens_are_one_demand() -> None:

@@ -51,7 +51,7 @@ class Demand:
     tells_cached: bool = True  # the response's usage tells cached tokens, if the pod does at all
     tells_prefill: bool = False  # the first byte of the answer will come with the first token
     reads_cache: bool = True  # if not, the pod computes all of it, whatever it holds
-    answer: int | None = None  # tokens that a pod must have room for behind the prompt; None: its length is not known
+    answer: int | None = None  # tokens that a pod must have room for behind the prompt; None: that is not known
     session: str | None = None  # as the body names it
     apart: Apart | None = None  # None: it has neither adapter nor salt
 

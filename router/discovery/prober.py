@@ -61,9 +61,10 @@ class Prober:
             if fine and (count % _DETAILS_EVERY == 0 or self._pod.models is None or self._pod.block_size is None):
                 fine = await self._ask_details()
             elif fine:
-                if self._needs_counters or self._prefills.wanted(self._pod.ranks):
+                resting = self._pod.rest is not None  # who waits for it wants to know at once that it is awake
+                if self._needs_counters or resting or self._prefills.wanted(self._pod.ranks):
                     await self._ask_metrics()
-                if self._may_rest:
+                if self._may_rest or resting:
                     await self._ask_rest()
             self._note(fine, before)
             self.probed.set()

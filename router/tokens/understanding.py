@@ -108,7 +108,7 @@ class Gathered:
             prompt.tells_cached,
             prompt.tells_prefill,
             prompt.reads_cache,
-            prompt.answer_tokens if self.reason is None else None,
+            room_tokens(prompt, self.tokens) if self.reason is None else None,
             prompt.session,
             self.apart,
         )
@@ -176,6 +176,16 @@ def further_tokens(prompt: Prompt) -> int:
     """About how many tokens the prompts after the first have."""
     further: tuple[Any, ...] = prompt.prompts[1:]
     return sum(len(p) // BYTES_A_TOKEN if isinstance(p, str) else len(p) for p in further)
+
+
+def room_tokens(prompt: Prompt, first: int) -> int | None:
+    """Tokens that a pod must have room for behind the `first` prompt's, for this one and for the longest; None: no
+    matter."""
+    answer = prompt.answer_tokens
+    if answer is None or len(prompt.prompts) < 2:
+        return answer
+    longest = max(len(p) // BYTES_A_TOKEN if isinstance(p, str) else len(p) for p in prompt.prompts)
+    return answer + max(0, longest - first)
 
 
 def why_unknown(error: RenderError | NotTold) -> str:
