@@ -287,10 +287,10 @@ async def test_a_slow_client_is_not_the_pods_fault() -> None:
         if not silent.is_set():
             await call.send(reply(200, b"heard"))
 
-    async with uploads(listens, upstream={"first_byte_timeout": 0.2, "total_timeout": 0.3}) as here:
+    async with uploads(listens, upstream={"first_byte_timeout": 0.8, "total_timeout": 1.2}) as here:
         async with here.client() as client:
             await client.send(head(body) + body[:MIB])
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(1.5)
             await client.send(body[MIB:])
             assert await client.answer() == (200, b"heard")
         silent.set()

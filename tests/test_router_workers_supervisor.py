@@ -10,13 +10,7 @@ from pathlib import Path
 import httpx
 
 from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually
-from tests.fakes.worker_processes import LOOK_S, WORKERS, completion, each, pid_of, workers
-
-
-async def loads(client: httpx.AsyncClient) -> dict[str, int]:
-    """Requests in flight at each pod, as this worker takes them into account."""
-    answer = (await client.post("/score", json={"model": MODEL, "prompt": "any"})).json()
-    return {pod["pod"]: pod["load"]["requests"] for pod in answer["pods"]}
+from tests.fakes.worker_processes import WORKERS, completion, each, pid_of, until_in_flight, workers
 
 
 def test_connections_spread_and_figures_add_up(tmp_path: Path) -> None:
@@ -55,9 +49,8 @@ async def test_load_is_seen_by_all(tmp_path: Path) -> None:
             async with here.stream("POST", "/v1/completions", json=asked) as stream:
                 assert stream.status_code == 200
                 pod = stream.headers["x-warmroute-pod"]
-                await asyncio.sleep(LOOK_S)
                 for client in (there, here):
-                    assert (await loads(client))[pod] == 1
+                    assert (await until_in_flight(client, 1))[pod] == 1
                 inflight = f'warmroute_pod_inflight_requests{{pod="{pod}"}}'
                 assert await asyncio.to_thread(served.metric, inflight) == 1  # and not once for each worker
                 other = await there.post("/v1/completions", json=completion("another one"))
@@ -65,7 +58,7 @@ async def test_load_is_seen_by_all(tmp_path: Path) -> None:
                 async for _ in stream.aiter_raw():
                     pass
             assert await eventually(lambda: _are_idle(served))
-            assert sum((await loads(there)).values()) == 0
+            assert await until_in_flight(there, 0)
 
 
 def _are_idle(served: GatewayProcess) -> bool:
@@ -84,7 +77,7 @@ async def test_a_prompt_that_another_worker_has_sent_is_followed(tmp_path: Path)
             text = "the same document for all, and a question about it. " * 40
             first = asyncio.create_task(here.post("/v1/completions", json=completion(text)))
             await eventually(lambda: any(pod.state()["ranks"][0]["running"] for pod in fleet))
-            await asyncio.sleep(LOOK_S)
+            await until_in_flight(there, 1)
             answer = (await there.post("/score", json={"model": MODEL, "prompt": text})).json()
             best = max(answer["pods"], key=lambda pod: pod["matched_tokens"])
             assert best["predicted_blocks"] == best["matched_blocks"] == answer["tokens"] // answer["block_size"]
@@ -102,8 +95,8 @@ async def test_a_bound_holds_for_all(tmp_path: Path) -> None:
                 asked = completion(f"{number}", max_tokens=400, ignore_eos=True, stream=True)
                 stream = await streams.enter_async_context(client.stream("POST", "/v1/completions", json=asked))
                 assert stream.status_code == 200
-            await asyncio.sleep(LOOK_S)
             for client in clients.values():
+                await until_in_flight(client, len(clients))
                 assert (await client.post("/v1/completions", json=completion("x"))).status_code == 429
 
 

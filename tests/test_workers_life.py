@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from tests.fakes.processes import MODEL, PLAIN, ROOT, TOKENIZER, PodProcess, eventually, free_ports
-from tests.fakes.worker_processes import LOOK_S, WORKERS, completion, each, pid_of, workers
+from tests.fakes.worker_processes import WORKERS, completion, each, pid_of, until_in_flight, workers
 
 START_S = 60.0  # for a command that fails, on a busy machine
 
@@ -35,16 +35,14 @@ async def test_killed_worker(tmp_path: Path) -> None:
             counted = _requests((await there.get("/metrics")).text)
             asked = completion("a long answer", max_tokens=2000, ignore_eos=True, stream=True)
             async with here.stream("POST", "/v1/completions", json=asked) as stream:
-                await asyncio.sleep(LOOK_S)
-                assert await _in_flight(there) == 1
+                await until_in_flight(there, 1)
                 os.kill(victim, signal.SIGKILL)
                 with pytest.raises(httpx.TransportError):
                     async for _ in stream.aiter_raw():
                         pass
             answers = [await there.post("/v1/completions", json=completion(f"{n} was served")) for n in range(5)]
             assert [answer.status_code for answer in answers] == [200] * 5
-            while await _in_flight(there):
-                await asyncio.sleep(0.05)
+            await until_in_flight(there, 0)
             await eventually(lambda: served.metric("warmroute_workers") == WORKERS, 30.0)
         assert served.metric("warmroute_worker_restarts_total") == 1
         assert _requests(served.get("/metrics").text) >= counted + 5
@@ -60,12 +58,6 @@ async def test_killed_worker(tmp_path: Path) -> None:
 def _requests(metrics: str) -> float:
     lines = [line for line in metrics.splitlines() if line.startswith("warmroute_requests_total")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
-
-
-async def _in_flight(client: httpx.AsyncClient) -> int:
-    """At all pods, as the next decision of this worker counts them."""
-    answer = (await client.post("/score", json={"model": MODEL, "prompt": "any"})).json()
-    return sum(pod["load"]["requests"] for pod in answer["pods"])
 
 
 async def test_sigterm_under_load(tmp_path: Path) -> None:

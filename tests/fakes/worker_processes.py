@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, gateway, pods
+from tests.fakes.processes import MODEL, PLAIN, START_S, GatewayProcess, PodProcess, gateway, pods
 
 WORKERS = 2
 LOOK_S = 0.05  # within it, each worker looks at what the others have in flight
@@ -35,6 +36,20 @@ def completion(text: str, **more: Any) -> dict[str, Any]:
 def pid_of(answer: httpx.Response) -> int:
     """The worker that answered: a request's own id names its process."""
     return int(answer.headers["x-request-id"].split("-")[1], 16)
+
+
+async def in_flight(client: httpx.AsyncClient) -> dict[str, int]:
+    """Requests at each pod, as the next decision of this worker counts them."""
+    answer = (await client.post("/score", json={"model": MODEL, "prompt": "any"})).json()
+    return {pod["pod"]: pod["load"]["requests"] for pod in answer["pods"]}
+
+
+async def until_in_flight(client: httpx.AsyncClient, count: int) -> dict[str, int]:
+    """Wait until this worker has seen so many at all pods, and return them: it looks every `LOOK_S`, if it can."""
+    async with asyncio.timeout(START_S):
+        while sum((seen := await in_flight(client)).values()) != count:
+            await asyncio.sleep(LOOK_S)
+        return seen
 
 
 @contextlib.asynccontextmanager
