@@ -99,7 +99,7 @@ async def test_chats_and_what_is_wrong(tmp_path: Path) -> None:
         lines.write_text(json.dumps({"model": "nobody", "messages": [{"role": "user", "content": "x"}]}) + "\n")
         ended = await asyncio.to_thread(run, "warmup", chunks, lines, "--url", gate.url, "--prefill", "1")
         assert ended.exit_code == 1
-        assert "2 prompts" in ended.stdout and "computed 1 times" in ended.stdout
+        assert "2 prompts" in ended.stdout and "computed 1 time by pods" in ended.stdout
         assert "chats.jsonl:1: " in ended.stderr and "nobody" in ended.stderr
         messages = [{"role": "system", "content": TEXT}, {"role": "user", "content": DOCUMENTS[1] + "\nSo?"}]
         body = {"model": MODEL, "messages": messages, "max_tokens": 1}
