@@ -17,6 +17,8 @@ from router.workers.own_python import command_of, environment_of_ours
 if TYPE_CHECKING:
     from router.config.settings import Config
 
+_URL = "http://127.0.0.1:8080"
+
 
 @click.group(name="warmroute", cls=Plain, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="warmroute")
@@ -29,7 +31,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--config", "path", help="YAML or JSON file.")
+@click.option("--config", "path", envvar="WARMROUTE_CONFIG", help="YAML or JSON file; also as WARMROUTE_CONFIG.")
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port of the data plane.")
 @click.option("--ops-port", type=int, help="Port of the operators' endpoints.")
@@ -113,7 +115,7 @@ def _log(config: Config, who: str = "") -> None:
 
 
 @main.command()
-@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The gateway.")
+@click.option("--url", default=_URL, envvar="WARMROUTE_URL", show_default=True, help="The gateway; or WARMROUTE_URL.")
 @click.option("--model", help="Model; may be left out if the gateway serves one only.")
 @click.option("--prompt", help="A prompt's text.")
 @click.option("--messages", help="JSON file: a list, or a chat body.")
@@ -168,7 +170,7 @@ def plan(recording: str, as_json: bool, **given: Any) -> None:
 
 @main.command(short_help="Bring prompts to a gateway before anybody asks for them.")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
-@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The gateway (its operators' plane).")
+@click.option("--url", default=_URL, envvar="WARMROUTE_URL", show_default=True, help="Its operators' plane.")
 @click.option("--model", help="Model of prompts that name none; may be left out if the gateway serves one only.")
 @click.option(
     "--prefill", default=0, type=click.IntRange(0, 1000), help="So many pods compute each prompt, while idle."
@@ -193,7 +195,7 @@ def warmup(files: tuple[str, ...], url: str, prefill: int, parallel: int, as_jso
 
 
 @main.command(short_help="Look for what is wrong with a fleet.")
-@click.option("--config", "path", help="YAML or JSON file, as for serve.")
+@click.option("--config", "path", envvar="WARMROUTE_CONFIG", help="YAML or JSON file, as for serve.")
 @click.option("--pod", "pods", multiple=True, help="name=…,address=http://…[,events=tcp://…,replay=tcp://…].")
 @click.option("--model", "models", multiple=True, help="name=…,tokenizer=FOLDER.")
 @click.option(
@@ -214,6 +216,7 @@ def check(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], wait
     """
     from router.commands.check import check_fleet
 
+    logging.basicConfig(handlers=[logging.NullHandler()])  # what would be logged is among what is found
     sys.exit(1 if check_fleet(_config(path, pods, models, {}), wait_s, as_json) else 0)
 
 

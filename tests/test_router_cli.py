@@ -70,6 +70,20 @@ def test_commands_are_listed_in_whole_sentences() -> None:
     assert told.exit_code == 0 and "..." not in told.output.partition("Commands:")[2]
 
 
+@pytest.mark.parametrize(
+    ("line", "environ", "words"),
+    [
+        ("check", {"WARMROUTE_CONFIG": "/nowhere.yaml"}, "/nowhere.yaml: can't be read"),
+        ("score --prompt a", {"WARMROUTE_URL": "http://nowhere.invalid"}, "http://nowhere.invalid can't be asked"),
+        (f"warmup {__file__}", {"WARMROUTE_URL": "http://nowhere.invalid"}, "http://nowhere.invalid can't be asked"),
+    ],
+)
+def test_variables_of_the_command_line(line: str, environ: dict[str, str], words: str) -> None:
+    """Where the configuration and the gateway are may be said once."""
+    result = CliRunner().invoke(main, line.split(), env=environ)
+    assert result.exit_code == 1 and words in result.stderr
+
+
 def test_completion() -> None:
     """For each shell a script that asks us; commands and options are what it is told."""
     for shell in ("bash", "zsh", "fish"):

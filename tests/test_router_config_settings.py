@@ -108,6 +108,13 @@ def test_kubernetes_service_links_are_no_settings() -> None:
         load(None, {"WARMROUTE_GATEWAY_PORT": "9000"}, {})
 
 
+def test_what_says_where_a_gateway_is_is_no_setting() -> None:
+    """Who has told the examples where to ask can still start a gateway; a key that would be forgotten is refused."""
+    assert load(None, {"WARMROUTE_URL": "http://a:8080", "WARMROUTE_OPS_URL": "http://a:9090"}, {}) == Config()
+    with pytest.raises(ConfigError, match="WARMROUTE_GATEWAY__OPERATOR_KEY"):
+        load(None, {"WARMROUTE_OPERATOR_KEY": "secret"}, {})
+
+
 def test_json_file_is_read(tmp_path: Path) -> None:
     """A file that ends in .json is JSON, tabs and all."""
     file = tmp_path / "warmroute.json"

@@ -24,7 +24,10 @@ from router.errors import ConfigError
 _PREFIX = "WARMROUTE_"
 FILE_BYTES_MAX = 4 << 20  # a fleet of 10,000 static pods takes about 2 MB
 VALUE_SHOWN_CHARS_MAX = 80
-NOT_SETTINGS = frozenset({"WARMROUTE_CONFIG", "WARMROUTE_HELM_SDK", "WARMROUTE_VLLM_VENV"})  # of command line, tests
+NOT_SETTINGS = frozenset({
+    "WARMROUTE_CONFIG", "WARMROUTE_URL", "WARMROUTE_OPS_URL",  # of the command line, and of programs that ask a gateway
+    "WARMROUTE_HELM_SDK", "WARMROUTE_VLLM_VENV",  # of tests
+})  # fmt: skip
 
 # Kubernetes gives every container the address of each Service in its namespace. One named `warmroute` makes
 # WARMROUTE_PORT=tcp://10.0.0.1:80, which is no setting of ours and must not stop the gateway.

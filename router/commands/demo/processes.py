@@ -78,9 +78,9 @@ async def forget_all(pods: list[SimulatedPod]) -> None:
 
 @contextlib.asynccontextmanager
 async def _process(arguments: list[str]) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        *command_of(*arguments), env=environment_of_ours(), stdin=DEVNULL, stdout=PIPE
-    )
+    settings = "WARMROUTE_"  # somebody's own gateway has those
+    environ = {name: value for name, value in environment_of_ours().items() if not name.startswith(settings)}
+    process = await asyncio.create_subprocess_exec(*command_of(*arguments), env=environ, stdin=DEVNULL, stdout=PIPE)
     try:
         yield process
     finally:
