@@ -84,6 +84,15 @@ def test_variables_of_the_command_line(line: str, environ: dict[str, str], words
     assert result.exit_code == 1 and words in result.stderr
 
 
+def test_the_demo_takes_nobody_else_for_its_gateway() -> None:
+    """Its port is taken: one line, before anything is started."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        result = run("demo", "--keep", "--port", other.getsockname()[1])
+    assert result.exit_code == 1 and "is in use" in result.stderr and "The page" not in result.output
+
+
 def test_completion() -> None:
     """For each shell a script that asks us; commands and options are what it is told."""
     for shell in ("bash", "zsh", "fish"):

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -160,6 +161,12 @@ class Gateway:
             for each in newest["pods"]
         )
         return f"{newest['tokens']} tokens: {candidates}"
+
+    def missed(self, request_id: str) -> Counter[str]:
+        """The tokens of a request that were not cached, by cause."""
+        told = self._ask("/decisions?limit=50")["decisions"]
+        (entry,) = [each for each in told if each["request_id"] == request_id]
+        return sum((Counter({each["cause"]: each["tokens"]}) for each in entry["missed"]), Counter())
 
     def speeds(self) -> dict[str, int]:
         """Tokens of prefill a second, as learned of each pod."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from router.errors import RouterError
+from router.server.listening import must_be_free
 from router.workers.own_python import command_of, environment_of_ours
 
 MODEL = "tiny-qwen"
@@ -58,11 +59,12 @@ async def fleet(count: int, arguments: list[str]) -> AsyncIterator[list[Simulate
 
 @contextlib.asynccontextmanager
 async def gateway(pods: list[SimulatedPod], policy: str, port: int) -> AsyncIterator[str]:
-    """A gateway in front of the pods, ready; yields its address."""
+    """A gateway in front of the pods, ready; yields its address. Raises `ConfigError` where the port is taken."""
     with as_file(files("simulator") / "tiny") as folder:
         flags = [flag for pod in pods for flag in ("--pod", pod.flag)]
         flags += ["--model", f"name={MODEL},tokenizer={Path(folder)}", "--policy", policy]
         flags += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]  # alerts are for operators
+        must_be_free("127.0.0.1", port)  # else whoever listens there would be taken for it
         async with _process(["router", "serve", *flags]) as process:
             address = f"http://127.0.0.1:{port}"
             await _ready(address, process)

@@ -14,16 +14,23 @@ from rich.table import Table
 
 from router.commands.demo.processes import MODEL, POD, SimulatedPod, fleet, forget_all, gateway
 from router.commands.demo.workload import Conversation, Measured, WorkloadShape, conversations, play
+from router.errors import RouterError
+from router.server.listening import must_be_free
 
 _USUAL_PORT = 8080  # the gateway's own default: where programs look for it
 _POLICIES = (("round-robin", "round-robin"), ("cache-aware", "predicted-ttft"))
 
 
 def run_demo(pods: int, keep: bool, port: int | None, seed: int, as_json: bool) -> None:
-    """Run it and print the table, or JSON; with `keep`, go on serving until interrupted."""
+    """Run it and print the table, or JSON; with `keep`, go on serving until interrupted. Raises a `RouterError`, also
+    where requests failed."""
+    if keep and port:
+        must_be_free("127.0.0.1", port)
     measured = asyncio.run(_demo(Console(stderr=as_json), pods, keep, port, seed))
     if as_json:
         click.echo(orjson.dumps({title: as_values(each) for title, each in measured.items()}))
+    if failed := sum(each.failures for each in measured.values()):
+        raise RouterError(f"{failed} requests failed.")
 
 
 async def _demo(console: Console, count: int, keep: bool, port: int | None, seed: int) -> dict[str, Measured]:
@@ -103,7 +110,7 @@ def print_table(console: Console, measured: dict[str, Measured], pods: list[str]
     def row(name: str, form: str, value: Callable[[Measured], float], ratio: bool = True) -> None:
         before, after = value(plain), value(aware)
         table.add_row(
-            name, form.format(before), form.format(after), f"{after / before:.2f}x" if ratio and before else ""
+            name, form.format(before), form.format(after), f"{after / before:.2f}x" if ratio and before > 0 else ""
         )
 
     row("prompt tokens cached", "{:.1%}", lambda m: m.hit_ratio)
