@@ -37,7 +37,7 @@ _EACH_S = 0.0025  # or so much for each who waits: a small share of the time, ho
 
 class HoldLimits(NamedTuple):
     """`look_ahead_s`: work that a pod is promised at most, but for one request; 0: nobody waits. `wait_max_s`: for
-    each. `waiting_max`: more are not kept waiting."""
+    each; for room, with its prefill and what the pod has to do before. `waiting_max`: more are not kept waiting."""
 
     look_ahead_s: float
     wait_max_s: float
@@ -126,7 +126,8 @@ class Hold:
             self._ordered = False
         held.load = None if lacks_room and not waits else load
         held.reason = "what lives in the pod's cache leaves no room" if lacks_room else "the pod is busy"
-        return (waits or lacks_room) and now < held.since + self.limits.wait_max_s
+        left_s = held.since + self.limits.wait_max_s - now
+        return (waits and left_s > 0.0) or (lacks_room and left_s > load.backlog_s(now) + cost_s)
 
     def serve(self, loads: Iterable[PodLoad], now: float, offer: Callable[[Held], bool]) -> bool:
         """Place who waits again, in order. `offer` places one, and says whether it is gone. `loads`: of all pods.

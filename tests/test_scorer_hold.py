@@ -114,6 +114,17 @@ def test_who_lacks_room_keeps_nobody_else_waiting() -> None:
     assert hold.must_wait(a_load(), 9.0, True, None, 0.1)
 
 
+def test_who_waits_for_room_asks_for_its_turn_in_time() -> None:
+    """So that it has waited no longer when its prefill is done, and what the pod has to do before."""
+    hold, load = Hold(LIMITS._replace(look_ahead_s=30.0)), a_load()
+    held = hold.put("cold", "", 0, 5.0, 0.0)
+    assert held is not None and hold.must_wait(load, 5.0, True, held, 45.0)
+    load.admit(20_000, 45.0, tells=True)
+    assert not hold.must_wait(load, 5.0, True, held, 45.0)
+    assert hold.must_wait(a_load(), 5.0, True, held, 54.0)
+    assert not hold.must_wait(a_load(), 5.0, True, held, 55.0)
+
+
 def test_who_leaves_is_out() -> None:
     """Twice is once."""
     hold = Hold(LIMITS)
