@@ -130,6 +130,8 @@ CASES: dict[str, tuple[list[Behaviour], dict[str, Any], bytes]] = {
     "the client's fault": ([says(400)], {}, b" 400 "),
     "disputed, then served": ([says(401), says(200)], {}, b" 200 "),
     "disputed by all": ([says(404), says(404)], {}, b" 404 "),
+    "doubted, then served": ([says(400), says(200)], {}, b" "),  # once the pod has said it some times
+    "doubted, and right": ([says(400), says(400)], {}, b" 400 "),
     "a failure in a stream": ([fails_in_a_stream], {}, b" 200 "),
     "died before the first byte": ([dies], {}, b" 502 "),
     "retried": ([dies, says(200)], {}, b" "),  # as far as retries of breaks go
