@@ -137,7 +137,7 @@ async def test_failures(tmp_path: Path) -> None:
     own = b"HTTP/1.1 418 Teapot\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\ntheir"
     angry = Scripted("angry", "angry", own)
     pods = [*dead, slow, angry, lame]
-    limits = {"first_byte_timeout": 0.3, "attempts_max": 3}
+    limits = {"first_byte_timeout": 1.5, "attempts_max": 3}
     async with in_front_of(tmp_path, *pods, upstream=limits) as served:
         client = openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
         async with client:

@@ -307,7 +307,7 @@ async def test_a_pod_that_takes_nothing() -> None:
     async def sleeps(call: Call) -> None:
         await told.wait()
 
-    async with uploads(sleeps, hears, upstream={"idle_timeout": 0.2}) as here, here.client() as client:
+    async with uploads(sleeps, hears, upstream={"idle_timeout": 0.6}) as here, here.client() as client:
         answers = dict([await client.ask(form(LARGE, "speech")) for _ in range(2)])
         assert set(answers) == {200, 504} and b"taken nothing of the request" in answers[504]
         told.set()

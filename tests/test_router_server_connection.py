@@ -176,7 +176,7 @@ def test_slowloris(start: bytes, piece: bytes, limits: dict[str, Any]) -> None:
 
 def test_idle() -> None:
     """A connection without a request is closed without a word, new or used; one that waits for its answer is not."""
-    with serving(keep_alive_s=0.3) as served, served.connect() as new, served.connect() as used:
+    with serving(keep_alive_s=1.0) as served, served.connect() as new, served.connect() as used:
         used.send(HEAD + b"content-length: 0\r\n\r\n")
         answer = used.answer()
         assert answer is not None and "connection" not in answer.headers

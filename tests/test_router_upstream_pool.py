@@ -294,7 +294,7 @@ async def test_a_slow_reader_slows_the_pod() -> None:
             await call.send(b"z" * 65536)
             sent += 65536
 
-    limits = upstream_limits(buffer_bytes_max=128 * 1024, idle_timeout_s=0.05, sweep_interval_s=0.01)
+    limits = upstream_limits(buffer_bytes_max=128 * 1024, idle_timeout_s=0.15, sweep_interval_s=0.01)
     async with peer(pod) as seen, client(seen, limits) as upstream:
         response = await upstream.request("POST", b"/", [], b"")
         assert await settled(lambda: sent) < total
@@ -371,9 +371,9 @@ async def test_a_steady_stream_is_not_silent() -> None:
         await call.send(b"HTTP/1.1 200 OK\r\ncontent-length: 60\r\n\r\n")
         for _ in range(60):
             await call.send(b"x")
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
 
-    async with peer(pod) as seen, client(seen, upstream_limits(idle_timeout_s=0.3, sweep_interval_s=0.01)) as upstream:
+    async with peer(pod) as seen, client(seen, upstream_limits(idle_timeout_s=1.0, sweep_interval_s=0.01)) as upstream:
         assert len(await post(upstream)) == 60
 
 
