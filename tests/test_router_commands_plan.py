@@ -91,6 +91,17 @@ def test_the_table_says_the_same(tmp_path: Path) -> None:
     assert "ttft_p90=100s is met from 1 on." in result.output
 
 
+def test_a_trace_of_others_tells_nothing_of_pods(tmp_path: Path) -> None:
+    """What is neither told nor given is assumed, which is said."""
+    bare = written(tmp_path / "bare.jsonl", conversations(40), None)
+    told = planned(bare)
+    assert told["pods"] == 4 and told["assumed"] == ["pods of speed and size 8b (--profile)", "4 pods (--pods)"]
+    assert planned(bare, "--pods", 4, "--profile", "8b") == told | {"assumed": []}
+    assert planned(bare, "--advise", "ttft_p90=100s")["pods"] == 1
+    table = run("plan", bare).output
+    assert "(It does not tell: pods of speed and size 8b (--profile) and 4 pods (--pods) are assumed.)" in table
+
+
 def test_what_comes_is_what_was_foretold() -> None:
     """Recorded at 4 pods, foretold for 6 and 3: hit ratio within 3 points, p90 within 15%, of a fleet that the planner
     does not know but by its recording."""
@@ -121,8 +132,6 @@ def test_what_is_older_stands_beside(tmp_path: Path) -> None:
     [
         (("plan", "/nowhere/r.jsonl"), "/nowhere/r.jsonl: can't be read: No such file"),
         (("plan", __file__), "line 1: it is no recorded request"),
-        (("plan", "{bare}"), "it tells no speeds of pods: give --profile, one of 32b, 70b, 8b"),
-        (("plan", "{bare}", "--profile", "8b"), "it does not tell how many pods there were: give --pods"),
         (("plan", "{bare}", "--policy", "overlp"), "there is no policy 'overlp': did you mean overlap?"),
         (("plan", "{bare}", "--advise", "soon"), "--advise: 'soon' is no target: write ttft_p90=2s"),
         (("plan", "{bare}", "--advise", "ttft_p90=2x"), "--advise: unit 'x' is not one of"),

@@ -31,6 +31,7 @@ _PODS_MAX = 512  # that are tried
 _SLO_TOKEN_S = 1 / 4000
 _SEED = 1
 _USUAL = "8b"  # what is not learned of pods is as there
+_USUAL_PODS = 4  # as the demo has
 _TARGET = re.compile(r"ttft_(mean|p50|p90|p99)\s*(?:=|<=)\s*(\S+)")
 
 
@@ -57,18 +58,17 @@ Watch = Callable[[str, float], None]
 
 
 class Planner:
-    """One recording, asked again and again. `pods`, `policy`: as they were then, where that is told."""
+    """One recording, asked again and again. `pods` (0: not told), `policy`: as they were then."""
 
     def __init__(self, recording: Recording, question: WhatIf, watch: Watch) -> None:
-        """Raises `BadRecording` where something is neither told nor given."""
+        """What is neither told nor given is `assumed`, in words."""
         self._recording = recording = coarser(recording, _BLOCKS_MAX)
         self._watch = watch
         fleet = recording.fleet
         told = profile_of(recording, POD_PROFILES[_USUAL])
         given = POD_PROFILES[question.profile] if question.profile is not None else None
-        if told is None and given is None:
-            raise BadRecording(f"it tells no speeds of pods: give --profile, one of {', '.join(sorted(POD_PROFILES))}")
-        self.profile: PodProfile = given or told  # type: ignore[assignment]
+        self.assumed = [] if told or given else [f"pods of speed and size {_USUAL} (--profile)"]
+        self.profile: PodProfile = given or told or POD_PROFILES[_USUAL]
         self.factors = factors_of(fleet) if given is None else ()
         self.pods = len(fleet.pods) if fleet is not None else len({each.pod for each in recording.entries} - {None})
         self.policy = fleet.policy if fleet is not None else "predicted-ttft"
@@ -164,7 +164,8 @@ def answer(planner: Planner, question: WhatIf) -> dict[str, Any]:
         advice = {"advice": {"target": named, "pods": enough, "tried": each}}
         pods = question.pods or enough or max(tried)
     if not pods:
-        raise BadRecording("it does not tell how many pods there were: give --pods")
+        pods = _USUAL_PODS
+        planner.assumed.append(f"{pods} pods (--pods)")
     found = planner.ask(pods, policy, kv_tokens)
     return {
         **(_shown(found) or {}),
@@ -172,6 +173,7 @@ def answer(planner: Planner, question: WhatIf) -> dict[str, Any]:
         "policy": policy,
         "kv_tokens": kv_tokens,
         "waits": planner.replay.waits,
+        "assumed": planner.assumed,
         "recorded": _shown(measured),
         "replayed": _shown(again),
         **advice,
@@ -216,6 +218,10 @@ def _shown(found: Figures | None) -> dict[str, Any] | None:
 def _print(console: Console, told: dict[str, Any]) -> None:
     pods = f"{told['pods']} pod{'s' if told['pods'] > 1 else ''}"
     console.print(f"{pods} with {told['kv_tokens']:,} tokens of cache each, {told['policy']}:", highlight=False)
+    if told["assumed"]:
+        console.print(
+            f"(It does not tell: {' and '.join(told['assumed'])} are assumed.)", highlight=False, soft_wrap=True
+        )
     table = Table()
     columns = {"": told, "recorded": told["recorded"], "the same, replayed": told["replayed"]}
     table.add_column("")
