@@ -13,24 +13,43 @@ from collections.abc import Hashable
 class Recency:
     """What one pod computed, by its owners (prompts that grow). As much is kept as the pod holds."""
 
-    __slots__ = ("_idle", "_tokens", "_used", "tokens")
+    __slots__ = ("_idle", "_taken", "_tokens", "_used", "tokens")
 
     def __init__(self) -> None:
         self.tokens = 0  # of all owners
         self._tokens: dict[Hashable, int] = {}
+        self._taken: dict[Hashable, int] = {}  # of the leading ones, by those that grew out of it
         self._used: dict[Hashable, int] = {}  # by so many requests
         self._idle: OrderedDict[Hashable, float] = OrderedDict()  # since when: the longest first
 
-    def begin(self, owner: Hashable, computed: int, tokens_max: int) -> None:
-        """A request uses it; so many tokens more are computed for it, and at most `tokens_max` are there in all."""
+    def begin(
+        self, owner: Hashable, computed: int, tokens_max: int, above: Hashable | None = None, shared: int = 0
+    ) -> None:
+        """A request uses it; so many tokens more are computed for it, and at most `tokens_max` are there in all.
+
+        It has grown out of the one `above`, of which it uses so many leading tokens: from now on these are its own.
+        """
         before = self._tokens.get(owner, 0)
+        if not before and above in self._tokens:
+            before = self._take(above, min(shared, tokens_max - computed))
         tokens = before + computed
         if before and tokens > tokens_max:
             tokens = tokens_max
+        self.tokens += tokens - self._tokens.get(owner, 0)
         self._tokens[owner] = tokens
-        self.tokens += tokens - before
         self._used[owner] = self._used.get(owner, 0) + 1
         self._idle.pop(owner, None)
+
+    def _take(self, above: Hashable, shared: int) -> int:
+        """So many leading tokens of it, but for those that others took."""
+        taken = self._taken.get(above, 0)
+        tokens = min(shared - taken, self._tokens[above])
+        if tokens <= 0:
+            return 0
+        self._taken[above] = shared
+        self._tokens[above] -= tokens
+        self.tokens -= tokens
+        return tokens
 
     def end(self, owner: Hashable, served: bool, now: float) -> None:
         """The request is over. Not `served`: nothing was computed for it."""
@@ -60,3 +79,4 @@ class Recency:
 
     def _forget(self, owner: Hashable) -> None:
         self.tokens -= self._tokens.pop(owner, 0)
+        self._taken.pop(owner, None)

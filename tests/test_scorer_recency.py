@@ -31,6 +31,24 @@ def test_what_grows_is_one() -> None:
     assert recency.idle_s(120, 7.0) == 1.0
 
 
+def test_what_is_shared_belongs_to_who_used_it_last() -> None:
+    """A context that was cut and goes on otherwise: what is left of the old one goes first; nothing counts twice."""
+    recency = Recency()
+    recency.begin("old", 1000, 1000)
+    recency.end("old", True, 1.0)
+    recency.begin("other", 500, 500)
+    recency.end("other", True, 2.0)
+    recency.begin("new", 300, 1000, "old", 700)
+    assert recency.tokens == 1800
+    recency.end("new", True, 3.0)
+    recency.begin("newer", 100, 800, "old", 700)
+    recency.end("newer", True, 4.0)
+    assert recency.tokens == 1900
+    assert [recency.idle_s(held, 10.0) for held in (1900, 1700, 1500, 1100, 600, 100)] == [
+        9.0, 9.0, 8.0, 7.0, 7.0, 6.0,
+    ]  # fmt: skip
+
+
 def test_what_is_in_use_stays() -> None:
     """A pod in which all is in use has nothing that is idle."""
     recency = Recency()

@@ -144,7 +144,7 @@ class Core:
         expected = self._holdings.expect(theirs, rank, hit, self.board, now)
         chain = self._chain(demand, now)
         if chain is not None:
-            rank.recency.begin(chain, best.tokens - best.matched, chain.tokens)
+            rank.recency.begin(chain, best.tokens - best.matched, chain.tokens, chain.above, chain.shared)
             rank.lives.begin(chain)
         adapter = self.fleet.adapter_of(demand.model)
         if adapter is not None:
