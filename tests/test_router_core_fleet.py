@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.core.fleet import RankId, fit_of
-from tests.fakes.cores import core_of
+from tests.fakes.cores import MODEL, core_of
 
 
 def test_pods_are_named_in_the_order_in_which_they_joined() -> None:
@@ -102,3 +102,17 @@ def test_all_pods_are_asked_as_each_one_is(name: str, value: object) -> None:
     assert fit_of(ranks, 10.0) == [ranks[0], ranks[2]] and not pod.fit(10.0)
     for_ever = not isinstance(value, float)
     assert (ranks[1] not in fit_of(ranks, 10.5)) is for_ever and pod.fit(10.5) is not for_ever
+
+
+def test_the_model_of_requests_that_name_none() -> None:
+    """The first base model that all pods serve, as far as they have told; none where they serve different ones."""
+    core = core_of(2)
+    fleet, (one, other) = core.fleet, core.fleet.pods.values()
+    assert fleet.unnamed == MODEL
+    fleet.learned_models(one, [{"id": "adapter", "parent": "b"}, {"id": "b"}, {"id": "a"}])
+    assert fleet.unnamed is None and not fleet.is_of_one_model
+    fleet.learned_models(other, [{"id": "a"}, {"id": "adapter", "parent": "a"}])
+    assert fleet.unnamed == "a"
+    fleet.leave(one.name)
+    fleet.leave(other.name)
+    assert fleet.unnamed is None and fleet.is_of_one_model

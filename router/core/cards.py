@@ -55,8 +55,12 @@ def served_by(cards: Sequence[Card]) -> dict[str, Served]:
 
 def shared_base(served: Sequence[Mapping[str, Served]]) -> str | None:
     """The first base model that all pods serve, of what each of them does."""
-    each = [[name for name, one in names.items() if one.lora is None] for names in served]
-    return next((name for name in each[0] if all(name in names for names in each)), None) if each else None
+    bases = [name for name, one in served[0].items() if one.lora is None] if served else []
+    for name in bases:
+        base = Served(name, None)  # what such a name stands for, wherever it is served
+        if all(names.get(name) == base for names in served):
+            return name
+    return None
 
 
 def only(model: str, cards: Iterable[Card]) -> list[str]:
