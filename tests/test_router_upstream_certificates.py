@@ -8,6 +8,8 @@ import logging
 import os
 import shutil
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from tests.fakes.certificates import Authority, Certificate
 from tests.fakes.command import file_of, run
 from tests.fakes.peers import Call, Peer, peer
 from tests.fakes.probes import Told
-from tests.fakes.processes import PLAIN, gateway
+from tests.fakes.processes import PLAIN, ROOT, START_S, gateway
 
 LOOK_S = 10.0
 
@@ -231,10 +233,16 @@ async def test_check(authority: Authority, pods_own: Certificate, tmp_path: Path
     tls = shown(authority)
     async with secured(pods_own, clients=authority.root.cert) as seen:
 
-        def told(command: str, **changed: Any) -> Result:
+        def configured(**changed: Any) -> Path:
             given = {"discovery": {"static": [{"name": "a", "address": seen.address}]}}
-            path = file_of(tmp_path, {**given, "upstream": {"tls": {**tls, **changed}}})
-            return run(command, "--config", path, *(["--wait", "0.1"] if command == "check" else []))
+            return file_of(tmp_path, {**given, "upstream": {"tls": {**tls, **changed}}})
+
+        def checked(**changed: Any) -> Result:
+            return run("check", "--config", configured(**changed), "--wait", "0.1")
+
+        def started(**changed: Any) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "router", "serve", "--config", str(configured(**changed))]
+            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_S)
 
         for changed, said in (
             ({}, f"✓ a: {seen.address} answers."),
@@ -244,10 +252,10 @@ async def test_check(authority: Authority, pods_own: Certificate, tmp_path: Path
                 f"✗ a: {seen.address} can't be reached: no connection: [SSL: CERTIFICATE_VERIFY_FAILED]",
             ),
         ):
-            assert said in (await asyncio.to_thread(told, "check", **changed)).output
+            assert said in (await asyncio.to_thread(checked, **changed)).output
         broken = {"key_file": "/nowhere/key.pem"}
-        check, start = [await asyncio.to_thread(told, command, **broken) for command in ("check", "serve")]
-        assert check.exit_code == start.exit_code == 1
+        check, start = await asyncio.to_thread(checked, **broken), await asyncio.to_thread(started, **broken)
+        assert check.exit_code == start.returncode == 1
         words = start.stderr.strip().removeprefix("warmroute: ")
         assert words.startswith("a: tls.key_file: /nowhere/key.pem: can't be used") and words in check.output
 
