@@ -19,6 +19,7 @@ _APART_TOKENS = 256  # between two keys that are kept
 _FORGET = 0.998  # for each prompt: about the last 500 count
 _DEPTH_MAX = 8  # chains that one has grown out of, one after the other: then it stands for itself
 _GROWTH, _TURN = 500.0, 0.02  # at first; and the share of the newest
+_TURNS, _TURNS_MAX = 4.0, 8.0  # that a prompt is taken to have before it, at first and at most
 _FEW = 50.0  # prompts: before, it is not known what is usual
 
 
@@ -80,6 +81,14 @@ class Chains:
     def continuing(self) -> float:
         """Share of prompts that continue others, of late; 0 as long as few are known."""
         return self._continuing if self._asked > _FEW else 0.0
+
+    @property
+    def ahead(self) -> float:
+        """Tokens that a prompt is taken to grow by until it is not continued any more."""
+        if self._asked <= _FEW:
+            return self.growth * _TURNS
+        ends = 1.0 - self._continuing
+        return self.growth * (min(self._continuing / ends, _TURNS_MAX) if ends > 0.0 else _TURNS_MAX)
 
     def ask(self, keys: Keys, size: int, tokens: int, now: float) -> Known | None:
         """A prompt of so many tokens is sent to a pod, with keys of blocks of `size`; None: it is too short."""

@@ -49,15 +49,17 @@ class WorkingSet:
         self._used: dict[Chain, int] = {}  # by so many requests
         self._idle: OrderedDict[Chain, float] = OrderedDict()  # since when, of what lives: the longest first
 
-    def begin(self, chain: Chain) -> None:
-        """A request uses it, as far as it has grown."""
+    def begin(self, chain: Chain) -> bool:
+        """A request uses it, as far as it has grown. Did it not live before?"""
         users = self._used.get(chain, 0)
         self._used[chain] = users + 1
-        if not users and self._idle.pop(chain, None) is None:
+        enters = not users and self._idle.pop(chain, None) is None
+        if enters:
             self._enter(chain)
         part = self._parts[chain]
         part.own = chain.tokens
         self._count(chain, part)
+        return enters
 
     def end(self, chain: Chain, served: bool, now: float) -> None:
         """The request is over. Not `served`: the pod has done nothing for it."""

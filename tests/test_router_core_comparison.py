@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
 from indexer.events import BlockRemoved
 from indexer.match import MISS, Hit
 from router.core.decision import Core
-from router.core.demand import Decision
+from router.core.demand import Decision, Demand
 from router.core.fleet import RankId
-from tests.fakes.cores import NOBODY, SIZE, asked, core_of, decide, store, tokens_of
+from tests.fakes.cores import MODEL, NOBODY, SERVED, SIZE, asked, core_of, decide, route, store, tokens_of
 
 ONE, OTHER = RankId("pod-0", 0), RankId("pod-1", 0)
 
@@ -36,6 +39,22 @@ def test_room_is_looked_at_now_and_then() -> None:
     assert room(core, 10.1) == (80 * SIZE, 0.2)
     core.fleet.pods["pod-0"].blocks = 10
     assert room(core, 10.3)[1] == 1.0
+
+
+@pytest.mark.parametrize("apart_s", [0.0, 0.05, 0.5])
+def test_contexts_that_have_begun_will_grow(apart_s: float) -> None:
+    """Sessions that share a long beginning have no room in one cache once they have grown: they begin on both."""
+    core = core_of(2)
+    for pod in core.fleet.pods.values():
+        pod.blocks = 1500
+    shared, homes = np.arange(2048, dtype=np.uint32), []
+    for session in range(24):
+        tokens = np.concatenate([shared, tokens_of(10 + session, 512)])
+        demand, now = Demand(MODEL, len(tokens), keys={SIZE: core.space.chain(tokens, SIZE)}), 10.0 + apart_s * session
+        placement = route(core, demand, NOBODY, now)
+        core.finish(placement, SERVED, now)
+        homes.append(placement.rank.id)
+    assert 10 <= homes.count(ONE) <= 14
 
 
 def test_a_large_fleet_is_looked_at_in_turns() -> None:

@@ -31,6 +31,21 @@ def test_a_conversation_is_one_chain() -> None:
         assert known.tokens >= 512 + 320 * (turn - 1) - 256 and known.chain.tokens == 700 + 320 * turn
 
 
+def test_how_much_a_prompt_will_grow() -> None:
+    """At first it is taken to be continued some times; then as was seen: documents are not, conversations are."""
+    documents, chats = Chains(10_000), Chains(100_000)
+    assert documents.ahead == 2000.0
+    said = [prompt(100_000 * chat, 32) for chat in range(10)]
+    for turn in range(40):
+        documents.ask(prompt(1000 * turn, 32), SIZE, 512, float(turn))
+        documents.ask(prompt(1000 * turn + 500, 32), SIZE, 512, float(turn))
+        for chat in range(10):
+            said[chat] = prompt(100_000 * chat + 1000 * turn + 100, 64, said[chat])
+            chats.ask(said[chat], SIZE, len(said[chat]) * SIZE, float(turn))
+    assert documents.ahead == 0.0
+    assert 7000 < chats.ahead < 8 * 1024
+
+
 def test_what_begins_alike_is_another_chain() -> None:
     """Prompts that share a beginning; each goes on as its own."""
     chains, system = Chains(10_000), prompt(1, 32)

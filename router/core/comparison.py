@@ -15,8 +15,8 @@ from router.core.demand import TEXT_BLOCK_TOKENS, Demand
 from router.core.fleet import Fleet, Rank
 from router.core.holdings import Holders
 from scorer.candidates import Candidates
+from scorer.chains import Chains
 from scorer.load import PodLoad
-from scorer.reuse import Reuse
 
 _LOOK_S = 0.1  # between two looks at what changes little
 _LOOKED_MAX = 32  # ranks at one look, so that no decision pays for more: about 0.1 ms
@@ -63,9 +63,9 @@ class _Line:
 class Comparison:
     """See the module."""
 
-    def __init__(self, fleet: Fleet, index: PrefixIndex, reuse: Reuse, weights: tuple[float, float, float]) -> None:
-        """`reuse`: of what is asked for; `weights`: what a block is worth, by its tier: gpu, cpu, disk."""
-        self._reuse = reuse
+    def __init__(self, fleet: Fleet, index: PrefixIndex, chains: Chains, weights: tuple[float, float, float]) -> None:
+        """`chains`: what is asked for; `weights`: what a block is worth, by its tier: gpu, cpu, disk."""
+        self._chains = chains
         self._fleet = fleet
         self._index = index
         self._weights = weights
@@ -108,6 +108,15 @@ class Comparison:
     def states(self) -> Sequence[str]:
         """Of the feeds of the last decision's ranks, as of the last look. Nobody changes it: decisions keep it."""
         return self._line.states
+
+    def placed(self, number: int, tokens: int, begins: bool) -> None:
+        """So many tokens more will be held by one of the last decision's ranks, and what follows if a context begins:
+        who comes before the next look must know. Decisions keep the columns that they saw."""
+        line = self._line
+        capacity = line.ranks[number].capacity
+        if capacity and line.fills[number] < 1.0:
+            line.fills = line.fills.copy()
+            line.fills[number] += (tokens + begins * self._chains.ahead) / capacity
 
     def _enter(self, candidates: Candidates, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
         """What those found hold, and need not compute for it."""
@@ -158,8 +167,10 @@ class Comparison:
         idle_s = rank.recency.idle_s(held * size, now)
         full = now < rank.removed_at + _FULL_S
         rank.room = 0.0 if full else float((blocks - held) * size)
-        rank.fill = 1.0 if full else min(1.0, held / max(1, blocks))
-        rank.again = self._reuse.chance(idle_s)
+        rank.lives.tokens(now)
+        taken = held * size + rank.lives.contexts * self._chains.ahead
+        rank.fill = 1.0 if full else min(1.0, taken / max(1, blocks * size))
+        rank.again = self._chains.reuse.chance(idle_s)
 
 
 def _found(demand: Demand, holders: Holders, line: _Line) -> Iterable[_Found]:

@@ -78,7 +78,7 @@ class Core:
         self._knows_request = self._policy.knows_request
         self._holds = self._policy.binds_late and settings.hold.look_ahead_s > 0.0
         self.shadow = None if settings.shadow is None else Shadow(settings.shadow)
-        self._comparison = Comparison(self.fleet, self.index, self.chains.reuse, settings.tier_weights)
+        self._comparison = Comparison(self.fleet, self.index, self.chains, settings.tier_weights)
 
     # --- deciding ---
 
@@ -145,7 +145,8 @@ class Core:
         chain = self._chain(demand, now)
         if chain is not None:
             rank.recency.begin(chain, best.tokens - best.matched, chain.tokens, chain.above, chain.shared)
-            rank.lives.begin(chain)
+            began = rank.lives.begin(chain)
+            self._comparison.placed(best.number, best.tokens - best.matched, began)
         adapter = self.fleet.adapter_of(demand.model)
         if adapter is not None:
             rank.adapters.begin(adapter)
