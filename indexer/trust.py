@@ -94,7 +94,7 @@ class Trust:
                 self._doubted_at = at
             self._unanswered = True
             self.doubted = True
-        elif wrong < WRONG_MIN // 2 and len(self._wrong) >= WRONG_MIN:
+        elif self.doubted and wrong < WRONG_MIN // 2 and len(self._wrong) >= WRONG_MIN:
             self.doubted = self._unanswered = False
         if error:
             self.proofs = 0

@@ -421,9 +421,10 @@ class Core:
                 candidates.backlogs_s[number] += self.hold.planned.get(rank.load, 0.0)
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
         asked = self._asked(demand, session) if self._knows_request else None
-        best = pick(candidates, self._policy, self.turn, slow, asked)
-        states = self._comparison.states
-        return Decision(now, demand, ranks, hits, best, _reason(demand, best), states, holders.known)
+        picked = pick(candidates, self._policy, self.turn, slow, asked)
+        best, reason, states = picked.best, _reason(demand, picked), self._comparison.states
+        matched, rank = best.matched if demand.text is None else 0, ranks[best.number]
+        return Decision(now, demand, rank, matched, ranks, hits, picked, reason, states, holders.known)
 
     def _asked(self, demand: Demand, session: str | None) -> AskedPrompt | None:
         """What of a request some policies want to know; None: there is nothing to know it by."""

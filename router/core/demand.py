@@ -125,12 +125,15 @@ class Story:
 class Decision:
     """One pick, with all that it was made from, as it was then.
 
-    `states`: of the feeds of `ranks`, at most a moment old. `known`: who holds how much, those too that are no
-    candidates. `story`: of the request, where somebody tells it.
+    `rank` was picked; `matched_tokens` are promised of it: none where only the text is known. `states`: of the feeds of
+    `ranks`, at most a moment old. `known`: who holds how much, those too that are no candidates. `story`: of the
+    request, where somebody tells it.
     """
 
     at: float
     demand: Demand
+    rank: Rank
+    matched_tokens: int
     ranks: Sequence[Rank]
     hits: Sequence[Hit]
     pick: Pick
@@ -140,15 +143,6 @@ class Decision:
     shadow: int | None = None  # whom another policy would have picked
     waited: tuple[float, str] | None = None  # seconds, and for what at last
     story: Story | None = None
-
-    @property
-    def rank(self) -> Rank:
-        return self.ranks[self.pick.best.number]
-
-    @property
-    def matched_tokens(self) -> int:
-        """What is promised: nothing where only the text is known."""
-        return self.pick.best.matched if self.demand.text is None else 0
 
 
 @dataclass(slots=True, eq=False)

@@ -130,9 +130,12 @@ class Metrics:
 
     def count(self, model: str | None, pod: str, code: int) -> None:
         """One answer went out. `pod` is "" where none was asked."""
-        key = (model if model is not None and self.core.fleet.is_known(model) else UNKNOWN_MODEL, pod, code)
-        if key not in self.requests and len(self.requests) >= self._series_max:
-            key = (OTHER, "", code)
+        key = (model or UNKNOWN_MODEL, pod, code)
+        if key not in self.requests:
+            if not self.core.fleet.is_known(key[0]):
+                key = (UNKNOWN_MODEL, pod, code)
+            if key not in self.requests and len(self.requests) >= self._series_max:
+                key = (OTHER, "", code)
         self.requests[key] += 1
 
     def gave_up(self, pod: str, reason: str) -> None:
