@@ -16,11 +16,10 @@ from scorer.mix import Mix
 from scorer.reuse import Reuse
 
 _APART_TOKENS = 256  # between two keys that are kept
-_FORGET = 0.998  # for each prompt: about the last 500 count
 _DEPTH_MAX = 8  # chains that one has grown out of, one after the other: then it stands for itself
 _GROWTH, _TURN = 500.0, 0.02  # at first; and the share of the newest
+_USUAL = 0.6  # share of prompts that continue others, from which on that is what they do
 _TURNS, _TURNS_MAX = 4.0, 8.0  # that a prompt is taken to have before it, at first and at most
-_FEW = 50.0  # prompts: before, it is not known what is usual
 
 
 class Chain:
@@ -74,21 +73,26 @@ class Chains:
         self.reuse = Reuse()
         self.mix = Mix()
         self.growth = _GROWTH  # tokens that a prompt has more than the one that it continues, of late
-        self._continuing = 0.0
-        self._asked = 0.0
 
     @property
     def continuing(self) -> float:
         """Share of prompts that continue others, of late; 0 as long as few are known."""
-        return self._continuing if self._asked > _FEW else 0.0
+        return self.mix.continuing if self.mix.is_known else 0.0
+
+    @property
+    def are_usual(self) -> bool:
+        """Most prompts continue others: what lives in a cache comes again, and it is worth to keep room for it."""
+        return self.continuing >= _USUAL
 
     @property
     def ahead(self) -> float:
-        """Tokens that a prompt is taken to grow by until it is not continued any more."""
-        if self._asked <= _FEW:
+        """Tokens that a prompt is taken to grow by until it is not continued any more; 0 where most are not."""
+        if not self.mix.is_known:
             return self.growth * _TURNS
-        ends = 1.0 - self._continuing
-        return self.growth * (min(self._continuing / ends, _TURNS_MAX) if ends > 0.0 else _TURNS_MAX)
+        if not self.are_usual:
+            return 0.0
+        ends = 1.0 - self.continuing
+        return self.growth * (_TURNS_MAX if ends * _TURNS_MAX < self.continuing else self.continuing / ends)
 
     def ask(self, keys: Keys, size: int, tokens: int, now: float) -> Known | None:
         """A prompt of so many tokens is sent to a pod, with keys of blocks of `size`; None: it is too short."""
@@ -101,8 +105,6 @@ class Chains:
         new = tokens - known
         self.reuse.learn(0.0 if chain is None else now - chain.used_at, known, new if new > 0 else 0)
         continues = chain is not None and chain.end == kept[number]
-        asked = self._asked = _FORGET * self._asked + 1.0
-        self._continuing += ((1.0 if continues else 0.0) - self._continuing) / asked
         self.mix.learn(tokens, known, continues)
         if chain is None or not continues:
             first, above = number if chain is not None else 0, chain

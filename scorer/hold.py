@@ -24,8 +24,6 @@ from scorer.load import PodLoad
 
 COLD_S = 3.0
 """A request that has so much to compute may wait for room among what lives."""
-CONTINUING_MIN = 0.6
-"""Share of requests that continue others, from which on it is worth to wait for room."""
 _WAITED = 0.3  # seconds of work that a second of waiting makes up for
 _SAMPLES_MIN = 8  # measured prefills, before which speeds are a guess, and only who owes a first byte is busy
 _FLOWS_KEPT = 64  # that had more than others, and wait for nothing now, beside as many as there are requests waiting

@@ -1,6 +1,6 @@
 """What kind of work comes, recognised by its prompts: how many continue others, how long they are, what they share.
 
-Means over the last prompts, as they are sent to pods. Nothing is decided by it: it is for who looks.
+Means over the last prompts, as they are sent to pods.
 """
 
 from __future__ import annotations
@@ -38,10 +38,15 @@ class Mix:
             self.shared += (known / max(1, tokens) - self.shared) * turn
 
     @property
+    def is_known(self) -> bool:
+        """Enough prompts were seen to say what is usual."""
+        return self._count >= _FEW
+
+    @property
     def name(self) -> MixName:
         """`agents` and `chat` continue, at length or not; `documents` are asked about more than once; of a `batch`,
         each prompt stands for itself."""
-        if self._count < _FEW:
+        if not self.is_known:
             return "unknown"
         if self.continuing >= _CONTINUING:
             return "agents" if self.tokens >= _LONG_TOKENS else "chat"

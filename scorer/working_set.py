@@ -73,6 +73,10 @@ class WorkingSet:
 
     def tokens(self, now: float) -> int:
         """All that lives."""
+        self._expire(now)
+        return self._tokens
+
+    def _expire(self, now: float) -> None:
         idle, since = self._idle, now - self._within_s
         while idle:
             chain, at = next(iter(idle.items()))
@@ -80,11 +84,10 @@ class WorkingSet:
                 break
             del idle[chain]
             self._leave(chain)
-        return self._tokens
 
-    @property
-    def contexts(self) -> int:
-        """How many live, as of the last look at their tokens."""
+    def contexts(self, now: float) -> int:
+        """How many live."""
+        self._expire(now)
         return len(self._used) + len(self._idle)
 
     def tokens_with(self, place: Place, tokens: int, now: float) -> int:

@@ -41,9 +41,13 @@ def test_room_is_looked_at_now_and_then() -> None:
     assert room(core, 10.3)[1] == 1.0
 
 
+@pytest.mark.parametrize("of_others", [False, True], ids=["alone", "between others"])
 @pytest.mark.parametrize("apart_s", [0.0, 0.05, 0.5])
-def test_contexts_that_have_begun_will_grow(apart_s: float) -> None:
-    """Sessions that share a long beginning have no room in one cache once they have grown: they begin on both."""
+def test_contexts_that_have_begun_will_grow(apart_s: float, of_others: bool) -> None:
+    """Sessions that share a long beginning have no room in one cache once they have grown: they begin on both.
+
+    `of_others`: between any two of them there is a decision over other pods.
+    """
     core = core_of(2)
     for pod in core.fleet.pods.values():
         pod.blocks = 1500
@@ -54,6 +58,8 @@ def test_contexts_that_have_begun_will_grow(apart_s: float) -> None:
         placement = route(core, demand, NOBODY, now)
         core.finish(placement, SERVED, now)
         homes.append(placement.rank.id)
+        if of_others:
+            decide(core, asked(core, 9), frozenset(("pod-1",)), now)
     assert 10 <= homes.count(ONE) <= 14
 
 

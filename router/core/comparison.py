@@ -72,6 +72,8 @@ class Comparison:
         self._looked_at = float("-inf")  # at the first of them
         self._unseen: list[Rank] = []  # since then
         self._news = False  # all were looked at since the last decision
+        self._free, self._contexts = 0.0, 0  # tokens that fit into those looked at, and what lives in them
+        self._room_each = float("inf")  # tokens that each context may grow by, until all caches are full
         self._line = _Line.of(())  # of the last decision
 
     def candidates(
@@ -113,10 +115,11 @@ class Comparison:
         """So many tokens more will be held by one of the last decision's ranks, and what follows if a context begins:
         who comes before the next look must know. Decisions keep the columns that they saw."""
         line = self._line
-        capacity = line.ranks[number].capacity
-        if capacity and line.fills[number] < 1.0:
+        rank = line.ranks[number]
+        if capacity := rank.capacity:
+            rank.fill = min(1.0, rank.fill + (tokens + begins * self._ahead) / capacity)
             line.fills = line.fills.copy()
-            line.fills[number] += (tokens + begins * self._chains.ahead) / capacity
+            line.fills[number] = rank.fill
 
     def _enter(self, candidates: Candidates, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
         """What those found hold, and need not compute for it."""
@@ -151,13 +154,21 @@ class Comparison:
             if self._looked_at <= now < self._looked_at + _LOOK_S:
                 return
             self._looked_at, self._unseen = now, list(self._fleet.ranks)
+            self._free, self._contexts = 0.0, 0
         for rank in self._unseen[-_LOOKED_MAX:]:
             rank.load.rate.look()
             rank.stood = rank.state
             if rank.pod.blocks is not None and rank.feed is not None:
                 self._look_at_room(rank, rank.pod.blocks, now)
         del self._unseen[-_LOOKED_MAX:]
-        self._news = self._news or not self._unseen
+        if not self._unseen:
+            self._news = True
+            self._room_each = self._free / max(1, self._contexts)
+
+    @property
+    def _ahead(self) -> float:
+        """Tokens that a context is taken to grow by: together, by no more than the caches have room for."""
+        return min(self._chains.ahead, self._room_each)
 
     def _look_at_room(self, rank: Rank, blocks: int, now: float) -> None:
         """Of a pod that has given up something a moment ago there is none: what seems free is in use."""
@@ -167,8 +178,10 @@ class Comparison:
         idle_s = rank.recency.idle_s(held * size, now)
         full = now < rank.removed_at + _FULL_S
         rank.room = 0.0 if full else float((blocks - held) * size)
-        rank.lives.tokens(now)
-        taken = held * size + rank.lives.contexts * self._chains.ahead
+        contexts = rank.lives.contexts(now)
+        self._free += max(0.0, rank.room)
+        self._contexts += contexts
+        taken = held * size + contexts * self._ahead
         rank.fill = 1.0 if full else min(1.0, taken / max(1, blocks * size))
         rank.again = self._chains.reuse.chance(idle_s)
 

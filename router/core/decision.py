@@ -17,7 +17,7 @@ from indexer.losses import Losses
 from indexer.match import Hit
 from indexer.prefixes import PrefixStore
 from router.core.comparison import Comparison
-from router.core.demand import BreakerChange, Decision, Demand, End, Placement
+from router.core.demand import NOT_DONE, BreakerChange, Decision, Demand, End, Placement
 from router.core.fair_queue import FairQueue
 from router.core.fleet import Fleet, Pod, Rank, RankId, fit_of
 from router.core.holdings import Holders, Holdings
@@ -30,7 +30,7 @@ from scorer.board import Board
 from scorer.candidates import Pick
 from scorer.chains import Chain, Chains
 from scorer.cost import PrefillRate
-from scorer.hold import COLD_S, CONTINUING_MIN, Held, Hold
+from scorer.hold import COLD_S, Held, Hold
 from scorer.load import PodLoad
 from scorer.pick import pick
 from scorer.policies import AskedPrompt, Settings, policy_of, session_number
@@ -40,7 +40,6 @@ from scorer.slow_start import slowness
 
 _INTERNAL_ERROR = 500  # the pod's, and maybe the fault of the request: it counts less than other failures
 _TOO_MANY = 429
-_NOT_DONE = 300
 _NO_KEYS: Keys = np.zeros(0, np.uint64)
 _LATE_MAX = 256  # reports that wait until what the pod gave up must have been heard of
 
@@ -193,7 +192,7 @@ class Core:
             status = end.status or _INTERNAL_ERROR
             fine = status < _INTERNAL_ERROR
             if fine:
-                placement.pod.breaker.answered(declined=status >= _NOT_DONE)
+                placement.pod.breaker.answered(declined=status >= NOT_DONE)
         elif end.how == "refused":
             fine = end.status == _TOO_MANY or end.retry_after_s is not None  # it lives, and has too much to do
         elif end.how in ("failed", "cut"):
@@ -445,7 +444,7 @@ class Core:
         """Raises `Busy` where the pod that is best is too busy for it, or its cache too full of what lives."""
         best, rank = decision.pick.best, decision.rank
         cost_s = best.token_s * (best.tokens - best.worth)
-        cold = cost_s > COLD_S and self.chains.continuing >= CONTINUING_MIN
+        cold = cost_s > COLD_S and self.chains.are_usual
         lacks_room = cold and self._lacks_room(decision.demand, rank, now)
         if self.hold.must_wait(rank.load, cost_s, lacks_room, held, now):
             raise Busy("The pod that is best for it has as much to do as it may.", cost_s)
@@ -456,7 +455,7 @@ class Core:
         if not room or blocks is None or not lives.tokens(now):
             return False
         tokens = lives.tokens_with(self.chains.place(*blocks), demand.tokens, now)
-        return tokens + (lives.contexts + 1) * self.chains.growth > room
+        return tokens + (lives.contexts(now) + 1) * self.chains.growth > room
 
     def _slowness(self, ranks: Sequence[Rank], now: float) -> list[float] | None:
         for pod in [pod for pod in self.fleet.cold if pod.fit(now)]:

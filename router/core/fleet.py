@@ -50,7 +50,7 @@ class Rank:
     feed: Feed | None  # None: the pod publishes no events
     trust: Trust = field(init=False)
     room: float = float("inf")  # tokens that fit in before it gives something up, when it was last looked at
-    fill: float = 1.0  # share of its cache that is in use; 1 where that is not known
+    fill: float = 1.0  # share of its cache that is in use, or will be; 1 where that is not known
     again: float = 0.0  # how likely what it gives up then is asked for again
     recency: Recency = field(default_factory=Recency)
     lives: WorkingSet = field(default_factory=WorkingSet)
