@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fakes.following import following
-from tests.fakes.kube import kube_peer, pod
+from tests.fakes.following import Follower, following
+from tests.fakes.kube import KubePeer, kube_peer, pod
 from tests.fakes.peers import until
 
 
@@ -102,8 +104,9 @@ async def test_forbidden(caplog: pytest.LogCaptureFixture) -> None:
         assert caplog.messages[-1] == "kubernetes: the API server tells its pods again"
 
 
-async def test_a_token_that_ends(tmp_path: Path) -> None:
-    """A token file is read anew: the new one is shown as soon as the old one is refused."""
+@contextlib.asynccontextmanager
+async def shown(tmp_path: Path) -> AsyncIterator[tuple[Path, KubePeer, Follower]]:
+    """The file of the token that is shown, the API server that asks for it, and what was told: pod a."""
     file = tmp_path / "token"
     file.write_text("first\n")
     async with kube_peer() as peer:
@@ -111,33 +114,33 @@ async def test_a_token_that_ends(tmp_path: Path) -> None:
         peer.put(pod("a", "10.0.0.1"))
         async with following(peer.address, token_file=str(file)) as seen:
             await seen.names("a")
-            peer.token = "second"
-            await peer.stop()
-            await peer.start()
-            await until(lambda: len(seen.slept) > 2)
-            assert set(seen.pods) == {"uid-a/8000"}
-            file.write_text("second\n")
-            peer.put(pod("b", "10.0.0.2"))
-            await seen.names("a", "b")
+            yield file, peer, seen
+
+
+async def test_a_token_that_ends(tmp_path: Path) -> None:
+    """A token file is read anew: the new one is shown as soon as the old one is refused."""
+    async with shown(tmp_path) as (file, peer, seen):
+        peer.token = "second"
+        await peer.stop()
+        await peer.start()
+        await until(lambda: len(seen.slept) > 2)
+        assert set(seen.pods) == {"uid-a/8000"}
+        file.write_text("second\n")
+        peer.put(pod("b", "10.0.0.2"))
+        await seen.names("a", "b")
 
 
 async def test_a_token_that_is_rotated_in_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each watch shows the token of then: nobody is refused, and nothing is said."""
-    file = tmp_path / "token"
-    file.write_text("first\n")
-    async with kube_peer() as peer:
-        peer.token = "first"
-        peer.put(pod("a", "10.0.0.1"))
-        async with following(peer.address, token_file=str(file)) as seen:
-            await seen.names("a")
-            await until(lambda: peer.watches == 1)
-            file.write_text("second\n")
-            peer.token = "second"
-            peer.end_watches()
-            await until(lambda: peer.watches == 2)
-            peer.put(pod("b", "10.0.0.2"))
-            await seen.names("a", "b")
-            assert (peer.lists, seen.slept, caplog.messages) == (1, [], [])
+    async with shown(tmp_path) as (file, peer, seen):
+        await until(lambda: peer.watches == 1)
+        file.write_text("second\n")
+        peer.token = "second"
+        peer.end_watches()
+        await until(lambda: peer.watches == 2)
+        peer.put(pod("b", "10.0.0.2"))
+        await seen.names("a", "b")
+        assert (peer.lists, seen.slept, caplog.messages) == (1, [], [])
 
 
 _LIST = b'{"metadata": {"resourceVersion": "1"}, "items": [%b]}'

@@ -17,6 +17,8 @@ from scorer.chains import Chain
 from scorer.load import Ticket
 from scorer.sessions import LiveSession
 
+NOT_DONE = 300
+"""A status from here on says that what was asked for was not done."""
 TEXT_BLOCK_TOKENS = 32
 """What one block of text is taken to be worth in tokens."""
 

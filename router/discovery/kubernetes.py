@@ -42,10 +42,8 @@ class _Refused(Exception):
     """The API server says no, in words."""
 
 
-_TROUBLES = (
-    httpx.HTTPError, _Refused, ConfigError, OSError,
-    ValueError, LookupError, TypeError, AttributeError,  # somebody else answers: a login page, a proxy
-)  # fmt: skip
+_SOMEBODY_ELSE = (ValueError, LookupError, TypeError, AttributeError)  # answers: a login page, a proxy
+_TROUBLES = (httpx.HTTPError, _Refused, ConfigError, OSError, *_SOMEBODY_ELSE)
 
 
 class KubernetesSource:
@@ -112,7 +110,7 @@ class KubernetesSource:
     def _why(self, error: Exception) -> str:
         if isinstance(error, ConfigError):
             return error.message
-        if isinstance(error, (ValueError, LookupError, TypeError, AttributeError)):
+        if isinstance(error, _SOMEBODY_ELSE):
             return f"{self._api.url} answers what no API server does ({error!r})"
         return str(error) or type(error).__name__
 

@@ -12,7 +12,7 @@ from indexer.match import Hit
 from router.causes.request_log import GONE
 from router.causes.tracing import span_for, traceparent
 from router.core.decision import Core
-from router.core.demand import BreakerChange, End, Placement, Story, Try
+from router.core.demand import NOT_DONE, BreakerChange, End, Placement, Story, Try
 from router.core.fleet import RankId
 from router.core.token_states import Witness
 from router.errors import Full, NoRetry
@@ -34,7 +34,6 @@ _UNKNOWN = "the prefix is not known"  # a label must be bounded; the whole reaso
 _CLIENT_GONE = 499  # nginx's number for an answer that nobody waited for
 _INTERNAL_ERROR = 500
 _NOT_FOUND = 404
-_DECLINED = min(DECLINED)
 _STAPLE = frozenset(("/v1/chat/completions", "/v1/completions"))  # where every pod that has the model says no 404
 _OWN_BOUND = "pool_full"  # a failure that is no fault of the pod
 _OURS = frozenset(("cancelled", "internal", "unsendable_request"))  # ends of an attempt that say nothing of the pod
@@ -281,7 +280,7 @@ class Attempt:
     def finished(self, outcome: Outcome, now: float) -> None:
         routing, metrics, status = self._routing, self._dispatch.metrics, outcome.told or outcome.status
         if routing.disputed and status is not None and _understood(status):
-            routing.understood(now, served=status < _DECLINED)
+            routing.understood(now, served=status < NOT_DONE)
         self._end(_end_of(outcome), outcome.error or status, now)
         code = _CLIENT_GONE if status is None and outcome.client_gone else status
         story = routing.story

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
+from router.core.demand import NOT_DONE
 from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterError, unraised
 from router.proxy.client_watch import ClientWatch, Flight
 from router.proxy.error_events import read_error
@@ -31,7 +32,6 @@ from router.upstream.replies import NOT_FORWARDED
 
 _TRAILERS = "http.response.trailers"
 _EVENT_STREAM = b"text/event-stream"
-_NOT_DONE = 300
 _NO_LENGTH_STATUSES = (204, 304)  # without a body, and servers would wait for one of the length that is said
 
 
@@ -314,7 +314,7 @@ class Proxy:
 
 def _is_final(status: int, assignment: Assignment, disputed: bool) -> bool:
     """Nobody else is asked, after this answer. `disputed`: somebody was, because another's answer may be its own."""
-    return status not in REFUSALS and (disputed or status < _NOT_DONE or not assignment.is_disputed(status))
+    return status not in REFUSALS and (disputed or status < NOT_DONE or not assignment.is_disputed(status))
 
 
 def _target(scope: Scope) -> bytes:

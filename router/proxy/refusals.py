@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 
+from router.core.demand import NOT_DONE
+
 REFUSALS = frozenset((429, 502, 503, 504))
 DISPUTES = frozenset((401, 403, 404))
 """The client's fault, or that of this pod alone: a key that was changed, a model that is gone. Another pod knows."""
-DECLINED = frozenset(range(300, 500)) - DISPUTES - REFUSALS
+DECLINED = frozenset(range(NOT_DONE, 500)) - DISPUTES - REFUSALS
 """The client's fault, unless a pod says so all the time: it may lack a template, or an option that the others have."""
 
 

@@ -58,6 +58,7 @@ from router.tokens.understanding import (
     Understood,
     further_tokens,
     in_versions,
+    read_again,
     shape_of,
     why_unknown,
     with_model,
@@ -161,13 +162,13 @@ class Encoder:
     async def parsed(self, path: str, body: bytes) -> Prompt:
         """What a body that was not seen before says; raises `BadRequest`, and `Saturated` where there is no time to
         find out for whom a large one is."""
-        fleet = self._core.fleet
         if not is_large(body, self._body_inline_max):
-            return with_model(parse(path, body), fleet)
+            return with_model(parse(path, body), self._core.fleet)
         try:
-            return with_model(await self._large_bodies.do(len(body), parse_large, path, body, self._decoded_max), fleet)
+            prompt = await self._large_bodies.do(len(body), parse_large, path, body, self._decoded_max)
         except TimeoutError:
             return self._late(body)
+        return with_model(prompt, self._core.fleet)
 
     def _late(self, body: bytes) -> Prompt:
         model = model_at_an_end(body)
@@ -429,13 +430,12 @@ class Encoder:
 
     def _made(self, doubt: Doubt) -> Tokens | None:
         """The ids that were made of a prompt, as far as they are at hand."""
-        if doubt.witness is None:
+        pod = self._core.fleet.pods.get(doubt.pod)
+        if doubt.witness is None or pod is None:
             return None
-        prompt, pod = with_model(parse(*doubt.witness), self._core.fleet), self._core.fleet.pods.get(doubt.pod)
+        prompt = read_again(doubt.witness, self._core.fleet)
         served = self._core.fleet.served(prompt.model) if prompt.model is not None else None
         model = self._models.get(served.base) if served is not None else None
-        if pod is None:
-            return None
         try:
             if doubt.origin.state.source != "local":
                 return self.remote.known(self._question_to(pod, prompt, doubt.origin.state.source))
@@ -448,7 +448,7 @@ class Encoder:
 
     async def ids_by(self, state: TokenizerState, witness: Witness, pod: str) -> Tokens | None:
         """What a source makes of a prompt for a pod, whether or not it is in use; None where it makes nothing."""
-        prompt, known = with_model(parse(*witness), self._core.fleet), self._core.fleet.pods.get(pod)
+        prompt, known = read_again(witness, self._core.fleet), self._core.fleet.pods.get(pod)
         if known is None:
             return None
         if state.source == "local":

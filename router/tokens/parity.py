@@ -26,10 +26,10 @@ from router.core.token_proof import AHEAD, TRIALS_MAX, Doubt
 from router.core.token_states import SHAPES, Shape, TokenizerState, Witness
 from router.errors import UnknownModel
 from router.prompts.own_encodings import by_names, is_tokenized
-from router.prompts.prompt import Prompt, parse
+from router.prompts.prompt import Prompt
 from router.tokens.questions import AsServed, NotTold, question_of
 from router.tokens.remote import RemoteTokens
-from router.tokens.understanding import shape_of, with_model
+from router.tokens.understanding import read_again, shape_of
 
 if TYPE_CHECKING:
     from router.config.tokens import ParityConfig
@@ -146,7 +146,7 @@ class Parity:
             self._comparing = 1
             self._look()
             if watched.state.state != "degraded":
-                await self._check(watched, with_model(parse(*witness), self._fleet))
+                await self._check(watched, read_again(witness, self._fleet))
         for watched in self._watched.values():
             if watched.witness is not None and watched.quiet_until <= self._clock():
                 await self._recheck(watched, watched.witness)

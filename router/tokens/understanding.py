@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,8 +12,8 @@ from indexer.blocks import Grain, Keys
 from indexer.mappings import Ending
 from router.core.demand import Apart, Demand
 from router.core.fleet import Fleet
-from router.core.token_states import Origin, Shape
-from router.prompts.prompt import Prompt
+from router.core.token_states import Origin, Shape, Witness
+from router.prompts.prompt import Prompt, parse
 from router.prompts.rendering import RenderError
 from router.tokens.given import Encoded, LookupResult
 from router.tokens.questions import NotTold
@@ -22,6 +22,11 @@ BYTES_A_TOKEN = 4
 """About so many, of text that is not tokenized: only its load counts."""
 
 _KWARGS = ("chat_template_kwargs", "chat_template", "documents", "reasoning_effort", "add_generation_prompt")
+
+
+def read_again(witness: Witness, fleet: Fleet) -> Prompt:
+    """What a body said that was kept."""
+    return with_model(parse(*witness), fleet)
 
 
 def with_model(prompt: Prompt, fleet: Fleet) -> Prompt:
@@ -174,8 +179,7 @@ def shape_of(prompt: Prompt) -> Shape:
 
 def further_tokens(prompt: Prompt) -> int:
     """About how many tokens the prompts after the first have."""
-    further: tuple[Any, ...] = prompt.prompts[1:]
-    return sum(len(p) // BYTES_A_TOKEN if isinstance(p, str) else len(p) for p in further)
+    return sum(map(_about, prompt.prompts[1:]))
 
 
 def room_tokens(prompt: Prompt, first: int) -> int | None:
@@ -184,8 +188,12 @@ def room_tokens(prompt: Prompt, first: int) -> int | None:
     answer = prompt.answer_tokens
     if answer is None or len(prompt.prompts) < 2:
         return answer
-    longest = max(len(p) // BYTES_A_TOKEN if isinstance(p, str) else len(p) for p in prompt.prompts)
-    return answer + max(0, longest - first)
+    return answer + max(0, max(map(_about, prompt.prompts)) - first)
+
+
+def _about(prompt: Collection[Any]) -> int:
+    """Tokens of one that may not be tokenized yet: a text, or ids."""
+    return len(prompt) // BYTES_A_TOKEN if isinstance(prompt, str) else len(prompt)
 
 
 def why_unknown(error: RenderError | NotTold) -> str:
