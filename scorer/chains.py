@@ -17,7 +17,8 @@ from scorer.reuse import Reuse
 
 _APART_TOKENS = 256  # between two keys that are kept
 _DEPTH_MAX = 8  # chains that one has grown out of, one after the other: then it stands for itself
-_GROWTH, _TURN = 500.0, 0.02  # at first; and the share of the newest
+_GROWTH, _GUESSED = 500.0, 4  # at first, as if so many turns had shown it
+_TURN = 0.02  # what the newest turn counts for, at least
 _USUAL = 0.6  # share of prompts that continue others, from which on that is what they do
 _TURNS, _TURNS_MAX = 4.0, 8.0  # that a prompt is taken to have before it, at first and at most
 
@@ -73,6 +74,7 @@ class Chains:
         self.reuse = Reuse()
         self.mix = Mix()
         self.growth = _GROWTH  # tokens that a prompt has more than the one that it continues, of late
+        self._turns = _GUESSED
 
     @property
     def continuing(self) -> float:
@@ -112,7 +114,8 @@ class Chains:
             chain.grow_from(above, known)
         else:
             first = number + 1
-            self.growth += _TURN * (max(0, tokens - chain.tokens) - self.growth)
+            self._turns += 1
+            self.growth += max(_TURN, 1.0 / self._turns) * (max(0, tokens - chain.tokens) - self.growth)
         for key in kept[first:]:
             chains[key] = chain
         while len(chains) > self._keys_max:

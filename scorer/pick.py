@@ -8,6 +8,7 @@ from scorer.candidates import Candidates, Pick, Scored
 from scorer.policies import AskedPrompt, Policy
 
 _CLOSE = 1e-3  # prices this near (seconds, or shares) are a tie
+_TURN = 0.5 * (5**0.5 - 1)  # of a circle: every second turn, or third, goes around as evenly as all do
 
 
 def pick(
@@ -55,7 +56,7 @@ def _first(candidates: Candidates, alike: list[int], turn: int) -> int:
             longest, fewest, tied = length, busy, [number]
         elif length == longest and busy == fewest:
             tied.append(number)
-    return tied[turn % len(tied)]
+    return tied[int(turn * _TURN % 1.0 * len(tied))]
 
 
 def scored(picked: Pick) -> list[Scored]:

@@ -27,6 +27,18 @@ def test_what_was_used_last_is_loaded() -> None:
     assert adapters.takes("c")
 
 
+def test_what_has_to_go_is_loaded_once_more() -> None:
+    """A free slot costs one load, a used one two, and what is loaded none."""
+    adapters = Adapters()
+    assert adapters.loads("a") == 1
+    adapters.told(("a",), 2)
+    assert (adapters.loads("a"), adapters.loads("b")) == (0, 1)
+    adapters.begin("b")
+    assert (adapters.loads("a"), adapters.loads("b"), adapters.loads("c")) == (0, 0, 2)
+    adapters.end("b")
+    assert adapters.loads("c") == 2, "it stays loaded"
+
+
 def test_what_others_run_takes_slots_too() -> None:
     """By the pod's own account."""
     adapters = Adapters()

@@ -42,6 +42,8 @@ def test_how_much_a_prompt_will_grow() -> None:
         for chat in range(10):
             said[chat] = prompt(100_000 * chat + 1000 * turn + 100, 64, said[chat])
             chats.ask(said[chat], SIZE, len(said[chat]) * SIZE, float(turn))
+        if turn == 2:
+            assert 900 < chats.growth < 1024, "20 turns say more than a guess"
     assert documents.ahead == 0.0
     assert 7000 < chats.ahead < 8 * 1024
 

@@ -109,7 +109,11 @@ class ScoringConfig(Section):
         description="Each request in flight is taken to delay another's first token by so much.",
     )
     adapter_load: Seconds = Field(
-        default=0.2, ge=0, le=60, description="A pod that has not loaded a request's LoRA adapter is later by so much."
+        default=0.2,
+        ge=0,
+        le=60,
+        description="A pod that has not loaded a request's LoRA adapter is later by so much, and by as much again "
+        "where another one has to go for it.",
     )
     prefill_tokens_per_second: Ratio = Field(
         default=8000.0,

@@ -117,7 +117,7 @@ class Comparison:
         line = self._line
         rank = line.ranks[number]
         if capacity := rank.capacity:
-            rank.fill = min(1.0, rank.fill + (tokens + begins * self._ahead) / capacity)
+            rank.fill += (tokens + begins * self._ahead) / capacity
             line.fills = line.fills.copy()
             line.fills[number] = rank.fill
 

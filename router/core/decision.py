@@ -413,8 +413,7 @@ class Core:
         adapter = self.fleet.adapter_of(demand.model)
         if adapter is not None:
             for number, rank in enumerate(ranks):
-                if not rank.adapters.has(adapter):
-                    candidates.backlogs_s[number] += self._settings.adapter_load_s
+                candidates.backlogs_s[number] += self._settings.adapter_load_s * rank.adapters.loads(adapter)
         if held is not None and self.hold.planned:  # for those that go before it
             for number, rank in enumerate(ranks):
                 candidates.backlogs_s[number] += self.hold.planned.get(rank.load, 0.0)
