@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.fakes.kube import kube_peer, pod
 from tests.fakes.processes import MODEL, PLAIN, GatewayProcess, PodProcess, eventually, gateway, pods
@@ -47,9 +48,11 @@ def drained(served: GatewayProcess, what: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def asked(tmp_path: Path, count: int = 6, **sections: Any) -> AsyncIterator[tuple[GatewayProcess, list[str]]]:
+async def asked(
+    tmp_path: Path, count: int = 6, fleet: Sequence[PodProcess] = (), **sections: Any
+) -> AsyncIterator[tuple[GatewayProcess, list[str]]]:
     """A gateway before pods, and by which of them each conversation was answered."""
-    fleet = [PodProcess(f"pod-{number}") for number in range(PODS)]
+    fleet = fleet or [PodProcess(f"pod-{number}") for number in range(PODS)]
     with pods(*fleet), contextlib.ExitStack() as stack:
         static = [each.configured for each in fleet]
         served = await asyncio.to_thread(stack.enter_context, gateway(tmp_path, static, **sections))
@@ -71,6 +74,19 @@ async def test_a_drained_pod_hands_over(tmp_path: Path) -> None:
             assert pod_now != leaver and (cached > 200 or home != leaver), (number, home, pod_now, cached)
         assert served.metric('warmroute_handover_prompts_total{result="done"}') == homes.count(leaver)
         assert served.get("/scale-in?count=3").json()["pods"][0]["pod"] != leaver
+
+
+@pytest.mark.parametrize("dies", [True, False])
+async def test_an_heir_that_fails(tmp_path: Path, dies: bool) -> None:
+    """Nobody knows yet that it is gone, or it answers with errors: another one inherits what it was to have."""
+    fleet = [PodProcess(f"pod-{number}") for number in range(PODS)]
+    async with asked(tmp_path, 9, fleet, probe={"interval": 3600.0}) as (served, homes):
+        leaver = max(set(homes), key=homes.count)
+        broken, _ = (each for each in fleet if each.name != leaver)
+        broken.kill() if dies else broken.fault(refuse="503")
+        told = drained(served, f"{leaver}/drain?wait=20")["handover"]
+        assert told["prompts"] == homes.count(leaver) and told["failed"] > 0, "nobody asked the broken one"
+        assert told["done"] + told["needless"] == told["prompts"]
 
 
 async def test_nothing_is_kept_and_nothing_handed_over(tmp_path: Path) -> None:

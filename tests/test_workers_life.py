@@ -107,7 +107,9 @@ async def test_a_drain_that_waits(tmp_path: Path) -> None:
             heir = next(pod for pod in fleet if pod.name != holder)
             await eventually(lambda: any(loss["alone_tokens"] for loss in served.get("/scale-in").json()["all"]))
             heir.kill()
-            await eventually(lambda: not served.get("/readyz").json()["pods"][heir.name]["fit"])
+            for client in clients.values():
+                while (await client.get("/readyz")).json()["pods"][heir.name]["fit"]:
+                    await asyncio.sleep(0.05)
             for drain in ("drain", "drain?wait=3.5"):
                 told = await here.post(f"/pods/{holder}/{drain}")
                 assert told.status_code == 200, told.text

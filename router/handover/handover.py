@@ -10,11 +10,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from router.config.fleet import HandoverConfig
 from router.core.decision import Core
-from router.core.demand import Placement
+from router.core.demand import NOT_DONE, Placement
 from router.handover.estates import Legacy, estates, held_now, tokens_held
 from router.handover.idle_pods import IdlePods
 from router.handover.recent import Recent
@@ -23,6 +23,7 @@ from router.server.long_answers import in_turns
 
 log = logging.getLogger("warmroute.handover")
 
+_THEIR_FAULT = 500  # from this status on, it is the pod's
 _PAUSE_S = 0.02  # between two looks at whether somebody is idle
 
 
@@ -44,6 +45,22 @@ class _Leaver:
 
     task: asyncio.Task[None]
     handed: Handed
+
+
+@dataclass(slots=True, eq=False)
+class _Estate:
+    """What of one is still to be handed over. `broken`: pods that failed at it; `again`: at what."""
+
+    queue: deque[Legacy]
+    broken: set[str] = field(default_factory=set)
+    again: list[Legacy] = field(default_factory=list)
+
+    def failed(self, legacy: Legacy, pod: str) -> None:
+        """That pod is asked no more, and another one inherits: once, as it may be the legacy that breaks them."""
+        self.broken.add(pod)
+        if all(legacy is not one for one in self.again):
+            self.again.append(legacy)
+            self.queue.append(legacy)
 
 
 class Handover:
@@ -117,17 +134,19 @@ class Handover:
         each = await in_turns(estates(held, self._out - {name}))
         legacies = self._chosen(each[name].dearest()) if name in each else []
         handed.prompts, handed.tokens = len(legacies), sum(legacy.own_tokens for legacy in legacies)
-        queue, sending = deque(legacies), set[asyncio.Task[None]]()
+        estate, sending = _Estate(deque(legacies)), set[asyncio.Task[None]]()
+        queue = estate.queue
         try:
             while (queue or sending) and self._clock() < until:
-                while queue and (heirs := self._idle.names().difference(self._leavers)):
+                while queue and (heirs := self._idle.names().difference(self._leavers, estate.broken)):
                     legacy = queue.popleft()
                     placement = self._place(name, legacy, heirs)
                     if placement is None:
                         handed.needless += 1
                         self._counts["needless"] += 1
                         continue
-                    sending.add(asyncio.get_running_loop().create_task(self._compute(legacy, placement, handed)))
+                    computing = self._compute(legacy, placement, handed, estate)
+                    sending.add(asyncio.get_running_loop().create_task(computing))
                 if sending:
                     _, sending = await asyncio.wait(sending, timeout=_PAUSE_S, return_when=asyncio.FIRST_COMPLETED)
                 else:
@@ -174,9 +193,13 @@ class Handover:
             return None
         return self._idle.place(legacy.asked.demand, heirs)
 
-    async def _compute(self, legacy: Legacy, placement: Placement, handed: Handed) -> None:
+    async def _compute(self, legacy: Legacy, placement: Placement, handed: Handed, estate: _Estate) -> None:
         """Have an heir compute it."""
-        fine = await self._idle.compute(legacy.asked.path, legacy.asked.body, placement)
+        status = await self._idle.compute(legacy.asked.path, legacy.asked.body, placement)
+        fine = 0 < status < NOT_DONE
         handed.done, handed.failed = handed.done + fine, handed.failed + (not fine)
         self._counts["done" if fine else "failed"] += 1
-        self._tokens += legacy.own_tokens if fine else 0
+        if fine:
+            self._tokens += legacy.own_tokens
+        elif not status or status >= _THEIR_FAULT:
+            estate.failed(legacy, placement.pod.name)

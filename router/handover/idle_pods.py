@@ -56,21 +56,22 @@ class IdlePods:
         except RouterError:
             return None
 
-    async def compute(self, path: str, body: bytes, placement: Placement) -> bool:
-        """Have the pod compute the prompt of a request, and one token. Was it?"""
+    async def compute(self, path: str, body: bytes, placement: Placement) -> int:
+        """Have the pod compute the prompt of a request, and one token. The status of its answer; 0: there is none."""
         pod, end = placement.pod.name, End("void")
         self._busy[pod] = self._busy.get(pod, 0) + 1
         try:
             async with timeout(self._given.prefill_timeout):
                 end = await self._ask(path, body, placement)
         except (UpstreamError, UnsendableRequest, TimeoutError) as error:
+            end = End("failed") if isinstance(error, UpstreamError) else end
             log.info("%s does not compute a prompt beforehand: %s", pod, error or type(error).__name__)
         finally:
             self._core.finish(placement, end, self._clock())
             self._busy[pod] -= 1
             if not self._busy[pod]:
                 del self._busy[pod]
-        return end.status is not None and end.status < 400
+        return end.status or 0
 
     async def _ask(self, path: str, body: bytes, placement: Placement) -> End:
         rank, shortened = placement.rank, prefill_body(path, body)
