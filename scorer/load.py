@@ -112,7 +112,7 @@ class PodLoad:
 
     def first_byte(self, ticket: Ticket, now: float, measured: bool) -> None:
         """The prefill of `ticket` is done. `measured`: just now."""
-        if not ticket.in_prefill or ticket.released:
+        if not ticket.in_prefill:
             return
         behind_s = self._total_s - ticket.behind_s
         self._prefilled(ticket, now)
@@ -153,6 +153,9 @@ class PodLoad:
         if not self._line and not self.prefill_tokens:  # what is left are rounding errors
             self._promised_s = 0.0
         if not ticket.tells:
+            head = self._head
+            if head is not None and ticket.behind_s < head.behind_s:  # its turn comes so much earlier
+                self._head_at = min(self._head_at, max(now, self._head_at - ticket.cost_s))
             return
         del self._telling[ticket]
         self._owed_s -= ticket.cost_s

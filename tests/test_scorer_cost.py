@@ -156,3 +156,161 @@ def test_a_mean_counts_for_as_many() -> None:
         single.learn(2000, 1.0)
     mean.learn(2000, 1.0, count=8.0)
     assert mean.cost_s(2000) == pytest.approx(single.cost_s(2000), rel=0.25)
+
+
+@pytest.mark.parametrize("tokens_per_s", [100.0, 8_000.0, 80_000.0])
+def test_what_was_right_stays_right(tokens_per_s: float) -> None:
+    """A pod that is as fast as it was assumed to be: the first sample changes nothing, nor does the hundredth."""
+    rate = PrefillRate(tokens_per_s)
+    for step in range(100):
+        tokens = 100 + step * 37
+        rate.learn(tokens, tokens / tokens_per_s)
+        assert rate.cost_s(2000) == pytest.approx(2000 / tokens_per_s, rel=1e-3)
+        assert rate.fleet.base_s == pytest.approx(0.0, abs=1e-3 * 2000 / tokens_per_s)
+
+
+def test_a_request_that_takes_as_long_as_samples_may_err() -> None:
+    """It counts like one that takes a little more or less."""
+    costs = []
+    for tokens in (790, 800, 810):
+        rate = PrefillRate(8_000.0)
+        rate.learn(tokens, 2 * tokens / 8_000)
+        costs.append(rate.cost_s(800))
+    assert costs[0] == pytest.approx(costs[1], rel=0.02) and costs[1] == pytest.approx(costs[2], rel=0.02)
+
+
+def test_all_that_a_request_costs_is_found() -> None:
+    """Without noise the fit is what the times were made of: for each request, each token and each position."""
+    rng, rate = random.Random(10), PrefillRate(8_000.0)
+    base_s, token_s, position_s = 0.04, 1e-4, 2e-9
+    for _ in range(400):
+        tokens, start = rng.randint(100, 4000), rng.choice((0, 0, 10_000, 60_000))
+        rate.learn(tokens, base_s + tokens * (token_s + position_s * (start + tokens / 2)), start)
+    assert rate.fleet.base_s == pytest.approx(base_s, rel=0.1)
+    for tokens, start in ((200, 0), (4000, 0), (2000, 60_000)):
+        assert rate.cost_s(tokens, start) == pytest.approx(
+            tokens * (token_s + position_s * (start + tokens / 2)), rel=0.03
+        )
+
+
+def test_prompts_that_are_alike_cost_by_their_tokens() -> None:
+    """Nothing tells what each request costs from what its tokens do: then all is the tokens'."""
+    rate = PrefillRate(8_000.0)
+    for _ in range(50):
+        rate.learn(2000, 0.5)
+    assert rate.fleet.base_s < 0.05 and rate.cost_s(2000) == pytest.approx(0.5, rel=0.1)
+
+
+def _slow_and_usual() -> tuple[PrefillRate, PrefillRate]:
+    """A pod that takes four times as long as three others, and one of these."""
+    fleet = FleetRate(8_000.0)
+    slow, *others = [PrefillRate(8_000.0, fleet) for _ in range(4)]
+    for _ in range(12):
+        slow.learn(4000, 2.0)
+        for other in others:
+            other.learn(4000, 0.5)
+    return slow, others[0]
+
+
+def test_a_sample_claims_no_more_than_some_times_what_it_should_have_taken() -> None:
+    """On that pod: what takes longer counts as eight times that, and a little."""
+    for number in range(2):
+        stalled, slower = _slow_and_usual()[number], _slow_and_usual()[number]
+        most_s = 8 * (slower.fleet.base_s + slower.cost_s(1000)) + 0.05
+        stalled.learn(1000, 1e4)
+        slower.learn(1000, most_s)
+        assert stalled.learned == slower.learned and stalled.fleet.learned == slower.fleet.learned
+        slower.learn(1000, 0.9 * most_s)
+        stalled.learn(1000, 0.8 * most_s)
+        assert stalled.learned != slower.learned
+
+
+def test_short_requests_teach_what_is_not_for_their_tokens() -> None:
+    """A slow pod's tokens cost more: what they cost is none of what every request costs. Fewer than 64 are short."""
+    slow, _ = _slow_and_usual()
+    for _ in range(200):
+        slow.learn(63, slow.cost_s(63))
+    known = slow.samples
+    slow.learn(64, slow.cost_s(64) + slow.fleet.base_s)
+    assert slow.samples == known + 1
+    assert slow.fleet.base_s < 0.2 * slow.cost_s(63)
+
+
+def test_nothing_computed_teaches_nothing() -> None:
+    """Of a prompt that was cached whole."""
+    rate = PrefillRate(8_000.0)
+    before = rate.fleet.learned
+    rate.learn(0, 1.0)
+    assert rate.fleet.learned == before and rate.samples == 0
+
+
+def test_a_mean_of_many_counts_for_a_few() -> None:
+    """Of more than eight it teaches no more than of eight."""
+    many, eight, seven = (PrefillRate(8_000.0) for _ in range(3))
+    for rate, count in ((many, 100.0), (eight, 8.0), (seven, 7.0)):
+        rate.learn(2000, 1.0, count=count)
+    assert many.learned == eight.learned != seven.learned
+
+
+def test_what_was_learned_is_learned_again() -> None:
+    """After a restart all is believed that was before, and what comes teaches the same."""
+    rng = random.Random(11)
+    slow, _ = _slow_and_usual()
+    for _ in range(60):
+        tokens, start = rng.randint(100, 4000), rng.choice((0, 30_000))
+        slow.learn(tokens, 0.03 + tokens * (4e-4 + 1e-8 * start), start)
+    again = PrefillRate(100.0)
+    again.fleet.relearn(slow.fleet.learned)
+    again.relearn(slow.learned)
+    slow.fleet.pods = 1
+    assert again.fleet.learned == slow.fleet.learned and again.learned == slow.learned and again.samples == slow.samples
+    for rate in (slow, again):
+        rate.learn(500, 0.9, 1000)
+        rate.look()
+    assert again.cost_s(3000, 9000) == slow.cost_s(3000, 9000) != 0.0
+    assert (again.per_token, again.per_position) == (slow.per_token, slow.per_position)
+
+
+@pytest.mark.parametrize("at", range(5))
+@pytest.mark.parametrize("value", [-1.0, 1e16, float("nan"), float("inf")])
+def test_what_nobody_can_have_learned_is_not_believed(at: int, value: float) -> None:
+    """Of pods as of the fleet: nothing negative, nothing without end, and no more or fewer figures."""
+    slow, _ = _slow_and_usual()
+    for known, new in ((slow.fleet, PrefillRate(8_000.0).fleet), (slow, PrefillRate(8_000.0))):
+        before, values = new.learned, known.learned
+        for wrong in (values[:-1], [*values, 1.0], [*values[:at], value, *values[at + 1 :]]):
+            new.relearn(wrong)
+            assert new.learned == before and new.samples == 0
+        new.relearn(values)
+        assert new.samples == known.samples
+        known.relearn([*values[:-1], values[-1] + 1.0])
+        assert known.learned == values, "what was learned since is newer"
+
+
+def test_bounds_of_what_is_believed_again() -> None:
+    """A token costs something, and no more than a second; a pod is at most ten thousand times as slow."""
+    slow, _ = _slow_and_usual()
+    for per_token, believed in ((0.0, False), (1.0, True), (1.01, False)):
+        fleet, values = FleetRate(8_000.0), slow.fleet.learned
+        fleet.relearn([values[0], per_token, *values[2:]])
+        assert (fleet.per_token == per_token) is believed and (fleet.samples > 0) is believed
+    for factor, believed in ((0.0, False), (1e4, True), (1.01e4, False)):
+        rate = PrefillRate(8_000.0)
+        rate.relearn([factor, *slow.learned[1:]])
+        assert (rate.factor == factor) is believed and (rate.samples > 0) is believed
+
+
+def test_a_look_has_what_is_believed_now() -> None:
+    """What others have shown since counts; a pod that joins is believed to be as the fleet is."""
+    slow, usual = _slow_and_usual()
+    before = slow.factor
+    for step in range(100):
+        tokens, start = 1000 + 37 * step, 1000 * (step % 7)
+        usual.learn(tokens, tokens * (1e-4 + 1e-8 * (start + tokens / 2)), start)
+    slow.look()
+    fleet = slow.fleet
+    assert fleet.per_position > 0.0
+    assert slow.per_token == slow.factor * fleet.per_token == slow.slowness() * fleet.per_token
+    assert slow.per_position == slow.factor * fleet.per_position and slow.factor < before
+    joins = PrefillRate(8_000.0, fleet)
+    assert (joins.per_token, joins.per_position) == (fleet.per_token, fleet.per_position)

@@ -187,3 +187,116 @@ def test_what_is_remembered_of_flows_is_bounded() -> None:
         gate.put("passes", free, 0.001, 0.0, flow=f"flow {number}")
         served_in_order(gate, free, 1, 0.0)
     assert hold.waiting == 1 and hold.flows < 100
+
+
+def test_speeds_are_known_after_eight_samples() -> None:
+    """From then on a pod is busy that has as much to do as it may, also where nobody owes a first byte."""
+    for samples in (7, 8):
+        load = PodLoad(PrefillRate(1000.0))
+        for _ in range(samples):
+            load.rate.learn(1000, 1.0)
+        load.admit(500, 0.0)
+        left_s = load.backlog_s(0.0)
+        assert Hold(LIMITS._replace(look_ahead_s=left_s)).must_wait(load, 0.1, False, None, 0.0) is (samples == 8)
+        assert not Hold(LIMITS._replace(look_ahead_s=left_s + 0.1)).must_wait(load, 0.1, False, None, 0.0)
+
+
+def test_who_has_waited_is_before_those_that_cost_a_little_less() -> None:
+    """Ten seconds make up for three seconds of prefill."""
+    for came, order in ((10.0, ["short", "long"]), (16.0, ["long", "short"])):
+        hold, load = Hold(LIMITS), a_load()
+        gate = Gate(hold, [load])
+        gate.tickets.append(load.admit(30_000, 0.0, tells=True))
+        gate.put("long", load, 5.0, 0.0)
+        gate.put("short", load, 1.0, came)
+        assert served_in_order(gate, load, 2, 20.0) == order
+
+
+def test_few_are_placed_at_once() -> None:
+    """Who places them goes on with the others in a moment: the hold says that there are more."""
+    loads = [a_load() for _ in range(10)]
+    hold = Hold(LIMITS)
+    gate = Gate(hold, loads)
+    for number, load in enumerate(loads):
+        gate.put(f"{number}", load, 1.0, 0.0)
+    for gone, more in ((3, True), (6, True), (9, True), (10, False)):
+        assert hold.serve(loads, 0.1, lambda held: gate.offer(held, 0.1)) is more
+        assert len(gate.gone) == gone
+
+
+def test_short_ones_go_together() -> None:
+    """As many as the pod is promised for a moment; and who has waited for room for too long goes without."""
+    hold, load, full = Hold(LIMITS), a_load(), a_load()
+    gate = Gate(hold, [load, full])
+    for number in range(3):
+        gate.put(f"{number}", load, 0.3, 0.0)
+    assert gate.serve(0.0) == ["0", "1"]
+    gate.put("cold", full, 1.0, 0.0, room=False)
+    assert gate.serve(0.2) == ["2"] and gate.serve(30.0) == [] and gate.serve(60.0) == ["cold"]
+
+
+def test_whose_prefill_has_changed_has_another_place() -> None:
+    """By much: what a context costs that is cached by now. A little leaves it where it is."""
+    for first_s, now_s, order in ((5.0, 1.0, ["a", "b"]), (3.1, 2.9, ["b", "a"])):
+        hold, load = Hold(LIMITS), a_load()
+        gate = Gate(hold, [load])
+        gate.tickets.append(busy(load, 9.0))
+        changed = hold.put(("a", load, now_s, True), "", 0, first_s, 0.0)
+        gate.put("b", load, 3.0, 0.0)
+        assert gate.serve(0.1) == [] and changed is not None and changed.cost_s == now_s
+        assert served_in_order(gate, load, 2, 9.0) == order
+
+
+def test_why_somebody_waits_is_told() -> None:
+    """For room it waits wherever that will be, unless its pod is busy besides."""
+    hold, free, full = Hold(LIMITS), a_load(), a_load()
+    busy(full, 9.0)
+    held = hold.put("a", "", 0, 1.0, 0.0)
+    assert held is not None
+    room, work = "what lives in the pod's cache leaves no room", "the pod is busy"
+    for load, lacks_room, where, why in ((full, False, full, work), (free, True, None, room), (full, True, full, room)):
+        assert hold.must_wait(load, 1.0, lacks_room, held, 0.1)
+        assert (held.load, held.reason, held.placed_at) == (where, why, 0.1)
+
+
+def test_whose_pod_stays_busy_is_offered_now_and_then() -> None:
+    """As is who waits for room: something better may have come. The more wait, the more seldom."""
+    for count, early, late in ((2, 0.34, 0.36), (200, 0.59, 0.61)):
+        hold, loads = Hold(LIMITS._replace(waiting_max=200)), [a_load(), a_load()]
+        gate, offered = Gate(hold, loads), [0]
+        busy(loads[0], 50.0)
+        for number in range(count):
+            gate.put(f"{number}", loads[number % 2], 1.0, 0.0, room=number % 2 == 0)
+
+        def offer(held: Held, now: float, gate: Gate = gate, offered: list[int] = offered) -> bool:
+            offered[0] += 1
+            return gate.offer(held, now)
+
+        for now, times in ((0.1, 1), (0.2, 1), (early, 1), (late, 2)):
+            while hold.serve(loads, now, lambda held, now=now, offer=offer: offer(held, now)):  # type: ignore[misc]
+                pass
+            assert offered[0] == times * count and gate.gone == []
+
+
+def test_flows_are_forgotten_when_nobody_waits() -> None:
+    """There is nobody left to whom they had been unfair."""
+    hold, load = Hold(LIMITS), a_load()
+    gate = Gate(hold, [load])
+    for number in range(10):
+        gate.put("a", load, 1.0, 0.0, flow=f"flow {number}")
+        served_in_order(gate, load, 1, 0.0)
+        assert hold.flows == 1
+
+
+def test_who_asked_for_nothing_saves_nothing_up() -> None:
+    """A flow that comes again begins where the others are, however little it had before."""
+    hold, load = Hold(LIMITS), a_load()
+    gate = Gate(hold, [load])
+    gate.tickets.append(busy(load, 2.0))
+    for number in range(20):
+        gate.put(f"a{number}", load, 1.0 + number / 100, 0.0, flow="a")
+    gate.put("b", load, 0.8, 0.0, flow="b")
+    assert served_in_order(gate, load, 8, 2.0)[0] == "b"
+    for number in range(3):
+        gate.put(f"b{number}", load, 1.0 + number / 100, 2.0, flow="b")
+    assert {str(name)[0] for name in served_in_order(gate, load, 2, 2.0)} == {"a", "b"}

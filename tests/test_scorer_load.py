@@ -150,6 +150,38 @@ def test_a_request_that_ends_in_prefill_is_no_backlog() -> None:
     assert load.backlog_s(0.0) == pytest.approx(1.0)
 
 
+def test_what_waits_behind_a_request_that_ended_comes_earlier() -> None:
+    """What is done by a time is done so much earlier, of streams too that wait for answers that come whole."""
+    load = _load()
+    load.admit(1000, 0.0)
+    gone = load.admit(5000, 0.0)
+    load.admit(1000, 0.0)
+    load.release(gone, 0.5)
+    assert load.backlog_s(0.5) == pytest.approx(1.5)
+    for ends in (PodLoad.release, lambda load, ticket, now: load.first_byte(ticket, now, False)):
+        load = _load()
+        whole, _ = load.admit(8000, 0.0), load.admit(1000, 0.0, tells=True)
+        assert load.backlog_s(2.0) == pytest.approx(7.0)
+        ends(load, whole, 2.0)
+        for now, left in ((2.0, 1.0), (2.4, 0.6), (3.5, 0.0)):
+            assert load.backlog_s(now) == pytest.approx(left)
+    load = _load()
+    first, _, last = load.admit(1000, 0.0), load.admit(2000, 0.0, tells=True), load.admit(4000, 0.0)
+    load.first_byte(first, 1.0, False)
+    load.release(last, 1.5)
+    assert load.backlog_s(1.5) == pytest.approx(1.5), "the stream that has begun is computed since it has"
+
+
+def test_a_stream_waits_for_what_the_pod_says_it_has_to_do() -> None:
+    """Others' requests at the pod are before it, as long as they take."""
+    load = _load()
+    load.first_byte(load.admit(1000, 0.0), 0.5, measured=False)
+    load.stated(5, 1.0)
+    load.admit(1000, 1.0, tells=True)
+    load.release(load.admit(4000, 1.0), 1.0)  # what came after it brings it no nearer
+    assert load.backlog_s(1.0) == pytest.approx(6.0) and load.backlog_s(4.0) == pytest.approx(3.0)
+
+
 def test_only_streams_teach_the_speed() -> None:
     """A whole answer's first byte comes after its decoding, which says nothing of prefill."""
     load = _load()
