@@ -64,7 +64,7 @@ async def test_sigterm_under_load(tmp_path: Path) -> None:
     """Told to stop: all workers are unready, then leave; every request is answered whole, and the exit code is 0."""
     with contextlib.ExitStack() as stack:
         fleet = [PodProcess("pod-0"), PodProcess("pod-1")]
-        gateway = {"drain_delay": 2.0}
+        gateway = {"drain_delay": 6.0}  # clients have left by then, on any machine
         served = await asyncio.to_thread(stack.enter_context, workers(tmp_path, *fleet, gateway=gateway))
         ended: Counter[str] = Counter()
         leaving = asyncio.Event()
