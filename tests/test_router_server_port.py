@@ -290,6 +290,18 @@ def test_leaving_is_said() -> None:
             assert peer.closed()
 
 
+def test_leaving_is_not_said_any_more() -> None:
+    """The head of an answer went out before: its client may ask once more, and is told then."""
+    with serving() as served, served.connect() as peer:
+        peer.send(get(b"/long_after"))
+        head = peer.line()
+        served.front.leaving = True
+        assert head is not None and b"close" not in head and b"late" in (peer.line() or b"")
+        time.sleep(0.1)
+        peer.send(get(b"/echo"))
+        assert only(peer.answer()).headers["connection"] == "close" and peer.closed()
+
+
 def test_two_fronts_share_nothing() -> None:
     """What one server refuses and counts is not the other's."""
     with serving(connections_max=1) as one, serving(connections_max=1) as other:

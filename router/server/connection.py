@@ -30,6 +30,8 @@ class Owner(Protocol):
     limits: ServingLimits
     leaving: bool
     """Every response says that its connection closes."""
+    stopping: bool
+    """A connection closes when nothing of a request has come, whatever its last response said."""
 
     def admit(self, connection: ClientConnection, client: str | None) -> Refused | None:
         """Take a new connection into account; the reason why it should not stay, if there is one."""
@@ -128,7 +130,7 @@ class ClientConnection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """The server leaves: answer what has begun to come, and nothing after it."""
-        self._owner.leaving = True
+        self._owner.leaving = self._owner.stopping = True
         if self.transport is not None and (self._idle() or self._lingering):
             self.transport.close()
 
@@ -435,7 +437,7 @@ class ClientConnection(asyncio.Protocol):
             self._say(self._refusal)
         elif not self._overhead_bytes:
             self._since = time.monotonic()
-            if self._owner.leaving and self.transport is not None:
+            if self._owner.stopping and self.transport is not None:
                 self.transport.close()
 
     # What an exchange calls

@@ -35,6 +35,7 @@ class Port:
         self.limits = limits
         self.leaving = False
         """Set it, and every response says that its connection closes."""
+        self.stopping = False
         self.bodies_bytes = 0
         self._refused = refused
         self._connections: set[ClientConnection] = set()

@@ -95,6 +95,13 @@ class Application:
         await send({"type": "http.response.body", "body": b"", "more_body": True})
         await self.at_forever(seen, receive, send)
 
+    async def at_long_after(self, seen: Seen, receive: Any, send: Any) -> None:
+        """A head that goes out, and the rest after a while."""
+        await send(_start())
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        await asyncio.sleep(0.2)
+        await send({"type": "http.response.body", "body": b"late"})
+
     async def at_forever(self, seen: Seen, receive: Any, send: Any) -> None:
         """Waits for the client to leave, and says so."""
         while (await receive())["type"] != "http.disconnect":
