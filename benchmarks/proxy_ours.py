@@ -47,6 +47,7 @@ class RoundRobin:
 class Turn:
     """One pod's turn."""
 
+    preparation = None
     __slots__ = ("_owner", "pod", "request_headers", "response_headers", "upstream")
 
     def __init__(self, owner: RoundRobin, pod: str, request_id: bytes) -> None:

@@ -7,7 +7,7 @@ import gzip
 import random
 from pathlib import Path
 
-from router.config.settings import Config
+from router.config.settings import Config, PiecesConfig
 from router.core.settings import CoreSettings
 from router.plan.figures import Figures
 from router.plan.gateway import VirtualGateway
@@ -25,7 +25,10 @@ def settings_of(options: argparse.Namespace, pods: PodPlan, size: int) -> tuple[
     """What the core is set to, and the speed that it assumes at first."""
     blocks = max(65_536, 4 * pods.pods * pods.kv_tokens // size)
     given = {
-        "scoring": {"policy": options.policy},
+        "scoring": {
+            "policy": options.policy,
+            "pieces": {"enabled": options.pieces > 0, "tokens": options.pieces or PiecesConfig().tokens},
+        },
         "admission": {"look_ahead": options.look_ahead, "queue_max": 100_000},
         "index": {"blocks_max": blocks},
     }
@@ -83,5 +86,6 @@ def parser(text: str | None = None) -> argparse.ArgumentParser:
     made.add_argument("--event-loss", type=float, default=0.0, help="share of the frames")
     made.add_argument("--slow-half", type=float, default=1.0, help="factor by which half of the pods is slower")
     made.add_argument("--look-ahead", type=float, default=0.5, help="seconds of prefill that a pod is promised; 0: any")
+    made.add_argument("--pieces", type=int, default=0, help="tokens that long prompts go in pieces of; 0: whole")
     made.add_argument("--json", action="store_true")
     return made

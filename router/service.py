@@ -288,6 +288,7 @@ def core_settings(config: Config) -> CoreSettings:
         queue_max=admission.queue_max,
         flow_queue_max=admission.flow_queue_max,
         hold=HoldLimits(admission.look_ahead, admission.hold_max, admission.queue_max),
+        piece_tokens=scoring.pieces.tokens if scoring.pieces.enabled else 0,
         breaker=BreakerLimits(
             in_row_max=breaker.failures_in_row,
             share_max=breaker.failure_share,

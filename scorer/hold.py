@@ -28,6 +28,8 @@ _WAITED = 0.3  # seconds of work that a second of waiting makes up for
 _SAMPLES_MIN = 8  # measured prefills, before which speeds are a guess, and only who owes a first byte is busy
 _FLOWS_KEPT = 64  # that had more than others, and wait for nothing now, beside as many as there are requests waiting
 _AT_ONCE = 4  # requests that are placed again in one go: well under a millisecond
+_WHILE_S = 10.0
+_NO_ROOM, _IN_PIECES = "what lives in the pod's cache leaves no room", "another prompt goes there in pieces"
 _MOVES = 0.1  # of its cost, by which a request's may change and leave it where it is in the order
 _ROUND_S = 0.25  # between two rounds of those whose pod stays busy,
 _EACH_S = 0.0025  # or so much for each who waits: a small share of the time, however many they are
@@ -75,11 +77,13 @@ class _Flow:
 
 
 class Hold:
-    """All who wait. `planned`: seconds of work that was planned for pods, ahead of who is placed again now."""
+    """All who wait. `planned`: seconds of work that was planned for pods, ahead of who is placed again now; `rests`:
+    that is still to come of prompts that go there in pieces."""
 
     def __init__(self, limits: HoldLimits) -> None:
         self.limits = limits
         self.planned: dict[PodLoad, float] = {}
+        self.rests: dict[PodLoad, float] = {}
         self._waiting: dict[Held, None] = {}  # in the order of all, if that is `_ordered`
         self._ordered = True
         self._flows: dict[Hashable, _Flow] = {}  # those that wait, and those that had more than these
@@ -107,6 +111,10 @@ class Hold:
         self._ordered = False
         return held
 
+    def cold(self, now: float) -> int:
+        """So many have waited for a while, and have much to compute."""
+        return sum(held.cost_s > COLD_S and now - held.since > _WHILE_S for held in self._waiting)
+
     def remove(self, held: Held) -> None:
         """It is gone; nothing happens if it was."""
         if held in self._waiting:
@@ -123,7 +131,7 @@ class Hold:
             held.place = (held.priority, cost_s + _WAITED * held.since)
             self._ordered = False
         held.load = None if lacks_room and not waits else load
-        held.reason = "what lives in the pod's cache leaves no room" if lacks_room else "the pod is busy"
+        held.reason = "the pod is busy" if not lacks_room else _IN_PIECES if load in self.rests else _NO_ROOM
         left_s = held.since + self.limits.wait_max_s - now
         return (waits and left_s > 0.0) or (lacks_room and left_s > load.backlog_s(now) + cost_s)
 

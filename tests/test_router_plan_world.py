@@ -42,6 +42,24 @@ def chats(count: int = 600) -> Arrivals:
     return found
 
 
+def agents() -> Arrivals:
+    """Short turns of known contexts; now and then one of 51,200 tokens begins."""
+    rng, lines, at, histories = random.Random(5), [], 0.0, dict[int, int]()
+    for number in range(800):
+        at += rng.expovariate(4.0)
+        session = rng.randrange(8)
+        if number % 40 == 39:
+            session = 100 + number
+            histories[session] = 800
+        histories[session] = histories.get(session, 80) + 4
+        blocks = list(range(2000 * session, 2000 * session + histories[session]))
+        entry = {"timestamp": int(at * 1e3), "input_length": SIZE * len(blocks), "output_length": 30}
+        lines.append(json.dumps({**entry, "hash_ids": blocks, "session": session}))
+    found = read_trace(lines, 1)
+    assert isinstance(found, Arrivals)
+    return found
+
+
 def gateways(policy: str, workers: int = 1) -> list[VirtualGateway]:
     config = Config.model_validate({"scoring": {"policy": policy}, "index": {"blocks_max": 50_000}})
     row = row_of(64, 1024)
@@ -125,3 +143,22 @@ def test_users_wait_for_their_answers() -> None:
         assert figures.hit > 0.3 and figures.requests < users * 160 / 5
         counts.append(figures.requests)
     assert 3 * counts[0] < counts[1] < 5 * counts[0]
+
+
+def test_short_turns_go_between_the_pieces_of_long_prompts() -> None:
+    """Agents' turns are answered sooner where new contexts go in pieces, as much is cached, and nothing is lost."""
+
+    def run(piece_tokens: int) -> Figures:
+        pieces = {"enabled": piece_tokens > 0, "tokens": piece_tokens or 512}
+        config = Config.model_validate({"scoring": {"pieces": pieces}, "index": {"blocks_max": 50_000}})
+        front = VirtualGateway(core_settings(config), pods, SIZE, 8000.0)
+        found = World(pods, SIZE, [front], 1).play(agents())
+        assert (front.core.in_flight, front.core.hold.waiting, front.core.hold.rests) == (0, 0, {})
+        return found
+
+    pods = PodPlan(1, POD_PROFILES["8b"], 2_000_000)
+    whole, pieced = run(0), run(4096)
+    assert pieced.requests == whole.requests
+    assert pieced.p90 < whole.p90 / 2
+    assert pieced.hit == pytest.approx(whole.hit, abs=0.01)
+    assert run(4096) == pieced

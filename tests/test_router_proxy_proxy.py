@@ -55,6 +55,7 @@ class Taken:
         self.ends: list[str | Outcome] = []
 
     computes = False
+    preparation = None
 
     def is_disputed(self, status: int) -> bool:
         return False

@@ -19,9 +19,9 @@ PURE = ("indexer", "scorer")
 BELOW = {"indexer": (), "scorer": ("indexer",), "router": ("scorer", "indexer"), "simulator": ()}
 
 LINE = (
-    "errors", "garbage", "native", "core", "plan", "config", "server", "metrics", "recording", "upstream", "prompts",
-    "tokens", "events", "shared_index", "discovery", "handover", "warmup", "causes", "proxy", "workers", "state",
-    "alerts", "service", "page", "endpoints", "process", "commands", "cli", "__main__",
+    "errors", "garbage", "native", "core", "pieces", "plan", "config", "server", "metrics", "recording", "upstream",
+    "prompts", "tokens", "events", "shared_index", "discovery", "handover", "warmup", "causes", "proxy", "workers",
+    "state", "alerts", "service", "page", "endpoints", "process", "commands", "cli", "__main__",
 )  # fmt: skip
 """The rooms of `router`, folders and files: each imports only from those before it."""
 

@@ -55,6 +55,23 @@ MODES: Mapping[str, Mapping[str, Mapping[str, object]]] = MappingProxyType(
 """By section, what a mode sets that is not given. `auto` is what everything is by default, and what is measured."""
 
 
+class PiecesConfig(Section):
+    """Long prompts that a pod has to compute go there in pieces, so that short ones get their turns between.
+
+    Only where most prompts continue others, and not while many long ones wait; never more than one at a pod at a time.
+    Each piece is a completion of one token, of the prompt's token ids up to there; the request follows as it came, and
+    finds the most of its prompt cached. So its usage calls cached what was computed for it a moment before.
+    """
+
+    enabled: bool = Field(default=False, description="Send them so.")
+    tokens: Count = Field(
+        default=16_384,
+        ge=512,
+        le=10_000_000,
+        description="Of a piece. A prompt of which the pod lacks less than one and a half of it goes whole.",
+    )
+
+
 class ScoringConfig(Section):
     """How a pod is picked."""
 
@@ -136,6 +153,7 @@ class ScoringConfig(Section):
     slow_start_factor: Ratio = Field(
         default=4.0, ge=1, le=1000, description="By what that price is multiplied at first."
     )
+    pieces: PiecesConfig = PiecesConfig()
 
 
 class RecordConfig(Section):

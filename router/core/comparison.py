@@ -209,3 +209,15 @@ def _best(demand: Demand, holders: Holders, ranks: Sequence[Rank]) -> Iterable[_
         hit = there if there.blocks > here.blocks else here
         if hit is not MISS:
             yield number, hit, theirs.tokens, (rank.block_size or 0) if demand.text is None else TEXT_BLOCK_TOKENS
+
+
+def slow_starts_s(ranks: Sequence[Rank], now: float) -> list[float]:
+    """What is left of them. Among pods whose speeds are known, one whose is not is tried at once, with one request."""
+    left_s = [rank.pod.slow_until - now for rank in ranks]
+    known_s = [left for rank, left in zip(ranks, left_s, strict=True) if rank.load.rate.samples]
+    if known_s and len(known_s) < len(ranks):
+        least_s = min(known_s)
+        for number, rank in enumerate(ranks):
+            if not rank.load.rate.samples and not rank.load.requests:
+                left_s[number] = min(left_s[number], least_s)
+    return left_s

@@ -16,7 +16,7 @@ from indexer.index import PrefixIndex
 from indexer.losses import Losses
 from indexer.match import Hit
 from indexer.prefixes import PrefixStore
-from router.core.comparison import Comparison
+from router.core.comparison import Comparison, slow_starts_s
 from router.core.demand import NOT_DONE, BreakerChange, Decision, Demand, End, Placement
 from router.core.fair_queue import FairQueue
 from router.core.fleet import Fleet, Pod, Rank, RankId, fit_of
@@ -69,13 +69,15 @@ class Core:
         self._bounded = settings.bounds.by_load
         self._late: deque[tuple[float, Placement, int]] = deque(maxlen=_LATE_MAX)  # reports that wait for events
         self._slow_until = 0.0  # nobody's slow start ends later
-        self._holdings = Holdings(self.index, self.texts, self.store, given)
+        self.holdings = Holdings(self.index, self.texts, self.store, given)
         self.chains = Chains(settings.chain_keys_max)
         self.hold = Hold(settings.hold)
         self.sessions = LiveSessions(settings.sessions)
         self._policy = policy_of(settings.scoring)
         self._knows_request = self._policy.knows_request
-        self._holds = self._policy.binds_late and settings.hold.look_ahead_s > 0.0
+        self.holds = self._policy.binds_late and settings.hold.look_ahead_s > 0.0
+        self.piece_tokens = settings.piece_tokens
+        self.grace_s = given.predicted_grace_s
         self.shadow = None if settings.shadow is None else Shadow(settings.shadow)
         self._comparison = Comparison(self.fleet, self.index, self.chains, settings.tier_weights)
 
@@ -85,7 +87,7 @@ class Core:
         """Who holds how much of a prompt: to be used before the next await. `others`: as other gateways know."""
         if self.board is not None:
             self.board.listen(now)
-        return self._holdings.look_up(demand, others, self.board, now)
+        return self.holdings.look_up(demand, others, self.board, now)
 
     def decide(self, demand: Demand, holders: Holders, exclude: frozenset[str], now: float) -> Decision:
         """The pick for a request, without acting on it; raises `UnknownModel` or `NoFitPod`."""
@@ -116,7 +118,7 @@ class Core:
             if self._bounded or self._all_in_flight >= self._bounds.requests:
                 ranks = self._with_room(ranks)
         decision = self._decide(demand, holders, ranks, now, session, held)
-        if self._holds and not exclude:
+        if self.holds and not exclude:
             self._wait_if_it_must(decision, held, now)
         if self._knows_request:
             self._policy.sent(decision.pick.candidates, decision.pick.best.number, self._asked(demand, session))
@@ -140,7 +142,7 @@ class Core:
             rank.feed.full_report_began()
         theirs = demand.of(rank)
         hit = holders.here(theirs, rank)
-        expected = self._holdings.expect(theirs, rank, hit, self.board, now)
+        expected = self.holdings.expect(theirs, rank, hit, self.board, now)
         chain = self._chain(demand, now)
         if chain is not None:
             rank.recency.begin(chain, best.tokens - best.matched, chain.tokens, chain.above, chain.shared)
@@ -260,8 +262,10 @@ class Core:
 
     def _give_back(self, placement: Placement, served: bool, now: float) -> None:
         """`served`: the pod did work on the request, so it may hold its blocks."""
-        if not placement.ticket.load.release(placement.ticket, now):
+        if placement.given_back:
             return
+        placement.given_back = True
+        placement.ticket.load.release(placement.ticket, now)
         self.in_flight -= 1
         self.proof.ended(placement)
         if placement.adapter is not None:
@@ -298,7 +302,7 @@ class Core:
             self.proof.counted(placement, prompt_tokens)
         pod.evidence.usage = cached_tokens is not None or (pod.evidence.usage and pod.hides_zero)
         if not pod.evidence.usage:
-            pod.evidence.unreported(prompt_tokens, decision.matched_tokens)
+            pod.evidence.unreported(prompt_tokens, placement.promised)
             return
         grain, hit, cached = rank.grain or 0, placement.hit, cached_tokens or 0
         if not demand.is_alone or prompt_tokens != theirs.tokens or grain not in theirs.keys:
@@ -309,7 +313,7 @@ class Core:
             rank.trust.report(hit, theirs.tokens, cached, size_of(grain))
             return
         self._judge_late(now)
-        if cached >= decision.matched_tokens or rank.room > 0.0:
+        if cached >= placement.promised or rank.room > 0.0:
             self._judge(placement, cached)
         elif not self._is_explained(placement, cached):  # what it gave up may not be told yet
             self._late.append((now + self._settings.index.predicted_grace_s, placement, cached))
@@ -326,7 +330,7 @@ class Core:
         theirs, grain = decision.demand.of(rank), rank.grain or 0
         if rank.feed is None or grain not in theirs.keys:  # its blocks have another size by now
             return
-        if cached >= decision.matched_tokens or not self._is_explained(placement, cached):
+        if cached >= placement.promised or not self._is_explained(placement, cached):
             rank.feed.reported(placement.hit, theirs.tokens, cached, size_of(grain), decision.at)
 
     def _is_explained(self, placement: Placement, cached: int) -> bool:
@@ -417,6 +421,10 @@ class Core:
         if held is not None and self.hold.planned:  # for those that go before it
             for number, rank in enumerate(ranks):
                 candidates.backlogs_s[number] += self.hold.planned.get(rank.load, 0.0)
+        if self.hold.rests and demand.tokens > self.piece_tokens:  # who is short goes between the pieces of another
+            for number, rank in enumerate(ranks):
+                if candidates.tokens - candidates.worths[number] > self.piece_tokens:
+                    candidates.backlogs_s[number] += self.hold.rests.get(rank.load, 0.0)
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
         asked = self._asked(demand, session) if self._knows_request else None
         picked = pick(candidates, self._policy, self.turn, slow, asked)
@@ -445,6 +453,8 @@ class Core:
         cost_s = best.token_s * (best.tokens - best.worth)
         cold = cost_s > COLD_S and self.chains.are_usual
         lacks_room = cold and self._lacks_room(decision.demand, rank, now)
+        if self.hold.rests and rank.load in self.hold.rests and best.tokens - best.worth > self.piece_tokens:
+            lacks_room = True  # after the one that goes there in pieces
         if self.hold.must_wait(rank.load, cost_s, lacks_room, held, now):
             raise Busy("The pod that is best for it has as much to do as it may.", cost_s)
 
@@ -462,24 +472,12 @@ class Core:
             self._start_slowly(pod, now)
         if now >= self._slow_until:
             return None
-        settings, left_s = self._settings, _left_s(ranks, now)
-        return slowness(left_s, settings.slow_start_s, settings.slow_start_factor)
+        settings = self._settings
+        return slowness(slow_starts_s(ranks, now), settings.slow_start_s, settings.slow_start_factor)
 
     def _start_slowly(self, pod: Pod, now: float) -> None:
         pod.slow_until = now + self._settings.slow_start_s
         self._slow_until = max(self._slow_until, pod.slow_until)
-
-
-def _left_s(ranks: Sequence[Rank], now: float) -> list[float]:
-    """Of their slow starts. Among pods whose speeds are known, one whose is not is tried at once, with one request."""
-    left_s = [rank.pod.slow_until - now for rank in ranks]
-    known_s = [left for rank, left in zip(ranks, left_s, strict=True) if rank.load.rate.samples]
-    if known_s and len(known_s) < len(ranks):
-        least_s = min(known_s)
-        for number, rank in enumerate(ranks):
-            if not rank.load.rate.samples and not rank.load.requests:
-                left_s[number] = min(left_s[number], least_s)
-    return left_s
 
 
 def _long_enough(ranks: Sequence[Rank], tokens: int) -> Sequence[Rank]:

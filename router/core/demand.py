@@ -144,6 +144,7 @@ class Decision:
     known: Mapping[Demand, Mapping[Grain, Mapping[Holder, Hit]]]
     shadow: int | None = None  # whom another policy would have picked
     waited: tuple[float, str] | None = None  # seconds, and for what at last
+    pieces: int = 0  # that went before the request
     story: Story | None = None
 
 
@@ -174,9 +175,16 @@ class Placement:
     witness: Witness | None = None  # until it is judged
     session: LiveSession | None = None
     waits: bool = False  # to be judged by what the pod's events tell of it
+    held_then: int | None = None  # tokens that the pod held when the last piece of it went there; None: it went whole
+    given_back: bool = False
     refused: bool = False  # the pod did no work on it
     judged: bool = False  # the pod's breaker knows how it went
     suspected: tuple[float, float] = (0.0, 0.0)  # until when the pod was before, and is, suspect: where it is disputed
+
+    @property
+    def promised(self) -> int:
+        """Tokens that the pod was to have cached when the request came there."""
+        return self.decision.matched_tokens if self.held_then is None else self.held_then
 
 
 How = Literal["served", "refused", "disputed", "failed", "full", "cut", "void"]

@@ -51,6 +51,7 @@ class CoreSettings:
     queue_max: int
     flow_queue_max: int
     hold: HoldLimits
+    piece_tokens: int  # long cold prompts go in pieces of so many; 0: never
     breaker: BreakerLimits
     panic_share: float
     suspect_s: float  # a pod that could not be reached comes last for so long

@@ -66,6 +66,7 @@ def decision_answer(decision: Decision, clock_offset: float) -> dict[str, Any]:
         "matched_tokens": decision.matched_tokens,
         "reason": decision.reason,
         **_waited(decision),
+        **({"pieces": decision.pieces} if decision.pieces else {}),
         **({} if decision.shadow is None else {"shadow": decision.ranks[decision.shadow].id.pod}),
         "pods": _candidates(decision, decision.states),
     }

@@ -12,8 +12,10 @@ from router.core.demand import Story
 from router.core.token_states import Witness
 from router.endpoints.adapters import LOAD, UNLOAD, tell_all
 from router.errors import RouterError, Saturated
+from router.pieces import Pieces
 from router.prompts.prompt import Prompt, takes_prompt, unread
 from router.proxy.attempts import Attempt, Dispatch, Request, Routing
+from router.proxy.preparation import Preparations
 from router.proxy.uploads import Upload, take_body
 from router.proxy.waiting_room import ClaimRules, Claims, WaitingRoom
 from router.recording.recorder import Ended
@@ -56,10 +58,13 @@ class Gateway:
         )  # fmt: skip
         results = service.metrics.admissions
         waiting_room: WaitingRoom[Attempt] = WaitingRoom(service.core, admission.wait_max, results)
-        config = service.config
+        config, preparations = service.config, None
+        if config.scoring.pieces.enabled:
+            preparations = Preparations(Pieces(service.core), service.encoder, waiting_room)
+            service.metrics.join(preparations)
         self._dispatch = Dispatch(
             service.core, service.metrics, service.upstreams, waiting_room, service.pods.look_again,
-            config.shows_own_keys, config.gateway.tell_matches, service.recorder,
+            config.shows_own_keys, config.gateway.tell_matches, service.recorder, preparations,
         )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,6 +16,7 @@ from router.core.demand import Demand, End, Placement
 from router.core.fleet import Pod, Rank, RankId
 from router.core.settings import CoreSettings
 from router.errors import Busy
+from router.pieces import InPieces, Pieces
 from router.plan.profiles import PodPlan
 from router.plan.publisher import At, EventPath, Publisher, Stretch
 from router.plan.traces import Turn
@@ -30,11 +31,17 @@ _SEED = 1  # of keys
 
 
 class SentOn(NamedTuple):
-    """A request has gone to the pod of this number. `item`: the caller's own."""
+    """A request has gone to the pod of this number. `item`: the caller's own. `pieces`: its prompt goes in some."""
 
     item: object
     pod: int
     placement: Placement
+    pieces: InPieces | None = None
+
+    @property
+    def tokens(self) -> int | None:
+        """Of the piece that goes; None: it goes whole."""
+        return None if self.pieces is None or self.pieces.whole else self.pieces.end
 
 
 class VirtualGateway:
@@ -47,6 +54,7 @@ class VirtualGateway:
         self._size = size
         self._space = KeySpace(_SEED)
         self.core = Core(settings, self._space, board)
+        self._pieces = Pieces(self.core) if settings.piece_tokens else None
         self._ranks: list[Rank] = []
         self._publishers: list[Publisher] = []
         self._keys: dict[int, tuple[int, int]] = {}  # block -> (the key before it, its key)
@@ -81,9 +89,9 @@ class VirtualGateway:
         sent: list[SentOn] = []
 
         def offer(held: Held) -> bool:
-            demand, item = cast("tuple[Demand, object]", held.item)
+            asked, item = cast("tuple[Demand | SentOn, object]", held.item)
             try:
-                sent.append(self._route(demand, item, held, now))
+                sent.append(self._go(asked, item, held, now))
             except Busy:
                 return False
             return True
@@ -91,6 +99,16 @@ class VirtualGateway:
         while self.core.hold.waiting and self.core.hold.serve(self.core.loads, now, offer):
             pass
         return sent
+
+    def go_on(self, sent: SentOn, now: float) -> SentOn | None:
+        """A piece was computed: what goes now; None: it waits, and `serve` will give it back."""
+        assert sent.pieces is not None and self._pieces is not None
+        self._pieces.computed(sent.pieces, now)
+        try:
+            return self._go(sent, sent.item, None, now)
+        except Busy as busy:
+            held = self.core.hold.put((sent, sent.item), None, 0, busy.cost_s, now)
+        return None if held is not None else self._go(sent, sent.item, overdue(), now)
 
     def began(self, placement: Placement, now: float) -> None:
         """The first token is here."""
@@ -121,7 +139,16 @@ class VirtualGateway:
         core = self.core
         core.index.expire(now)
         placement = core.route(demand, core.look_up(demand, None, now), _NOBODY, now, None, held)
-        return SentOn(item, self._numbers[placement.rank.id], placement)
+        pieces = None if self._pieces is None else self._pieces.begin(placement, now)
+        return SentOn(item, self._numbers[placement.rank.id], placement, pieces)
+
+    def _go(self, asked: Demand | SentOn, item: object, held: Held | None, now: float) -> SentOn:
+        """A request, or what comes next of one that goes in pieces. Raises `Busy`."""
+        if isinstance(asked, Demand):
+            return self._route(asked, item, held, now)
+        assert asked.pieces is not None and self._pieces is not None
+        self._pieces.turn(asked.pieces, held, now)
+        return asked
 
     def keys_of(self, blocks: Sequence[int]) -> Keys:
         """Of whole blocks, from the first one on. Each is made once, as long as what is before it is the same."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import TypeAlias
 
-from router.core.demand import Placement
 from router.plan.cache import BlockCache, Pool, PooledCache, Taken
 from router.plan.engine import Engine, Job
 from router.plan.figures import Answered, Figures, figures
@@ -33,8 +32,8 @@ class _Asked:
     arrived: float
     user: Iterator[Turn] | None
     gateway: VirtualGateway | None = None
-    placement: Placement | None = None
-    job: Job | None = None
+    sent: SentOn | None = None
+    job: Job | None = None  # the first of its pieces, where there are some
     began: float | None = None
     ended: float | None = None
 
@@ -118,17 +117,22 @@ class World:
     def began(self, number: int, job: Job) -> None:
         asked = job.ticket
         assert isinstance(asked, _Asked)
+        if job.tokens < asked.turn.tokens:
+            return
         asked.began = self.now
-        if asked.gateway is not None and asked.placement is not None:
-            asked.gateway.began(asked.placement, self.now)
+        if asked.gateway is not None and asked.sent is not None:
+            asked.gateway.began(asked.sent.placement, self.now)
             self._freed(asked.gateway)
 
     def ended(self, number: int, job: Job) -> None:
         asked = job.ticket
         assert isinstance(asked, _Asked)
+        if job.tokens < asked.turn.tokens:
+            self.at(self.now, lambda _: self._go_on(asked))
+            return
         asked.ended = self.now
-        if asked.gateway is not None and asked.placement is not None:
-            asked.gateway.ended(asked.placement, job.tokens, job.cached, self.now)
+        if asked.gateway is not None and asked.sent is not None:
+            asked.gateway.ended(asked.sent.placement, job.tokens, job.cached, self.now)
             self._freed(asked.gateway)
         if asked.user is not None:
             turn = next(asked.user, None)
@@ -168,8 +172,18 @@ class World:
     def _go(self, sent: SentOn) -> None:
         asked = sent.item
         assert isinstance(asked, _Asked)
-        asked.placement = sent.placement
+        asked.sent = sent
         self._send(asked, sent.pod)
+
+    def _go_on(self, asked: _Asked) -> None:
+        """A piece of its prompt was computed."""
+        assert asked.gateway is not None and asked.sent is not None
+        sent = asked.gateway.go_on(asked.sent, self.now)
+        if sent is not None:
+            self._go(sent)
+        self._serve(asked.gateway)
+        if asked.gateway.core.hold.waiting:
+            self._look_later(asked.gateway)
 
     def _look_later(self, gateway: VirtualGateway) -> None:
         """Somebody waits: look from time to time."""
@@ -188,8 +202,11 @@ class World:
             self._go(sent)
 
     def _send(self, asked: _Asked, number: int) -> None:
-        turn, engine = asked.turn, self._engines[number]
-        job = asked.job = Job(turn.tokens, turn.answer, self._whole(turn), asked)
+        turn, engine, piece = asked.turn, self._engines[number], None if asked.sent is None else asked.sent.tokens
+        job = Job(turn.tokens, turn.answer, self._whole(turn), asked)
+        if piece is not None:
+            job = Job(piece, 1, turn.blocks[: piece // self._size], asked)
+        asked.job = asked.job or job
         if not self._gateways:
             job.awaited = self._cached(engine, turn)
         if self._front_s:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from indexer.match import Hit
@@ -17,6 +17,7 @@ from router.core.fleet import RankId
 from router.core.token_states import Witness
 from router.errors import Full, NoRetry
 from router.metrics.metrics import Metrics
+from router.proxy.preparation import Preparation, Preparations
 from router.proxy.proxy import Outcome
 from router.proxy.refusals import DECLINED, DISPUTES, REFUSALS
 from router.proxy.usage import Usage
@@ -53,6 +54,8 @@ class Dispatch(NamedTuple):
     tells_matches: bool
     """Clients are told how many tokens were matched."""
     recorder: Recorder | None
+    preparations: Preparations | None = None
+    """Where prompts may go in pieces."""
 
 
 @dataclass(slots=True, eq=False)
@@ -146,6 +149,14 @@ class Routing:
     def disputed(self) -> bool:
         return bool(self._accused)
 
+    @property
+    def path(self) -> str:
+        return self.request.path
+
+    @property
+    def priority_given(self) -> int | None:
+        return self._meaning.priority
+
     def freed(self) -> None:
         """Something was given back: somebody may wait for it."""
         core = self._dispatch.core
@@ -202,17 +213,24 @@ class Routing:
         decision.story, self.last = self.story, placement
         metrics.picks[decision.pick.reason if demand.reason is None else _UNKNOWN] += 1
         metrics.predicted_tokens += decision.matched_tokens
-        return Attempt(self, self._dispatch, placement)
+        preparations, preparation = self._dispatch.preparations, None
+        if preparations is not None and not exclude:
+            preparation = preparations.begin(self, placement, decided)
+        return Attempt(self, self._dispatch, placement, preparation)
 
 
 class Attempt:
     """The proxy's `Assignment`: one pod, taken for one attempt."""
 
     __slots__ = (
-        "_dispatch", "_first_at", "_placement", "_routing", "_told", "request_headers", "response_headers", "upstream",
+        "_dispatch", "_first_at", "_placement", "_routing", "_told", "preparation", "request_headers",
+        "response_headers", "upstream",
     )  # fmt: skip
 
-    def __init__(self, routing: Routing, dispatch: Dispatch, placement: Placement) -> None:
+    def __init__(
+        self, routing: Routing, dispatch: Dispatch, placement: Placement, preparation: Preparation | None
+    ) -> None:
+        self.preparation = preparation
         self._routing = routing
         self._dispatch = dispatch
         self._placement = placement
@@ -282,6 +300,8 @@ class Attempt:
         if routing.disputed and status is not None and _understood(status):
             routing.understood(now, served=status < NOT_DONE)
         self._end(_end_of(outcome), outcome.error or status, now)
+        if self.preparation is not None and outcome.usage is not None:
+            outcome = replace(outcome, usage=self.preparation.counted(outcome.usage))
         code = _CLIENT_GONE if status is None and outcome.client_gone else status
         story = routing.story
         story.status, story.error = code, outcome.error

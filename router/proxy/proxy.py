@@ -22,6 +22,7 @@ from router.errors import BadRequest, Full, PodTimeout, PodUnreachable, RouterEr
 from router.proxy.client_watch import ClientWatch, Flight
 from router.proxy.error_events import read_error
 from router.proxy.places import without_hosts
+from router.proxy.preparation import Preparation
 from router.proxy.refusals import REFUSALS, retry_after_s
 from router.proxy.uploads import Upload
 from router.proxy.usage import Tail, Usage, read_usage
@@ -60,6 +61,10 @@ class Assignment(Protocol):
 
     def is_disputed(self, status: int) -> bool:
         """May such an answer be the pod's own fault? One other pod is asked about it."""
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What goes to the pod before the request."""
 
     @property
     def request_headers(self) -> Headers:
@@ -238,6 +243,11 @@ class Proxy:
         scope = flight.scope
         method, target, headers = scope["method"], _target(scope), scope["headers"]
         try:
+            preparation = assignment.preparation
+            if preparation is not None:
+                await preparation.run(
+                    assignment.upstream, headers, flight.body, assignment.request_headers, self.dropped
+                )
             if flight.upload is not None:
                 return await self._ask_with(flight.upload, assignment, method, target, headers)
             return await assignment.upstream.request(

@@ -28,7 +28,7 @@ from router.core.decision import Core
 from router.core.demand import Apart
 from router.core.fleet import Pod
 from router.core.token_proof import Doubt
-from router.core.token_states import Ladder, Origin, Shape, Source, TokenizerState, Witness
+from router.core.token_states import Ladder, Origin, Shape, Source, TokenizerState
 from router.errors import Saturated, UnknownModel
 from router.prompts.beginnings import beginning_of
 from router.prompts.own_encodings import OwnEncoding, by_folder, by_names, is_tokenized
@@ -446,9 +446,9 @@ class Encoder:
         except (NotTold, RenderError, TokensUnavailable, UnknownModel):
             return None
 
-    async def ids_by(self, state: TokenizerState, witness: Witness, pod: str) -> Tokens | None:
+    async def ids_by(self, state: TokenizerState, prompt: Prompt, pod: str) -> Tokens | None:
         """What a source makes of a prompt for a pod, whether or not it is in use; None where it makes nothing."""
-        prompt, known = read_again(witness, self._core.fleet), self._core.fleet.pods.get(pod)
+        known = self._core.fleet.pods.get(pod)
         if known is None:
             return None
         if state.source == "local":

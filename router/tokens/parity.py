@@ -260,7 +260,7 @@ _NOT_THE_PROMPTS_FAULT = frozenset(
 class Trials:
     """Sources of tokens that events proved wrong, tried again on prompts that pods have served."""
 
-    def __init__(self, core: Core, ids_by: Callable[[TokenizerState, Witness, str], Awaitable[Tokens | None]]) -> None:
+    def __init__(self, core: Core, ids_by: Callable[[TokenizerState, Prompt, str], Awaitable[Tokens | None]]) -> None:
         """`ids_by`: what a source makes of a prompt for a pod; None: nothing."""
         self._core = core
         self._ids_by = ids_by
@@ -277,8 +277,9 @@ class Trials:
             wrong, model = doubt.origin.state, doubt.origin.model
             if doubt.witness is None:
                 continue
-            ours = await self._ids_by(wrong, doubt.witness, doubt.pod)
-            theirs = await self._ids_by(next_one, doubt.witness, doubt.pod)
+            prompt = read_again(doubt.witness, self._core.fleet)
+            ours = await self._ids_by(wrong, prompt, doubt.pod)
+            theirs = await self._ids_by(next_one, prompt, doubt.pod)
             if ours is not None and theirs is not None and np.array_equal(ours, theirs) and wrong.state == "degraded":
                 log.error("%s: tokens by %s are as wrong: they are the same", model, next_one.source)
                 next_one.degrade(wrong.reason or "", wrong.failed, wrong.trial_at)
@@ -287,7 +288,9 @@ class Trials:
         while trials:
             trial = trials.popleft()
             state, origin = trial.state, trial.origin
-            ids = await self._ids_by(state, trial.witness, trial.rank.pod) if state.state == "degraded" else None
+            if state.state != "degraded":
+                continue
+            ids = await self._ids_by(state, read_again(trial.witness, self._core.fleet), trial.rank.pod)
             if ids is None:
                 continue
             keys = self._core.space.chain(ids, trial.grain, None, origin.lora, origin.salt)
