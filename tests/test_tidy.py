@@ -75,6 +75,7 @@ STORIES = {
     "cycles": "what the collector finds after a request, whoever left it",
     "docs": "tests README.md and docs/",
     "discovery": "pods that come and go, from their sources to requests",
+    "ends_teach": "the core from decisions to the ends of requests, over many of its modules",
     "evidence": "pods' figures as proof: from the prober to the index",
     "examples": "tests examples/",
     "full_index": "one state of the index, over many of its modules",
