@@ -74,6 +74,29 @@ def test_a_pod_that_has_less_than_its_share_gets_it() -> None:
     assert index.lacks("greedy") and index.holding("b").gpu == 300
 
 
+def test_what_was_refused_keeps_its_adapter() -> None:
+    """Also where the event gave only its number, and somebody else knew the name."""
+    index = PrefixIndex(SPACE, 64, pods_max=2)
+    index.apply("a", _store(100, 60))
+    assert index.apply("a", _store(200, 40), lora="tuned").refused > 30
+    index.apply("a", _remove(100, 60))
+    _refill(index)
+    tokens = np.arange(200, 240, dtype=np.uint32)
+    assert (
+        index.match(SPACE.chain(tokens, 1, lora="tuned")).hits["a"].blocks == 40 and _blocks(index, "a", 200, 40) == 0
+    )
+
+
+def test_who_has_most_has_it_in_a_lower_tier() -> None:
+    """It gives up nothing of that for others' sake, who get what room there is."""
+    index = PrefixIndex(SPACE, 64, pods_max=2)
+    tokens = np.arange(1, 61, dtype=np.uint32)
+    index.apply("a", BlockStored(tokens.tolist(), None, tokens, 1, "cpu"))
+    index.apply("b", _store(500, 30))
+    _refill(index)
+    assert index.evictions == 0 and index.lacks("b") and index.holding("a").cpu + index.holding("b").gpu <= 64
+
+
 def test_a_share_is_kept_free_for_who_comes() -> None:
     """Beyond three quarters of the room, a pod gets its share and no more."""
     index = PrefixIndex(SPACE, 1024, pods_max=4)

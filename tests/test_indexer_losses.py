@@ -84,3 +84,15 @@ def test_a_copy_that_is_left() -> None:
     assert told(losses) == []
     index.apply("pod", BlockRemoved([77]))
     assert told(losses) == [("pod", "evicted", keys[:1])]
+
+
+def test_who_has_no_cache_of_its_own_loses_none() -> None:
+    """A pod of which only a lower tier is known leaves, or is forgotten: nobody's blocks are lost by that."""
+    index, losses, _ = stored()
+    for end in ("forgotten", "left"):
+        index.apply("other", BlockStored([1], None, np.arange(SIZE, dtype=np.uint32), SIZE, "cpu"))
+        if end == "left":
+            index.drop("other")
+        else:
+            index.clear("other")
+        assert sum(len(gone) for _, _, gone in told(losses)) == 0

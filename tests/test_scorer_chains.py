@@ -80,3 +80,49 @@ def test_keys_are_bounded() -> None:
         chains.ask(prompt(1000 * number, 160), SIZE, 2560, float(number))
     known = chains.ask(prompt(9_000_000, 16, old), SIZE, 2816, 300.0)
     assert known is not None and not known.continues and known.tokens == 0
+
+
+def test_a_prompt_has_a_place_before_it_is_asked() -> None:
+    """The one that it then gets; to look changes nothing."""
+    chains, said = Chains(10_000), prompt(1, 64)
+    assert chains.place(said, SIZE) == (None, False, 0)
+    known = chains.ask(said, SIZE, 1024, 0.0)
+    assert known is not None
+    for _ in range(2):
+        assert chains.place(prompt(500, 16, said), SIZE) == (known.chain, True, 1024)
+        assert chains.place(prompt(500, 48, said[:32]), SIZE) == (known.chain, False, 512)
+        assert chains.place(prompt(700, 64), SIZE) == (None, False, 0)
+
+
+def test_a_chain_has_one_name() -> None:
+    """From its first prompt on, before that was asked; what is too short to be kept has none."""
+    chains, said = Chains(10_000), prompt(1, 32)
+    assert chains.name(said[:15], SIZE) == 0
+    name = chains.name(said, SIZE)
+    for turn in range(3):
+        known = chains.ask(said, SIZE, len(said) * SIZE, float(turn))
+        assert known is not None and known.chain.name == name == chains.name(said, SIZE)
+        said = prompt(1000 * turn + 500, 32, said)
+        assert chains.name(said, SIZE) == name
+    fork = prompt(9000, 32, said[:32])
+    assert chains.name(fork, SIZE) == int(fork[-1]) != name
+
+
+def test_what_a_chain_grew_out_of() -> None:
+    """The one that had the beginning first, however many others go through there; not one after the other for ever."""
+    chains, said = Chains(100_000), prompt(1, 96)
+    first, second = (chains.ask(each, SIZE, 1536, 0.0) for each in (said, prompt(1000, 64, said[:64])))
+    third = chains.ask(prompt(2000, 64, prompt(1000, 16, said[:64])), SIZE, 2304, 0.0)
+    fourth = chains.ask(prompt(3000, 64, said[:32]), SIZE, 1536, 0.0)
+    assert first is not None and second is not None and third is not None and fourth is not None
+    assert (first.chain.above, first.chain.shared, first.chain.depth) == (None, 0, 0)
+    assert (second.chain.above, second.chain.shared, second.chain.depth) == (first.chain, 1024, 1)
+    assert (third.chain.above, third.chain.shared, third.chain.depth) == (second.chain, 1280, 2)
+    assert fourth.chain.above is first.chain and fourth.chain.shared == 512
+    depths, said = [], prompt(50_000, 32)
+    for level in range(12):
+        known = chains.ask(said, SIZE, len(said) * SIZE, 0.0)
+        assert known is not None
+        depths.append(known.chain.depth)
+        said = prompt(60_000 + 1000 * level, 32, prompt(50_000 + 1000 * level, 16, said)[: len(said) - 16])
+    assert depths == [*range(9), 0, 1, 2]

@@ -87,3 +87,20 @@ def test_as_sets_of_blocks() -> None:
     for chain, _ in used:
         lives.end(chain, True, now)
     assert lives.tokens(now + 100.0) == 0
+
+
+def test_how_many_contexts_live() -> None:
+    """Those in use and those that were a moment ago; who comes again meanwhile does not begin anew."""
+    chains, lives = Chains(10_000), WorkingSet()
+    first, second = (chains.ask(keys(block, block + 1), SIZE, 2 * SIZE, 0.0) for block in (1, 11))
+    assert first is not None and second is not None
+    assert lives.begin(first.chain) and not lives.begin(first.chain) and lives.begin(second.chain)
+    assert lives.contexts(0.0) == 2
+    lives.end(first.chain, True, 1.0)
+    lives.end(second.chain, True, 2.0)
+    assert lives.contexts(62.0) == 2, "one is in use, the other was within a minute"
+    assert not lives.begin(second.chain)
+    lives.end(second.chain, True, 70.0)
+    lives.end(first.chain, False, 70.0)
+    assert lives.contexts(70.0) == 1 and lives.tokens(70.0) == 2 * SIZE, "nothing came of the last one's request"
+    assert lives.contexts(130.1) == 0 and lives.begin(second.chain)
