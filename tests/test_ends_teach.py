@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -9,10 +10,11 @@ from indexer.events import BlockStored
 from router.core.decision import Core
 from router.core.demand import BreakerChange, Demand, End
 from router.core.fleet import Pod, Rank, RankId
+from router.errors import Busy
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
 from scorer.pick import scored
-from tests.fakes.cores import MODEL, NOBODY, SERVED, SIZE, asked, core_of, counted, decide, route, store
+from tests.fakes.cores import MODEL, NOBODY, SERVED, SIZE, asked, core_of, counted, decide, route, store, tokens_of
 
 
 def ends(core: Core, end: End, times: int, now: float = 0.0) -> list[BreakerChange | None]:
@@ -35,6 +37,7 @@ def test_which_ends_open_a_breaker() -> None:
         (End("refused", 503), 3),
         (End("failed"), 3),
         (End("cut", 200), 3),
+        (End("cut", 500), 3),
     ):
         core = core_of(3, breaker=limits)
         opened = [change is not None and change.open for change in ends(core, end, 12)]
@@ -179,8 +182,8 @@ def test_who_waits_stands_behind_what_is_planned_before_it() -> None:
     assert [candidate.backlog_s for candidate in placed.decision.pick.candidates] == [20.0, 0.0]
 
 
-def test_nobody_waits_for_an_empty_cache() -> None:
-    """A prompt that is larger than all of it goes, once nothing lives there."""
+def test_what_lives_needs_room_to_grow() -> None:
+    """A new context waits where there is none beside what lives; nobody waits for an empty cache."""
     core = core_of(1, admission={"look_ahead": 0.5})
     pod = core.fleet.pods["pod-0"]
     pod.blocks = 40_000 // SIZE
@@ -188,7 +191,39 @@ def test_nobody_waits_for_an_empty_cache() -> None:
         placed = route(core, asked(core, 1, 25_600 + 32 * turn, tells_prefill=True), NOBODY, float(turn))
         core.first_byte(placed, False, turn + 0.5)
         core.finish(placed, SERVED, turn + 0.6)
+    left = 40_000 - core.working_set(60.0)[0]
+    growth = round(core.chains.growth)
+    assert 0 < 3 * growth < left, "of the agent's context, and of the new one"
+    with pytest.raises(Busy):
+        route(core, asked(core, 3, left - growth, tells_prefill=True), NOBODY, 60.0)
+    core.finish(route(core, asked(core, 3, left - 3 * growth, tells_prefill=True), NOBODY, 60.0), SERVED, 61.0)
     assert route(core, asked(core, 2, 50_000, tells_prefill=True), NOBODY, 900.0).pod is pod
+
+
+def test_who_asks_for_a_full_report_is_answered_with_no_copies() -> None:
+    """As long as such a request is on its way, and for the grace that its events have; others change nothing."""
+    core = core_of(1)
+    rank = core.fleet.pods["pod-0"].ranks[0]
+    feed = rank.feed
+    assert feed is not None
+    batches = 0
+
+    def left_of_two(seed: int, now: float) -> int:
+        """Blocks that the pod holds after it has told twice of a store, and once that it has removed it."""
+        nonlocal batches
+        hashes = [100 * seed + block for block in range(10)]
+        stored = ["BlockStored", hashes, None, tokens_of(seed).tolist(), SIZE]
+        for event in (stored, stored, ["BlockRemoved", hashes]):
+            feed.frame(batches, msgspec.msgpack.encode([now, [event]]), now)
+            batches += 1
+        return core.index.holding(rank.id).gpu
+
+    core.finish(route(core, asked(core, 1), NOBODY, 0.0), SERVED, 1.0)
+    placed = route(core, asked(core, 2, asks_full_report=True), NOBODY, 2.0)
+    assert left_of_two(3, 2.0) == 0
+    core.finish(placed, SERVED, 3.0)
+    assert left_of_two(4, 3.0) == 0
+    assert left_of_two(5, 99.0) == 10
 
 
 def test_pods_that_report_nothing_are_counted_for_their_counters() -> None:

@@ -13,6 +13,7 @@ from indexer.feed import (
     BLOCK_SIZE,
     DISPUTED,
     DOUBTED,
+    KEPT,
     ORPHANS,
     REPLAYING,
     TRUNCATED,
@@ -520,3 +521,41 @@ def test_a_guess_at_the_groups_takes_proofs() -> None:
     assert UNPROVEN in feed.reasons
     feed.frame(0, _batch(9.0, _stored([1])), 0.0)
     assert feed.state == "exact"
+
+
+def test_another_publisher_has_another_clock() -> None:
+    """How far its predecessor's was behind ours says nothing of when its batches come late."""
+    feed, _ = _feed()
+    feed.frame(0, _batch(1000.0, _stored([1])), 1000.0)
+    feed.frame(1, _batch(1001.0, _stored([2])), 1001.0)
+    feed.frame(0, _batch(1002.0, _stored([1, 2, 3, 4, 5, 6, 7, 8])), 5000.0)
+    assert feed.counts.restart == 1
+    for _ in range(REPORTS):
+        feed.reported(Hit(8, 8), 100, 0, 1, 5002.0)
+    assert DOUBTED in feed.reasons
+    feed.frame(1, _batch(1005.0), 5003.0)
+    assert DOUBTED in feed.reasons, "the batch was on its way for no longer than the one before"
+
+
+def test_blocks_are_as_large_as_those_that_were_stored() -> None:
+    """In the pod's own cache: a lower tier has chunks of its own, and of what could not be entered nothing is known."""
+    feed, _ = _feed()
+    feed.frame(0, _batch(1.0, _stored([3, 4], parent=99, size=2)), 0.0)
+    assert feed.block_size is None
+    feed.frame(1, _batch(2.0, _stored([1, 2, 3, 4], size=2)), 0.0)
+    chunk = {"type": "BlockStored", "block_hashes": [1], "parent_block_hash": None, "token_ids": [1, 2, 3, 4]}
+    feed.frame(2, _batch(3.0, {**chunk, "block_size": 4, "lora_id": None, "medium": "CPU"}), 0.0)
+    assert feed.counts.stored == 3 and feed.block_size == 2
+
+
+def test_what_waited_to_be_sure_is_forgotten_with_the_rest() -> None:
+    """Events of a lower tier from before a feed was read anew are never entered after it."""
+    feed, index = _feed()
+    below = {"type": "BlockStored", "block_hashes": [1], "parent_block_hash": None, "token_ids": [1], "block_size": 1}
+    feed.frame(0, _batch(1.0, _stored([1]), {**below, "lora_id": None, "medium": "CPU"}), 0.0)
+    later = {**below, "block_hashes": [7], "token_ids": [7], "lora_id": None, "medium": "CPU"}
+    feed.frame(1, _batch(2.0, _CLEARED, later), 0.0)
+    assert KEPT in feed.reasons and _held(index, [7]) == 0, "it waits"
+    feed.forget()
+    feed.frame(2, _batch(3.0, _CLEARED), 0.0)
+    assert _held(index, [7]) == 0
