@@ -558,4 +558,4 @@ def test_what_waited_to_be_sure_is_forgotten_with_the_rest() -> None:
     assert KEPT in feed.reasons and _held(index, [7]) == 0, "it waits"
     feed.forget()
     feed.frame(2, _batch(3.0, _CLEARED), 0.0)
-    assert _held(index, [7]) == 0
+    assert _held(index, [7]) == 0 and feed.counts.cleared == 2

@@ -384,6 +384,7 @@ def test_a_report_that_does_not_hang_on_the_lower_tiers_shows_nothing_of_them() 
     pod.say(_stored([31, 32], None, PROMPT[:8] + 700))
     pod.feed.reported(Hit(2, 2, near=2, lower=((0, 1),)), 12, 8, SIZE)
     assert pod.feed.reasons == [KEPT] and pod.hit().cpu == 6
+    assert pod.feed.counts.predictions_equal == 1, "it was foretold rightly"
 
 
 def test_what_a_report_shows_in_between_is_for_the_rule_alone() -> None:
@@ -402,3 +403,7 @@ def test_how_long_a_tier_is_silent_is_counted_from_its_first_store() -> None:
         assert pod.feed.state == "exact"
     pod.say(_stored([902], None, PROMPT[:16] + 950, "cpu", 16), now=5_001.0 + UNTOLD_S)
     assert pod.feed.reasons == [UNTOLD]
+    pod.feed.trust.proofs = PROOFS - 1
+    for _ in range(2):
+        pod.say(_stored([903], None, PROMPT[:16] + 970, "cpu", 16), now=5_002.0 + UNTOLD_S)
+    assert pod.feed.trust.proofs == PROOFS - 1, "from then on it is counted anew: reports may prove it"

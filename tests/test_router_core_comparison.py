@@ -145,3 +145,40 @@ def test_rules_are_each_pods_own() -> None:
     decision = decide(core, asked(core, 1), NOBODY, 0.0, {ONE: there, OTHER: there})
     assert columns(decision) == ([3 * SIZE, 0], [3.0 * SIZE, 0.0])
     assert [hit.blocks for hit in decision.hits] == [3, 3]
+
+
+def test_a_token_costs_by_where_it_stands() -> None:
+    """In the middle of what is left to compute: of all of the prompt, or of what is behind what a pod holds of it."""
+    core = core_of(2)
+    for rank in core.fleet.ranks:
+        for step in range(200):
+            tokens, start = 500 + 37 * (step % 40), 1000 * (step % 7)
+            rank.load.rate.learn(tokens, tokens * (1e-4 + 1e-8 * (start + tokens / 2)), start)
+    store(core, "pod-1", 1)
+    candidates = decide(core, asked(core, 1), NOBODY, 10.0).pick.candidates
+    for number, (rank, middle) in enumerate(zip(core.fleet.ranks, (80, (144 + 160) / 2), strict=True)):
+        rate = rank.load.rate
+        assert rate.per_position > 1e-9
+        assert candidates.tokens_s[number] == pytest.approx(rate.per_token + rate.per_position * middle, rel=1e-9)
+
+
+def test_contexts_grow_by_no_more_than_there_is_room_for() -> None:
+    """All together: so who has few of them is less full than who has many, though all of them may grow much."""
+    core = core_of(2)
+    for number in range(24):
+        name = "pod-1" if number % 4 == 0 else "pod-0"
+        placed = route(core, asked(core, 10 + number, 256, pods=frozenset((name,))), NOBODY, 10.0)
+        core.first_byte(placed, False, 10.0)
+    now, fills = 11.0, list[float]()
+    held = [core.index.held(rank.id) * SIZE for rank in core.fleet.ranks]
+    assert held == [18 * 256, 6 * 256]
+    for room_each in (core.chains.ahead / 2, core.chains.ahead / 4):
+        assert room_each > 100
+        for pod in core.fleet.pods.values():
+            pod.blocks = round((sum(held) + 24 * room_each) / 2 / SIZE)
+        for _ in range(2):  # the first finds out what room there is
+            now += 1.0
+            fills = decide(core, asked(core, 9), NOBODY, now).pick.candidates.fills
+        tokens = (core.fleet.pods["pod-1"].blocks or 0) * SIZE
+        assert fills[0] == pytest.approx(1.0)
+        assert fills[1] == pytest.approx((held[1] + 6 * room_each) / tokens, rel=0.02)
