@@ -90,6 +90,7 @@ STORIES = {
     "lower_tiers": "one fact of events, from the wire to the holders",
     "offloading": "the whole gateway before pods with an offloading tier",
     "package": "tests the distribution",
+    "pieces": "the whole gateway before pods that compute long prompts",
     "prometheus": "a real Prometheus before the whole gateway",
     "recorded_tokens": "recorded requests, from the body to token ids",
     "remembered": "the whole gateway, over its own end, and beside another one",
