@@ -13,7 +13,7 @@ from __future__ import annotations
 _FORGET = 0.995  # of the fleet's older samples: about the last 200 count
 _DECAY = 0.95  # of a pod's own: about the last 20 count; and once for each round of samples of all pods
 _TURN = 0.03  # of one sample in what is the mean of all pods
-_LEAN_S = 0.5  # seconds of prefill as the fleet predicts it, weighed against what was seen of one pod
+_LEAN_S = 0.25  # seconds of prefill, weighed against those that were seen of one pod
 _LEAN_TOKENS = 2048.0  # a prefill of so many tokens, at the assumed speed, is what is "seen" at first,
 _LEAN_COUNT = 0.05  # with the weight of so many
 _LEAN_BASE, _LEAN_POSITION = 5.0, 0.05  # weights of 0 s for either: most of a prefill is for its tokens
@@ -220,9 +220,14 @@ class PrefillRate:
         self._lean()
 
     def _lean(self) -> None:
-        """By what the fleet's fit says now: what was seen of the pod stays what it was when the fit moves on."""
+        """By what the fleet's fit says now: what was seen of the pod stays what it was when the fit moves on.
+
+        What leans on 1 is the ratio's logarithm: a pod that is five times slower is known as such by a few prefills,
+        though the fleet would have done them in a moment.
+        """
         expected_s = self.fleet.per_token * self._tokens + self.fleet.per_position * self._positions
-        self.factor = (self._taken_s + _LEAN_S) / (expected_s + _LEAN_S)
+        taken_s = self._taken_s
+        self.factor = (taken_s / expected_s) ** (taken_s / (taken_s + _LEAN_S)) if expected_s > 0.0 else 1.0
 
 
 def _are_learned(values: list[float]) -> bool:

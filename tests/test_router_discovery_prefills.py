@@ -24,8 +24,17 @@ def ranks_of(*numbers: int) -> list[Rank]:
     return [Rank(RankId("pod-0", number), pod, PodLoad(PrefillRate(8_000.0, fleet)), None) for number in numbers]
 
 
-def text_of(requests: int, seconds: float, tokens: int, cached: int = 0, waiting: int = 0, engine: int = 0) -> bytes:
-    """Counters as vLLM 0.20 and later have them."""
+def text_of(
+    requests: int,
+    seconds: float,
+    tokens: int,
+    cached: int = 0,
+    waiting: int = 0,
+    engine: int = 0,
+    first: tuple[int, float, int] | None = None,
+) -> bytes:
+    """Counters as vLLM 0.20 and later have them. `first`: requests with a first token, its seconds, their tokens."""
+    first_requests, first_seconds, first_tokens = first or (requests, seconds, tokens)
     labels = f'{{engine="{engine}",model_name="m"}}'
     values = {
         "num_requests_waiting": waiting,
@@ -33,6 +42,9 @@ def text_of(requests: int, seconds: float, tokens: int, cached: int = 0, waiting
         "request_prefill_time_seconds_sum": seconds,
         "request_prompt_tokens_sum": tokens,
         "request_prefill_kv_computed_tokens_sum": tokens - cached,
+        "time_to_first_token_seconds_count": first_requests,
+        "time_to_first_token_seconds_sum": first_seconds,
+        "prompt_tokens_total": first_tokens,
     }
     return "".join(f"# TYPE x\nvllm:{name}{labels} {value}\n" for name, value in values.items()).encode()
 
@@ -45,6 +57,8 @@ def test_every_recorded_version_tells(version: str) -> None:
     for counted in engines.values():
         assert counted.requests > 0 and counted.seconds > 0.0 and counted.queried_tokens > counted.hit_tokens > 0
         assert counted.computed_tokens is None or 0 < counted.computed_tokens < counted.prompt_tokens
+        assert counted.first_requests >= counted.requests and counted.first_tokens >= counted.prompt_tokens
+        assert counted.first_seconds >= counted.seconds
 
 
 @pytest.mark.parametrize("text", [b"", b"\nvllm:request_prompt_tokens_sum{", b'\nvllm:num_requests_waiting{a="b"} x\n'])
@@ -67,6 +81,29 @@ def test_a_busy_pod_works_no_longer_than_time_passes() -> None:
     for look in range(12):
         prefills.looked([rank], text_of(10 * look, 100.0 * look, 20_000 * look), 5.0 * look)
     assert rank.load.rate.tokens_per_s == pytest.approx(4_000, rel=0.15)
+
+
+def test_what_ends_at_once_was_not_computed_at_once() -> None:
+    """Twenty answers end between two looks; their prompts were computed one by one, in half a second each."""
+    prefills, (rank,) = Prefills(), ranks_of(0)
+    for look in range(12):
+        ended, done = 20 * (look // 5), 4 * look
+        first = (done, 3.0 * done, 2_000 * done)
+        prefills.looked([rank], text_of(ended, 0.9 * ended, 2_000 * ended, first=first), 2.0 * look)
+    assert rank.load.rate.samples == 3 and rank.load.rate.tokens_per_s == pytest.approx(4_000, rel=0.15)
+
+
+def test_first_tokens_tell_of_a_pod_that_ends_nothing() -> None:
+    """All of its answers stand still behind prefills: four first tokens in two seconds. Once it is known, what ends
+    says it better: an answer may have waited for other things than prefills."""
+    prefills, (rank, other) = Prefills(), ranks_of(0, 1)
+    for _ in range(20):
+        other.load.rate.learn(2_000, 0.1)
+    prefills.looked([rank], text_of(0, 0.0, 0), 0.0)
+    prefills.looked([rank], text_of(0, 0.0, 0, first=(4, 9.0, 8_000)), 2.0)
+    assert 0.35 < rank.load.rate.cost_s(2_000) < 0.55 and rank.load.rate.samples == 1
+    prefills.looked([rank], text_of(0, 0.0, 0, first=(5, 60.0, 10_000)), 62.0)
+    assert rank.load.rate.samples == 1
 
 
 def test_cached_tokens_took_no_time() -> None:
@@ -112,15 +149,16 @@ def test_what_waits_there_is_a_backlog() -> None:
 
 
 def test_it_is_asked_for_where_nothing_else_tells() -> None:
-    """After requests that taught nothing; not of an idle pod, nor where streams teach."""
+    """While there are requests that taught nothing, and after them; not of an idle pod, nor where streams teach."""
     prefills, ranks = Prefills(), ranks_of(0)
     load = ranks[0].load
     assert not prefills.wanted(ranks)
     whole = load.admit(1000, 0.0)
     assert prefills.wanted(ranks)
     prefills.looked(ranks, b"", 1.0)
-    assert not prefills.wanted(ranks)
+    assert prefills.wanted(ranks), "it may have been computed since"
     load.release(whole, 2.0)
+    assert not prefills.wanted(ranks)
     stream = load.admit(1000, 2.0, tells=True)
     load.first_byte(stream, 2.1, measured=True)
     assert not prefills.wanted(ranks)

@@ -36,6 +36,19 @@ def test_a_slow_pod_is_known_after_a_few_requests() -> None:
     assert slow.cost_s(2000) > 2.5 * max(other.cost_s(2000) for other in others)
 
 
+@pytest.mark.parametrize("factor", [2.0, 5.0, 10.0])
+def test_a_slow_pod_among_quick_ones_is_known_after_three(factor: float) -> None:
+    """Where the fleet needs a tenth of a second, a moment's error is large; what took much longer is none."""
+    fleet, rng = FleetRate(8_000.0), random.Random(2)
+    slow, other = PrefillRate(8_000.0, fleet), PrefillRate(8_000.0, fleet)
+    for step in range(30):
+        other.learn(1500, _pod(12_000.0, 0.0, 1500, rng))
+        if step % 10 == 0:
+            slow.learn(1500, _pod(12_000.0 / factor, 0.0, 1500, rng))
+    assert slow.cost_s(1500) == pytest.approx(factor * 0.125, rel=0.35)
+    assert other.cost_s(1500) == pytest.approx(0.125, rel=0.15)
+
+
 def test_equal_pods_stay_equal_whatever_is_sent_to_them() -> None:
     """A pod that sees only short prompts is not slower than one that sees long ones: base is told from speed."""
     fleet, rng = FleetRate(8_000.0), random.Random(3)
@@ -304,8 +317,8 @@ def test_a_look_has_what_is_believed_now() -> None:
     """What others have shown since counts; a pod that joins is believed to be as the fleet is."""
     slow, usual = _slow_and_usual()
     before = slow.factor
-    for step in range(100):
-        tokens, start = 1000 + 37 * step, 1000 * (step % 7)
+    for step in range(400):
+        tokens, start = 1000 + 9 * step, 1000 * (step % 7)
         usual.learn(tokens, tokens * (1e-4 + 1e-8 * (start + tokens / 2)), start)
     slow.look()
     fleet = slow.fleet

@@ -2,8 +2,9 @@
 
 vLLM counts a request when it ends: how long its prefill took from when it was scheduled, and how many tokens were
 computed. Between two looks these are means of some requests. Prefills that overlap each count the other's time too, but
-together they can't have taken longer than the time between the looks: so a busy pod may be believed slower than it is,
-by less than two times, and never faster.
+those that were done between the looks, which first tokens tell at once, can't have taken longer than the time between:
+so a busy pod may be believed slower than it is, by less than two times, and never faster. Answers are long where a pod
+has too much to do, and nothing ends there: what is known first of a pod is how long its first tokens took to come.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ _ENGINE = re.compile(rb'engine="(\d+)"')
 _SERIES = (
     "request_prefill_time_seconds_count", "request_prefill_time_seconds_sum", "request_prompt_tokens_sum",
     "request_prefill_kv_computed_tokens_sum", "prefix_cache_queries_total", "prefix_cache_hits_total",
-    "num_requests_waiting",
+    "num_requests_waiting", "time_to_first_token_seconds_count", "time_to_first_token_seconds_sum",
+    "prompt_tokens_total",
 )  # fmt: skip
 
 
 class Counted(NamedTuple):
-    """One engine's counters since it started, of requests that have ended; `waiting`: how many wait now."""
+    """One engine's counters since it started, of requests that have ended; `waiting`: how many wait now.
+
+    `first_…`: of requests that have got their first token: how many, the seconds that it took, and their prompts.
+    """
 
     requests: float
     seconds: float
@@ -32,6 +37,9 @@ class Counted(NamedTuple):
     queried_tokens: float  # of all look-ups, which may be several for a request
     hit_tokens: float
     waiting: float
+    first_requests: float
+    first_seconds: float
+    first_tokens: float
 
 
 def prefills_of(text: bytes) -> dict[int, Counted]:
@@ -59,10 +67,10 @@ def _values(text: bytes, name: str) -> Iterator[tuple[int, float]]:
 
 
 def _counted(series: dict[str, float]) -> Counted | None:
-    requests, seconds, prompt, computed, queried, hit, waiting = (series.get(name) for name in _SERIES)
+    requests, seconds, prompt, computed, *others = (series.get(name) for name in _SERIES)
     if requests is None or seconds is None or prompt is None:
         return None
-    return Counted(requests, seconds, prompt, computed, queried or 0.0, hit or 0.0, waiting or 0.0)
+    return Counted(requests, seconds, prompt, computed, *(value or 0.0 for value in others))
 
 
 class Prefills:
@@ -74,9 +82,9 @@ class Prefills:
         self._tickets: dict[int, int] = {}
 
     def wanted(self, ranks: Iterable[Rank]) -> bool:
-        """Something was sent there since the last look, and first bytes have taught nothing of it."""
+        """Something was sent there since the last look, or has not ended, and first bytes have taught nothing of it."""
         return any(
-            rank.load.tickets != self._tickets.get(rank.id.rank, 0)
+            (rank.load.tickets != self._tickets.get(rank.id.rank, 0) or rank.load.requests)
             and rank.load.rate.samples == self._samples.get(rank.id.rank, 0)
             for rank in ranks
         )
@@ -99,17 +107,29 @@ class Prefills:
 
 
 def _teach(rank: Rank, before: Counted, now: Counted, passed_s: float) -> None:
+    """By what has ended; of a pod of which nothing is known, by what has begun to be answered."""
     requests, seconds = now.requests - before.requests, now.seconds - before.seconds
-    prompt, computed = now.prompt_tokens - before.prompt_tokens, _computed(before, now)
-    if requests < 1 or seconds <= 0.0 or not 0.0 < computed <= prompt:  # nothing has ended, or it was started anew
+    prompt, done = now.prompt_tokens - before.prompt_tokens, now.first_requests - before.first_requests
+    read = _share_read(before, now)
+    if requests < 1 and done >= 1 and not rank.load.rate.samples:
+        requests, seconds = done, now.first_seconds - before.first_seconds
+        prompt, read = now.first_tokens - before.first_tokens, _share_hit(before, now)
+    computed = prompt * (1.0 - read)
+    if requests < 1 or done < 1 or seconds <= 0.0 or not 0.0 < computed <= prompt:  # or it was started anew
         return
-    rate, busy_s = rank.load.rate, min(seconds, passed_s)
-    rate.learn(computed / requests, rate.fleet.base_s + busy_s / requests, (prompt - computed) / requests, requests)
+    rate, each_s = rank.load.rate, min(seconds / requests, passed_s / done)
+    rate.learn(computed / requests, rate.fleet.base_s + each_s, (prompt - computed) / requests, requests)
 
 
-def _computed(before: Counted, now: Counted) -> float:
-    """Prompt tokens that were not read from the cache: as told, else by the share of hits in all look-ups."""
-    if now.computed_tokens is not None and before.computed_tokens is not None:
-        return now.computed_tokens - before.computed_tokens
+def _share_read(before: Counted, now: Counted) -> float:
+    """Of the prompts that have ended, what was read from the cache: as told, else as in all look-ups."""
+    if now.computed_tokens is None or before.computed_tokens is None:
+        return _share_hit(before, now)
+    prompt = now.prompt_tokens - before.prompt_tokens
+    return 1.0 - (now.computed_tokens - before.computed_tokens) / prompt if prompt > 0 else 0.0
+
+
+def _share_hit(before: Counted, now: Counted) -> float:
+    """Of all that was looked up."""
     queried, hit = now.queried_tokens - before.queried_tokens, now.hit_tokens - before.hit_tokens
-    return (now.prompt_tokens - before.prompt_tokens) * (1.0 - hit / queried if queried > 0.0 else 0.0)
+    return hit / queried if queried > 0.0 else 0.0
