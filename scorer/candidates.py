@@ -74,6 +74,7 @@ class Candidates:
     again: list[float]
     fills: list[float]
     pods: Sequence[PodFacts]
+    turns: float = 4.0  # that are taken to follow, of the context that the prompt begins or continues
 
     def __len__(self) -> int:
         return len(self.requests)

@@ -11,6 +11,7 @@ MixName: TypeAlias = Literal["unknown", "agents", "chat", "documents", "batch"]
 
 _FORGET = 0.998  # for each prompt: about the last 500 count
 _FEW = 50.0  # prompts: before, nothing is recognised
+_USUAL_TURNS = 4.0  # that follow each, as if so few prompts had shown it
 _CONTINUING = 0.5  # share of prompts from which on they are conversations,
 _LONG_TOKENS = 8192.0  # of prompts that are so long on the average where agents have them
 _SHARED = 0.3  # share of the tokens that were asked for before, from which on prompts are about the same things
@@ -41,6 +42,14 @@ class Mix:
     def is_known(self) -> bool:
         """Enough prompts were seen to say what is usual."""
         return self._count >= _FEW
+
+    @property
+    def turns(self) -> float:
+        """How many prompts are taken to follow each that continue it, one after the other."""
+        if not self.is_known:  # first ones follow nothing, whatever comes
+            return _USUAL_TURNS
+        ending = self._count * (1.0 - self.continuing) + _FEW / (1.0 + _USUAL_TURNS)
+        return (self._count + _FEW) / ending - 1.0
 
     @property
     def name(self) -> MixName:

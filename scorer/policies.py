@@ -30,7 +30,7 @@ PolicyName: TypeAlias = Literal[
 ]
 
 _EVEN = 0.05  # of a cache: pods are no fuller than others for so much
-_GROWTH = 4.0  # of what is new of a prompt: so much more is taken to follow it
+_TURNS_MAX = 4.0  # as large as what is new of a prompt, that are taken to follow it
 _FAR = 1e6  # above every other price: not drawn
 _LEAST_LOADED = "least loaded"
 _BITS = (1 << 64) - 1
@@ -117,8 +117,8 @@ class PredictedTtft(Policy):
     """Seconds until the first token if sent there, counting what this request costs the fleet: `backlog +
     cost(uncached) + beta * cost(uncached) of the fleet + eviction * again * cost(evicted + growth) + requests *
     request_s`. Its own wait is at the pod's speed, the fleet's work at the fleet's. `again` is how likely what is given
-    up is asked for once more; `growth`: what is new of a prompt will be followed by more, for which there is less room
-    in a pod that is fuller than others."""
+    up is asked for once more; `growth`: where prompts continue others, what is new of one will be followed by more, for
+    which there is less room in a pod that is fuller than others."""
 
     alike = 0.1
     """Speeds of equal pods are not measured any better."""
@@ -146,7 +146,7 @@ class PredictedTtft(Policy):
     def _add_evictions(self, prices: list[float], candidates: Candidates, emptiest: float) -> None:
         """Pods that are no fuller than `emptiest` have room for what follows the prompt."""
         tokens, eviction = float(candidates.tokens), self.settings.eviction
-        growth = _GROWTH * (tokens - max(candidates.matched))
+        growth = min(_TURNS_MAX, candidates.turns) * (tokens - max(candidates.matched))
         columns = zip(
             candidates.matched, candidates.tokens_s, candidates.rooms, candidates.again, candidates.fills, strict=True
         )
@@ -201,7 +201,7 @@ class Approximate(PredictedTtft):
         return Candidates(
             candidates.tokens, matched, [float(tokens) for tokens in matched], candidates.requests,
             candidates.prefill_tokens, candidates.backlogs_s, candidates.tokens_s, candidates.factors,
-            candidates.rooms, candidates.again, candidates.fills, candidates.pods,
+            candidates.rooms, candidates.again, candidates.fills, candidates.pods, candidates.turns,
         )  # fmt: skip
 
     def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:

@@ -94,9 +94,10 @@ def test_one_seed_one_result() -> None:
 
 
 def test_policies_stand_in_their_order() -> None:
-    """One cache for all is above every policy; knowing who holds what is above taking turns."""
+    """One cache for all answers soonest; knowing who holds what is above taking turns, and finds about as much as one
+    cache does: what is given up there may be kept in a part of it."""
     bound, ours, turns = (played(policy) for policy in ("bound", "predicted-ttft", "round-robin"))
-    assert bound.hit >= ours.hit > turns.hit + 0.1
+    assert bound.hit == pytest.approx(ours.hit, abs=0.005) and ours.hit > turns.hit + 0.1
     assert bound.mean < ours.mean < turns.mean
     assert bound.requests == ours.requests == turns.requests
 
@@ -162,3 +163,21 @@ def test_short_turns_go_between_the_pieces_of_long_prompts() -> None:
     assert pieced.p90 < whole.p90 / 2
     assert pieced.hit == pytest.approx(whole.hit, abs=0.01)
     assert run(4096) == pieced
+
+
+@pytest.mark.parametrize(("factors", "most"), [((1.0, 5.0), 0.2), ((1.0, 1.0, 10.0), 0.05)])
+def test_a_slow_pod_gets_what_it_can_do(factors: tuple[float, ...], most: float) -> None:
+    """Of prompts that nobody sends again, far from all that quick pods could do: room in its cache is no reason."""
+    rng, lines, at = random.Random(5), [], 0.0
+    for number in range(400):
+        at += rng.expovariate(5.0 * (len(factors) - 1))
+        blocks = list(range(24 * number, 24 * number + 24))
+        entry = {"timestamp": int(at * 1e3), "input_length": 1500, "output_length": 16}
+        lines.append(json.dumps({**entry, "hash_ids": blocks}))
+    found = read_trace(lines, 1)
+    assert isinstance(found, Arrivals)
+    pods = PodPlan(len(factors), POD_PROFILES["32b"]._replace(token_s=1 / 12_000), 130_000, factors=factors)
+    front = VirtualGateway(core_settings(Config()), pods, SIZE, 8000.0)
+    World(pods, SIZE, [front], 1).play(found)
+    tickets = [load.tickets for load in front.core.loads]
+    assert 0 < tickets[-1] < most * sum(tickets)

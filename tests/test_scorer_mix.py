@@ -33,6 +33,14 @@ def test_it_is_recognised(prompts: list[tuple[int, int, bool]], name: str) -> No
     assert mix_of(*prompts, times=10).name == "unknown"
 
 
+@pytest.mark.parametrize(("continued", "turns"), [(0, 0.0), (1, 1.0), (3, 3.0), (9, 9.0)])
+def test_how_many_follow(continued: int, turns: float) -> None:
+    """At first, four prompts are taken to follow each; then as many as do."""
+    prompts = [(2_000, 0, False), *[(2_000, 1_000, True)] * continued]
+    assert Mix().turns == mix_of(*prompts, times=4).turns == 4.0
+    assert mix_of(*prompts, times=1000).turns == pytest.approx(turns, rel=0.1, abs=0.15)
+
+
 def test_what_was_is_forgotten() -> None:
     """Work that changes is recognised as what it is now."""
     mix = mix_of((5_000, 0, False), times=2000)

@@ -60,6 +60,14 @@ def test_a_new_prompt_goes_where_there_is_room_to_grow() -> None:
     assert _best([a_candidate(0, 500, fill=0.9, again=0.0), empty]) == 0, "nothing of what is there comes again"
 
 
+def test_a_prompt_that_nothing_follows_needs_no_room_to_grow() -> None:
+    """Where prompts stand for themselves, the quicker pod is no worse for being fuller."""
+    candidates = by_column([a_candidate(0, fill=0.9), a_candidate(1, fill=0.1, token_s=0.0003)])
+    assert pick(candidates, policy_of(Settings()), 0).best.number == 1
+    candidates.turns = 0.0
+    assert pick(candidates, policy_of(Settings()), 0).best.number == 0
+
+
 def test_the_work_is_the_fleets_and_the_wait_is_the_pods() -> None:
     """A pod is never paid twice for being slower than the fleet."""
     slow, far = a_candidate(0, 4000, token_s=2 * TOKEN_S, factor=2.0), a_candidate(1)

@@ -73,6 +73,7 @@ class Comparison:
         self._unseen: list[Rank] = []  # since then
         self._news = False  # all were looked at since the last decision
         self._free, self._contexts = 0.0, 0  # tokens that fit into those looked at, and what lives in them
+        self._turns = chains.mix.turns  # as of the last look
         self._room_each = float("inf")  # tokens that each context may grow by, until all caches are full
         self._line = _Line.of(())  # of the last decision
 
@@ -100,6 +101,7 @@ class Comparison:
             line.again,
             line.fills,
             ranks,
+            self._turns,
         )
         hits = [MISS] * count
         if demand.reads_cache:
@@ -155,6 +157,7 @@ class Comparison:
                 return
             self._looked_at, self._unseen = now, list(self._fleet.ranks)
             self._free, self._contexts = 0.0, 0
+            self._turns = self._chains.mix.turns
         for rank in self._unseen[-_LOOKED_MAX:]:
             rank.load.rate.look()
             rank.stood = rank.state
