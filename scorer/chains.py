@@ -109,7 +109,7 @@ class Chains:
         continues = chain is not None and chain.end == kept[number]
         self.mix.learn(tokens, known, continues)
         if chain is None or not continues:
-            first, above = number if chain is not None else 0, chain
+            first, above = number, chain
             chain = Chain(kept[-1], now)
             chain.grow_from(above, known)
         else:

@@ -130,6 +130,14 @@ def test_a_block_that_may_hang_on_more_than_its_tokens_is_not_believed() -> None
     assert pod.hit() == MISS and pod.hit(salt="tenant-b").gpu == 3
 
 
+def test_a_block_that_says_what_it_hangs_on_is_believed() -> None:
+    """Also of a pod some of whose blocks are salted."""
+    pod = _Pod()
+    pod.say(_stored([1], None, PROMPT[:4] + 500, extra_keys=[["tenant-a"]]))
+    pod.say(_stored(HASHES[:4], None, PROMPT[:16], "cpu", extra_keys=[["tenant-b"], None, None, None]))
+    assert pod.feed.state == "exact" and pod.hit() == MISS and pod.hit(salt="tenant-b").cpu == 4
+
+
 def test_the_own_cache_corrects_what_a_lower_tier_left_out() -> None:
     """A salted block first seen in a lower tier is believed of the plain prompt only until its own cache tells all."""
     pod = _Pod()
@@ -363,7 +371,8 @@ def test_a_chunk_without_room_leaves_nothing_behind() -> None:
     tokens = np.arange(96, dtype=np.uint32)
     tier: Tier = "cpu"
     assert index.apply("p", BlockStored([1], None, tokens[:4], SIZE)).stored == 1
-    assert index.apply("p", BlockStored([2], None, tokens, 96, tier)).refused == 1
+    refused = index.apply("p", BlockStored([2], None, tokens, 96, tier))
+    assert (refused.stored, refused.refused, refused.hidden) == (0, 1, 0)
     assert index.apply("p", BlockRemoved([1])).removed == 1
     assert index.blocks == 0
     assert index.apply("p", AllBlocksCleared(tier)).kept == 0

@@ -119,6 +119,8 @@ def test_what_a_chain_grew_out_of() -> None:
     assert (second.chain.above, second.chain.shared, second.chain.depth) == (first.chain, 1024, 1)
     assert (third.chain.above, third.chain.shared, third.chain.depth) == (second.chain, 1280, 2)
     assert fourth.chain.above is first.chain and fourth.chain.shared == 512
+    fifth = chains.ask(prompt(4000, 64, said[:64]), SIZE, 2048, 0.0)
+    assert fifth is not None and (fifth.chain.above, fifth.chain.depth) == (first.chain, 1), "not of the second's own"
     depths, said = [], prompt(50_000, 32)
     for level in range(12):
         known = chains.ask(said, SIZE, len(said) * SIZE, 0.0)
@@ -126,3 +128,18 @@ def test_what_a_chain_grew_out_of() -> None:
         depths.append(known.chain.depth)
         said = prompt(60_000 + 1000 * level, 32, prompt(50_000 + 1000 * level, 16, said)[: len(said) - 16])
     assert depths == [*range(9), 0, 1, 2]
+
+
+def test_how_often_a_prompt_is_continued() -> None:
+    """As often as the share says of those that are; one that grows by much says little of the others."""
+    chains = Chains(100_000)
+    assert chains.continuing == 0.0
+    for chat in range(40):
+        said = prompt(100_000 * chat, 32)
+        for turn in range(4):
+            chains.ask(said, SIZE, 512 * (turn + 1), float(chat))
+            said = prompt(100_000 * chat + 1000 * turn + 100, 32, said)
+    assert 0.7 < chains.continuing < 0.8
+    assert 490 < chains.growth < 530 and 2.6 * 512 < chains.ahead < 3.4 * 512
+    chains.ask(prompt(9_000_000, 16, said[:-32]), SIZE, 2048 + 10_000, 40.0)
+    assert 512 < chains.growth < 512 + 0.03 * 10_000
