@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.core.fleet import RankId, fit_of
+from router.core.fleet import Fleet, Pod, RankId, fit_of
 from tests.fakes.cores import MODEL, core_of
 
 
@@ -116,3 +116,39 @@ def test_the_model_of_requests_that_name_none() -> None:
     fleet.leave(one.name)
     fleet.leave(other.name)
     assert fleet.unnamed is None and fleet.is_of_one_model
+
+
+def test_probes_are_believed_until_more_than_a_share_of_pods_is_silent() -> None:
+    """Half of two is not more than a half."""
+    for share, panics in ((0.5, False), (0.49, True)):
+        fleet = Fleet(panic_share=share)
+        for name in ("a", "b"):
+            fleet.join(pod := Pod(name, f"http://{name}"))
+            fleet.learned_models(pod, [{"id": MODEL}])
+            fleet.probed(pod, True, 0.0, 1)
+        fleet.pods["b"].fails("it is late", listens=True)
+        fleet.probed(fleet.pods["b"], False, 1.0, 1)
+        assert fleet.panics is panics and fleet.pods["b"].healthy is panics and fleet.pods["a"].healthy
+
+
+def test_figures_and_words_that_mean_nothing_are_not_taken() -> None:
+    """No blocks but the one that none uses, blocks of less than a token, versions that are none."""
+    fleet, pod = (core := core_of(1)).fleet, core.fleet.pods["pod-0"]
+    fleet.measured(pod, {"block_size": 32.0, "blocks": 101.0})
+    fleet.measured(pod, {"block_size": 0.0, "blocks": 1.0})
+    assert (pod.block_size, pod.blocks) == (32, 100)
+    for said, version in (("0.11.2", "0.11.2"), (7, None), ("0.12.0", "0.12.0"), ('0.12.0"\n{', None)):
+        fleet.learned_version(pod, said)
+        assert pod.version == version
+
+
+def test_what_names_stood_for_is_remembered_of_the_newest() -> None:
+    """However many adapters a pod has had: of all that it serves now, and of some that it has served."""
+    fleet, pod = (core := core_of(1)).fleet, core.fleet.pods["pod-0"]
+    fleet.learned_models(pod, [{"id": MODEL, "root": "weights"}])
+    for number in range(2000):
+        cards = [{"id": MODEL, "root": "weights"}, {"id": f"a{number}", "root": f"/a{number}", "parent": MODEL}]
+        assert not fleet.learned_models(pod, cards)
+        assert pod.roots[MODEL] == "weights" and pod.roots[f"a{number}"] == f"/a{number}"
+    assert len(pod.roots) <= 1000
+    assert fleet.learned_models(pod, [{"id": MODEL, "root": "other weights"}])
