@@ -97,8 +97,9 @@ class Pieces:
             self._send(one, now, whole=True)
 
     def over(self, one: InPieces) -> None:
-        """Nothing more comes of it."""
+        """Nothing more comes of it; to be called once it has ended, however that was."""
         if not one.whole:
+            one.whole = True
             self._core.hold.rests.pop(one.placement.rank.load, None)
 
     def _are_allowed(self, now: float) -> bool:

@@ -54,6 +54,11 @@ OPTIONAL = {
     "warmroute_shared_index_blocks_total": ("counter", "result", "Changed blocks, by what became of them."),
     "warmroute_event_frames_unclaimed_total": ("counter", "", "Frames at the bound endpoint that name no pod."),
     "warmroute_recorded_requests_total": ("counter", "result", "Requests that were to be written down (`record`)."),
+    "warmroute_pieced_requests_total": ("counter", "", "Requests whose prompts went in pieces (`scoring.pieces`)."),
+    "warmroute_pieces_total": (
+        "counter", "result", "Pieces of prompts: computed, failed, or computed of which the next one found nothing.",
+    ),
+    "warmroute_pieces_tokens_total": ("counter", "", "Tokens that pods computed for pieces."),
     "warmroute_peers": ("gauge", "", "Other gateways that answer."),
     "warmroute_peers_heard": ("gauge", "", "Workers of other gateways whose load is heard."),
     "warmroute_peer_datagrams_total": ("counter", "result", "Datagrams between gateways about what is in flight."),

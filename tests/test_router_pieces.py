@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -11,9 +11,18 @@ from router.core.decision import Core
 from router.core.demand import Demand
 from router.core.fleet import RankId
 from router.errors import Busy
+from router.metrics.metrics import Metrics
 from router.pieces import InPieces, Pieces
+from router.proxy.attempts import Attempt, Dispatch, Request, Routing
+from router.proxy.preparation import Preparations
+from router.proxy.waiting_room import ClaimRules, Claims, WaitingRoom
+from router.tokens.encoder import Encoder
+from router.tokens.understanding import Understood
+from router.upstream.pool import Upstream
 from scorer.hold import Held
 from tests.fakes.cores import NOBODY, SERVED, SIZE, VOID, asked, core_of, counted, held, route, tokens_of
+from tests.fakes.limits import upstream_limits
+from tests.fakes.prefix_stats import no_stats
 
 PIECE = 1024
 LONG = 5 * PIECE + 100
@@ -162,6 +171,9 @@ def test_its_client_leaves(piece_is_there: bool) -> None:
     core.finish(one.placement, VOID, 1001.0)
     core.finish(one.placement, VOID, 1002.0)
     at_rest(core)
+    next_one = begun(core, pieces, 1003.0, seed=2)
+    pieces.over(one)
+    assert list(core.hold.rests) == [next_one.placement.rank.load], "what is another's stays"
 
 
 def test_the_rest_goes_whole() -> None:
@@ -216,3 +228,23 @@ def test_whose_tokens_they_are() -> None:
     assert pieces.are_of(one, tokens_of(1, LONG))
     assert not pieces.are_of(one, tokens_of(1, LONG - 1))
     assert not pieces.are_of(one, tokens_of(2, LONG))
+
+
+async def test_who_leaves_as_its_turn_comes() -> None:
+    """A request that was placed, and whose client had left by then, keeps no other from the pod."""
+    core = talked()
+    metrics = Metrics(core, no_stats)
+    room: WaitingRoom[Attempt] = WaitingRoom(core, 1.0, metrics.admissions)
+    upstreams = {name: Upstream(pod.address, upstream_limits()) for name, pod in core.fleet.pods.items()}
+    preparations = Preparations(Pieces(core), cast(Encoder, None), room, lambda: 1000.0)
+    dispatch = Dispatch(core, metrics, upstreams, room, nothing_new, False, True, None, preparations)
+    claims = Claims(ClaimRules(True, 0), ())
+    routing = Routing(dispatch, Understood(cold(core)), None, Request(b"id", "/v1/completions", 0.0, claims))
+    attempt = routing.enter()
+    assert attempt.preparation is not None and core.hold.rests
+    routing.leave(attempt)
+    at_rest(core)
+
+
+async def nothing_new(urgent: bool) -> None:
+    """A look at what the pods serve that finds nothing."""

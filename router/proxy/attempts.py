@@ -367,6 +367,8 @@ class Attempt:
 
     def _end(self, end: End, word: str | int | None, now: float) -> None:
         """`word`: of an error, or a status."""
+        if self.preparation is not None:
+            self.preparation.over()
         _tell(self._dispatch.core.finish(self._placement, end, now), word)
         self._routing.freed()
 

@@ -140,7 +140,11 @@ class Preparation:
                     await self._next()
             pieces.rest(one, owner.clock())
         finally:
-            pieces.over(one)
+            self.over()
+
+    def over(self) -> None:
+        """The request has ended, maybe before anything was sent for it."""
+        self._owner.pieces.over(self._one)
 
     def counted(self, usage: Usage) -> Usage:
         """What the pod says of the request, without what it had cached because of its pieces."""
