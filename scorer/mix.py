@@ -21,17 +21,21 @@ class Mix:
     """See the module. `continuing`: share of prompts that continue others; `shared`: share of their tokens that others
     had asked for, but for those that continue; `tokens`: of a prompt."""
 
-    __slots__ = ("_count", "continuing", "shared", "tokens")
+    __slots__ = ("_answered", "_continued", "_count", "continuing", "shared", "tokens")
 
     def __init__(self) -> None:
         self.continuing = 0.0
         self.shared = 0.0
         self.tokens = 0.0
         self._count = 0.0
+        self._answered = 0.0  # prompts
+        self._continued = 0.0
 
     def learn(self, tokens: int, known: int, continues: bool) -> None:
         """A prompt, of which some leading tokens were known."""
         self._count = _FORGET * self._count + 1.0
+        self._answered *= _FORGET
+        self._continued = _FORGET * self._continued + continues
         turn = 1.0 / self._count
         self.continuing += ((1.0 if continues else 0.0) - self.continuing) * turn
         self.tokens += (tokens - self.tokens) * turn
@@ -43,13 +47,17 @@ class Mix:
         """Enough prompts were seen to say what is usual."""
         return self._count >= _FEW
 
+    def answered(self) -> None:
+        """A prompt has its answer: from now on another one may continue it."""
+        self._answered += 1.0
+
     @property
     def turns(self) -> float:
-        """How many prompts are taken to follow each that continue it, one after the other."""
+        """How many prompts are taken to follow each that continue it, one after the other, by those with answers."""
         if not self.is_known:  # first ones follow nothing, whatever comes
             return _USUAL_TURNS
-        ending = self._count * (1.0 - self.continuing) + _FEW / (1.0 + _USUAL_TURNS)
-        return (self._count + _FEW) / ending - 1.0
+        ended = max(0.0, self._answered - self._continued)
+        return (self._continued + ended + _FEW) / (ended + _FEW / (1.0 + _USUAL_TURNS)) - 1.0
 
     @property
     def name(self) -> MixName:

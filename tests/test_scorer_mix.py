@@ -15,6 +15,7 @@ def mix_of(*prompts: tuple[int, int, bool], times: int = 100) -> Mix:
     for _ in range(times):
         for prompt in prompts:
             mix.learn(*prompt)
+            mix.answered()
     return mix
 
 
@@ -39,6 +40,17 @@ def test_how_many_follow(continued: int, turns: float) -> None:
     prompts = [(2_000, 0, False), *[(2_000, 1_000, True)] * continued]
     assert Mix().turns == mix_of(*prompts, times=4).turns == 4.0
     assert mix_of(*prompts, times=1000).turns == pytest.approx(turns, rel=0.1, abs=0.15)
+
+
+def test_what_has_no_answer_yet_may_be_continued() -> None:
+    """Sessions that begin while all pods are busy: none of them is over because nothing continues it."""
+    mix = Mix()
+    for _ in range(100):
+        mix.learn(20_000, 0, False)
+    assert mix.turns == pytest.approx(4.0)
+    for _ in range(100):
+        mix.answered()
+    assert mix.turns < 0.5
 
 
 def test_what_was_is_forgotten() -> None:

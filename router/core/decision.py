@@ -273,6 +273,7 @@ class Core:
         placement.refused = not served
         if served:
             placement.pod.served_at = now
+            self.chains.mix.answered()
         if placement.session is not None:
             self.sessions.ended(placement.session, now)
         chain = placement.chain
