@@ -51,7 +51,7 @@ class Adapters:
         """How many loads follow if it is asked for: its own, and that of another one which has to go for it."""
         if self.has(name):
             return 0
-        return 2 if self.slots and len(self._told | self._used.keys()) >= self.slots else 1
+        return 2 if self.slots and len(self._told.union(self._used)) >= self.slots else 1
 
     def takes(self, name: str) -> bool:
         """It is loaded, or another one can go for it: a request need not wait for a slot."""
