@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -122,7 +122,10 @@ class VllmServer:
 class Gateway:
     """`warmroute serve` with its flags, and its operators' plane as seen from outside. Leave it to stop it."""
 
-    def __init__(self, servers: list[VllmServer], tokenizer: Path, logs: Path) -> None:
+    def __init__(
+        self, servers: list[VllmServer], tokenizer: Path, logs: Path, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """`settings`: further ones, as variables without their prefix."""
         (self.port,) = free_ports(1)
         self.address = f"http://127.0.0.1:{self.port}"
         command = [str(Path(sys.executable).with_name("warmroute")), "serve"]
@@ -132,7 +135,8 @@ class Gateway:
         environment = _environment() | {
             "WARMROUTE_HANDOVER__KEPT_MAX": "0"
         }  # who is drained here is only to be left out
-        self.process = Process(command, environment, logs / "gateway.log")
+        environment |= {f"WARMROUTE_{name}": value for name, value in (settings or {}).items()}
+        self.process = Process(command, environment, logs / f"gateway-{self.port}.log")
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +171,12 @@ class Gateway:
         told = self._ask("/decisions?limit=50")["decisions"]
         (entry,) = [each for each in told if each["request_id"] == request_id]
         return sum((Counter({each["cause"]: each["tokens"]}) for each in entry["missed"]), Counter())
+
+    def pieces(self) -> int:
+        """How many were computed."""
+        text = httpx.get(f"{self.address}/metrics", timeout=_ASK_TIMEOUT_S, trust_env=False).raise_for_status().text
+        series = 'warmroute_pieces_total{result="computed"} '
+        return int(sum(float(line.removeprefix(series)) for line in text.splitlines() if line.startswith(series)))
 
     def speeds(self) -> dict[str, int]:
         """Tokens of prefill a second, as learned of each pod."""
