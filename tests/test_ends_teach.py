@@ -14,7 +14,20 @@ from router.errors import Busy
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
 from scorer.pick import scored
-from tests.fakes.cores import MODEL, NOBODY, SERVED, SIZE, asked, core_of, counted, decide, route, store, tokens_of
+from tests.fakes.cores import (
+    MODEL,
+    NOBODY,
+    SERVED,
+    SIZE,
+    asked,
+    core_of,
+    counted,
+    decide,
+    one_agent,
+    route,
+    store,
+    tokens_of,
+)
 
 
 def ends(core: Core, end: End, times: int, now: float = 0.0) -> list[BreakerChange | None]:
@@ -184,13 +197,7 @@ def test_who_waits_stands_behind_what_is_planned_before_it() -> None:
 
 def test_what_lives_needs_room_to_grow() -> None:
     """A new context waits where there is none beside what lives; nobody waits for an empty cache."""
-    core = core_of(1, admission={"look_ahead": 0.5})
-    pod = core.fleet.pods["pod-0"]
-    pod.blocks = 40_000 // SIZE
-    for turn in range(60):
-        placed = route(core, asked(core, 1, 25_600 + 32 * turn, tells_prefill=True), NOBODY, float(turn))
-        core.first_byte(placed, False, turn + 0.5)
-        core.finish(placed, SERVED, turn + 0.6)
+    core, pod = one_agent()
     left = 40_000 - core.working_set(60.0)[0]
     growth = round(core.chains.growth)
     assert 0 < 3 * growth < left, "of the agent's context, and of the new one"

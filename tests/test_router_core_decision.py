@@ -12,7 +12,7 @@ from indexer.mappings import Ending
 from router.config.settings import Config
 from router.core.decision import Core
 from router.core.demand import BreakerChange, Demand, End
-from router.core.fleet import Pod, RankId
+from router.core.fleet import RankId
 from router.errors import Busy, Full, NoFitPod, UnknownModel
 from scorer.board import Board, row_of
 from scorer.cost import PrefillRate
@@ -28,6 +28,7 @@ from tests.fakes.cores import (
     decide,
     held,
     joined_late,
+    one_agent,
     route,
     store,
     tokens_of,
@@ -507,21 +508,9 @@ def test_comparing_policies_bind_at_once() -> None:
     assert load.requests == 3 and load.backlog_s(0.0) > 10.0
 
 
-def _one_agent() -> tuple[Core, Pod]:
-    """A pod most of whose cache is one agent's context, which has grown for 60 turns."""
-    core = core_of(1, admission={"look_ahead": 0.5})
-    pod = core.fleet.pods["pod-0"]
-    pod.blocks = 40_000 // SIZE
-    for turn in range(60):
-        placed = route(core, asked(core, 1, 25_600 + 32 * turn, tells_prefill=True), NOBODY, float(turn))
-        core.first_byte(placed, False, turn + 0.5)
-        core.finish(placed, SERVED, turn + 0.6)
-    return core, pod
-
-
 def test_what_was_given_up_is_not_counted_as_live() -> None:
     """A request whose own context its pod has given up needs room for it once, not twice."""
-    core, pod = _one_agent()
+    core, pod = one_agent()
     core.index.clear(pod.ranks[0].id)
     again = asked(core, 1, 25_600 + 32 * 60, tells_prefill=True)
     assert route(core, again, NOBODY, 70.0).decision.pick.best.matched == 0
@@ -529,7 +518,7 @@ def test_what_was_given_up_is_not_counted_as_live() -> None:
 
 def test_who_has_waited_for_room_needs_it_still() -> None:
     """What a request's own context had, and lost, long ago makes no room for it among what lives."""
-    core, pod = _one_agent()
+    core, pod = one_agent()
     core.index.expire(150.0)
     other = route(core, asked(core, 2, 20_000, tells_prefill=True), NOBODY, 200.0)
     core.first_byte(other, False, 201.0)
@@ -560,7 +549,7 @@ def test_who_comes_does_not_stand_behind_what_is_planned() -> None:
 
 def test_what_is_cold_waits_while_what_lives_fills_the_cache() -> None:
     """Where most requests continue others: else they drive each other out."""
-    core, pod = _one_agent()
+    core, pod = one_agent()
     assert core.chains.continuing > 0.6
     new = asked(core, 2, 20_000, tells_prefill=True)
     with pytest.raises(Busy):

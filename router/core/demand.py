@@ -206,6 +206,11 @@ class End:
     usage: tuple[int, int | None] | None = None
     """Tokens of the prompt, and of those the cached ones, as the pod has them."""
 
+    @property
+    def is_done(self) -> bool:
+        """The pod has done what it was asked for."""
+        return self.how == "served" and self.status is not None and self.status < NOT_DONE
+
 
 class BreakerChange(NamedTuple):
     """A breaker has opened, or closed."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from router.config.fleet import HandoverConfig
 from router.core.decision import Core
-from router.core.demand import NOT_DONE, Placement
+from router.core.demand import Placement
 from router.handover.estates import Legacy, estates, held_now, tokens_held
 from router.handover.idle_pods import IdlePods
 from router.handover.recent import Recent
@@ -195,11 +195,11 @@ class Handover:
 
     async def _compute(self, legacy: Legacy, placement: Placement, handed: Handed, estate: _Estate) -> None:
         """Have an heir compute it."""
-        status = await self._idle.compute(legacy.asked.path, legacy.asked.body, placement)
-        fine = 0 < status < NOT_DONE
+        end = await self._idle.compute(legacy.asked.path, legacy.asked.body, placement)
+        fine = end.is_done
         handed.done, handed.failed = handed.done + fine, handed.failed + (not fine)
         self._counts["done" if fine else "failed"] += 1
         if fine:
             self._tokens += legacy.own_tokens
-        elif not status or status >= _THEIR_FAULT:
+        elif end.status is None or end.status >= _THEIR_FAULT:
             estate.failed(legacy, placement.pod.name)

@@ -13,7 +13,7 @@ from router.core.decision import Core
 from router.core.demand import Demand, End, Placement
 from router.errors import RouterError
 from router.handover.prefill_body import prefill_body
-from router.upstream.failures import UnsendableRequest, UpstreamError
+from router.upstream.failures import PoolFull, UnsendableRequest, UpstreamError
 from router.upstream.pool import Upstream
 
 log = logging.getLogger("warmroute.idle_pods")
@@ -56,22 +56,23 @@ class IdlePods:
         except RouterError:
             return None
 
-    async def compute(self, path: str, body: bytes, placement: Placement) -> int:
-        """Have the pod compute the prompt of a request, and one token. The status of its answer; 0: there is none."""
+    async def compute(self, path: str, body: bytes, placement: Placement) -> End:
+        """Have the pod compute the prompt of a request, and one token: how that ended."""
         pod, end = placement.pod.name, End("void")
         self._busy[pod] = self._busy.get(pod, 0) + 1
         try:
             async with timeout(self._given.prefill_timeout):
                 end = await self._ask(path, body, placement)
         except (UpstreamError, UnsendableRequest, TimeoutError) as error:
-            end = End("failed") if isinstance(error, UpstreamError) else end
+            if isinstance(error, UpstreamError):
+                end = End("full" if isinstance(error, PoolFull) else "failed")
             log.info("%s does not compute a prompt beforehand: %s", pod, error or type(error).__name__)
         finally:
             self._core.finish(placement, end, self._clock())
             self._busy[pod] -= 1
             if not self._busy[pod]:
                 del self._busy[pod]
-        return end.status or 0
+        return end
 
     async def _ask(self, path: str, body: bytes, placement: Placement) -> End:
         rank, shortened = placement.rank, prefill_body(path, body)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from indexer.blocks import size_of
 from router.config.fleet import WarmupConfig
 from router.core.decision import Core
-from router.core.demand import NOT_DONE, Demand
+from router.core.demand import Demand, End
 from router.core.fleet import Pod
 from router.errors import ConfigError, RouterError
 from router.handover.estates import tokens_held
@@ -123,7 +123,7 @@ class Warmup:
     async def _compute(self, path: str, body: bytes, demand: Demand, pods: int, warmed: Warmed) -> None:
         """By as many pods as do not have it yet, at the same time; each when it is idle."""
         until, holding = self._clock() + self._given.patience, self._holding(demand)
-        asked, sending = set(holding), set[asyncio.Task[int]]()
+        asked, sending = set(holding), set[asyncio.Task[End]]()
         while len(asked) < pods and self._clock() < until:
             placement = self._idle.place(demand, idle) if (idle := self._idle.names() - asked) else None
             if placement is None:
@@ -133,7 +133,7 @@ class Warmup:
                 continue
             asked.add(placement.pod.name)
             sending.add(asyncio.get_running_loop().create_task(self._idle.compute(path, body, placement)))
-        done = [0 < status < NOT_DONE for status in await asyncio.gather(*sending)]
+        done = [end.is_done for end in await asyncio.gather(*sending)]
         warmed.computed, warmed.failed = sum(done), len(done) - sum(done)
         warmed.late = max(0, min(pods, len(asked | self._others(demand, asked))) - len(asked))
         warmed.pods = sorted(asked)

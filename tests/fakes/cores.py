@@ -96,3 +96,15 @@ def held(core: Core, pod: str, seed: int, count: int = 160) -> int:
     """Leading blocks that the pod is believed to hold."""
     hit = core.index.match(core.space.chain(tokens_of(seed, count), SIZE)).hits.get(RankId(pod, 0))
     return hit.blocks if hit else 0
+
+
+def one_agent() -> tuple[Core, Pod]:
+    """A pod most of whose cache is one agent's context, which has grown for 60 turns."""
+    core = core_of(1, admission={"look_ahead": 0.5})
+    pod = core.fleet.pods["pod-0"]
+    pod.blocks = 40_000 // SIZE
+    for turn in range(60):
+        placed = route(core, asked(core, 1, 25_600 + 32 * turn, tells_prefill=True), NOBODY, float(turn))
+        core.first_byte(placed, False, turn + 0.5)
+        core.finish(placed, SERVED, turn + 0.6)
+    return core, pod
