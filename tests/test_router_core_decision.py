@@ -602,6 +602,16 @@ def test_whose_breaker_opens_is_told() -> None:
     assert changes[:3] == [None] * 3 and changes[3] == BreakerChange("pod-0", True, "3 requests failed in a row")
 
 
+@pytest.mark.parametrize("policy", ["approximate", "weighted"])
+def test_policies_that_go_by_what_pods_were_sent_are_told_of_it(policy: str) -> None:
+    """A prompt follows the one before it, though no pod tells what it holds."""
+    core = core_of(4, feeds=False, scoring={"policy": policy})
+    for seed in range(8):
+        core.finish(first := route(core, asked(core, seed, 640), NOBODY, float(seed)), SERVED, seed + 0.5)
+        again = decide(core, asked(core, seed, 640), NOBODY, seed + 0.6)
+        assert (again.rank, again.reason) == (first.rank, "was sent the longest prefix")
+
+
 def test_a_session_that_is_named_has_one_pod() -> None:
     """By the client's own name, beside the body or in it, whatever its prompts are; short ones, too."""
     core = core_of(4, scoring={"policy": "session"})

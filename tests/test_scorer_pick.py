@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 
@@ -68,6 +69,15 @@ def test_a_prompt_that_nothing_follows_needs_no_room_to_grow() -> None:
     assert pick(candidates, policy_of(Settings()), 0).best.number == 0
 
 
+def test_few_turns_are_taken_to_follow() -> None:
+    """However many are expected: a price is of what is near."""
+    candidates = by_column([a_candidate(0, fill=0.9), a_candidate(1, fill=0.1)])
+    prices = []
+    for candidates.turns in (3.0, 4.0, 4.5, 9.0):
+        prices.append(pick(candidates, policy_of(Settings()), 0).prices[0])
+    assert prices[0] < prices[1] == prices[2] == prices[3]
+
+
 def test_the_work_is_the_fleets_and_the_wait_is_the_pods() -> None:
     """A pod is never paid twice for being slower than the fleet."""
     slow, far = a_candidate(0, 4000, token_s=2 * TOKEN_S, factor=2.0), a_candidate(1)
@@ -116,6 +126,17 @@ def test_ties_rotate(policy: PolicyName, step: int) -> None:
     candidates = [a_candidate(number) for number in range(4)]
     picked = Counter(_best(candidates, policy, turn * step) for turn in range(400))
     assert all(94 <= picked[number] <= 106 for number in range(4)), picked
+
+
+def test_nobody_waits_long_for_a_turn() -> None:
+    """Of pods that are alike, each is picked at least once in two rounds, however many there are."""
+    policy = policy_of(Settings())
+    for count in range(2, 41):
+        candidates, waited = by_column(map(a_candidate, range(count))), [0] * count
+        for turn in range(8 * count):
+            best = pick(candidates, policy, turn).best.number
+            waited = [0 if number == best else turns + 1 for number, turns in enumerate(waited)]
+            assert max(waited) < 2 * count
 
 
 def test_speeds_are_not_known_to_the_percent() -> None:
@@ -221,13 +242,14 @@ def test_prices_next_to_nothing_are_alike() -> None:
 
 
 def test_of_pods_that_are_alike_the_longest_match_and_the_fewest_requests_count() -> None:
-    """In this order; and only of those that are alike."""
-    idle = a_candidate(0, 7990, requests=0)
-    assert _best([idle, a_candidate(1, 7996, requests=1), a_candidate(2, 7996, requests=2)]) == 1
-    assert {_best([a_candidate(0, requests=1), a_candidate(1), a_candidate(2)], turn=turn) for turn in range(4)} == {
-        1,
-        2,
-    }
+    """In this order, whoever stands first and whoever's turn it is; and only of those that are alike."""
+    settings = Settings(request_s=0.0)
+    for ordered in itertools.permutations(((7995, 0), (7995, 1), (7996, 1), (7996, 2))):
+        candidates = [a_candidate(number, held, requests=busy) for number, (held, busy) in enumerate(ordered)]
+        picked = {_picked(candidates, settings, turn).best.number for turn in range(6)}
+        assert picked == {ordered.index((7996, 1))}
+    candidates = [a_candidate(0, requests=1), a_candidate(1), a_candidate(2)]
+    assert {_best(candidates, turn=turn) for turn in range(4)} == {1, 2}
 
 
 def test_a_score_is_the_share_of_the_best_price() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from scorer.candidates import Candidate, Pick, Stranger, by_column
 from scorer.pick import pick
-from scorer.policies import POLICIES, AskedPrompt, Policy, PolicyName, Settings, Weights, policy_of
+from scorer.policies import POLICIES, AskedPrompt, Policy, PolicyName, Settings, Weights, policy_of, session_number
 from tests.fakes.candidates import TOKEN_S, TOKENS, a_candidate
 
 
@@ -77,6 +77,15 @@ def test_random_is_even_without_an_order() -> None:
     assert len(pairs) == 16 and all(190 < count < 310 for count in pairs.values())
 
 
+def test_what_is_drawn_is_splitmix64() -> None:
+    """Its published numbers for a seed, which is the prompt's length: so they look like chance in any order."""
+    published = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431)
+    candidates = [a_candidate(number)._replace(tokens=1_234_567) for number in range(97)]
+    fleet = Fleet("random")
+    fleet.ask(candidates)
+    assert [fleet.ask(candidates).best.number for _ in published] == [drawn % 97 for drawn in published]
+
+
 def test_power_of_two_takes_the_less_loaded_of_two() -> None:
     """The busiest of all gets nothing, the idlest what it is drawn for: half of the picks among four, not all."""
     fleet = Fleet("power-of-two")
@@ -106,6 +115,13 @@ def test_a_session_has_one_pod() -> None:
     for asked in (None, prompt(3)):
         picked = fleet.ask(busy, asked)
         assert picked.best.number == 1 and picked.reason == "least loaded: its session is not known"
+
+
+def test_a_session_is_known_by_what_its_client_calls_it() -> None:
+    """The same name is the same number for ever, in all gateways; others have others, and 0 is none."""
+    numbers = [session_number(f"chat-{number}") for number in range(100)]
+    assert len(set(numbers)) == 100 and 0 not in numbers
+    assert session_number("chat-0") == 8894913391220430159
 
 
 def test_sessions_of_a_pod_that_left_move_alone() -> None:
@@ -154,15 +170,17 @@ def test_affinity_ends_with_saturation() -> None:
 
 def test_the_reason_is_what_made_the_difference() -> None:
     """Where the holder of the longest prefix was left: its backlog, its speed, or what it would have to give up."""
+    slow, slow_too = {"requests": 5, "token_s": 9 * TOKEN_S}, {"token_s": 3 * TOKEN_S, "factor": 3.0}
     cases = [
-        (a_candidate(0, 4000, backlog_s=20.0), "less loaded than the holder of the longest prefix"),
-        (a_candidate(0, 4000, requests=9999), "less loaded than the holder of the longest prefix"),
-        (a_candidate(0, 4000, token_s=9 * TOKEN_S), "computes it sooner than the holder of the longest prefix"),
-        (a_candidate(0, 4000, evicted=4000, again=0.9), "gives up less than the holder of the longest prefix"),
+        (a_candidate(0, 4000, backlog_s=20.0), "less loaded than"),
+        (a_candidate(0, 4000, requests=9999), "less loaded than"),
+        (a_candidate(0, 4000, **slow), "computes it sooner than"),
+        (a_candidate(0, 4000, evicted=4000, again=0.9), "gives up less than"),
+        (a_candidate(0, 4000, evicted=1000, again=0.9, **slow_too), "gives up less than"),
     ]
     for holder, reason in cases:
         picked = Fleet("predicted-ttft").ask([holder, a_candidate(1)])
-        assert (picked.best.number, picked.reason) == (1, reason)
+        assert (picked.best.number, picked.reason) == (1, f"{reason} the holder of the longest prefix")
     assert Fleet("predicted-ttft").ask(idle()).reason == "least loaded: nobody holds a prefix"
 
 
@@ -197,6 +215,9 @@ def test_what_a_blend_costs() -> None:
     half = AskedPrompt(np.concatenate((prompt(1).keys[:50], prompt(7, 50).keys)), 64, 0)
     assert fleet.ask(candidates, half, pods).prices == pytest.approx([2 + 3 + 2, 1 + 3 + 1, 1.5])
     assert fleet.ask([a_candidate(0), a_candidate(1)], None).prices == pytest.approx([3.0, 3.0])
+    busy = [a_candidate(0, requests=5), a_candidate(1, requests=4), a_candidate(2, requests=1)]
+    assert fleet.ask(busy, None).prices == pytest.approx([3 + 2, 3 + 1.5, 3])
+    assert fleet.ask(busy[:1], None).prices == pytest.approx([3.0]), "as few as any other has"
 
 
 def test_any_hit_may_have_a_bonus() -> None:
@@ -243,6 +264,15 @@ def test_approximate_goes_by_its_own_picks() -> None:
     pick(columns, fleet.policy, 0, asked=prompt(1))
     assert columns.matched == [each.matched for each in told]
     assert fleet.ask(idle(), None).reason == "least loaded: nobody was sent a prefix"
+
+
+def test_approximate_counts_in_blocks_as_large_as_the_pods() -> None:
+    """Where these are larger than what is hashed, too: half a block is never there."""
+    for size, shared, matched in ((16, 7, 64), (64, 7, 448), (128, 7, 896)):
+        fleet, keys = Fleet("approximate"), prompt(1).keys[:20]
+        fleet.ask(idle(1), AskedPrompt(keys, size, 0))
+        other = AskedPrompt(np.concatenate((keys[:shared], prompt(7).keys)), size, 0)
+        assert fleet.ask(idle(1), other).best.matched == matched
 
 
 def test_approximate_remembers_what_the_pod_has_room_for() -> None:
