@@ -100,6 +100,15 @@ def test_reconnect_to_a_pod_that_restarted_and_is_silent() -> None:
     assert stream.replay_ended(True) == Ready("closed")
 
 
+def test_the_first_batch_of_a_pod_that_restarted_comes_before_its_history() -> None:
+    """That the new one has no other than this, its replay tells: all is forgotten once, not twice."""
+    stream = _stream(3)
+    stream.connected()
+    assert stream.replay_ended(True).verdict == "restart"
+    assert stream.live(0, 9.0, 100) == Ready("held")
+    assert stream.replay_ended(True) == Ready("closed", apply=[100]) and stream.caught_up
+
+
 def test_reconnect_to_the_same_publisher() -> None:
     """Nothing is forgotten when the last applied batch comes back as it was."""
     stream = _stream(3)
@@ -481,9 +490,47 @@ def test_history_that_is_read_again() -> None:
     assert not stream.replaying and stream.caught_up
 
 
-def test_what_is_known_from_elsewhere_is_not_caught_up() -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_is_known_from_elsewhere_is_not_caught_up(number: int) -> None:
     """Nothing came yet from the publisher itself."""
     stream: Stream[int] = Stream(100, 1 << 20)
     stream.wait()
-    stream.resume((1, 1.0, False), False)
-    assert stream.as_of == (1, 1.0) and not stream.caught_up
+    stream.resume((number, 1.0, False), False)
+    assert stream.as_of == (number, 1.0) and not stream.caught_up
+
+
+def test_a_late_batch_says_nothing_of_what_a_replay_has_brought_beyond() -> None:
+    """All up to it is there; what lies between is still missing."""
+    stream = _stream()
+    stream.connected()
+    for number in (0, 1, 2, 5):
+        stream.replayed(number, float(number), number)
+    assert stream.live(2, 2.0, 2) == Ready("duplicate")
+    assert stream.replaying and stream.behind and stream.missing() == 3
+
+
+def test_what_a_replay_brings_from_before_it_was_asked() -> None:
+    """Older batches, of which the clocks are not known any more, tell nothing of who has sent them."""
+    stream = _stream(3)
+    stream.connected()
+    assert stream.replayed(1, 1.0, 1) == Ready("duplicate")
+    assert stream.replayed(2, 2.0, 2) == Ready("duplicate") and stream.replay_ended(True) == Ready("closed")
+
+
+def test_a_history_with_a_hole_and_without_its_end() -> None:
+    """What is behind the hole is believed no more than a history without its end is."""
+    stream = _stream()
+    stream.connected()
+    stream.replayed(0, 0.0, 0)
+    stream.replayed(3, 3.0, 3)
+    assert stream.replay_ended(False) == Ready("lost", forget=True, apply=[3])
+    assert stream.behind and stream.truncated
+    assert stream.live(4, 4.0, 4) == Ready("in_order", apply=[4]) and not stream.behind
+
+
+def test_a_stream_is_seen_in_logs() -> None:
+    """What it waits for, and how much it keeps meanwhile."""
+    stream = _stream(5)
+    assert repr(stream) == "<Stream in order, expects 5, holds 0>"
+    stream.live(7, 7.0, 7)
+    assert repr(stream) == "<Stream replaying, expects 5, holds 1>"
