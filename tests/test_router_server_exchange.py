@@ -478,3 +478,14 @@ def test_however_an_application_ends_the_connection_knows(caplog: pytest.LogCapt
 
     assert ending(None) == ending(ClientDisconnected("left")) == 1 and not caplog.records
     assert ending(KeyError("ours")) == 1 and "the application failed" in caplog.text
+
+
+def test_an_exchange_is_seen_in_logs() -> None:
+    """How far it has come, and how much of its body."""
+    begun = (_start((b"content-length", b"2")), _piece(b"a", more=True))
+    for messages, state in ((), "open"), (begun, "begun"), ((*begun, _piece(b"b")), "complete"):
+        exchange, _ = _says(*messages)
+        assert repr(exchange) == f"<Exchange {state} size=0 whole>"
+    exchange, _ = _exchange()
+    exchange.lost()
+    assert repr(exchange) == "<Exchange gone size=0>"

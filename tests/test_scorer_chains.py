@@ -143,3 +143,19 @@ def test_how_often_a_prompt_is_continued() -> None:
     assert 490 < chains.growth < 530 and 2.6 * 512 < chains.ahead < 3.4 * 512
     chains.ask(prompt(9_000_000, 16, said[:-32]), SIZE, 2048 + 10_000, 40.0)
     assert 512 < chains.growth < 512 + 0.03 * 10_000
+
+
+def test_blocks_that_are_large_are_known_one_by_one() -> None:
+    """Each stands for more tokens than keys are kept apart."""
+    chains, said = Chains(10_000), prompt(1, 3)
+    first, again = chains.ask(said, 512, 1536, 0.0), chains.ask(prompt(500, 1, said), 512, 2048, 1.0)
+    assert first is not None and again is not None
+    assert (again.chain, again.continues, again.tokens) == (first.chain, True, 1536)
+
+
+def test_what_comes_again_with_less_behind_it_does_not_grow() -> None:
+    """Not by a token; nor does it shrink."""
+    chains, said = Chains(10_000), prompt(1, 33)
+    for turn in range(800):
+        chains.ask(said, SIZE, 2000 - turn, float(turn))
+    assert 0.0 <= chains.growth < 0.01

@@ -327,3 +327,30 @@ def test_a_look_has_what_is_believed_now() -> None:
     assert slow.per_position == slow.factor * fleet.per_position and slow.factor < before
     joins = PrefillRate(8_000.0, fleet)
     assert (joins.per_token, joins.per_position) == (fleet.per_token, fleet.per_position)
+
+
+def test_prompts_that_are_alike_do_not_hide_what_tokens_cost() -> None:
+    """By them alone nobody can tell what every request costs: the tokens are taken to cost it all."""
+    for seed in range(4):
+        rng, rate = random.Random(seed), PrefillRate(8_000.0)
+        for _ in range(600):
+            tokens = rng.randint(1950, 2050)
+            rate.learn(tokens, _pod(8_000.0, 0.0, tokens, rng))
+        assert rate.cost_s(200) == pytest.approx(200 / 8_000.0, rel=0.1)
+
+
+def test_pods_that_are_slow_are_understood_as_quick_ones_are() -> None:
+    """Where a prefill takes a minute: what a token costs, and how much more behind a long prefix."""
+    rng, rate = random.Random(3), PrefillRate(100.0)
+    for _ in range(60):
+        tokens, start = rng.randint(200, 6000), rng.choice((0, 0, 4000, 30_000))
+        rate.learn(tokens, tokens * (1e-2 + 7e-7 * (start + tokens / 2)), start)
+    assert rate.fleet.per_token == pytest.approx(1e-2, rel=0.2)
+    assert rate.fleet.per_position == pytest.approx(7e-7, rel=0.3)
+
+
+def test_what_is_assumed_counts_a_little() -> None:
+    """A first sample that is twice as long moves nearly all of the way."""
+    rate = PrefillRate(8_000.0)
+    rate.learn(2048, 2 * 2048 / 8_000.0)
+    assert 4_010 < rate.tokens_per_s < 4_200

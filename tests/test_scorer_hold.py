@@ -228,9 +228,14 @@ def test_short_ones_go_together() -> None:
     """As many as the pod is promised for a moment; and who has waited for room for too long goes without."""
     hold, load, full = Hold(LIMITS), a_load(), a_load()
     gate = Gate(hold, [load, full])
+    before = busy(load, 9.0)
     for number in range(3):
         gate.put(f"{number}", load, 0.3, 0.0)
-    assert gate.serve(0.0) == ["0", "1"]
+    assert gate.serve(0.1) == []
+    load.first_byte(before, 0.15, False)
+    assert gate.serve(0.15) == ["0", "1"]
+    for ticket in gate.tickets:
+        load.first_byte(ticket, 0.2, False)
     gate.put("cold", full, 1.0, 0.0, room=False)
     assert gate.serve(0.2) == ["2"] and gate.serve(30.0) == [] and gate.serve(60.0) == ["cold"]
 

@@ -36,9 +36,9 @@ def test_what_is_used_and_what_was_a_moment_ago() -> None:
     lives.end(first, True, 500.0)
     assert lives.tokens(560.0) == 4 * SIZE and lives.tokens(560.1) == 0
     other = ask(chains, lives, 9, now=600.0)
-    lives.end(other, False, 601.0)
-    lives.end(other, False, 601.0)
-    assert lives.tokens(601.0) == 0
+    for served in (False, False, True):  # once more than it was used
+        lives.end(other, served, 601.0)
+    assert lives.tokens(601.0) == lives.contexts(601.0) == lives.tokens(700.0) == 0
 
 
 def test_what_several_share_counts_once() -> None:
@@ -54,6 +54,14 @@ def test_what_several_share_counts_once() -> None:
         assert lives.tokens_with(place, SIZE * len(blocks), 61.0) == (3 + more) * SIZE
     lives.end(second, True, 100.0)
     assert lives.tokens(200.0) == 0
+
+
+def test_what_another_one_begins_with_is_there_already() -> None:
+    """A prompt that is no more than the beginning of one that lives takes no room."""
+    chains, lives = Chains(10_000), WorkingSet()
+    ask(chains, lives, 1, 2, 3, 4)
+    ask(chains, lives, 1, 2)
+    assert lives.tokens(0.0) == 4 * SIZE and lives.contexts(0.0) == 2
 
 
 def test_as_sets_of_blocks() -> None:
