@@ -74,6 +74,33 @@ def test_a_pod_that_has_less_than_its_share_gets_it() -> None:
     assert index.lacks("greedy") and index.holding("b").gpu == 300
 
 
+def test_who_has_its_share_takes_nothing_from_who_has_more() -> None:
+    """It may lack something; what has no room is not worth what others hold."""
+    index = PrefixIndex(SPACE, 1024, pods_max=4)
+    index.apply("most", _store(1, 600))
+    index.apply("few", _store(5_000, 1))
+    for chain in range(20):
+        index.apply("more", _store(10_000 + 100 * chain, 20))
+    assert index.lacks("more") and 341 <= index.holding("more").gpu < 400
+    _refill(index)
+    assert index.evictions == 0 and index.holding("most").gpu == 600 and index.lacks("more")
+
+
+def test_room_is_made_good_in_steps() -> None:
+    """In each, about as many blocks are entered as are asked for, of all pods together."""
+    index = PrefixIndex(SPACE, 1024, pods_max=4)
+    for number, (pod, blocks) in enumerate((("c", 300), ("a", 341), ("b", 341))):
+        index.apply(pod, _store(10_000 * number, blocks))
+    index.apply("a", _store(100_000, 10))
+    for chain in range(5):
+        index.apply("b", _store(200_000 + 100 * chain, 5, parent=20_000 + chain))
+    assert [index.holding(pod).gpu for pod in ("a", "b")] == [341, 341]
+    index.apply("c", _remove(0, 300))
+    for held in ([351, 346], [351, 361], [351, 366]):
+        index.refill(15)
+        assert [index.holding(pod).gpu for pod in ("a", "b")] == held
+
+
 def test_what_was_refused_keeps_its_adapter() -> None:
     """Also where the event gave only its number, and somebody else knew the name."""
     index = PrefixIndex(SPACE, 64, pods_max=2)
