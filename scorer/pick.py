@@ -8,6 +8,7 @@ from scorer.candidates import Candidates, Pick, Scored
 from scorer.policies import AskedPrompt, Policy
 
 _CLOSE = 1e-3  # prices this near (seconds, or shares) are a tie
+_SPARED = "others start slowly"
 _TURN = 0.5 * (5**0.5 - 1)  # of a circle: every second turn, or third, goes around as evenly as all do
 
 
@@ -27,11 +28,11 @@ def pick(
     prices = policy.prices(seen, turn, asked)
     best = _cheapest(seen, prices, policy.alike, turn)
     if slowness is None:
-        return Pick(seen[best], seen, prices, policy.reason(seen, best, asked))
-    prices = [price * slow for price, slow in zip(prices, slowness, strict=True)]
-    spared, best = best, _cheapest(seen, prices, policy.alike, turn)
-    reason = policy.reason(seen, best, asked) if slowness[spared] <= slowness[best] else "others start slowly"
-    return Pick(seen[best], seen, prices, reason)
+        return Pick(seen[best], seen, prices, policy.reason(seen, prices, best, asked))
+    slowed = [price * slow for price, slow in zip(prices, slowness, strict=True)]
+    spared, best = best, _cheapest(seen, slowed, policy.alike, turn)
+    spares = slowness[spared] > slowness[best]
+    return Pick(seen[best], seen, slowed, _SPARED if spares else policy.reason(seen, prices, best, asked))
 
 
 def _cheapest(candidates: Candidates, prices: list[float], share: float, turn: int) -> int:

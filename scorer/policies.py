@@ -102,8 +102,8 @@ class Policy:
         """Of each; not below 0. `turn`: how many picks were made before."""
         raise NotImplementedError
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
-        """Why it was this one: of few kinds, as it is a label."""
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+        """Why it was this one, of those with these `prices`: of few kinds, as it is a label."""
         raise NotImplementedError
 
     def sent(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> None:
@@ -151,19 +151,20 @@ class PredictedTtft(Policy):
             candidates.matched, candidates.tokens_s, candidates.rooms, candidates.again, candidates.fills, strict=True
         )
         for number, (matched, token_s, room, again, fill) in enumerate(columns):
-            if room < tokens or fill > emptiest:
-                given_up = max(0.0, tokens - matched - room) + growth * max(0.0, fill - emptiest)
-                prices[number] += token_s * eviction * again * given_up
+            given_up = growth * (fill - emptiest) if fill > emptiest else 0.0
+            if room < tokens - matched:
+                given_up += tokens - matched - room
+            prices[number] += token_s * eviction * again * given_up
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
         longest = max(candidates.matched)
         if not longest:
             return "least loaded: nobody holds a prefix"
         if candidates.matched[chosen] == longest:
             return "holds the longest prefix"
-        return self._advantage(candidates, chosen, candidates.matched.index(longest))
+        return self._advantage(candidates, prices, chosen, candidates.matched.index(longest))
 
-    def _advantage(self, candidates: Candidates, chosen: int, holder: int) -> str:
+    def _advantage(self, candidates: Candidates, prices: Sequence[float], chosen: int, holder: int) -> str:
         """Over the holder of the longest prefix: by what it gains most."""
         request_s, beta = self.settings.request_s, self.settings.beta
 
@@ -171,7 +172,7 @@ class PredictedTtft(Policy):
             wait_s = candidates.backlogs_s[number] + candidates.requests[number] * request_s
             computed = candidates.tokens - candidates.worths[number]
             work_s = candidates.tokens_s[number] * computed * (1.0 + beta / candidates.factors[number])
-            return wait_s, work_s, self.prices(candidates, 0, None)[number] - wait_s - work_s
+            return wait_s, work_s, prices[number] - wait_s - work_s
 
         less_wait, less_work, less_lost = (h - c for h, c in zip(parts(holder), parts(chosen), strict=True))
         if less_wait >= max(less_work, less_lost):
@@ -204,8 +205,10 @@ class Approximate(PredictedTtft):
             candidates.rooms, candidates.again, candidates.fills, candidates.pods, candidates.turns,
         )  # fmt: skip
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
-        return super().reason(candidates, chosen, asked).replace("holds", "was sent").replace("holder", "receiver")
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+        return (
+            super().reason(candidates, prices, chosen, asked).replace("holds", "was sent").replace("holder", "receiver")
+        )
 
     def sent(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> None:
         if asked is None:
@@ -245,7 +248,7 @@ class Weighted(Policy):
             for share, requests, used in zip(shares, candidates.requests, memory, strict=True)
         ]
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
         shares = self._prefixes(candidates, asked)
         longest = max(shares)
         if not longest:
@@ -283,7 +286,7 @@ class AffinityUntilSaturated(Policy):
             for worth, backlog_s in zip(candidates.worths, candidates.backlogs_s, strict=True)
         ]
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
         bound_s = self.settings.saturated_s
         if candidates.backlogs_s[chosen] >= bound_s:
             return "least loaded: all are saturated"
@@ -303,7 +306,7 @@ class Overlap(Policy):
     def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
         return [candidates.tokens - worth for worth in candidates.worths]
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
         return "holds the longest prefix" if candidates.worths[chosen] else "nobody holds a prefix"
 
 
@@ -313,7 +316,7 @@ class LeastLoad(Policy):
     def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
         return _loads(candidates)
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
         return _LEAST_LOADED
 
 
@@ -324,7 +327,7 @@ class RoundRobin(Policy):
         count = len(candidates)
         return [float((place - turn) % count) for place in range(count)]
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
         return "turn"
 
 
@@ -335,7 +338,7 @@ class Random(Policy):
         drawn = _drawn(turn, candidates.tokens) % len(candidates)
         return [0.0 if place == drawn else 1.0 for place in range(len(candidates))]
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
         return "drawn"
 
 
@@ -349,7 +352,7 @@ class PowerOfTwo(Policy):
         loads = _loads(candidates)
         return [load if place in (first, second) else _FAR + load for place, load in enumerate(loads)]
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
         return "the less loaded of two that were drawn"
 
 
@@ -366,7 +369,7 @@ class Session(Policy):
         keys = [xxhash.xxh3_64_intdigest(str(pod.name).encode(), seed) for pod in candidates.pods]
         return [float(place) for place in _places(keys)]
 
-    def reason(self, candidates: Candidates, chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
         return "its session's pod" if asked is not None and asked.session else "least loaded: its session is not known"
 
 

@@ -610,7 +610,7 @@ async def every_await(here: House, leaving: bool, before: Callable[[], Awaitable
                 reached = await task and reached
         await here.at_rest()
         for name in here.pods:
-            here.pod(name).suspect_until = 0.0
+            here.pod(name).suspect(0.0)
         if not reached:
             return at - 1
 

@@ -177,7 +177,7 @@ def test_the_unhealthy_are_not_counted() -> None:
     core = core_of(4, breaker={"failures_in_row": 1})
     placed = [placed_on(core, name, 0.0) for name in core.fleet.pods]
     for name in ("pod-0", "pod-1"):
-        core.fleet.pods[name].healthy = False
+        core.fleet.pods[name].believe(False)
     changes = [core.finish(each, CUT, 0.0) for each in placed[2:]]
     assert [change is not None for change in changes] == [True, False]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from indexer.events import BlockRemoved
 from indexer.match import MISS, Hit
 from router.core.decision import Core
 from router.core.demand import Decision, Demand
-from router.core.fleet import RankId
+from router.core.fleet import Fleet, Pod, Rank, RankId
+from scorer.cost import PrefillRate
+from scorer.load import PodLoad
 from tests.fakes.cores import MODEL, NOBODY, SERVED, SIZE, asked, core_of, decide, route, store, tokens_of
 
 ONE, OTHER = RankId("pod-0", 0), RankId("pod-1", 0)
@@ -39,6 +42,57 @@ def test_room_is_looked_at_now_and_then() -> None:
     assert room(core, 10.1) == (80 * SIZE, 0.2)
     core.fleet.pods["pod-0"].blocks = 10
     assert room(core, 10.3)[1] == 1.0
+
+
+def _blocked(pod: Pod, until: float) -> None:
+    pod.breaker.avoid(until)
+
+
+@pytest.mark.parametrize(
+    ("turn", "back"),
+    [
+        (lambda _, pod: pod.believe(False), lambda _, pod: pod.believe(True)),
+        (lambda _, pod: pod.stands(False, False), lambda _, pod: pod.stands(True, False)),
+        (lambda _, pod: pod.stands(True, True), lambda _, pod: pod.stands(True, False)),
+        (lambda _, pod: pod.drain(True), lambda _, pod: pod.drain(False)),
+        (lambda fleet, pod: fleet.rests(pod, "asleep"), lambda fleet, pod: fleet.rests(pod, None)),
+        (lambda fleet, pod: fleet.rests(pod, "paused"), lambda fleet, pod: fleet.restarted(pod)),
+        (lambda _, pod: pod.suspect(99.0), lambda _, pod: pod.suspect(0.0)),
+    ],
+    ids=["unhealthy", "not ready", "leaving", "drained", "asleep", "restarted", "suspect"],
+)
+def test_who_is_fit_is_known_at_once(
+    turn: Callable[[Fleet, Pod], object], back: Callable[[Fleet, Pod], object]
+) -> None:
+    """Though pods are not asked for every request: what changes one counts for the next decision, and so does what
+    changes it back; those of another model are not mixed up with them."""
+    core = core_of(3)
+    pod = core.fleet.pods["pod-1"]
+    other = Pod("pod-9", "http://pod-9", healthy=True, block_size=SIZE)
+    other.ranks.append(Rank(RankId("pod-9", 0), other, PodLoad(PrefillRate(1000)), None))
+    core.fleet.join(other)
+    core.fleet.learned_models(other, [{"id": "another"}])
+
+    def fit() -> list[str]:
+        assert [rank.id.pod for rank in decide(core, Demand("another"), NOBODY, 10.0).ranks] == ["pod-9"]
+        return [rank.id.pod for rank in decide(core, asked(core, 1), NOBODY, 10.0).ranks]
+
+    assert fit() == ["pod-0", "pod-1", "pod-2"]
+    turn(core.fleet, pod)
+    assert fit() == ["pod-0", "pod-2"] and not pod.fit(10.0)
+    back(core.fleet, pod)
+    assert fit() == ["pod-0", "pod-1", "pod-2"] and pod.fit(10.0)
+
+
+@pytest.mark.parametrize("how", [Pod.suspect, _blocked], ids=["suspect", "left alone"])
+def test_who_is_fit_again_when_its_time_has_come(how: Callable[[Pod, float], None]) -> None:
+    """Not before, and at once then; of several, each at its own time."""
+    core = core_of(3)
+    for name, until in (("pod-0", 12.0), ("pod-2", 10.5)):
+        how(core.fleet.pods[name], until)
+    for now, count in ((10.0, 1), (10.4, 1), (10.5, 2), (11.9, 2), (12.0, 3), (10.0, 1)):
+        ranks = decide(core, asked(core, 1), NOBODY, now).ranks
+        assert len(ranks) == count and all(rank.pod.fit(now) for rank in ranks)
 
 
 @pytest.mark.parametrize("of_others", [False, True], ids=["alone", "between others"])

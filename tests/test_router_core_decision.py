@@ -132,13 +132,13 @@ def test_who_is_fit() -> None:
     """Neither the drained, nor the unhealthy, nor the excluded; a suspect only where there is nobody else."""
     core = core_of(3)
     pods = core.fleet.pods
-    pods["pod-0"].draining = True
-    pods["pod-1"].healthy = False
+    pods["pod-0"].drain(True)
+    pods["pod-1"].believe(False)
     assert decide(core, asked(core, 1), NOBODY, 0.0).rank.id.pod == "pod-2"
     with pytest.raises(NoFitPod):
         decide(core, asked(core, 1), frozenset(("pod-2",)), 0.0)
-    pods["pod-1"].healthy = True
-    pods["pod-1"].suspect_until = later = 2.0
+    pods["pod-1"].believe(True)
+    pods["pod-1"].suspect(later := 2.0)
     assert {route(core, asked(core, seed), NOBODY, 0.1).decision.rank.id.pod for seed in range(4)} == {"pod-2"}
     assert decide(core, asked(core, 1), frozenset(("pod-2",)), 0.1).rank.id.pod == "pod-1"
     picked = {route(core, asked(core, seed), NOBODY, later).decision.rank.id.pod for seed in range(10, 16)}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from router.core.fleet import Fleet, Pod, RankId, fit_of
+from router.core.fleet import Fleet, Pod, RankId
 from tests.fakes.cores import MODEL, core_of
 
 
@@ -84,24 +82,6 @@ def test_a_rank_is_logged_by_its_pods_name() -> None:
     """Logs say which pod it is, and which rank where it is not the first; nothing of how that is kept."""
     assert [f"{RankId('pod-0', rank)}: x" for rank in (0, 2)] == ["pod-0: x", "pod-0 rank 2: x"]
     assert "%s" % (RankId("pod-0", 0),) == "pod-0"  # noqa: UP031
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("healthy", False), ("ready", False), ("rest", "asleep"), ("draining", True), ("leaving", True),
-        ("suspect_until", 10.5), ("blocked_until", 10.5),
-    ],
-)  # fmt: skip
-def test_all_pods_are_asked_as_each_one_is(name: str, value: object) -> None:
-    """Written out twice, as every request asks all of them: the same ones are fit either way."""
-    ranks = core_of(3).fleet.serving(None)
-    pod = ranks[1].pod
-    assert fit_of(ranks, 10.0) == list(ranks) and pod.fit(10.0)
-    setattr(pod.breaker if name == "blocked_until" else pod, name, value)
-    assert fit_of(ranks, 10.0) == [ranks[0], ranks[2]] and not pod.fit(10.0)
-    for_ever = not isinstance(value, float)
-    assert (ranks[1] not in fit_of(ranks, 10.5)) is for_ever and pod.fit(10.5) is not for_ever
 
 
 def test_the_model_of_requests_that_name_none() -> None:

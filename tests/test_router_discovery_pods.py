@@ -130,7 +130,7 @@ async def test_a_probe_ends_suspicion() -> None:
     """A pod that a request could not reach is trusted again as soon as it answers."""
     async with probed(Told()) as (core, _, _):
         pod = core.fleet.pods["a"]
-        pod.suspect_until = 1e12
+        pod.suspect(1e12)
         await until(lambda: pod.suspect_until == 0.0)
 
 

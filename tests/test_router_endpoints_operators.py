@@ -101,7 +101,7 @@ async def test_undrained_while_it_hands_over() -> None:
     """Who undrains has the last word: the drain that still waits for heirs says so, and the pod is used."""
     async with operators() as (client, service):
         core = service.core
-        core.fleet.pods["pod-1"].healthy = False  # nobody is there who could inherit
+        core.fleet.pods["pod-1"].believe(False)  # nobody is there who could inherit
         store(core, "pod-0", 1)
         service.handover.recent.note("/v1/completions", b"{}", asked(core, 1, is_alone=True), time.monotonic())
         drain = asyncio.create_task(client.post("/pods/pod-0/drain?wait=60"))
@@ -204,7 +204,7 @@ async def test_sessions() -> None:
     async with operators() as (client, service):
         core, now = service.core, time.monotonic()
         pod = core.fleet.pods["pod-0"]
-        core.fleet.pods["pod-1"].healthy = False
+        core.fleet.pods["pod-1"].believe(False)
         pod.blocks = 1000
         for name, seed in (("mine", 1), (None, 2), ("mine", 1)):
             prompt = asked(core, seed, 1600)
@@ -240,7 +240,7 @@ async def test_unready() -> None:
         service.started = True
         assert (await client.get("/readyz")).status_code == 200
         for pod in service.core.fleet.pods.values():
-            pod.healthy = False
+            pod.believe(False)
         told = (await client.get("/readyz")).json()
         unfit = {name: {"fit": False, "reasons": ["it has not been probed yet"]} for name in service.core.fleet.pods}
         assert told == {"ready": False, "reasons": ["no pod is fit"], "pods": unfit}

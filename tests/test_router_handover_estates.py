@@ -79,7 +79,7 @@ def test_who_is_on_the_way_out() -> None:
     core = core_of(3)
     for pod in ("pod-0", "pod-1"):
         store(core, pod, 1)
-    core.fleet.pods["pod-0"].draining = True
+    core.fleet.pods["pod-0"].drain(True)
     picked, each = cost(core, seen(prompt(core, 1)), 3)
     assert picked == ["pod-2", "pod-1"] and each["pod-1"].alone_tokens == 160
 

@@ -208,9 +208,9 @@ async def test_pods_that_are_gone() -> None:
         made.upstreams["pod-0"] = Upstream("http://127.0.0.1:1", upstream_limits())
         for number in range(3):
             assert (await made.pods.encode(text(f"{number}"), 16)).tokens.tolist() == [8]
-        made.fleet.pods["pod-1"].draining = True
+        made.fleet.pods["pod-1"].drain(True)
         assert await why_not(made, text("more")) == FAILS
-        made.fleet.pods["pod-0"].healthy = False
+        made.fleet.pods["pod-0"].believe(False)
         assert await why_not(made, text("still more")) == "no pod is fit to be asked"
 
 

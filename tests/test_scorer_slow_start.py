@@ -50,9 +50,9 @@ def test_a_new_pod_is_not_flooded() -> None:
     """It gets less than its part at first, more later, and its part in the end; those from the start get theirs."""
     core = core_of(3)
     late = core.fleet.pods["pod-2"]
-    late.healthy = False
+    late.believe(False)
     assert share(core, "pod-0", 0.0) == 0.5
-    late.healthy = True
+    late.believe(True)
     shares = [share(core, "pod-2", 40.0 + later) for later in (0.0, 15.0, 30.0)]
     assert 0.0 < shares[0] < shares[1] < shares[2]
     assert shares[2] == pytest.approx(1 / 3, abs=0.02)
@@ -64,9 +64,9 @@ def test_a_drained_pod_starts_when_it_is_back() -> None:
     late = core.fleet.pods["pod-1"]
     share(core, "pod-0", 0.0)
     core.fleet.cold.add(late)
-    late.draining = True
+    late.drain(True)
     assert share(core, "pod-0", 60.0) == 1.0
-    late.draining = False
+    late.drain(False)
     assert share(core, "pod-1", 120.0) < 0.3
     assert share(core, "pod-1", 150.0) == pytest.approx(0.5, abs=0.05)
 
@@ -96,11 +96,11 @@ def test_a_pod_of_unknown_speed_is_tried_at_once_and_with_care() -> None:
     late, fleet = core.fleet.pods["pod-2"], FleetRate(1000)
     for rank in core.fleet.ranks:
         rank.load = core.load_of(rank.id, PrefillRate(1000, fleet))
-    late.healthy = False
+    late.believe(False)
     for number in range(8):  # these two are measured
         placed = route(core, asked(core, number, 1600), NOBODY, float(number))
         core.first_byte(placed, True, number + 0.3)
         core.finish(placed, SERVED, number + 0.4)
-    late.healthy = True
+    late.believe(True)
     went = [route(core, asked(core, 100 + number, 1600), NOBODY, 40.0).pod.name for number in range(4)]
     assert went.count("pod-2") == went[:3].count("pod-2") == 1

@@ -32,6 +32,16 @@ class BreakerLimits:
     open_max_s: float  # and a breaker that is closed for so long begins with `open_s` again
 
 
+class Standing:
+    """Counts what may have changed who is fit: of one fleet's pods and their breakers. So it need not be asked of all
+    pods for every request."""
+
+    __slots__ = ("changes",)
+
+    def __init__(self) -> None:
+        self.changes = 0
+
+
 class Breaker:
     """What is known of one pod's failures; all times are `now` (monotonic seconds).
 
@@ -42,10 +52,11 @@ class Breaker:
     __slots__ = (
         "_avoided_until", "_closed_at", "_declined", "_failed", "_in_row", "_open_until", "_probing", "_row_began",
         "_served", "_unserved", "_window_began",
-        "blocked_until", "epoch", "openings", "reason", "tripped",
+        "blocked_until", "epoch", "openings", "reason", "standing", "tripped",
     )  # fmt: skip
 
     def __init__(self) -> None:
+        self.standing = Standing()
         self.tripped = False  # open or half-open
         self.epoch = 0
         self.openings = 0  # in a row
@@ -174,3 +185,4 @@ class Breaker:
 
     def _block(self) -> None:
         self.blocked_until = max(self._avoided_until, self._open_until)
+        self.standing.changes += 1

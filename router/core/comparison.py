@@ -11,6 +11,7 @@ from indexer.index import PrefixIndex
 from indexer.match import MISS, Hit, Holder
 from indexer.rule import Rule
 from indexer.trust import Trust
+from router.core.breaker import Standing
 from router.core.demand import TEXT_BLOCK_TOKENS, Demand
 from router.core.fleet import Fleet, Rank
 from router.core.holdings import Holders
@@ -60,6 +61,27 @@ class _Line:
         )
 
 
+class FitRanks:
+    """Those of a model's ranks that are fit, as long as nothing changes and no pod's time comes."""
+
+    __slots__ = ("_all", "_changes", "_fit", "_since", "_until")
+
+    def __init__(self) -> None:
+        self._all: Sequence[Rank] = ()
+        self._fit: Sequence[Rank] = ()
+        self._changes = -1
+        self._since = self._until = 0.0
+
+    def of(self, ranks: Sequence[Rank], standing: Standing, now: float) -> Sequence[Rank]:
+        """`ranks`: a list that does not change, of a fleet of which `standing` tells."""
+        if ranks is not self._all or standing.changes != self._changes or not self._since <= now < self._until:
+            self._all, self._changes, self._since = ranks, standing.changes, now
+            self._fit = [rank for rank in ranks if rank.pod.fit(now)]
+            times = [time for rank in ranks for time in (rank.pod.suspect_until, rank.pod.breaker.blocked_until)]
+            self._until = min((time for time in times if time > now), default=float("inf"))
+        return self._fit
+
+
 class Comparison:
     """See the module."""
 
@@ -76,6 +98,18 @@ class Comparison:
         self._turns = chains.mix.turns  # as of the last look
         self._room_each = float("inf")  # tokens that each context may grow by, until all caches are full
         self._line = _Line.of(())  # of the last decision
+        self._fit: dict[str | None, FitRanks] = {}  # of each model,
+        self._epoch = 0  # as the fleet served them then
+
+    def fit(self, model: str | None, ranks: Sequence[Rank], now: float) -> Sequence[Rank]:
+        """Those of a model's `ranks`, as the fleet has them, whose pods are fit."""
+        if self._epoch != self._fleet.epoch:
+            self._epoch = self._fleet.epoch
+            self._fit.clear()
+        known = self._fit.get(model)
+        if known is None:
+            known = self._fit[model] = FitRanks()
+        return known.of(ranks, self._fleet.standing, now)
 
     def candidates(
         self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float
@@ -83,7 +117,7 @@ class Comparison:
         """All of `ranks` (at least one) beside each other, and what each of them holds of the prompt."""
         line = self._line
         self.look(now)
-        if self._news or ranks != line.ranks:  # ranks are equal to themselves alone: this is quick
+        if self._news or (ranks is not line.ranks and ranks != line.ranks):  # ranks are equal to themselves alone
             line = self._line = _Line.of(ranks)
             self._news = False
         loads, count, tokens = line.loads, len(ranks), demand.most_tokens
@@ -119,7 +153,7 @@ class Comparison:
         line = self._line
         rank = line.ranks[number]
         if capacity := rank.capacity:
-            rank.fill += (tokens + begins * self._ahead) / capacity
+            rank.fill += (tokens + (self._ahead if begins else 0.0)) / capacity
             line.fills = line.fills.copy()
             line.fills[number] = rank.fill
 

@@ -19,7 +19,7 @@ from indexer.prefixes import PrefixStore
 from router.core.comparison import Comparison, slow_starts_s
 from router.core.demand import NOT_DONE, BreakerChange, Decision, Demand, End, Placement
 from router.core.fair_queue import FairQueue
-from router.core.fleet import Fleet, Pod, Rank, RankId, fit_of
+from router.core.fleet import Fleet, Pod, Rank, RankId
 from router.core.holdings import Holders, Holdings
 from router.core.retry_budget import RetryBudget
 from router.core.settings import CoreSettings
@@ -183,8 +183,8 @@ class Core:
         if end.how == "refused" and end.retry_after_s is not None:
             placement.pod.breaker.avoid(now + min(end.retry_after_s, self._settings.retry_after_max_s))
         elif end.how in ("refused", "disputed", "failed", "full"):
-            before, until = placement.pod.suspect_until, now + self._settings.suspect_s
-            placement.suspected, placement.pod.suspect_until = (before, until), until
+            placement.suspected = placement.pod.suspect_until, now + self._settings.suspect_s
+            placement.pod.suspect(placement.suspected[1])
         if end.usage is not None and placement.decision.demand.is_counted:
             self._reported(placement, *end.usage, now)
         if placement.judged:
@@ -216,7 +216,7 @@ class Core:
         placement.pod.breaker.acquitted()
         before, until = placement.suspected
         if placement.pod.suspect_until == until:
-            placement.pod.suspect_until = before
+            placement.pod.suspect(before)
 
     def look(self, now: float) -> None:
         """At what changes little from one decision to the next: to be called often, so that it is known soon in a large
@@ -376,7 +376,9 @@ class Core:
             left = _long_enough(left, demand.tokens + answer)
         if exclude:
             left = [rank for rank in left if rank.id.pod not in exclude]
-        fit = fit_of(left, now)
+        fit = self._comparison.fit(demand.model, ranks, now)
+        if left is not ranks:
+            fit = [rank for rank in left if rank.pod.fit(now)]
         if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
             willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]
             fit = [rank for rank in willing if rank.pod.usable]

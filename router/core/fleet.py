@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from indexer.blocks import Grain, size_of
 from indexer.feed import Feed
 from indexer.trust import Trust
-from router.core.breaker import Breaker
+from router.core.breaker import Breaker, Standing
 from router.core.cards import Card, Evidence, Served, card_of, served_by, shared_base, version_of
 from router.core.token_states import Ladder, TokenizerState
 from router.errors import BadRequest, UnknownModel
@@ -145,10 +145,22 @@ class Pod:
     def drain(self, draining: bool) -> None:
         """An operator has no new request go there, or lifts that."""
         self.draining = draining
+        self.breaker.standing.changes += 1
 
     def stands(self, ready: bool, leaving: bool) -> None:
         """How it stands, as whoever told of it says."""
         self.ready, self.leaving = ready, leaving
+        self.breaker.standing.changes += 1
+
+    def believe(self, healthy: bool) -> None:
+        """Whether it is taken to be well."""
+        self.healthy = healthy
+        self.breaker.standing.changes += 1
+
+    def suspect(self, until: float) -> None:
+        """It comes after others until then."""
+        self.suspect_until = until
+        self.breaker.standing.changes += 1
 
     def fails(self, how: str, listens: bool | None = None) -> bool:
         """A probe has failed like this; `listens`: whether somebody is there who might be slow, if that is known.
@@ -230,6 +242,7 @@ class Fleet:
         """`panic_share`: of the pods; where more do not answer probes, it is the probes that are not believed."""
         self.pods: dict[str, Pod] = {}
         self.epoch = 0  # counts changes of who serves what, and how
+        self.standing = Standing()
         self._joins = 0
         self.cold: set[Pod] = set()  # new, restarted or unhealthy: slow start when they are fit
         self.tokenizers: dict[str, TokenizerState] = {}  # of models that are tokenized here
@@ -249,6 +262,7 @@ class Fleet:
         self._joins += 1
         pod.joined = self._joins
         self.pods[pod.name] = pod
+        pod.breaker.standing = self.standing
         self.cold.add(pod)
         self.changed()
 
@@ -299,7 +313,8 @@ class Fleet:
         that misses `failures_max` in a row is not.
         """
         if fine:
-            pod.suspect_until, pod.unanswered = 0.0, None
+            pod.suspect(0.0)
+            pod.unanswered = None
         if fine or pod.served_at >= since:
             pod.failures, pod.answers = 0, True
         else:
@@ -314,12 +329,14 @@ class Fleet:
         if rest == pod.rest:
             return False
         pod.rest = rest
+        self.standing.changes += 1
         self.cold.add(pod)
         return True
 
     def restarted(self, pod: Pod) -> None:
         """The pod was started anew: what was learned of the one before counts no more."""
         pod.evidence, pod.rest = Evidence(), None
+        self.standing.changes += 1
         pod.restarts += 1
         self.cold.add(pod)
         for rank in pod.ranks:
@@ -371,7 +388,8 @@ class Fleet:
             healthy = pod.answers or (self.panics and pod.listens and pod.models is not None)
             if not healthy and pod.healthy:
                 self.cold.add(pod)
-            pod.healthy = healthy
+            if healthy is not pod.healthy:
+                pod.believe(healthy)
 
     def _list(self, pod: Pod, served: dict[str, Served]) -> None:
         """Have `pod` stand under the names that it serves now. The lists are not changed but replaced."""
@@ -476,21 +494,6 @@ class Fleet:
             return "No pod has told its models yet."
         more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
         return f"Known models: {', '.join(names[:_NAMED_MAX])}{more}."
-
-
-def fit_of(ranks: Sequence[Rank], now: float) -> list[Rank]:
-    """Those whose pods are `fit`: written out, as every request asks all of them."""
-    return [
-        rank
-        for rank in ranks
-        if (pod := rank.pod).healthy
-        and pod.ready
-        and pod.rest is None
-        and not pod.draining
-        and not pod.leaving
-        and pod.suspect_until <= now
-        and pod.breaker.blocked_until <= now
-    ]
 
 
 def _joined(rank: Rank) -> int:
