@@ -21,7 +21,7 @@ _HOT = {
         orphans pages planes prefixes removals rule strangers stream table text_blocks trust
     """,
     "scorer": """
-        adapters board candidates chains cost history hold load mix pick policies recency reuse sendings sessions
+        adapters board candidates chains cost crowd history hold load mix pick policies recency reuse sendings sessions
         shadow slow_start working_set
     """,
     "router.metrics": "generations histograms metrics",

@@ -69,6 +69,8 @@ class SharedLoad(PodLoad):
 
         `owed_s` of it can't have begun: streams whose turn has not come.
         """
+        if self.moved is not None:
+            self.moved.add(self)
         self._others_requests += requests
         self.requests += requests
         self._others_tokens += tokens

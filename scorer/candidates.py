@@ -76,6 +76,16 @@ class Candidates:
     pods: Sequence[PodFacts]
     turns: float = 4.0  # that are taken to follow, of the context that the prompt begins or continues
 
+    @property
+    def longest(self) -> int:
+        """The most that anyone has matched."""
+        return max(self.matched)
+
+    @property
+    def holder(self) -> int:
+        """The first one that has."""
+        return self.matched.index(self.longest)
+
     def __len__(self) -> int:
         return len(self.requests)
 
@@ -118,13 +128,3 @@ class Scored(NamedTuple):
     candidate: Candidate
     price: float
     score: float
-
-
-@dataclass(slots=True)
-class Pick:
-    """The candidate to send to, all that were compared with their prices, and why."""
-
-    best: Candidate
-    candidates: Candidates
-    prices: Sequence[float]
-    reason: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scorer.candidates import Pick
+from scorer.pick import Pick
 from scorer.policies import PredictedTtft, Settings
 
 

@@ -37,13 +37,15 @@ class PodLoad:
 
     __slots__ = (
         "_busy_until", "_head", "_head_at", "_line", "_others_owed_s", "_owed_s", "_promised_s", "_stated_at",
-        "_telling", "_total_s", "prefill_tokens", "rate", "requests", "stated_s", "tickets",
+        "_telling", "_total_s", "moved", "prefill_tokens", "rate", "requests", "stated_s", "tickets",
     )  # fmt: skip
 
     def __init__(self, rate: PrefillRate) -> None:
         self.requests = 0
         self.prefill_tokens = 0  # uncached prompt tokens of requests without a first byte
         self.rate = rate
+        self.moved: set[PodLoad] | None = None
+        """Where it enters itself when it changes, for who keeps what many have."""
         self.tickets = 0  # since ever
         self._total_s = 0.0  # promised to all of them
         self._promised_s = 0.0  # to requests without a first byte
@@ -101,6 +103,8 @@ class PodLoad:
         self._total_s += cost_s
         self._promised_s += cost_s
         self._busy_until = now + backlog_s + cost_s
+        if self.moved is not None:
+            self.moved.add(self)
         ticket = Ticket(self, tokens, cost_s, self._total_s, now, start, backlog_s <= 0.0, tells)
         self._line[ticket] = None
         if tells:
@@ -128,6 +132,8 @@ class PodLoad:
             return False
         ticket.released = True
         self.requests -= 1
+        if self.moved is not None:
+            self.moved.add(self)
         if ticket.in_prefill:
             self._prefilled(ticket, self._head_at if now is None else now)
             self._busy_until -= ticket.cost_s
@@ -143,12 +149,16 @@ class PodLoad:
         usual_s = self._total_s / self.tickets if self.tickets else 0.0
         self.stated_s = sum(ticket.cost_s for ticket in known) + others * usual_s
         self._stated_at = asked_at
+        if self.moved is not None:
+            self.moved.add(self)
 
     def _prefilled(self, ticket: Ticket, now: float) -> None:
         """No prefill of `ticket` is to come any more."""
         ticket.in_prefill = False
         del self._line[ticket]
         self.prefill_tokens -= ticket.tokens
+        if self.moved is not None:
+            self.moved.add(self)
         self._promised_s -= ticket.cost_s
         if not self._line and not self.prefill_tokens:  # what is left are rounding errors
             self._promised_s = 0.0

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from scorer.candidates import Candidates, Pick, Scored
+import numpy as np
+
+from scorer.candidates import Candidate, Candidates, Scored
+from scorer.crowd import Crowd, Floats, Priced, Rivals
 from scorer.policies import AskedPrompt, Policy
 
 _CLOSE = 1e-3  # prices this near (seconds, or shares) are a tie
@@ -12,8 +16,28 @@ _SPARED = "others start slowly"
 _TURN = 0.5 * (5**0.5 - 1)  # of a circle: every second turn, or third, goes around as evenly as all do
 
 
+@dataclass(slots=True)
+class Pick:
+    """The candidate to send to, why, and all that were `seen` with what they were `priced`."""
+
+    best: Candidate
+    seen: Rivals
+    priced: Priced
+    reason: str
+
+    @property
+    def candidates(self) -> Candidates:
+        """All that were compared."""
+        return self.seen.listed() if isinstance(self.seen, Crowd) else self.seen
+
+    @property
+    def prices(self) -> Sequence[float]:
+        """Theirs."""
+        return list(map(float, self.priced))
+
+
 def pick(
-    candidates: Candidates,
+    candidates: Rivals,
     policy: Policy,
     turn: int,
     slowness: Sequence[float] | None = None,
@@ -24,6 +48,10 @@ def pick(
     `slowness`: factors of the candidates' prices (see `slow_start`), None if there is nothing to raise. `asked`: for a
     policy that knows requests.
     """
+    if isinstance(candidates, Crowd):
+        if policy.knows_crowds:
+            return _pick_of_many(candidates, policy, turn, slowness)
+        candidates = candidates.listed()
     seen = policy.view(candidates, asked)
     prices = policy.prices(seen, turn, asked)
     best = _cheapest(seen, prices, policy.alike, turn)
@@ -33,6 +61,30 @@ def pick(
     spared, best = best, _cheapest(seen, slowed, policy.alike, turn)
     spares = slowness[spared] > slowness[best]
     return Pick(seen[best], seen, slowed, _SPARED if spares else policy.reason(seen, prices, best, asked))
+
+
+def _pick_of_many(crowd: Crowd, policy: Policy, turn: int, slowness: Sequence[float] | None) -> Pick:
+    prices = policy.prices_of_many(crowd)
+    best = _cheapest_of_many(crowd, prices, policy.alike, turn)
+    if slowness is None:
+        return Pick(crowd[best], crowd, prices, policy.reason(crowd, prices, best, None))
+    slowed = prices * np.array(slowness)
+    spared, best = best, _cheapest_of_many(crowd, slowed, policy.alike, turn)
+    spares = slowness[spared] > slowness[best]
+    return Pick(crowd[best], crowd, slowed, _SPARED if spares else policy.reason(crowd, prices, best, None))
+
+
+def _cheapest_of_many(crowd: Crowd, prices: Floats, share: float, turn: int) -> int:
+    """As `_cheapest`, with what is alike narrowed down by one column after the other."""
+    bound = prices.item(prices.argmin()) * (1.0 + share) + _CLOSE
+    alike = (prices <= bound).nonzero()[0]
+    if len(alike) == 1:
+        return int(alike[0])
+    lacking = np.maximum(crowd.tokens - crowd.matched - crowd.rooms, 0.0)
+    for column in (lacking, -crowd.matched, crowd.requests):
+        values = column[alike]
+        alike = alike[values == values.min()]
+    return int(alike[int(turn * _TURN % 1.0 * len(alike))])
 
 
 def _cheapest(candidates: Candidates, prices: list[float], share: float, turn: int) -> int:
@@ -62,8 +114,9 @@ def _first(candidates: Candidates, alike: list[int], turn: int) -> int:
 
 def scored(picked: Pick) -> list[Scored]:
     """All candidates with their scores: 1 for the pick and for what costs no more, 0.5 for twice its price."""
-    paid = picked.prices[picked.best.number]  # within what is alike, it need not be the lowest
+    prices = picked.prices
+    paid = prices[picked.best.number]  # within what is alike, it need not be the lowest
     return [
         Scored(candidate, price, min(1.0, (paid + _CLOSE) / (price + _CLOSE)))
-        for candidate, price in zip(picked.candidates, picked.prices, strict=True)
+        for candidate, price in zip(picked.candidates, prices, strict=True)
     ]

@@ -10,10 +10,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import xxhash
 
 from indexer.blocks import Keys
 from scorer.candidates import Candidates
+from scorer.crowd import Crowd, Floats, Priced, Rivals
 from scorer.history import History, hash_blocks
 
 PolicyName: TypeAlias = Literal[
@@ -90,6 +92,8 @@ class Policy:
     """It is told what was asked."""
     binds_late = False
     """Prices are seconds: who is best placed at a busy pod may wait for it."""
+    knows_crowds = False
+    """It prices arrays, too."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -102,7 +106,11 @@ class Policy:
         """Of each; not below 0. `turn`: how many picks were made before."""
         raise NotImplementedError
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+    def prices_of_many(self, crowd: Crowd) -> Floats:
+        """The same floats as for the candidates one by one. Only of a policy that knows crowds."""
+        raise NotImplementedError
+
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         """Why it was this one, of those with these `prices`: of few kinds, as it is a label."""
         raise NotImplementedError
 
@@ -123,6 +131,7 @@ class PredictedTtft(Policy):
     alike = 0.1
     """Speeds of equal pods are not measured any better."""
     binds_late = True
+    knows_crowds = True
 
     def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
         settings, tokens = self.settings, float(candidates.tokens)
@@ -146,25 +155,39 @@ class PredictedTtft(Policy):
     def _add_evictions(self, prices: list[float], candidates: Candidates, emptiest: float) -> None:
         """Pods that are no fuller than `emptiest` have room for what follows the prompt."""
         tokens, eviction = float(candidates.tokens), self.settings.eviction
-        growth = min(_TURNS_MAX, candidates.turns) * (tokens - max(candidates.matched))
+        growth = min(_TURNS_MAX, candidates.turns) * (tokens - candidates.longest)
         columns = zip(
             candidates.matched, candidates.tokens_s, candidates.rooms, candidates.again, candidates.fills, strict=True
         )
         for number, (matched, token_s, room, again, fill) in enumerate(columns):
-            given_up = growth * (fill - emptiest) if fill > emptiest else 0.0
-            if room < tokens - matched:
-                given_up += tokens - matched - room
-            prices[number] += token_s * eviction * again * given_up
+            if fill > emptiest or room < tokens:
+                given_up = growth * (fill - emptiest) if fill > emptiest else 0.0
+                if room < tokens - matched:
+                    given_up += tokens - matched - room
+                prices[number] += token_s * (eviction * again) * given_up
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
-        longest = max(candidates.matched)
+    def prices_of_many(self, crowd: Crowd) -> Floats:
+        settings, regulars, tokens = self.settings, crowd.regulars, float(crowd.tokens)
+        work_s = crowd.tokens_s * (tokens - crowd.worths) * regulars.shares(settings.beta)
+        prices: Floats = crowd.backlogs_s + crowd.requests * settings.request_s + work_s
+        lacks_room, emptiest = regulars.least_room < tokens, regulars.emptiest + _EVEN
+        if lacks_room or regulars.fullest > emptiest:
+            growth = min(_TURNS_MAX, crowd.turns) * (tokens - crowd.longest)
+            given_up = growth * np.maximum(crowd.fills - emptiest, 0.0)
+            if lacks_room:
+                given_up += np.maximum(tokens - crowd.matched - crowd.rooms, 0.0)
+            prices += crowd.tokens_s * regulars.dear(settings.eviction) * given_up
+        return prices
+
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
+        longest = candidates.longest
         if not longest:
             return "least loaded: nobody holds a prefix"
         if candidates.matched[chosen] == longest:
             return "holds the longest prefix"
-        return self._advantage(candidates, prices, chosen, candidates.matched.index(longest))
+        return self._advantage(candidates, prices, chosen, candidates.holder)
 
-    def _advantage(self, candidates: Candidates, prices: Sequence[float], chosen: int, holder: int) -> str:
+    def _advantage(self, candidates: Rivals, prices: Priced, chosen: int, holder: int) -> str:
         """Over the holder of the longest prefix: by what it gains most."""
         request_s, beta = self.settings.request_s, self.settings.beta
 
@@ -186,6 +209,7 @@ class Approximate(PredictedTtft):
     """As `predicted-ttft`, for pods that tell nothing: what a pod holds is what it was sent, as far as it has room."""
 
     knows_request = True
+    knows_crowds = False
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -205,7 +229,7 @@ class Approximate(PredictedTtft):
             candidates.rooms, candidates.again, candidates.fills, candidates.pods, candidates.turns,
         )  # fmt: skip
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         return (
             super().reason(candidates, prices, chosen, asked).replace("holds", "was sent").replace("holder", "receiver")
         )
@@ -248,7 +272,7 @@ class Weighted(Policy):
             for share, requests, used in zip(shares, candidates.requests, memory, strict=True)
         ]
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         shares = self._prefixes(candidates, asked)
         longest = max(shares)
         if not longest:
@@ -264,7 +288,7 @@ class Weighted(Policy):
     def forget(self, name: Hashable) -> None:
         self._history.forget(name)
 
-    def _prefixes(self, candidates: Candidates, asked: AskedPrompt | None) -> list[float]:
+    def _prefixes(self, candidates: Rivals, asked: AskedPrompt | None) -> list[float]:
         blocks = [] if asked is None else self._blocks(asked)
         if not blocks:
             return [0.0] * len(candidates)
@@ -286,7 +310,7 @@ class AffinityUntilSaturated(Policy):
             for worth, backlog_s in zip(candidates.worths, candidates.backlogs_s, strict=True)
         ]
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         bound_s = self.settings.saturated_s
         if candidates.backlogs_s[chosen] >= bound_s:
             return "least loaded: all are saturated"
@@ -306,7 +330,7 @@ class Overlap(Policy):
     def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
         return [candidates.tokens - worth for worth in candidates.worths]
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         return "holds the longest prefix" if candidates.worths[chosen] else "nobody holds a prefix"
 
 
@@ -316,7 +340,7 @@ class LeastLoad(Policy):
     def prices(self, candidates: Candidates, turn: int, asked: AskedPrompt | None) -> list[float]:
         return _loads(candidates)
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         return _LEAST_LOADED
 
 
@@ -327,7 +351,7 @@ class RoundRobin(Policy):
         count = len(candidates)
         return [float((place - turn) % count) for place in range(count)]
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         return "turn"
 
 
@@ -338,7 +362,7 @@ class Random(Policy):
         drawn = _drawn(turn, candidates.tokens) % len(candidates)
         return [0.0 if place == drawn else 1.0 for place in range(len(candidates))]
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         return "drawn"
 
 
@@ -352,7 +376,7 @@ class PowerOfTwo(Policy):
         loads = _loads(candidates)
         return [load if place in (first, second) else _FAR + load for place, load in enumerate(loads)]
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         return "the less loaded of two that were drawn"
 
 
@@ -369,7 +393,7 @@ class Session(Policy):
         keys = [xxhash.xxh3_64_intdigest(str(pod.name).encode(), seed) for pod in candidates.pods]
         return [float(place) for place in _places(keys)]
 
-    def reason(self, candidates: Candidates, prices: Sequence[float], chosen: int, asked: AskedPrompt | None) -> str:
+    def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         return "its session's pod" if asked is not None and asked.session else "least loaded: its session is not known"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scorer.candidates import Candidates
+from scorer.crowd import Rivals
 from scorer.pick import pick
 from scorer.policies import AskedPrompt, Policy, PolicyName, Settings, policy_of
 
@@ -20,7 +20,7 @@ class Shadow:
 
     def look(
         self,
-        candidates: Candidates,
+        candidates: Rivals,
         chosen: int,
         turn: int,
         slowness: Sequence[float] | None,

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from scorer.candidates import Candidate, Pick, by_column
-from scorer.pick import pick, scored
+from scorer.candidates import Candidate, by_column
+from scorer.pick import Pick, pick, scored
 from scorer.policies import POLICIES, PolicyName, Settings, policy_of
 from tests.fakes.candidates import TOKEN_S, TOKENS, a_candidate
 

@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scorer.candidates import Candidate, Pick, Stranger, by_column
-from scorer.pick import pick
+from scorer.candidates import Candidate, Stranger, by_column
+from scorer.pick import Pick, pick
 from scorer.policies import POLICIES, AskedPrompt, Policy, PolicyName, Settings, Weights, policy_of, session_number
 from tests.fakes.candidates import TOKEN_S, TOKENS, a_candidate
 

@@ -103,7 +103,7 @@ class Naming:
         if rank.trust.rule is None and hit.blocks:
             split.to(rule.blocks(hit, work.tokens, size) * size, "feed_not_exact", *_doubted(rank))
         hits: Mapping[Holder, Hit] = decision.known[work.theirs].get(rank.grain or 0, {})
-        longest, reachable = max(hits.values(), default=MISS), max(decision.pick.candidates.matched)
+        longest, reachable = max(hits.values(), default=MISS), decision.pick.seen.longest
         if longest.blocks > hit.blocks or reachable > work.captured:
             reachable = self._elsewhere(work, hits, hit, reachable)
         known = min(max(longest.blocks, hit.blocks), blocks)

@@ -17,6 +17,7 @@ from router.core.fleet import Fleet, Rank
 from router.core.holdings import Holders
 from scorer.candidates import Candidates
 from scorer.chains import Chains
+from scorer.crowd import MANY, Crowd, Regulars, Rivals
 from scorer.load import PodLoad
 
 _LOOK_S = 0.1  # between two looks at what changes little
@@ -25,6 +26,8 @@ _FULL_S = 30.0  # a pod that has given up something within this time has no room
 
 _Found: TypeAlias = tuple[int, Hit, int, int]
 """Who holds something of a prompt: number, hit, tokens of the prompt as it reads it, tokens a block."""
+_Alike: TypeAlias = tuple[list[int], Hit, Rule | None, int, int]
+"""The same of several, with the rule by which they reuse it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,10 +46,11 @@ class _Line:
     again: list[float]
     fills: list[float]
     states: Sequence[str]  # of their feeds
+    regulars: Regulars | None = None  # where they are many: then what is priced is there
 
     @classmethod
     def of(cls, ranks: Sequence[Rank]) -> _Line:
-        return cls(
+        line = cls(
             ranks,
             {rank.id: number for number, rank in enumerate(ranks)},
             [rank.load for rank in ranks],
@@ -59,6 +63,9 @@ class _Line:
             [rank.fill for rank in ranks],
             [rank.stood for rank in ranks],
         )
+        if len(ranks) >= MANY:
+            line.regulars = Regulars(ranks, line.loads, line.speeds, line.factors, line.rooms, line.again, line.fills)
+        return line
 
 
 class FitRanks:
@@ -113,31 +120,18 @@ class Comparison:
 
     def candidates(
         self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float
-    ) -> tuple[Candidates, list[Hit]]:
+    ) -> tuple[Rivals, list[Hit]]:
         """All of `ranks` (at least one) beside each other, and what each of them holds of the prompt."""
         line = self._line
         self.look(now)
         if self._news or (ranks is not line.ranks and ranks != line.ranks):  # ranks are equal to themselves alone
             line = self._line = _Line.of(ranks)
             self._news = False
-        loads, count, tokens = line.loads, len(ranks), demand.most_tokens
-        middle = tokens / 2
-        candidates = Candidates(
-            tokens,
-            [0] * count,
-            [0.0] * count,
-            [load.requests for load in loads],
-            [load.prefill_tokens for load in loads],
-            [load.backlog_s(now) if load.prefill_tokens or load.stated_s else 0.0 for load in loads],
-            [per_token + per_position * middle for per_token, per_position in line.speeds],
-            line.factors,
-            line.rooms,
-            line.again,
-            line.fills,
-            ranks,
-            self._turns,
+        hits = [MISS] * len(ranks)
+        tokens, regulars = demand.most_tokens, line.regulars
+        candidates = (
+            _few(line, tokens, self._turns, now) if regulars is None else Crowd(regulars, tokens, self._turns, now)
         )
-        hits = [MISS] * count
         if demand.reads_cache:
             self._enter(candidates, hits, _found(demand, holders, line), line)
         return candidates, hits
@@ -154,26 +148,28 @@ class Comparison:
         rank = line.ranks[number]
         if capacity := rank.capacity:
             rank.fill += (tokens + (self._ahead if begins else 0.0)) / capacity
-            line.fills = line.fills.copy()
-            line.fills[number] = rank.fill
+            if line.regulars is not None:
+                line.regulars.fill(number, rank.fill)
+            else:
+                line.fills = line.fills.copy()
+                line.fills[number] = rank.fill
 
-    def _enter(self, candidates: Candidates, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
+    def _enter(self, candidates: Rivals, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
         """What those found hold, and need not compute for it."""
-        last_hit, last_rule, last_size, last_tokens = MISS, None, 0, 0
-        matched, worth, middle = 0, 0.0, 0.0
-        trusts, speeds, asked = line.trusts, line.speeds, candidates.tokens
-        all_matched, worths, tokens_s = candidates.matched, candidates.worths, candidates.tokens_s
-        for number, hit, tokens, size in found:
-            rule = trusts[number].rule
-            if hit is not last_hit or rule is not last_rule or size != last_size or tokens != last_tokens:
-                last_hit, last_rule, last_size, last_tokens = hit, rule, size, tokens  # mostly all have the same
-                matched, worth = self._reused(hit, rule, tokens, size)
-                worth += asked - tokens  # what it has not got to compute either
-                middle = (matched + tokens) / 2
-            hits[number] = hit
-            all_matched[number], worths[number] = matched, worth
-            per_token, per_position = speeds[number]
-            tokens_s[number] = per_token + per_position * middle
+        speeds, asked = line.speeds, candidates.tokens
+        for numbers, hit, rule, tokens, size in _alike(found, line.trusts):
+            matched, worth = self._reused(hit, rule, tokens, size)
+            worth += asked - tokens  # what it has not got to compute either
+            middle = (matched + tokens) / 2
+            for number in numbers:
+                hits[number] = hit
+            if isinstance(candidates, Crowd):
+                candidates.hold(numbers, matched, worth, middle)
+                continue
+            for number in numbers:
+                candidates.matched[number], candidates.worths[number] = matched, worth
+                per_token, per_position = speeds[number]
+                candidates.tokens_s[number] = per_token + per_position * middle
 
     def _reused(self, hit: Hit, rule: Rule | None, tokens: int, size: int) -> tuple[int, float]:
         """Tokens of a hit that are reused by a rule, and what they are worth."""
@@ -221,6 +217,41 @@ class Comparison:
         taken = held * size + contexts * self._ahead
         rank.fill = 1.0 if full else min(1.0, taken / max(1, blocks * size))
         rank.again = self._chains.reuse.chance(idle_s)
+
+
+def _few(line: _Line, tokens: int, turns: float, now: float) -> Candidates:
+    """Those of which nobody holds anything yet."""
+    loads, count, middle = line.loads, len(line.ranks), tokens / 2
+    return Candidates(
+        tokens,
+        [0] * count,
+        [0.0] * count,
+        [load.requests for load in loads],
+        [load.prefill_tokens for load in loads],
+        [load.backlog_s(now) if load.prefill_tokens or load.stated_s else 0.0 for load in loads],
+        [per_token + per_position * middle for per_token, per_position in line.speeds],
+        line.factors,
+        line.rooms,
+        line.again,
+        line.fills,
+        line.ranks,
+        turns,
+    )
+
+
+def _alike(found: Iterable[_Found], trusts: Sequence[Trust]) -> Iterable[_Alike]:
+    """Those found, with the rule by which they reuse it: mostly many beside each other have the same."""
+    groups: list[_Alike] = []
+    numbers: list[int] = []
+    last_hit, last_rule, last_tokens, last_size = MISS, None, 0, 0
+    for number, hit, tokens, size in found:
+        rule = trusts[number].rule
+        if hit is not last_hit or rule is not last_rule or tokens != last_tokens or size != last_size:
+            last_hit, last_rule, last_tokens, last_size = hit, rule, tokens, size
+            numbers = []
+            groups.append((numbers, hit, rule, tokens, size))
+        numbers.append(number)
+    return groups
 
 
 def _found(demand: Demand, holders: Holders, line: _Line) -> Iterable[_Found]:

@@ -27,12 +27,11 @@ from router.core.token_proof import TokenProof
 from router.core.token_states import Witness
 from router.errors import Busy, Full, NoFitPod, NoRetry
 from scorer.board import Board
-from scorer.candidates import Pick
 from scorer.chains import Chain, Chains
 from scorer.cost import PrefillRate
 from scorer.hold import COLD_S, Held, Hold
 from scorer.load import PodLoad
-from scorer.pick import pick
+from scorer.pick import Pick, pick
 from scorer.policies import AskedPrompt, Settings, policy_of, session_number
 from scorer.sessions import LiveSessions
 from scorer.shadow import Shadow

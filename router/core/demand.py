@@ -12,9 +12,9 @@ from indexer.mappings import Ending
 from indexer.match import Hit, Holder
 from router.core.fleet import Pod, Rank, RankId
 from router.core.token_states import Origin, Witness
-from scorer.candidates import Pick
 from scorer.chains import Chain
 from scorer.load import Ticket
+from scorer.pick import Pick
 from scorer.sessions import LiveSession
 
 NOT_DONE = 300

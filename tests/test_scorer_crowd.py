@@ -1,0 +1,145 @@
+"""Candidates by arrays: whatever is asked of a large fleet, the answer is that of the same candidates one by one."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scorer.candidates import Candidates, Stranger
+from scorer.cost import FleetRate, PrefillRate
+from scorer.crowd import MANY, Crowd, Regulars
+from scorer.load import PodLoad, Ticket
+from scorer.pick import pick
+from scorer.policies import POLICIES, PolicyName, Settings, policy_of
+from tests.fakes.cores import NOBODY, SERVED, asked, core_of, route
+
+INFINITE = float("inf")
+
+
+class Drawn:
+    """A fleet that is drawn: columns, and what is in flight."""
+
+    def __init__(self, seed: int, count: int = 40) -> None:
+        self.rnd = rnd = random.Random(seed)
+        fleet = FleetRate(8000)
+        self.loads = [PodLoad(PrefillRate(8000, fleet)) for _ in range(count)]
+        self.pods = [Stranger(f"pod-{number}", 1000) for number in range(count)]
+        even = seed % 3 == 0  # pods that are alike, but for what they do
+        self.speeds = [(1e-4 if even else rnd.uniform(1e-5, 1e-3), rnd.choice((0.0, 1e-9))) for _ in range(count)]
+        self.factors = [1.0 if even else rnd.uniform(0.2, 5.0) for _ in range(count)]
+        self.rooms = [INFINITE if seed % 4 == 0 else rnd.choice((0.0, -16.0, 1000.0, 1e6)) for _ in range(count)]
+        self.again = [rnd.choice((0.0, 0.5, rnd.random())) for _ in range(count)]
+        self.fills = [1.0 if seed % 5 == 0 else rnd.choice((0.1, 0.12, rnd.random())) for _ in range(count)]
+        self.regulars = Regulars(self.pods, self.loads, self.speeds, self.factors, self.rooms, self.again, self.fills)
+        self.tickets: list[Ticket] = []
+
+    def move(self, now: float) -> None:
+        """Somebody comes, begins, or goes."""
+        for _ in range(self.rnd.randrange(4)):
+            load = self.rnd.choice(self.loads)
+            self.tickets.append(load.admit(self.rnd.randrange(1, 9000), now, tells=self.rnd.random() < 0.5))
+        for ticket in self.rnd.sample(self.tickets, len(self.tickets) // 4):
+            if self.rnd.random() < 0.5:
+                ticket.load.first_byte(ticket, now, True)
+            else:
+                ticket.load.release(ticket, now)
+                self.tickets.remove(ticket)
+        if self.rnd.random() < 0.3:
+            self.rnd.choice(self.loads).stated(self.rnd.randrange(3), now)
+
+    def both(self, now: float) -> tuple[Crowd, Candidates]:
+        """The candidates of one request, either way."""
+        rnd, tokens, turns = self.rnd, self.rnd.randrange(1, 20_000), self.rnd.choice((0.5, 3.0, 9.0))
+        crowd = Crowd(self.regulars, tokens, turns, now)
+        matched, middles = [0] * len(self.loads), [tokens / 2] * len(self.loads)
+        worths = [0.0] * len(self.loads)
+        left = list(range(len(self.loads)))
+        for _ in range(rnd.randrange(4)):
+            numbers = rnd.sample(left, rnd.choice((1, 1, len(left) // 3)))
+            left = [number for number in left if number not in numbers]
+            found, worth, middle = rnd.randrange(tokens), rnd.uniform(0, tokens), rnd.uniform(0, tokens)
+            crowd.hold(numbers, found, worth, middle)
+            for number in numbers:
+                matched[number], worths[number], middles[number] = found, worth, middle
+        tokens_s = [own + more * middle for (own, more), middle in zip(self.speeds, middles, strict=True)]
+        listed = Candidates(
+            tokens, matched, worths, [load.requests for load in self.loads],
+            [load.prefill_tokens for load in self.loads], [load.backlog_s(now) for load in self.loads], tokens_s,
+            self.factors, self.rooms, self.again, self.fills, self.pods, turns,
+        )  # fmt: skip
+        return crowd, listed
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_columns_are_the_same(seed: int) -> None:
+    """With all that moved since the request before, and nothing of what moves after it."""
+    drawn = Drawn(seed)
+    for turn in range(12):
+        drawn.move(float(turn))
+        crowd, listed = drawn.both(turn + 0.5)
+        drawn.move(turn + 0.6)
+        assert crowd.listed() == listed and list(crowd) == list(listed) and len(crowd) == len(listed)
+        assert [crowd[number] for number in range(len(crowd))] == list(listed)
+        assert (crowd.longest, crowd.holder) == (listed.longest, listed.holder)
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("beta", [1.0, 0.7])
+def test_the_pick_is_the_same(seed: int, beta: float) -> None:
+    """And so is each price, to the last bit, and the reason; also where some start slowly."""
+    drawn, policy = Drawn(seed), policy_of(Settings(beta=beta))
+    for turn in range(12):
+        drawn.move(float(turn))
+        crowd, listed = drawn.both(turn + 0.5)
+        slowness = [drawn.rnd.choice((1.0, 1.5)) for _ in drawn.loads] if turn % 3 == 0 else None
+        ours, theirs = pick(crowd, policy, turn, slowness), pick(listed, policy, turn, slowness)
+        assert (ours.best, ours.reason, ours.prices) == (theirs.best, theirs.reason, theirs.prices)
+        assert ours.candidates == listed
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "predicted-ttft"])
+def test_other_policies_get_lists(policy: PolicyName) -> None:
+    """They price what they know."""
+    drawn = Drawn(1)
+    crowd, listed = drawn.both(0.0)
+    ours, theirs = (pick(seen, policy_of(Settings(policy)), 3) for seen in (crowd, listed))
+    assert (ours.best, ours.reason, ours.prices) == (theirs.best, theirs.reason, theirs.prices)
+
+
+def test_what_is_filled_counts_for_who_comes_next() -> None:
+    """Who was compared before keeps what it saw."""
+    drawn = Drawn(1)
+    before, _ = drawn.both(0.0)
+    drawn.regulars.fill(7, 0.9)
+    after, _ = drawn.both(0.0)
+    assert before.listed().fills == drawn.fills and after.fills[7] == 0.9
+    assert drawn.regulars.emptiest == min(after.fills) and drawn.regulars.fullest == max(after.fills)
+    drawn.regulars.fill(7, 2.0)
+    assert drawn.regulars.fullest == 2.0 and np.count_nonzero(drawn.regulars.fills == 2.0) == 1
+
+
+@pytest.mark.parametrize("pods", [MANY - 1, MANY, 40])
+def test_a_large_fleet_is_picked_from_as_a_small_one(pods: int) -> None:
+    """Each decision is that of its candidates one by one, with what is in flight then, whatever has come and gone."""
+    core, rnd, open_ones = core_of(pods, index={"blocks_max": 100_000}), random.Random(pods), []
+    for number in range(150):
+        now = number / 20
+        for pod in core.fleet.pods.values() if number == 50 else ():
+            pod.blocks = 40
+        loads = [rank.load for rank in core.fleet.ranks]
+        in_flight = [(load.requests, load.prefill_tokens, load.backlog_s(now)) for load in loads]
+        turn = core.turn
+        placement = route(core, replace(asked(core, rnd.randrange(12), 320), tells_prefill=True), NOBODY, now)
+        decision = placement.decision
+        seen = decision.pick.candidates
+        again = pick(seen, policy_of(core.scoring), turn)
+        assert (again.best, again.reason, again.prices) == (decision.pick.best, decision.reason, decision.pick.prices)
+        assert list(zip(seen.requests, seen.prefill_tokens, seen.backlogs_s, strict=True)) == in_flight
+        assert decision.hits[decision.pick.best.number] == placement.hit
+        open_ones.append(placement)
+        core.first_byte(rnd.choice(open_ones), True, now + 0.01)
+        if len(open_ones) > 8:
+            core.finish(open_ones.pop(rnd.randrange(8)), SERVED, now + 0.02)
