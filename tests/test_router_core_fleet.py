@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from router.core.fleet import Fleet, Pod, RankId
-from tests.fakes.cores import MODEL, core_of
+from router.errors import UnknownModel
+from tests.fakes.cores import MODEL, NOBODY, asked, core_of, route
 
 
 def test_pods_are_named_in_the_order_in_which_they_joined() -> None:
@@ -132,3 +135,88 @@ def test_what_names_stood_for_is_remembered_of_the_newest() -> None:
         assert pod.roots[MODEL] == "weights" and pod.roots[f"a{number}"] == f"/a{number}"
     assert len(pod.roots) <= 1000
     assert fleet.learned_models(pod, [{"id": MODEL, "root": "other weights"}])
+
+
+def test_which_adapter_a_name_stands_for() -> None:
+    """As long as somebody serves it; a base model is none, nor is what nobody knows."""
+    fleet, pod = (core := core_of(2)).fleet, core.fleet.pods["pod-1"]
+    fleet.learned_models(pod, [{"id": MODEL}, {"id": "tuned", "parent": MODEL}])
+    assert [fleet.adapter_of(name) for name in ("tuned", MODEL, "other", None)] == ["tuned", None, None, None]
+    fleet.leave("pod-1")
+    assert fleet.adapter_of("tuned") is None and fleet.served("tuned") is None
+
+
+def test_what_pods_call_a_base_model() -> None:
+    """Its id first, then where each pod has loaded it from, if it says so; not what others have."""
+    core = core_of(3)
+    fleet, (one, other, third) = core.fleet, core.fleet.pods.values()
+    fleet.learned_models(one, [{"id": MODEL, "root": "/a"}, {"id": "tuned", "root": "/t", "parent": MODEL}])
+    fleet.learned_models(other, [{"id": MODEL, "root": "/b"}])
+    third.models = None
+    assert fleet.names_of(MODEL) == [MODEL, "/a", "/b"]
+
+
+def test_what_changes_how_prompts_are_read_is_noticed_once() -> None:
+    """Another version, or another way in which blocks are made, begins an epoch: what was kept of it is no more."""
+    core = core_of(2)
+    fleet, (one, other) = core.fleet, core.fleet.pods.values()
+    fleet.notice_grains()
+    epoch = fleet.epoch
+    assert fleet.versions(MODEL) == (None,) and fleet.grains(MODEL) == [16]
+    for pod in (one, other):
+        fleet.learned_version(pod, "0.20.0")
+        fleet.learned_version(pod, "0.20.0")
+    assert fleet.epoch == epoch + 2 and fleet.versions(MODEL) == ("0.20.0",)
+    fleet.learned_version(other, "0.21.0")
+    assert fleet.versions(MODEL) == fleet.versions(MODEL) == ("0.20.0", "0.21.0")
+    other.block_size = 32
+    for _ in range(2):
+        fleet.notice_grains()
+        assert fleet.epoch == epoch + 4 and fleet.grains(MODEL) == [16, 32]
+    with pytest.raises(UnknownModel):
+        fleet.versions("other")
+
+
+def test_since_which_version_nothing_cached_is_reported() -> None:
+    """Before it, a pod that reports nothing may mean 0; who tells no version may be as old."""
+    pod = core_of(1).fleet.pods["pod-0"]
+    for version, hides in (("0.9.2", True), ("0.23.9", True), ("0.24.0", False), ("1.0.0", False), (None, True)):
+        pod.version = version
+        assert pod.hides_zero is hides
+
+
+def test_how_much_of_a_cache_is_in_use() -> None:
+    """By what was sent from here, where its size is known; else as the pod says; never more than all."""
+    core = core_of(1)
+    (rank,) = core.fleet.serving(MODEL)
+    assert rank.used == 0.0
+    core.fleet.measured(rank.pod, {"kv_usage": 0.3})
+    assert rank.used == 0.3
+    core.fleet.measured(rank.pod, {"kv_usage": 0.3, "blocks": 101.0})
+    route(core, asked(core, 1, 400), NOBODY, 0.0)
+    assert rank.capacity == 1600 and rank.used == 0.25
+    route(core, asked(core, 2, 4000), NOBODY, 0.0)
+    assert rank.used == 1.0
+
+
+def test_a_pod_that_is_believed_without_an_answer_says_so() -> None:
+    """Where too many pods are silent at once, it is asked on; why it might not be is still told."""
+    fleet = Fleet(panic_share=0.5)
+    fleet.join(pod := Pod("a", "http://a"))
+    assert pod.unfit(0.0) == ["it has not been probed yet"]
+    fleet.learned_models(pod, [{"id": MODEL}])
+    fleet.probed(pod, True, 0.0, 1)
+    pod.fails("it is late", listens=True)
+    fleet.probed(pod, False, 1.0, 1)
+    assert fleet.panics and pod.fit(1.0) and pod.unfit(1.0) == ["it is late"]
+
+
+def test_a_pod_tells_how_many_adapters_it_can_have_loaded() -> None:
+    """One that does not tell is taken to have room for any."""
+    fleet, pod = (core := core_of(1)).fleet, core.fleet.pods["pod-0"]
+    (rank,) = pod.ranks
+    pod.engine_names = {"adapters": "a, b"}
+    fleet.measured(pod, {})
+    assert rank.adapters.takes("c") and not rank.adapters.has("a")
+    fleet.measured(pod, {"lora_max": 2.0})
+    assert rank.adapters.has("a") and rank.adapters.has("b") and not rank.adapters.takes("c")
