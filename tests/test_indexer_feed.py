@@ -293,6 +293,17 @@ def test_what_is_not_known_of_a_pod_is_said() -> None:
     assert pod.state == "exact"
 
 
+def test_a_drafter_whose_tokens_hashes_cover_takes_no_block_away() -> None:
+    """That a pod has one leaves its rule to be proven, until its first blocks say that their hashes tell all of it."""
+    feed, _ = _feed()
+    feed.frame(0, _batch(0.0), 0.0)
+    feed.told(drafter=True, caches=True)
+    assert feed.reasons == [UNPROVEN]
+    tokens = {"block_hashes": [17], "parent_block_hash": None, "token_ids": [5, 6], "block_size": 2}
+    feed.frame(1, _batch(1.0, {"type": "BlockStored", **tokens, "lookahead_token_ids": [[7]]}), 0.0)
+    assert feed.reasons == [] and feed.state == "exact"
+
+
 def test_while_it_is_disputed_who_speaks_nobody_is_asked() -> None:
     """A replay would be of one of them, and it is not known of which; nor is anything believed that comes."""
     feed, index = _feed()

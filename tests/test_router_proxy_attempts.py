@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -14,6 +15,7 @@ from router.causes.request_log import GONE
 from router.config.settings import RecordConfig
 from router.core.decision import Core
 from router.core.demand import Demand, Trace
+from router.errors import Full
 from router.metrics.histograms import Histogram
 from router.metrics.metrics import Metrics
 from router.proxy.attempts import Attempt, Dispatch, Request, Routing
@@ -174,6 +176,26 @@ def test_the_next_one_is_tried() -> None:
     assert pods[first.pod].suspect_until > desk.began and pods[third.pod].suspect_until == 0.0
     assert pods[second.pod].breaker.avoided(desk.began + 8.9) and not pods[second.pod].breaker.avoided(desk.began + 9.1)
     assert desk.metrics.requests == {(MODEL, third.pod, 200): 1}
+
+
+@pytest.mark.parametrize("bound", ["pod_requests_max", "pod_prefill_tokens_max"])
+async def test_what_is_given_back_lets_the_next_one_in(bound: str) -> None:
+    """With the end of an attempt, or with its first byte where its prefill was in the way; its wait is counted."""
+    desk = Desk(core_of(1, admission={bound: 1}))
+    first, second = desk.ask(), desk.ask()
+    attempt = first.route(NOBODY)
+    with pytest.raises(Full) as full:
+        second.route(NOBODY)
+    waiting = asyncio.create_task(second.wait(full.value))
+    await asyncio.sleep(0)
+    assert desk.core.queue.waiting == 1
+    if bound == "pod_requests_max":
+        attempt.finished(Outcome(200, 1, None), time.monotonic())
+    else:
+        attempt.first_byte(time.monotonic())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert waiting.done() and (await waiting).pod == "pod-0" and observed(desk.metrics.queue_waits)[0] == 1
 
 
 def test_who_does_not_answer_is_ejected_but_for_our_own_bound() -> None:
