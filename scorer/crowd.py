@@ -7,7 +7,7 @@ looks only at the loads that have changed since the one before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,29 +17,31 @@ from scorer.load import PodLoad
 
 MANY = 16
 """Candidates from which on arrays cost less than lists."""
+_ROUNDED = 1.0 - 1e-9  # sums come out a little different in another order
 
 Floats: TypeAlias = NDArray[np.float64]
+_new = tuple.__new__
+
+
+class Group(NamedTuple):
+    """Candidates that have the same: so many tokens matched, which are worth so much; `middle`: of those that are left
+    to compute."""
+
+    numbers: Sequence[int]
+    matched: int
+    worth: float
+    middle: float
 
 
 class Crowd:
-    """The candidates of one request, numbered from 0: `Candidates` as arrays, tokens and requests too."""
+    """The candidates of one request, numbered from 0: `Candidates` as arrays, tokens and requests too.
+
+    What few decisions look at is made when somebody does.
+    """
 
     __slots__ = (
-        "again",
-        "backlogs_s",
-        "factors",
-        "fills",
-        "longest",
-        "matched",
-        "pods",
-        "prefill_tokens",
-        "regulars",
-        "requests",
-        "rooms",
-        "tokens",
-        "tokens_s",
-        "turns",
-        "worths",
+        "_backlogs_s", "_busy_s", "_matched", "_tokens_s", "_worths", "again", "emptiest", "factors", "fills",
+        "fullest", "groups", "longest", "pods", "prefill_tokens", "regulars", "requests", "rooms", "tokens", "turns",
     )  # fmt: skip
 
     def __init__(self, regulars: Regulars, tokens: int, turns: float, now: float) -> None:
@@ -49,41 +51,81 @@ class Crowd:
         self.turns = turns
         self.longest = 0
         """As of `Candidates`."""
-        count = len(regulars.pods)
-        self.matched = np.zeros(count)
-        self.worths = np.zeros(count)
-        self.requests, self.prefill_tokens, self.backlogs_s = regulars.loads_at(now)
-        self.tokens_s: Floats = regulars.per_token + regulars.per_position * (tokens / 2)
+        self.groups: list[Group] = []
+        self.requests, self.prefill_tokens, self._busy_s = regulars.loads_at(now)
         self.factors, self.rooms, self.again = regulars.factors, regulars.rooms, regulars.again
-        self.fills = regulars.fills
+        self.fills, self.emptiest, self.fullest = regulars.fills, regulars.emptiest, regulars.fullest
+        self._backlogs_s: Floats | None = None
+        self._matched: Floats | None = None
+        self._worths: Floats | None = None
+        self._tokens_s: Floats | None = None
 
-    def hold(self, numbers: Sequence[int], matched: int, worth: float, middle: float) -> None:
-        """These have so many tokens matched, which are worth so much; `middle`: of those that are left to compute."""
-        where = numbers[0] if len(numbers) == 1 else np.array(numbers)
-        regulars = self.regulars
-        self.matched[where] = matched
-        self.worths[where] = worth
-        self.tokens_s[where] = regulars.per_token[where] + regulars.per_position[where] * middle
-        if matched > self.longest:
-            self.longest = matched
+    def hold(self, group: Group) -> None:
+        """These have something; nobody is in two groups, and who is in none has nothing."""
+        self.groups.append(group)
+        if group.matched > self.longest:
+            self.longest = group.matched
+
+    @property
+    def others(self) -> Group:
+        """Those who have nothing: what is the same of all."""
+        return _new(Group, ((), 0, 0.0, self.tokens / 2))
+
+    @property
+    def matched(self) -> Floats:
+        if self._matched is None:
+            self._matched = np.zeros(len(self.pods))
+            for group in self.groups:
+                self._matched[np.array(group.numbers)] = group.matched
+        return self._matched
+
+    @property
+    def worths(self) -> Floats:
+        if self._worths is None:
+            self._worths = np.zeros(len(self.pods))
+            for group in self.groups:
+                self._worths[np.array(group.numbers)] = group.worth
+        return self._worths
+
+    @property
+    def tokens_s(self) -> Floats:
+        if self._tokens_s is None:
+            per_token, per_position = self.regulars.per_token, self.regulars.per_position
+            self._tokens_s = per_token + per_position * (self.tokens / 2)
+            for group in self.groups:
+                where = np.array(group.numbers)
+                self._tokens_s[where] = per_token[where] + per_position[where] * group.middle
+        return self._tokens_s
+
+    @property
+    def backlogs_s(self) -> Floats:
+        if self._backlogs_s is None:
+            self._backlogs_s = np.zeros(len(self.pods))
+            for number, backlog_s in self._busy_s.items():
+                self._backlogs_s[number] = backlog_s
+        return self._backlogs_s
 
     @property
     def holder(self) -> int:
-        """The first one that has."""
+        """As of `Candidates`."""
         return int(self.matched.argmax())
 
     def __len__(self) -> int:
         return len(self.pods)
 
     def __getitem__(self, number: int) -> Candidate:
-        matched = self.matched.item(number)
+        _, matched, worth, middle = next((group for group in self.groups if number in group.numbers), self.others)
         evicted = self.tokens - matched - self.rooms.item(number)
-        return Candidate(
-            number, self.tokens, int(matched), self.worths.item(number), int(self.requests.item(number)),
-            int(self.prefill_tokens.item(number)), self.backlogs_s.item(number), self.tokens_s.item(number),
+        backlogs_s, regulars = self._backlogs_s, self.regulars
+        figures = (
+            number, self.tokens, matched, worth, int(self.requests.item(number)),
+            int(self.prefill_tokens.item(number)),
+            self._busy_s.get(number, 0.0) if backlogs_s is None else backlogs_s.item(number),
+            regulars.per_token.item(number) + regulars.per_position.item(number) * middle,
             int(evicted) if evicted > 0.0 else 0, self.again.item(number), self.fills.item(number),
             self.factors.item(number),
         )  # fmt: skip
+        return _new(Candidate, figures)
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self.listed())
@@ -105,8 +147,9 @@ class Regulars:
     """What stands of many candidates from one request to the next, and the loads that have moved."""
 
     __slots__ = (
-        "_beta", "_dear", "_eviction", "_moved", "_numbers", "_prefill_tokens", "_requests", "_shares", "_working",
-        "again", "emptiest", "factors", "fills", "fullest", "least_room", "per_position", "per_token", "pods", "rooms",
+        "_beta", "_dear", "_eviction", "_least_per_position", "_least_per_token", "_least_share", "_moved", "_numbers",
+        "_prefill_tokens", "_requests", "_shares", "_working", "again", "emptiest", "factors", "fills", "fullest",
+        "least_room", "per_position", "per_token", "pods", "rooms",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +165,7 @@ class Regulars:
         """By column, at least one of each; `speeds`: seconds a token, and for each one before it."""
         self.pods = pods
         self.per_token, self.per_position = np.array(speeds).T.copy()
+        self._least_per_token, self._least_per_position = map(min, zip(*speeds, strict=True))
         self.factors = np.array(factors)
         self.rooms, self.again = np.array(rooms), np.array(again)
         self.least_room = min(rooms)
@@ -132,7 +176,7 @@ class Regulars:
         self._requests = np.zeros(len(loads))
         self._prefill_tokens = np.zeros(len(loads))
         self._working: dict[int, PodLoad] = {}  # those with a backlog
-        self._beta, self._shares = 0.0, np.ones(len(loads))
+        self._beta, self._shares, self._least_share = 0.0, np.ones(len(loads)), 1.0
         self._eviction, self._dear = 0.0, np.zeros(len(loads))
         self.fills = np.array(fills)
         self.emptiest, self.fullest = min(fills), max(fills)
@@ -150,7 +194,13 @@ class Regulars:
         """What one second of each one's work counts for: its own, and beta times that of the fleet."""
         if beta != self._beta:
             self._beta, self._shares = beta, 1.0 + beta / self.factors
+            self._least_share = float(self._shares.min())
         return self._shares
+
+    def least_s(self, beta: float, left: float, middle: float) -> float:
+        """No price of anyone who has to compute so many tokens is lower."""
+        self.shares(beta)
+        return (self._least_per_token + self._least_per_position * middle) * left * self._least_share * _ROUNDED
 
     def dear(self, eviction: float) -> Floats:
         """How much it counts what each one gives up, for every token."""
@@ -158,8 +208,8 @@ class Regulars:
             self._eviction, self._dear = eviction, eviction * self.again
         return self._dear
 
-    def loads_at(self, now: float) -> tuple[Floats, Floats, Floats]:
-        """Requests, prefill tokens, and seconds of backlog of each."""
+    def loads_at(self, now: float) -> tuple[Floats, Floats, dict[int, float]]:
+        """Requests and prefill tokens of each, and seconds of backlog of those that have one."""
         requests, prefill_tokens, working = self._requests, self._prefill_tokens, self._working
         for load in self._moved:
             number = self._numbers[load]
@@ -169,10 +219,8 @@ class Regulars:
             else:
                 working.pop(number, None)
         self._moved.clear()
-        backlogs_s = np.zeros(len(requests))
-        for number, load in working.items():
-            backlogs_s[number] = load.backlog_s(now)
-        return requests.copy(), prefill_tokens.copy(), backlogs_s
+        busy_s = {number: load.backlog_s(now) for number, load in working.items()}
+        return requests.copy(), prefill_tokens.copy(), busy_s
 
 
 def _whole(column: Floats) -> list[int]:

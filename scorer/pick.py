@@ -9,7 +9,7 @@ import numpy as np
 
 from scorer.candidates import Candidate, Candidates, Scored
 from scorer.crowd import Crowd, Floats, Priced, Rivals
-from scorer.policies import AskedPrompt, Policy
+from scorer.policies import HOLDS_LONGEST, AskedPrompt, Policy
 
 _CLOSE = 1e-3  # prices this near (seconds, or shares) are a tie
 _SPARED = "others start slowly"
@@ -18,12 +18,16 @@ _TURN = 0.5 * (5**0.5 - 1)  # of a circle: every second turn, or third, goes aro
 
 @dataclass(slots=True)
 class Pick:
-    """The candidate to send to, why, and all that were `seen` with what they were `priced`."""
+    """The candidate to send to, why, and all that were `seen` with what they were `priced`.
+
+    They were not where all others are dearer by far: then `policy` does it for who asks.
+    """
 
     best: Candidate
     seen: Rivals
-    priced: Priced
+    priced: Priced | None
     reason: str
+    policy: Policy
 
     @property
     def candidates(self) -> Candidates:
@@ -33,6 +37,8 @@ class Pick:
     @property
     def prices(self) -> Sequence[float]:
         """Theirs."""
+        if self.priced is None:
+            return self.policy.prices(self.candidates, 0, None)
         return list(map(float, self.priced))
 
 
@@ -56,22 +62,38 @@ def pick(
     prices = policy.prices(seen, turn, asked)
     best = _cheapest(seen, prices, policy.alike, turn)
     if slowness is None:
-        return Pick(seen[best], seen, prices, policy.reason(seen, prices, best, asked))
+        return Pick(seen[best], seen, prices, policy.reason(seen, prices, best, asked), policy)
     slowed = [price * slow for price, slow in zip(prices, slowness, strict=True)]
     spared, best = best, _cheapest(seen, slowed, policy.alike, turn)
     spares = slowness[spared] > slowness[best]
-    return Pick(seen[best], seen, slowed, _SPARED if spares else policy.reason(seen, prices, best, asked))
+    return Pick(seen[best], seen, slowed, _SPARED if spares else policy.reason(seen, prices, best, asked), policy)
 
 
 def _pick_of_many(crowd: Crowd, policy: Policy, turn: int, slowness: Sequence[float] | None) -> Pick:
+    sure = _surely(crowd, policy) if slowness is None else None
+    if sure is not None:
+        return Pick(sure, crowd, None, HOLDS_LONGEST, policy)
     prices = policy.prices_of_many(crowd)
     best = _cheapest_of_many(crowd, prices, policy.alike, turn)
     if slowness is None:
-        return Pick(crowd[best], crowd, prices, policy.reason(crowd, prices, best, None))
+        return Pick(crowd[best], crowd, prices, policy.reason(crowd, prices, best, None), policy)
     slowed = prices * np.array(slowness)
     spared, best = best, _cheapest_of_many(crowd, slowed, policy.alike, turn)
     spares = slowness[spared] > slowness[best]
-    return Pick(crowd[best], crowd, slowed, _SPARED if spares else policy.reason(crowd, prices, best, None))
+    return Pick(crowd[best], crowd, slowed, _SPARED if spares else policy.reason(crowd, prices, best, None), policy)
+
+
+def _surely(crowd: Crowd, policy: Policy) -> Candidate | None:
+    """Who has the most of the prompt, alone, where that makes all others dearer by far: mostly a conversation's pod."""
+    first = [group for group in crowd.groups if group.matched == crowd.longest]
+    if not crowd.longest or len(first) != 1 or len(first[0].numbers) != 1:
+        return None
+    one = crowd[first[0].numbers[0]]
+    bound = policy.most(one, crowd) * (1.0 + policy.alike) + _CLOSE
+    for group in (*crowd.groups, crowd.others):
+        if group is not first[0] and policy.least(group, crowd) <= bound:
+            return None
+    return one
 
 
 def _cheapest_of_many(crowd: Crowd, prices: Floats, share: float, turn: int) -> int:

@@ -14,8 +14,8 @@ import numpy as np
 import xxhash
 
 from indexer.blocks import Keys
-from scorer.candidates import Candidates
-from scorer.crowd import Crowd, Floats, Priced, Rivals
+from scorer.candidates import Candidate, Candidates
+from scorer.crowd import Crowd, Floats, Group, Priced, Rivals
 from scorer.history import History, hash_blocks
 
 PolicyName: TypeAlias = Literal[
@@ -35,6 +35,7 @@ _EVEN = 0.05  # of a cache: pods are no fuller than others for so much
 _TURNS_MAX = 4.0  # as large as what is new of a prompt, that are taken to follow it
 _FAR = 1e6  # above every other price: not drawn
 _LEAST_LOADED = "least loaded"
+HOLDS_LONGEST = "holds the longest prefix"
 _BITS = (1 << 64) - 1
 
 
@@ -110,6 +111,14 @@ class Policy:
         """The same floats as for the candidates one by one. Only of a policy that knows crowds."""
         raise NotImplementedError
 
+    def most(self, one: Candidate, crowd: Crowd) -> float:
+        """The price of one is no higher. Only of a policy that knows crowds."""
+        raise NotImplementedError
+
+    def least(self, group: Group, crowd: Crowd) -> float:
+        """The price of nobody in a group is lower. Only of a policy that knows crowds."""
+        raise NotImplementedError
+
     def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         """Why it was this one, of those with these `prices`: of few kinds, as it is a label."""
         raise NotImplementedError
@@ -170,8 +179,8 @@ class PredictedTtft(Policy):
         settings, regulars, tokens = self.settings, crowd.regulars, float(crowd.tokens)
         work_s = crowd.tokens_s * (tokens - crowd.worths) * regulars.shares(settings.beta)
         prices: Floats = crowd.backlogs_s + crowd.requests * settings.request_s + work_s
-        lacks_room, emptiest = regulars.least_room < tokens, regulars.emptiest + _EVEN
-        if lacks_room or regulars.fullest > emptiest:
+        lacks_room, emptiest = regulars.least_room < tokens, crowd.emptiest + _EVEN
+        if lacks_room or crowd.fullest > emptiest:
             growth = min(_TURNS_MAX, crowd.turns) * (tokens - crowd.longest)
             given_up = growth * np.maximum(crowd.fills - emptiest, 0.0)
             if lacks_room:
@@ -179,12 +188,23 @@ class PredictedTtft(Policy):
             prices += crowd.tokens_s * regulars.dear(settings.eviction) * given_up
         return prices
 
+    def most(self, one: Candidate, crowd: Crowd) -> float:
+        settings, tokens, emptiest = self.settings, float(crowd.tokens), crowd.emptiest + _EVEN
+        work_s = one.token_s * (tokens - one.worth) * (1.0 + settings.beta / one.factor)
+        growth = min(_TURNS_MAX, crowd.turns) * (tokens - crowd.longest)
+        given_up = growth * max(0.0, one.fill - emptiest) + one.evicted + 1.0  # tokens, which are whole
+        lost_s = one.token_s * (settings.eviction * one.again) * given_up
+        return one.backlog_s + one.requests * settings.request_s + work_s + lost_s
+
+    def least(self, group: Group, crowd: Crowd) -> float:
+        return crowd.regulars.least_s(self.settings.beta, crowd.tokens - group.worth, group.middle)
+
     def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
         longest = candidates.longest
         if not longest:
             return "least loaded: nobody holds a prefix"
         if candidates.matched[chosen] == longest:
-            return "holds the longest prefix"
+            return HOLDS_LONGEST
         return self._advantage(candidates, prices, chosen, candidates.holder)
 
     def _advantage(self, candidates: Rivals, prices: Priced, chosen: int, holder: int) -> str:
@@ -318,7 +338,7 @@ class AffinityUntilSaturated(Policy):
         if not longest:
             return "not saturated, and nobody holds a prefix"
         if candidates.worths[chosen] == longest:
-            return "holds the longest prefix"
+            return HOLDS_LONGEST
         if not candidates.worths[chosen]:
             return "not saturated, as all are that hold a prefix"
         return "holds the longest prefix of those that are not saturated"
@@ -331,7 +351,7 @@ class Overlap(Policy):
         return [candidates.tokens - worth for worth in candidates.worths]
 
     def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:
-        return "holds the longest prefix" if candidates.worths[chosen] else "nobody holds a prefix"
+        return HOLDS_LONGEST if candidates.worths[chosen] else "nobody holds a prefix"
 
 
 class LeastLoad(Policy):

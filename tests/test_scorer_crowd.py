@@ -10,7 +10,7 @@ import pytest
 
 from scorer.candidates import Candidates, Stranger
 from scorer.cost import FleetRate, PrefillRate
-from scorer.crowd import MANY, Crowd, Regulars
+from scorer.crowd import MANY, Crowd, Group, Regulars
 from scorer.load import PodLoad, Ticket
 from scorer.pick import pick
 from scorer.policies import POLICIES, PolicyName, Settings, policy_of
@@ -60,8 +60,9 @@ class Drawn:
         for _ in range(rnd.randrange(4)):
             numbers = rnd.sample(left, rnd.choice((1, 1, len(left) // 3)))
             left = [number for number in left if number not in numbers]
-            found, worth, middle = rnd.randrange(tokens), rnd.uniform(0, tokens), rnd.uniform(0, tokens)
-            crowd.hold(numbers, found, worth, middle)
+            found, middle = rnd.choice((tokens - 1, rnd.randrange(tokens))), rnd.uniform(0, tokens)
+            worth = rnd.choice((float(found), rnd.uniform(0, tokens)))
+            crowd.hold(Group(numbers, found, worth, middle))
             for number in numbers:
                 matched[number], worths[number], middles[number] = found, worth, middle
         tokens_s = [own + more * middle for (own, more), middle in zip(self.speeds, middles, strict=True)]
@@ -98,6 +99,21 @@ def test_the_pick_is_the_same(seed: int, beta: float) -> None:
         ours, theirs = pick(crowd, policy, turn, slowness), pick(listed, policy, turn, slowness)
         assert (ours.best, ours.reason, ours.prices) == (theirs.best, theirs.reason, theirs.prices)
         assert ours.candidates == listed
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_where_one_is_far_better_the_others_are_not_priced(seed: int) -> None:
+    """The pod of a conversation, beside many that have its beginning; who asks for the prices gets them. Of two such
+    pods one has to be found."""
+    drawn, policy = Drawn(3 * seed), policy_of(Settings())
+    beginning = Group(range(10, 30), 2000, 2000.0, 9000.0)
+    for numbers in ([35], [35, 36]):
+        crowd = Crowd(drawn.regulars, 16_000, 4.0, 0.0)
+        for group in (beginning, Group(numbers, 15_900, 15_900.0, 15_950.0)):
+            crowd.hold(group)
+        ours, theirs = pick(crowd, policy, seed), pick(crowd.listed(), policy, seed)
+        assert ours.best.number in numbers and (ours.priced is None) is (len(numbers) == 1)
+        assert (ours.best, ours.reason, ours.prices) == (theirs.best, theirs.reason, theirs.prices)
 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "predicted-ttft"])

@@ -17,7 +17,7 @@ from router.core.fleet import Fleet, Rank
 from router.core.holdings import Holders
 from scorer.candidates import Candidates
 from scorer.chains import Chains
-from scorer.crowd import MANY, Crowd, Regulars, Rivals
+from scorer.crowd import MANY, Crowd, Group, Regulars, Rivals
 from scorer.load import PodLoad
 
 _LOOK_S = 0.1  # between two looks at what changes little
@@ -164,7 +164,7 @@ class Comparison:
             for number in numbers:
                 hits[number] = hit
             if isinstance(candidates, Crowd):
-                candidates.hold(numbers, matched, worth, middle)
+                candidates.hold(Group(numbers, matched, worth, middle))
                 continue
             for number in numbers:
                 candidates.matched[number], candidates.worths[number] = matched, worth
