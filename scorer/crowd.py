@@ -7,7 +7,7 @@ looks only at the loads that have changed since the one before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ Floats: TypeAlias = NDArray[np.float64]
 _new = tuple.__new__
 
 
-class Group(NamedTuple):
+class Alike(NamedTuple):
     """Candidates that have the same: so many tokens matched, which are worth so much; `middle`: of those that are left
     to compute."""
 
@@ -40,7 +40,7 @@ class Crowd:
     """
 
     __slots__ = (
-        "_backlogs_s", "_busy_s", "_matched", "_tokens_s", "_worths", "again", "emptiest", "factors", "fills",
+        "_backlogs_s", "_busy_s", "_matched", "_tokens_s", "_worths", "again", "alone", "emptiest", "factors", "fills",
         "fullest", "groups", "longest", "pods", "prefill_tokens", "regulars", "requests", "rooms", "tokens", "turns",
     )  # fmt: skip
 
@@ -51,7 +51,9 @@ class Crowd:
         self.turns = turns
         self.longest = 0
         """As of `Candidates`."""
-        self.groups: list[Group] = []
+        self.alone: Alike | None = None
+        """Of one candidate, which alone has so much; None: several have, or nobody has anything."""
+        self.groups: list[Alike] = []
         self.requests, self.prefill_tokens, self._busy_s = regulars.loads_at(now)
         self.factors, self.rooms, self.again = regulars.factors, regulars.rooms, regulars.again
         self.fills, self.emptiest, self.fullest = regulars.fills, regulars.emptiest, regulars.fullest
@@ -60,16 +62,18 @@ class Crowd:
         self._worths: Floats | None = None
         self._tokens_s: Floats | None = None
 
-    def hold(self, group: Group) -> None:
+    def hold(self, group: Alike) -> None:
         """These have something; nobody is in two groups, and who is in none has nothing."""
         self.groups.append(group)
         if group.matched > self.longest:
-            self.longest = group.matched
+            self.longest, self.alone = group.matched, group if len(group.numbers) == 1 else None
+        elif group.matched == self.longest:
+            self.alone = None
 
     @property
-    def others(self) -> Group:
+    def others(self) -> Alike:
         """Those who have nothing: what is the same of all."""
-        return _new(Group, ((), 0, 0.0, self.tokens / 2))
+        return _new(Alike, ((), 0, 0.0, self.tokens / 2))
 
     @property
     def matched(self) -> Floats:
@@ -114,16 +118,22 @@ class Crowd:
         return len(self.pods)
 
     def __getitem__(self, number: int) -> Candidate:
-        _, matched, worth, middle = next((group for group in self.groups if number in group.numbers), self.others)
-        evicted = self.tokens - matched - self.rooms.item(number)
-        backlogs_s, regulars = self._backlogs_s, self.regulars
+        for group in self.groups:
+            if number in group.numbers:
+                return self.member(group, number)
+        return self.member(self.others, number)
+
+    def member(self, group: Alike, number: int) -> Candidate:
+        """One of a group."""
+        _, matched, worth, middle = group
+        (per_token, per_position), factor, room, again = self.regulars.each[number]
+        evicted, backlogs_s = self.tokens - matched - room, self._backlogs_s
         figures = (
             number, self.tokens, matched, worth, int(self.requests.item(number)),
             int(self.prefill_tokens.item(number)),
             self._busy_s.get(number, 0.0) if backlogs_s is None else backlogs_s.item(number),
-            regulars.per_token.item(number) + regulars.per_position.item(number) * middle,
-            int(evicted) if evicted > 0.0 else 0, self.again.item(number), self.fills.item(number),
-            self.factors.item(number),
+            per_token + per_position * middle, int(evicted) if evicted > 0.0 else 0, again, self.fills.item(number),
+            factor,
         )  # fmt: skip
         return _new(Candidate, figures)
 
@@ -147,9 +157,30 @@ class Regulars:
     """What stands of many candidates from one request to the next, and the loads that have moved."""
 
     __slots__ = (
-        "_beta", "_dear", "_eviction", "_least_per_position", "_least_per_token", "_least_share", "_moved", "_numbers",
-        "_prefill_tokens", "_requests", "_shares", "_working", "again", "emptiest", "factors", "fills", "fullest",
-        "least_room", "per_position", "per_token", "pods", "rooms",
+        "_beta",
+        "_cells",
+        "_dear",
+        "_eviction",
+        "_least_per_position",
+        "_least_per_token",
+        "_least_share",
+        "_moved",
+        "_numbers",
+        "_prefill_tokens",
+        "_requests",
+        "_shares",
+        "_working",
+        "again",
+        "each",
+        "emptiest",
+        "factors",
+        "fills",
+        "fullest",
+        "least_room",
+        "per_position",
+        "per_token",
+        "pods",
+        "rooms",
     )  # fmt: skip
 
     def __init__(
@@ -164,8 +195,10 @@ class Regulars:
     ) -> None:
         """By column, at least one of each; `speeds`: seconds a token, and for each one before it."""
         self.pods = pods
+        self.each = list(zip(speeds, factors, rooms, again, strict=True))
         self.per_token, self.per_position = np.array(speeds).T.copy()
-        self._least_per_token, self._least_per_position = map(min, zip(*speeds, strict=True))
+        self._least_per_token = min([per_token for per_token, _ in speeds])
+        self._least_per_position = min([per_position for _, per_position in speeds])
         self.factors = np.array(factors)
         self.rooms, self.again = np.array(rooms), np.array(again)
         self.least_room = min(rooms)
@@ -173,8 +206,8 @@ class Regulars:
         self._moved: set[PodLoad] = set(loads)
         for load in loads:
             load.moved = self._moved
-        self._requests = np.zeros(len(loads))
-        self._prefill_tokens = np.zeros(len(loads))
+        self._requests, self._prefill_tokens = np.zeros(len(loads)), np.zeros(len(loads))
+        self._cells: tuple[memoryview[Any], memoryview[Any]] = self._requests.data, self._prefill_tokens.data
         self._working: dict[int, PodLoad] = {}  # those with a backlog
         self._beta, self._shares, self._least_share = 0.0, np.ones(len(loads)), 1.0
         self._eviction, self._dear = 0.0, np.zeros(len(loads))
@@ -210,7 +243,7 @@ class Regulars:
 
     def loads_at(self, now: float) -> tuple[Floats, Floats, dict[int, float]]:
         """Requests and prefill tokens of each, and seconds of backlog of those that have one."""
-        requests, prefill_tokens, working = self._requests, self._prefill_tokens, self._working
+        (requests, prefill_tokens), working = self._cells, self._working
         for load in self._moved:
             number = self._numbers[load]
             requests[number], prefill_tokens[number] = load.requests, load.prefill_tokens
@@ -220,7 +253,7 @@ class Regulars:
                 working.pop(number, None)
         self._moved.clear()
         busy_s = {number: load.backlog_s(now) for number, load in working.items()}
-        return requests.copy(), prefill_tokens.copy(), busy_s
+        return self._requests.copy(), self._prefill_tokens.copy(), busy_s
 
 
 def _whole(column: Floats) -> list[int]:

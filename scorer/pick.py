@@ -85,13 +85,15 @@ def _pick_of_many(crowd: Crowd, policy: Policy, turn: int, slowness: Sequence[fl
 
 def _surely(crowd: Crowd, policy: Policy) -> Candidate | None:
     """Who has the most of the prompt, alone, where that makes all others dearer by far: mostly a conversation's pod."""
-    first = [group for group in crowd.groups if group.matched == crowd.longest]
-    if not crowd.longest or len(first) != 1 or len(first[0].numbers) != 1:
+    alone = crowd.alone
+    if alone is None:
         return None
-    one = crowd[first[0].numbers[0]]
+    one = crowd.member(alone, alone.numbers[0])
     bound = policy.most(one, crowd) * (1.0 + policy.alike) + _CLOSE
-    for group in (*crowd.groups, crowd.others):
-        if group is not first[0] and policy.least(group, crowd) <= bound:
+    if policy.least(crowd.others, crowd) <= bound:
+        return None
+    for group in crowd.groups:
+        if group is not alone and policy.least(group, crowd) <= bound:
             return None
     return one
 

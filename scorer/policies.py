@@ -15,7 +15,7 @@ import xxhash
 
 from indexer.blocks import Keys
 from scorer.candidates import Candidate, Candidates
-from scorer.crowd import Crowd, Floats, Group, Priced, Rivals
+from scorer.crowd import Alike, Crowd, Floats, Priced, Rivals
 from scorer.history import History, hash_blocks
 
 PolicyName: TypeAlias = Literal[
@@ -115,7 +115,7 @@ class Policy:
         """The price of one is no higher. Only of a policy that knows crowds."""
         raise NotImplementedError
 
-    def least(self, group: Group, crowd: Crowd) -> float:
+    def least(self, group: Alike, crowd: Crowd) -> float:
         """The price of nobody in a group is lower. Only of a policy that knows crowds."""
         raise NotImplementedError
 
@@ -196,7 +196,7 @@ class PredictedTtft(Policy):
         lost_s = one.token_s * (settings.eviction * one.again) * given_up
         return one.backlog_s + one.requests * settings.request_s + work_s + lost_s
 
-    def least(self, group: Group, crowd: Crowd) -> float:
+    def least(self, group: Alike, crowd: Crowd) -> float:
         return crowd.regulars.least_s(self.settings.beta, crowd.tokens - group.worth, group.middle)
 
     def reason(self, candidates: Rivals, prices: Priced, chosen: int, asked: AskedPrompt | None) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from scorer.candidates import Candidates, Stranger
 from scorer.cost import FleetRate, PrefillRate
-from scorer.crowd import MANY, Crowd, Group, Regulars
+from scorer.crowd import MANY, Alike, Crowd, Regulars
 from scorer.load import PodLoad, Ticket
 from scorer.pick import pick
 from scorer.policies import POLICIES, PolicyName, Settings, policy_of
@@ -62,7 +62,7 @@ class Drawn:
             left = [number for number in left if number not in numbers]
             found, middle = rnd.choice((tokens - 1, rnd.randrange(tokens))), rnd.uniform(0, tokens)
             worth = rnd.choice((float(found), rnd.uniform(0, tokens)))
-            crowd.hold(Group(numbers, found, worth, middle))
+            crowd.hold(Alike(numbers, found, worth, middle))
             for number in numbers:
                 matched[number], worths[number], middles[number] = found, worth, middle
         tokens_s = [own + more * middle for (own, more), middle in zip(self.speeds, middles, strict=True)]
@@ -106,10 +106,10 @@ def test_where_one_is_far_better_the_others_are_not_priced(seed: int) -> None:
     """The pod of a conversation, beside many that have its beginning; who asks for the prices gets them. Of two such
     pods one has to be found."""
     drawn, policy = Drawn(3 * seed), policy_of(Settings())
-    beginning = Group(range(10, 30), 2000, 2000.0, 9000.0)
+    beginning = Alike(range(10, 30), 2000, 2000.0, 9000.0)
     for numbers in ([35], [35, 36]):
         crowd = Crowd(drawn.regulars, 16_000, 4.0, 0.0)
-        for group in (beginning, Group(numbers, 15_900, 15_900.0, 15_950.0)):
+        for group in (beginning, Alike(numbers, 15_900, 15_900.0, 15_950.0)):
             crowd.hold(group)
         ours, theirs = pick(crowd, policy, seed), pick(crowd.listed(), policy, seed)
         assert ours.best.number in numbers and (ours.priced is None) is (len(numbers) == 1)

@@ -17,12 +17,14 @@ from router.core.fleet import Fleet, Rank
 from router.core.holdings import Holders
 from scorer.candidates import Candidates
 from scorer.chains import Chains
-from scorer.crowd import MANY, Crowd, Group, Regulars, Rivals
+from scorer.crowd import MANY, Alike, Crowd, Regulars, Rivals
 from scorer.load import PodLoad
 
 _LOOK_S = 0.1  # between two looks at what changes little
 _LOOKED_MAX = 32  # ranks at one look, so that no decision pays for more: about 0.1 ms
 _FULL_S = 30.0  # a pod that has given up something within this time has no room
+
+_new = tuple.__new__
 
 _Found: TypeAlias = tuple[int, Hit, int, int]
 """Who holds something of a prompt: number, hit, tokens of the prompt as it reads it, tokens a block."""
@@ -164,7 +166,7 @@ class Comparison:
             for number in numbers:
                 hits[number] = hit
             if isinstance(candidates, Crowd):
-                candidates.hold(Group(numbers, matched, worth, middle))
+                candidates.hold(_new(Alike, (numbers, matched, worth, middle)))
                 continue
             for number in numbers:
                 candidates.matched[number], candidates.worths[number] = matched, worth
