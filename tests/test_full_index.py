@@ -189,6 +189,7 @@ def test_a_feed_says_that_it_is_not_whole_and_reads_its_history_when_there_is_ro
         feed.replayed(number, payload, 100.0)
     feed.replay_ended(True, 100.0)
     assert _blocks(index, "a", 300, 20) == 0 and feed.mend(101.0) is None
+    assert feed.counts.resyncs == 1
 
 
 def test_what_somebody_wants_forgotten_is_read_anew() -> None:

@@ -269,6 +269,7 @@ def test_a_report_shows_that_the_lower_tiers_were_cleared_too() -> None:
     pod = _offloaded()
     pod.report(0)
     assert pod.feed.state == "exact" and pod.hit() == MISS
+    assert pod.feed.counts.predictions_over == 0, "it was in doubt: nothing was foretold wrongly"
     assert not pod.index.sweep() and pod.index.blocks == 0
 
 

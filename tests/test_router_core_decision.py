@@ -347,6 +347,9 @@ def test_ranks_that_do_not_begin_with_0() -> None:
     assert feed is not None
     feed.frame(0, msgspec.msgpack.encode([1.0, [{"type": "AllBlocksCleared"}], 7]), 0.0)
     assert called() == [6, 7, 8]
+    feed.frame(1, msgspec.msgpack.encode([2.0, [{"type": "AllBlocksCleared"}], 0]), 0.0)
+    assert called() == [0, 0, 2], "nobody stands before the first"
+    feed.frame(2, msgspec.msgpack.encode([3.0, [{"type": "AllBlocksCleared"}], 7]), 0.0)
     pod.first_rank = 9
     assert called() == [9, 7, 11]
 

@@ -120,6 +120,8 @@ def test_figures_and_words_that_mean_nothing_are_not_taken() -> None:
     fleet.measured(pod, {"block_size": 32.0, "blocks": 101.0})
     fleet.measured(pod, {"block_size": 0.0, "blocks": 1.0})
     assert (pod.block_size, pod.blocks) == (32, 100)
+    fleet.measured(pod, {"block_size": 1.0, "blocks": 2.0})
+    assert (pod.block_size, pod.blocks) == (1, 1)
     for said, version in (("0.11.2", "0.11.2"), (7, None), ("0.12.0", "0.12.0"), ('0.12.0"\n{', None)):
         fleet.learned_version(pod, said)
         assert pod.version == version
@@ -220,3 +222,42 @@ def test_a_pod_tells_how_many_adapters_it_can_have_loaded() -> None:
     assert rank.adapters.takes("c") and not rank.adapters.has("a")
     fleet.measured(pod, {"lora_max": 2.0})
     assert rank.adapters.has("a") and rank.adapters.has("b") and not rank.adapters.takes("c")
+
+
+def test_models_that_are_told_again_change_nothing() -> None:
+    """Pods make some of it anew for each answer; what requests hang on begins an epoch."""
+    fleet, pod = (core := core_of(1)).fleet, core.fleet.pods["pod-0"]
+    fleet.learned_models(pod, [{"id": MODEL, "root": "/a", "created": 1}])
+    epoch = fleet.epoch
+    fleet.learned_models(pod, [{"id": MODEL, "root": "/a", "created": 2}])
+    assert fleet.epoch == epoch
+    fleet.learned_models(pod, [{"id": MODEL, "root": "/a", "created": 2, "max_model_len": 100}])
+    assert fleet.epoch == epoch + 1 and fleet.shortest == 100
+
+
+def test_what_a_pod_says_of_itself_reaches_its_events() -> None:
+    """Its adapters, which events name by number; a drafter; that it caches nothing. Pods without events have none."""
+    for feeds in (True, False):
+        fleet, pod = (core := core_of(1, feeds=feeds)).fleet, core.fleet.pods["pod-0"]
+        (rank,) = pod.ranks
+        fleet.learned_models(pod, [{"id": MODEL}, {"id": "tuned", "parent": MODEL}])
+        fleet.measured(pod, {})
+        assert rank.trust.caches and rank.trust.calibration.proven
+        fleet.measured(pod, {"caches": 0.0})
+        assert not rank.trust.caches
+        fleet.measured(pod, {"drafter": 1.0})
+        assert rank.trust.caches and rank.trust.calibration.proven is not feeds
+        assert rank.feed is None or rank.feed.adapters == ["tuned"]
+
+
+def test_the_history_of_a_pod_that_was_started_anew_is_asked_for() -> None:
+    """Its feed may not have noticed yet; of a pod without events, what its reports have shown is forgotten."""
+    for feeds in (True, False):
+        fleet, pod = (core := core_of(1, feeds=feeds)).fleet, core.fleet.pods["pod-0"]
+        (rank,) = pod.ranks
+        rank.trust.proofs = 5
+        fleet.restarted(pod)
+        if rank.feed is not None:
+            assert rank.feed.mend(1.0) == 0 and rank.feed.mend(1.0) is None
+        else:
+            assert rank.trust.proofs == 0
