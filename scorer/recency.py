@@ -7,7 +7,10 @@ oldest was idle that it still has. What is in use stays.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from itertools import islice
+
+_LOOKED_MAX = 16  # owners that are looked at to say what a pod gives up next
 
 
 class Recency:
@@ -76,6 +79,22 @@ class Recency:
             del idle[oldest]
             self._forget(oldest)
         return 0.0
+
+    def gives_up(self, held: int, tokens: float, now: float) -> Sequence[tuple[float, float]]:
+        """What goes next of the `held` tokens that the pod has, if it takes so many others: how many, and how long they
+        were idle. What is in use was for no time; of many owners, those behind the first are taken to be like these.
+        """
+        self.idle_s(held, now)
+        gone, left = max(0, self.tokens - held), tokens  # of the oldest, some is gone
+        parts, idle_s = [], 0.0
+        for owner, since in islice(self._idle.items(), _LOOKED_MAX):
+            idle_s = now - since
+            parts.append((min(left, float(self._tokens[owner] - gone)), idle_s))
+            left, gone = left - parts[-1][0], 0
+            if left <= 0.0:
+                return parts
+        parts.append((left, idle_s if len(parts) < len(self._idle) else 0.0))
+        return parts
 
     def _forget(self, owner: Hashable) -> None:
         self.tokens -= self._tokens.pop(owner, 0)

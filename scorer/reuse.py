@@ -1,7 +1,8 @@
 """How likely what lies idle in a cache is asked for again, by how long it has done so: learned from what is asked for.
 
 Of every request some leading tokens were asked for before, a while ago, and the rest never. Kept is how many tokens
-came again after which time, in bins that grow, and how many were new; older ones count less.
+came again after which time, in bins that grow, and how many were new; older ones count less. As many as are new are
+asked for a last time: so of what is still idle after a time, those that come again later do, and so many never will.
 """
 
 from __future__ import annotations
@@ -49,13 +50,11 @@ class Reuse:
 
     def _sum_up(self) -> None:
         self._summed_up = True
-        total = self._new + sum(self._again)
-        if not total:
-            return
         after = 0.0
         for number in range(_BINS - 1, -1, -1):
             after += self._again[number]
-            self._chances[number] = after / total
+            left = after + self._new
+            self._chances[number] = after / left if left else 0.0
         self._chances[_BINS] = 0.0
 
 

@@ -58,6 +58,30 @@ def test_what_is_in_use_stays() -> None:
     assert recency.idle_s(10, 50.0) == 0.0 and recency.tokens == 100
 
 
+def test_what_goes_next() -> None:
+    """The longest idle first, of which some may be gone; what nobody can give up is in use, as if it were used now."""
+    recency = Recency()
+    for owner, tokens, ended in (("old", 100, 1.0), ("newer", 50, 5.0), ("newest", 300, 8.0), ("used", 70, 9.0)):
+        recency.begin(owner, tokens, tokens)
+        recency.end(owner, True, ended)
+    recency.begin("used", 0, 70)
+    assert recency.gives_up(520, 30.0, 10.0) == [(30.0, 9.0)]
+    assert recency.gives_up(500, 120.0, 10.0) == [(80.0, 9.0), (40.0, 5.0)]
+    assert recency.gives_up(430, 400.0, 10.0) == [(10.0, 9.0), (50.0, 5.0), (300.0, 2.0), (40.0, 0.0)]
+    assert recency.gives_up(100, 10.0, 10.0) == [(10.0, 2.0)] and recency.tokens == 370
+
+
+def test_of_many_small_ones_the_first_tell() -> None:
+    """A pod with thousands of short prompts is not searched for all that it would give up."""
+    recency = Recency()
+    for owner in range(1000):
+        recency.begin(owner, 1, 1)
+        recency.end(owner, True, float(owner))
+    parts = recency.gives_up(1000, 500.0, 1000.0)
+    assert len(parts) < 50 and sum(tokens for tokens, _ in parts) == 500.0
+    assert parts[0] == (1.0, 1000.0) and parts[-1][1] == parts[-2][1] > 900.0
+
+
 def test_what_was_not_served_is_not_there() -> None:
     """Nothing was computed for it."""
     recency = Recency()

@@ -32,6 +32,17 @@ def test_by_how_long_it_was_idle() -> None:
     assert reuse.chance(3600.0) < 0.01
 
 
+def test_of_what_is_still_idle() -> None:
+    """Most tokens come again at once; of those that did not, as many come after five minutes as never do."""
+    reuse = Reuse()
+    for _ in range(2000):
+        reuse.learn(1.0, 90_000, 0)
+        reuse.learn(300.0, 5_000, 5_000)
+    assert reuse.chance(0.1) == pytest.approx(0.95, abs=0.01)
+    assert reuse.chance(100.0) == pytest.approx(0.5, abs=0.01)
+    assert reuse.chance(900.0) < 0.01
+
+
 def test_a_change_is_learned_and_sums_stay_small() -> None:
     """What was long ago counts for little; after a million requests as well."""
     reuse = Reuse()

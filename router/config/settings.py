@@ -63,7 +63,7 @@ class PiecesConfig(Section):
     finds the most of its prompt cached. So its usage calls cached what was computed for it a moment before.
     """
 
-    enabled: bool = Field(default=False, description="Send them so.")
+    enabled: bool = Field(default=True, description="Send them so.")
     tokens: Count = Field(
         default=16_384,
         ge=512,

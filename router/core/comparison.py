@@ -105,6 +105,7 @@ class Comparison:
         self._news = False  # all were looked at since the last decision
         self._free, self._contexts = 0.0, 0  # tokens that fit into those looked at, and what lives in them
         self._turns = chains.mix.turns  # as of the last look
+        self._next = 1.0  # tokens of a prompt with what it is taken to grow by
         self._room_each = float("inf")  # tokens that each context may grow by, until all caches are full
         self._line = _Line.of(())  # of the last decision
         self._fit: dict[str | None, FitRanks] = {}  # of each model,
@@ -190,6 +191,7 @@ class Comparison:
             self._looked_at, self._unseen = now, list(self._fleet.ranks)
             self._free, self._contexts = 0.0, 0
             self._turns = self._chains.mix.turns
+            self._next = max(1.0, self._chains.mix.tokens + self._chains.ahead)
         for rank in self._unseen[-_LOOKED_MAX:]:
             rank.load.rate.look()
             rank.stood = rank.state
@@ -210,7 +212,6 @@ class Comparison:
         size, removed, held = rank.block_size or 0, self._index.removed(rank.id), self._index.held(rank.id)
         if removed != rank.removed:
             rank.removed, rank.removed_at = removed, now
-        idle_s = rank.recency.idle_s(held * size, now)
         full = now < rank.removed_at + _FULL_S
         rank.room = 0.0 if full else float((blocks - held) * size)
         contexts = rank.lives.contexts(now)
@@ -218,7 +219,8 @@ class Comparison:
         self._contexts += contexts
         taken = held * size + contexts * self._ahead
         rank.fill = 1.0 if full else min(1.0, taken / max(1, blocks * size))
-        rank.again = self._chains.reuse.chance(idle_s)
+        parts, chance = rank.recency.gives_up(held * size, self._next, now), self._chains.reuse.chance
+        rank.again = sum([tokens * chance(idle_s) for tokens, idle_s in parts]) / self._next
 
 
 def _few(line: _Line, tokens: int, turns: float, now: float) -> Candidates:
