@@ -18,18 +18,22 @@ _YOUNG = 10_000  # objects more than before until the young are looked at: that 
 _ASIDE_S = 5.0
 _IDLE_S = 300.0  # from one look at everything to the next, if then nobody waits
 _LATEST_S = 3600.0  # if somebody always does
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
+_ARENAS = 2  # that all threads share: each keeps what its busiest moment has taken
 _LARGE_BYTES = 1 << 20  # to map and unmap one of these costs less than to read it
 
 
-def give_back_large_blocks() -> None:
+def keep_little_memory() -> None:
     """Have large bodies go back to the system as soon as they are freed, where the allocator is glibc's.
 
-    It learns from the first one to keep the memory of those like it, in pieces between what stays: a process that was
-    sent some would look as if it never let go of them.
+    It learns from the first one to keep the memory of those like it, in pieces between what stays, and gives each
+    thread an arena of its own: a process that was sent some would look as if it never let go of them. To be called
+    before there are other threads.
     """
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        libc.mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 class Collector:

@@ -21,7 +21,7 @@ from router.config.settings import Config
 from router.endpoints.access import guarded
 from router.endpoints.app import create_app, create_ops_app
 from router.errors import ConfigError
-from router.garbage import Collector, give_back_large_blocks
+from router.garbage import Collector, keep_little_memory
 from router.metrics.metrics import Departures
 from router.server.asgi import App
 from router.server.listening import must_be_free, shared_sockets
@@ -85,7 +85,7 @@ def run(config: Config, worker: Worker | None = None, started: Callable[[], None
     if config.discovery.is_empty and (worker is None or worker.number == 0):
         log.warning("%s", _NO_PODS)
     _allow_open_files(config)
-    give_back_large_blocks()
+    keep_little_memory()
     collector = Collector()
     collector.start()
     serving = _serve(service, started) if worker is None else _serve_beside(service, worker, started)

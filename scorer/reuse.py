@@ -14,7 +14,7 @@ _PER_DOUBLING = 4.0  # bins for each doubling of the time
 _FIRST_S = 0.01  # the first one's end; the last one begins after 11 hours
 _FORGET = 0.9995  # for each request: about the last 2,000 count
 _WEIGHT_MAX = 1e100  # then all is weighed anew
-_LEAN_TOKENS = 200_000.0  # that are taken to have come again after any time, before there were others
+_LEAN_TOKENS = 100_000.0  # that are taken to have come again after any time, before there were others
 
 
 class Reuse:

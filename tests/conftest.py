@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import uvloop
 
-from router.garbage import give_back_large_blocks
+from router.garbage import keep_little_memory
 
-give_back_large_blocks()  # here, too
+keep_little_memory()  # here, too
 pytest.register_assert_rewrite("tests.fakes")
 
 _Cache = type(functools.lru_cache(lambda: None))

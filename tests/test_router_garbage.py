@@ -66,10 +66,10 @@ def test_what_lives_is_set_aside() -> None:
 
 
 KEPT = """
-from router.garbage import give_back_large_blocks
+from router.garbage import keep_little_memory
 def taken():
     return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmRSS"))
-if {given}: give_back_large_blocks()
+if {given}: keep_little_memory()
 bodies, small = [bytearray(6 << 20)], []
 bodies.clear()
 before = taken()
@@ -89,6 +89,40 @@ def test_large_bodies_are_given_back() -> None:
         for given in (True, False)
     ]
     assert kept_mib[0] < 2 and kept_mib[1] > 40
+
+
+ARENAS = """
+import ctypes, tempfile, threading
+from router.garbage import keep_little_memory
+if {given}: keep_little_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+threads, together = [], threading.Barrier(8)
+def work():
+    together.wait()
+    libc.malloc(ctypes.c_size_t(4000))
+    together.wait()
+for _ in range(8):
+    threads.append(threading.Thread(target=work))
+    threads[-1].start()
+for thread in threads:
+    thread.join()
+with tempfile.NamedTemporaryFile("r") as told:
+    file = ctypes.c_void_p(libc.fopen(told.name.encode(), b"w"))
+    libc.malloc_info(0, file)
+    libc.fclose(file)
+    print(told.read().count("<heap nr="))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_threads_share_what_they_keep() -> None:
+    """However many there are."""
+    arenas = [
+        int(subprocess.run([sys.executable, "-c", ARENAS.format(given=given)], capture_output=True, check=True).stdout)
+        for given in (True, False)
+    ]
+    assert arenas[0] == 2 < arenas[1]
 
 
 FREE = """
