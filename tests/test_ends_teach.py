@@ -10,7 +10,10 @@ from indexer.events import BlockStored
 from router.core.decision import Core
 from router.core.demand import BreakerChange, Demand, End
 from router.core.fleet import Pod, Rank, RankId
+from router.core.token_states import Origin, TokenizerState
 from router.errors import Busy
+from router.prompts.prompt import parse
+from router.tokens.understanding import shape_of
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad
 from scorer.pick import scored
@@ -19,6 +22,7 @@ from tests.fakes.cores import (
     NOBODY,
     SERVED,
     SIZE,
+    VOID,
     asked,
     core_of,
     counted,
@@ -74,6 +78,24 @@ def test_a_first_byte_closes_a_breaker() -> None:
     assert core.first_byte(placed, True, 501.0) == BreakerChange("pod-0", False, "a request was served")
     assert not pod.breaker.tripped and pod.slow_until == 511.0
     assert core.finish(placed, SERVED, 502.0) is None and pod.slow_until == 511.0
+
+
+def test_an_answer_that_comes_whole_closes_a_breaker() -> None:
+    """And is told, as it has no first byte that says so."""
+    core = core_of(3, breaker={"failures_in_row": 3, "requests_min": 100})
+    pod = tripped(core)
+    placed = route(core, asked(core, 7, pods=frozenset({"pod-0"})), NOBODY, 500.0)
+    assert core.finish(placed, SERVED, 501.0) == BreakerChange("pod-0", False, "a request was served")
+    assert not pod.breaker.tripped
+
+
+def test_a_refusal_that_is_passed_on_closes_no_breaker() -> None:
+    """No other pod was there, so the client gets it: its first byte is no proof."""
+    core = core_of(3, breaker={"failures_in_row": 3, "requests_min": 100})
+    pod = tripped(core)
+    placed = route(core, asked(core, 7, pods=frozenset({"pod-0"})), NOBODY, 500.0)
+    core.finish(placed, End("disputed", 401), 501.0)
+    assert core.first_byte(placed, False, 501.1) is None and pod.breaker.tripped
 
 
 def test_a_first_byte_is_no_end() -> None:
@@ -265,3 +287,48 @@ def test_less_than_foretold_is_no_error_before_events_had_their_time() -> None:
     core.index.apply(pod.ranks[0].id, BlockStored([5000], None, np.full(SIZE, 7, np.uint32), SIZE))
     core.finish(route(core, demand, here, 90.0), counted(161, 160), 90.0)
     assert feed.counts.told().get("predictions over", 0) == 1
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_what_a_pod_gave_up_meanwhile_is_no_error(gone: bool) -> None:
+    """Its events say so, between the decision and its own look; less than foretold without that is one."""
+    core = core_of(1)
+    feed = core.fleet.pods["pod-0"].ranks[0].feed
+    assert feed is not None
+    hashes = list(range(10))
+    stored = ["BlockStored", hashes, None, tokens_of(1).tolist(), SIZE]
+    feed.frame(0, msgspec.msgpack.encode([1.0, [stored]]), 1.0)
+    placed = route(core, asked(core, 1, 161, is_alone=True), NOBODY, 2.0)
+    assert placed.promised == 160
+    if gone:
+        feed.frame(1, msgspec.msgpack.encode([3.0, [["BlockRemoved", hashes]]]), 3.0)
+    core.finish(placed, counted(161, 0), 4.0)
+    assert feed.counts.predictions_over == (not gone)
+
+
+def test_what_another_request_was_to_compute_may_not_be_there_yet() -> None:
+    """Where both were sent together, that the pod had nothing cached is no error."""
+    core = core_of(1)
+    feed = core.fleet.pods["pod-0"].ranks[0].feed
+    assert feed is not None
+    demand = asked(core, 1, 161, is_alone=True)
+    first, second = (route(core, demand, NOBODY, 1.0) for _ in range(2))
+    assert second.promised == 160
+    core.finish(second, counted(161, 0), 2.0)
+    assert feed.counts.predictions_over == feed.counts.predictions_equal == 0
+    core.finish(first, counted(161, 0), 2.0)
+    assert feed.counts.predictions_equal == 1 and feed.counts.predictions_over == 0
+    core.finish(route(core, demand, NOBODY, 3.0), counted(161, 0), 3.5)
+    assert feed.counts.predictions_over == 1, "now it should have been"
+
+
+def test_an_answer_that_broke_off_proves_no_tokens() -> None:
+    """Though it had begun: the pod may hold what it has computed before, not what it was asked for."""
+    core, state = core_of(1), TokenizerState()
+    store(core, "pod-0", 1)
+    shape = shape_of(parse("/v1/chat/completions", b'{"model": "m", "messages": [{"role": "user", "content": "x"}]}'))
+    for now, end, confirmed in ((0.0, VOID, 0), (100.0, SERVED, 1)):
+        placed = route(core, asked(core, 1, origin=Origin(state, shape, MODEL, None, None)), NOBODY, now)
+        core.first_byte(placed, False, now + 0.1)
+        core.finish(placed, end, now + 0.2)
+        assert core.proof.judge(now + 50.0) == [] and state.confirmed == confirmed

@@ -244,6 +244,8 @@ async def test_who_leaves_as_its_turn_comes() -> None:
     assert attempt.preparation is not None and core.hold.rests
     routing.leave(attempt)
     at_rest(core)
+    routing = Routing(dispatch, Understood(cold(core, 2)), None, Request(b"id", "/v1/completions", 0.0, claims))
+    assert routing.route(frozenset(("pod-1",))).preparation is None, "a retry goes whole"
 
 
 async def nothing_new(urgent: bool) -> None:

@@ -15,7 +15,7 @@ from router.causes.request_log import GONE
 from router.config.settings import RecordConfig
 from router.core.decision import Core
 from router.core.demand import Demand, Trace
-from router.errors import Full
+from router.errors import Full, NoRetry
 from router.metrics.histograms import Histogram
 from router.metrics.metrics import Metrics
 from router.proxy.attempts import Attempt, Dispatch, Request, Routing
@@ -90,6 +90,16 @@ def test_what_a_stream_leaves_behind() -> None:
     assert (story.status, story.error, story.usage, story.first_at) == (200, None, (160, 64), began + 0.5)
     assert [(one.at.pod, one.how, one.ended) for one in story.tries] == [("pod-0", 200, began + 2.5)]
     assert core.in_flight == 0
+
+
+def test_what_a_pod_does_not_tell_is_nothing_cached() -> None:
+    """Old ones leave it out; the prediction is as far off."""
+    desk = Desk(core := core_of(1))
+    store(core, "pod-0", 1, 96)
+    routing = desk.ask(asked(core, 1))
+    routing.route(NOBODY).finished(Outcome(200, 9, Usage(160, None, 5)), desk.began)
+    assert (desk.metrics.actual_tokens, routing.story.usage) == (0, (160, None))
+    assert observed(desk.metrics.errors) == (1, 96)
 
 
 def test_what_comes_whole_has_no_first_token() -> None:
@@ -198,6 +208,17 @@ async def test_what_is_given_back_lets_the_next_one_in(bound: str) -> None:
     assert waiting.done() and (await waiting).pod == "pod-0" and observed(desk.metrics.queue_waits)[0] == 1
 
 
+def test_retries_are_bounded() -> None:
+    """Where the budget is spent, nothing is taken, and that is counted."""
+    desk = Desk(core := core_of(2, upstream={"retry_share": 0.0, "retry_floor": 1}))
+    routing, others = desk.ask(), frozenset(("pod-0",))
+    routing.route(others)
+    for refused in (1, 2):
+        with pytest.raises(NoRetry):
+            routing.route(others)
+        assert desk.metrics.retries_refused == refused and core.in_flight == 1
+
+
 def test_who_does_not_answer_is_ejected_but_for_our_own_bound() -> None:
     """That all of our connections to it are in use is no fault of the pod."""
     for reason, ejected in (("pool_full", False), ("reset", True)):
@@ -221,19 +242,22 @@ def test_who_alone_refuses_is_at_fault(path: str, status: int, accused: bool) ->
     assert routing.disputed is accused and desk.tripped() == []
     second = routing.route(frozenset(("pod-0",)))
     second.first_byte(desk.began)
+    assert desk.tripped() == ["pod-0"] * accused and not routing.disputed, "a stream may go on for minutes"
     second.finished(Outcome(200, 1, None), desk.began)
-    assert desk.tripped() == ["pod-0"] * accused and not routing.disputed
+    assert desk.tripped() == ["pod-0"] * accused
 
 
 @pytest.mark.parametrize(
-    ("status", "convicted"), [(200, True), (299, True), (400, True), (404, False), (429, False), (500, False)]
+    ("status", "convicted"),
+    [(200, True), (299, True), (400, True), (404, False), (429, False), (500, False), (None, False)],
 )
-def test_what_the_next_pod_says_tells_whose_fault_it_was(status: int, convicted: bool) -> None:
+def test_what_the_next_pod_says_tells_whose_fault_it_was(status: int | None, convicted: bool) -> None:
     """Whoever understands the request convicts the one that did not; one that fails itself proves nothing."""
     desk = Desk(core_of(3, breaker=FRAGILE))
     routing = desk.ask()
     routing.route(frozenset(("pod-1", "pod-2"))).refused(401, None, desk.began)
-    routing.route(frozenset(("pod-0", "pod-2"))).finished(Outcome(status, 1, None), desk.began)
+    outcome = Outcome(status, 1, None, error="reset" if status is None else None)
+    routing.route(frozenset(("pod-0", "pod-2"))).finished(outcome, desk.began)
     assert ("pod-0" in desk.tripped()) is convicted is not routing.disputed
 
 
@@ -302,6 +326,7 @@ def test_what_was_looked_up_is_counted() -> None:
     assert metrics.prefix_lookups == {"hit": 0, "partial": 0, "miss": 1}
     assert 2.0 < metrics.lookups.totals()[1] < 2.5 and 5.0 < metrics.decisions.totals()[1] < 5.5
     assert observed(metrics.stages["lookup"])[0] == observed(metrics.stages["score"])[0] == 1
+    assert metrics.stages["score"].totals()[1] < 1.0 and "the prefix is not known" not in metrics.picks
     desk.ask(Demand(MODEL, 100, reason="the tokenizer is slow")).route(NOBODY)
     assert sum(metrics.prefix_lookups.values()) == 1 and metrics.picks["the prefix is not known"] == 1
     assert sum(metrics.picks.values()) == observed(metrics.decisions)[0] == 2
