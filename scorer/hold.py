@@ -16,7 +16,7 @@ driven out. Nobody waits for longer than a limit; then it goes where it is best.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -70,10 +70,12 @@ def overdue() -> Held:
 
 @dataclass(slots=True, eq=False)
 class _Flow:
-    """`waiting`: so many of its requests do. `asked_s`: work that went, counted from who had the least when it came."""
+    """`waiting`: its requests that do, in its order, if that is `ordered`. `asked_s`: work that went, counted from who
+    had the least when it came."""
 
     asked_s: float
-    waiting: int = 0
+    waiting: dict[Held, None] = field(default_factory=dict)
+    ordered: bool = True
 
 
 class Hold:
@@ -105,10 +107,10 @@ class Hold:
         """Somebody has to wait, whose prefill costs so much where it is best placed; None: too many do."""
         if len(self._waiting) >= self.limits.waiting_max:
             return None
-        self._flow(flow).waiting += 1
         held = Held(item, flow, priority, now, cost_s, place=(priority, cost_s + _WAITED * now))
-        self._waiting[held] = None
-        self._ordered = False
+        of = self._flow(flow)
+        self._waiting[held] = of.waiting[held] = None
+        self._ordered = of.ordered = False
         return held
 
     def cold(self, now: float) -> int:
@@ -118,8 +120,9 @@ class Hold:
     def remove(self, held: Held) -> None:
         """It is gone; nothing happens if it was."""
         if held in self._waiting:
-            del self._waiting[held]
-            self._flows[held.flow].waiting -= 1
+            flow = self._flows[held.flow]
+            del self._waiting[held], flow.waiting[held]
+            flow.ordered = False
 
     def must_wait(self, load: PodLoad, cost_s: float, lacks_room: bool, held: Held | None, now: float) -> bool:
         """Whether who is best placed there has to. `lacks_room`: beside what lives. `held`: it does already."""
@@ -129,7 +132,7 @@ class Hold:
         before_s, held.cost_s, held.placed_at = held.cost_s, cost_s, now
         if abs(cost_s - before_s) > _MOVES * before_s:
             held.place = (held.priority, cost_s + _WAITED * held.since)
-            self._ordered = False
+            self._ordered = self._flows[held.flow].ordered = False
         held.load = None if lacks_room and not waits else load
         held.reason = "the pod is busy" if not lacks_room else _IN_PIECES if load in self.rests else _NO_ROOM
         left_s = held.since + self.limits.wait_max_s - now
@@ -170,13 +173,13 @@ class Hold:
         if self._ordered:
             return list(self._waiting)
         self._ordered = True
-        ordered = sorted(self._waiting, key=_place)
-        if len(self._flows) > 1:
-            asked_s = {name: flow.asked_s for name, flow in self._flows.items()}
-            for held in ordered:
-                asked_s[held.flow] += held.cost_s
-                held.turn = (held.priority, asked_s[held.flow])
-            ordered.sort(key=_turn)
+        if len(self._flows) == 1:
+            ordered = sorted(self._waiting, key=_place)
+        else:
+            for flow in self._flows.values():
+                if not flow.ordered:
+                    _order(flow)
+            ordered = sorted(self._waiting, key=_turn)
         self._waiting = dict.fromkeys(ordered)
         return ordered
 
@@ -196,3 +199,12 @@ class Hold:
     def _is_busy(self, load: PodLoad, now: float) -> bool:
         known = load.rate.fleet.samples >= _SAMPLES_MIN or load.owes
         return known and load.backlog_s(now) >= self.limits.look_ahead_s
+
+
+def _order(flow: _Flow) -> None:
+    """Short ones first, and who has waited for long; each behind the work that was asked for before it."""
+    ordered, asked_s = sorted(flow.waiting, key=_place), flow.asked_s
+    for held in ordered:
+        asked_s += held.cost_s
+        held.turn = (held.priority, asked_s)
+    flow.waiting, flow.ordered = dict.fromkeys(ordered), True
