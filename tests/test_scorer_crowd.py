@@ -107,12 +107,12 @@ def test_where_one_is_far_better_the_others_are_not_priced(seed: int) -> None:
     pods one has to be found."""
     drawn, policy = Drawn(3 * seed), policy_of(Settings())
     beginning = Alike(range(10, 30), 2000, 2000.0, 9000.0)
-    for numbers in ([35], [35, 36]):
+    for groups in ([[35]], [[35, 36]], [[35], [36]]):
         crowd = Crowd(drawn.regulars, 16_000, 4.0, 0.0)
-        for group in (beginning, Alike(numbers, 15_900, 15_900.0, 15_950.0)):
+        for group in (beginning, *(Alike(numbers, 15_900, 15_900.0, 15_950.0) for numbers in groups)):
             crowd.hold(group)
         ours, theirs = pick(crowd, policy, seed), pick(crowd.listed(), policy, seed)
-        assert ours.best.number in numbers and (ours.priced is None) is (len(numbers) == 1)
+        assert ours.best.number in (35, 36) and (ours.priced is None) is (groups == [[35]])
         assert (ours.best, ours.reason, ours.prices) == (theirs.best, theirs.reason, theirs.prices)
 
 
@@ -159,3 +159,31 @@ def test_a_large_fleet_is_picked_from_as_a_small_one(pods: int) -> None:
         core.first_byte(rnd.choice(open_ones), True, now + 0.01)
         if len(open_ones) > 8:
             core.finish(open_ones.pop(rnd.randrange(8)), SERVED, now + 0.02)
+
+
+@pytest.mark.parametrize("per_position", [0.0, 1e-6])
+def test_where_others_come_near_they_are_priced(per_position: float) -> None:
+    """To the token: who has most of a prompt and no room for it is left as soon as another one is as good. Nobody is
+    taken to be slower than the quickest one is."""
+    fleet, count = FleetRate(8000), 20
+    loads = [PodLoad(PrefillRate(8000, fleet)) for _ in range(count)]
+    pods = [Stranger(f"pod-{number}", 1000) for number in range(count)]
+    speeds = [(1e-4, per_position if number > 9 else 0.0) for number in range(count)]
+    rooms = [0.0, *[INFINITE] * (count - 1)]
+    regulars = Regulars(pods, loads, speeds, [1.0] * count, rooms, [0.0] * count, [1.0] * count)
+    policy, went = policy_of(Settings()), []
+    for matched in range(60, 140):
+        crowd = Crowd(regulars, 1000, 4.0, 0.0)
+        crowd.hold(Alike([0], matched, float(matched), (1000 + matched) / 2))
+        went.append(pick(crowd, policy, 0).best.number)
+        assert went[-1] == pick(crowd.listed(), policy, 0).best.number
+    assert went[0] != 0 and went[-1] == 0
+
+
+def test_who_is_emptiest_and_who_is_fullest() -> None:
+    """Whatever is filled and emptied, in any order."""
+    drawn = Drawn(2)
+    regulars, rnd = drawn.regulars, drawn.rnd
+    for _ in range(500):
+        regulars.fill(rnd.randrange(4), rnd.choice((0.0, 0.05, rnd.random(), 0.99, 1.5)))
+        assert (regulars.emptiest, regulars.fullest) == (regulars.fills.min(), regulars.fills.max())
