@@ -354,3 +354,13 @@ def test_what_is_assumed_counts_a_little() -> None:
     rate = PrefillRate(8_000.0)
     rate.learn(2048, 2 * 2048 / 8_000.0)
     assert 4_010 < rate.tokens_per_s < 4_200
+
+
+def test_attention_is_seen_beside_what_every_request_costs() -> None:
+    """Though that is most of the time of short prompts: what comes late is not taken to cost what comes first does."""
+    for seed in range(6):
+        rng, rate = random.Random(seed), PrefillRate(8_000.0)
+        for _ in range(100):
+            tokens, start = rng.randint(100, 600), rng.choice((0, 4000))
+            rate.learn(tokens, 0.5 + tokens * (1.4e-4 + 1.4e-7 * (start + tokens / 2)), start)
+        assert rate.cost_s(600, 4000) > 1.2 * rate.cost_s(600) and rate.fleet.base_s > 0.25
