@@ -200,6 +200,21 @@ def test_a_hit_ends_where_the_window_is_held() -> None:
         assert pod.hit(1, 2, 3, 4, 5, 6, 7, 8).blocks == 1, "fewer blocks than the window, but all"
 
 
+def test_what_a_lower_tier_holds_is_in_no_window() -> None:
+    """A window keeps blocks of the pod's own cache: what it gives up while only a lower tier has them is gone."""
+    index, keys = PrefixIndex(SPACE, 1024), SPACE.chain(np.arange(1, 5, dtype=np.uint32), 1)
+    hashes = [1, 2, 3, 4]
+    whole = stored(0, hashes, "full_attention", 4)
+    below = BlockStored(hashes, None, np.arange(1, 5, dtype=np.uint32), 1, "cpu")
+    for event in (whole, windows(1, None, *hashes), below):
+        index.apply("pod", event)
+    assert index.match(keys).hits["pod"].blocks == 4
+    for event in (BlockRemoved(hashes, group=0), BlockRemoved(hashes, "cpu"), below, BlockRemoved(hashes, group=1)):
+        index.apply("pod", event)
+    index.apply("pod", whole)
+    assert index.match(keys).hits["pod"].blocks == 0, "no window goes on from there"
+
+
 def test_matches_change_with_the_window() -> None:
     """What was answered before the window's blocks came or went does not hold any more."""
     pod = _Hybrid()
