@@ -20,7 +20,7 @@ _DEPTH_MAX = 8  # chains that one has grown out of, one after the other: then it
 _GROWTH, _GUESSED = 500.0, 4  # at first, as if so many turns had shown it
 _TURN = 0.02  # what the newest turn counts for, at least
 _USUAL = 0.6  # share of prompts that continue others, from which on that is what they do
-_TURNS, _TURNS_MAX = 4.0, 8.0  # that a prompt is taken to have before it, at first and at most
+_TURNS_MAX = 8.0  # that a prompt is taken to have before it
 
 
 class Chain:
@@ -89,12 +89,9 @@ class Chains:
     @property
     def ahead(self) -> float:
         """Tokens that a prompt is taken to grow by until it is not continued any more; 0 where most are not."""
-        if not self.mix.is_known:
-            return self.growth * _TURNS
-        if not self.are_usual:
+        if self.mix.is_known and not self.are_usual:
             return 0.0
-        ends = 1.0 - self.continuing
-        return self.growth * (_TURNS_MAX if ends * _TURNS_MAX < self.continuing else self.continuing / ends)
+        return self.growth * min(_TURNS_MAX, self.mix.turns)
 
     def ask(self, keys: Keys, size: int, tokens: int, now: float) -> Known | None:
         """A prompt of so many tokens is sent to a pod, with keys of blocks of `size`; None: it is too short."""

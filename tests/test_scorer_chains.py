@@ -138,6 +138,7 @@ def test_how_often_a_prompt_is_continued() -> None:
         said = prompt(100_000 * chat, 32)
         for turn in range(4):
             chains.ask(said, SIZE, 512 * (turn + 1), float(chat))
+            chains.mix.answered()
             said = prompt(100_000 * chat + 1000 * turn + 100, 32, said)
     assert 0.7 < chains.continuing < 0.8
     assert 490 < chains.growth < 530 and 2.6 * 512 < chains.ahead < 3.4 * 512
