@@ -332,3 +332,19 @@ def test_an_answer_that_broke_off_proves_no_tokens() -> None:
         core.first_byte(placed, False, now + 0.1)
         core.finish(placed, end, now + 0.2)
         assert core.proof.judge(now + 50.0) == [] and state.confirmed == confirmed
+
+
+def test_a_report_of_blocks_that_have_another_size_by_now() -> None:
+    """It waited for events of the pod, which was started anew meanwhile: it says nothing of what is known now."""
+    core = core_of(1)
+    pod = core.fleet.pods["pod-0"]
+    pod.blocks = 10
+    feed = pod.ranks[0].feed
+    assert feed is not None
+    store(core, "pod-0", 1)
+    core.finish(route(core, asked(core, 1, 161, is_alone=True), NOBODY, 1.0), counted(161, 0), 1.0)
+    pod.block_size = 2 * SIZE
+    keys = {2 * SIZE: core.space.chain(tokens_of(2, 161), 2 * SIZE)}
+    other = Demand(MODEL, 161, keys=keys, is_alone=True)
+    core.finish(route(core, other, NOBODY, 90.0), counted(161, 0), 90.0)
+    assert (feed.counts.predictions_over, feed.counts.predictions_equal) == (0, 1)
