@@ -88,6 +88,17 @@ class Trust:
         """So many tokens were foretold (`at` then, if that is known) to be cached, and so many were."""
         error = self.error_tokens = reported - predicted
         self._wrong.append(abs(error) > LATE_BLOCKS * block_size)
+        if error or self.doubted:
+            self._look_at_wrong_ones(at)
+        if error:
+            self.proofs = 0
+            return "under" if error > 0 else "over"
+        if reported:  # that nothing is cached of a new prompt shows nothing
+            self.proofs += 1
+        return "equal"
+
+    def _look_at_wrong_ones(self, at: float) -> None:
+        """There may be enough of them, or few enough again."""
         wrong = self._wrong.count(True)
         if wrong >= WRONG_MIN:
             if not self.doubted:
@@ -96,12 +107,6 @@ class Trust:
             self.doubted = True
         elif self.doubted and wrong < WRONG_MIN // 2 and len(self._wrong) >= WRONG_MIN:
             self.doubted = self._unanswered = False
-        if error:
-            self.proofs = 0
-            return "under" if error > 0 else "over"
-        if reported:  # that nothing is cached of a new prompt shows nothing
-            self.proofs += 1
-        return "equal"
 
     def wants_resync(self, now: float) -> bool:
         """Is it time to read the pod's history anew?"""

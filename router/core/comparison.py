@@ -11,7 +11,6 @@ from indexer.index import PrefixIndex
 from indexer.match import MISS, Hit, Holder
 from indexer.rule import Rule
 from indexer.trust import Trust
-from router.core.breaker import Standing
 from router.core.demand import TEXT_BLOCK_TOKENS, Demand
 from router.core.fleet import Fleet, Rank
 from router.core.holdings import Holders
@@ -24,12 +23,8 @@ _LOOK_S = 0.1  # between two looks at what changes little
 _LOOKED_MAX = 32  # ranks at one look, so that no decision pays for more: about 0.1 ms
 _FULL_S = 30.0  # a pod that has given up something within this time has no room
 
-_new = tuple.__new__
-
 _Found: TypeAlias = tuple[int, Hit, int, int]
 """Who holds something of a prompt: number, hit, tokens of the prompt as it reads it, tokens a block."""
-_Alike: TypeAlias = tuple[list[int], Hit, Rule | None, int, int]
-"""The same of several, with the rule by which they reuse it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,25 +65,21 @@ class _Line:
         return line
 
 
-class FitRanks:
-    """Those of a model's ranks that are fit, as long as nothing changes and no pod's time comes."""
+@dataclass(slots=True, eq=False)
+class _Fit:
+    """Those of `ranks` that are `fit`, `since` then, as long as nothing changes: `until` some pod's time comes."""
 
-    __slots__ = ("_all", "_changes", "_fit", "_since", "_until")
+    ranks: Sequence[Rank]
+    fit: Sequence[Rank]
+    changes: int  # of the fleet's standing
+    since: float
+    until: float
 
-    def __init__(self) -> None:
-        self._all: Sequence[Rank] = ()
-        self._fit: Sequence[Rank] = ()
-        self._changes = -1
-        self._since = self._until = 0.0
-
-    def of(self, ranks: Sequence[Rank], standing: Standing, now: float) -> Sequence[Rank]:
-        """`ranks`: a list that does not change, of a fleet of which `standing` tells."""
-        if ranks is not self._all or standing.changes != self._changes or not self._since <= now < self._until:
-            self._all, self._changes, self._since = ranks, standing.changes, now
-            self._fit = [rank for rank in ranks if rank.pod.fit(now)]
-            times = [time for rank in ranks for time in (rank.pod.suspect_until, rank.pod.breaker.blocked_until)]
-            self._until = min((time for time in times if time > now), default=float("inf"))
-        return self._fit
+    @classmethod
+    def of(cls, ranks: Sequence[Rank], changes: int, now: float) -> _Fit:
+        times = [time for rank in ranks for time in (rank.pod.suspect_until, rank.pod.breaker.blocked_until)]
+        until = min((time for time in times if time > now), default=float("inf"))
+        return cls(ranks, [rank for rank in ranks if rank.pod.fit(now)], changes, now, until)
 
 
 class Comparison:
@@ -108,18 +99,24 @@ class Comparison:
         self._next = 1.0  # tokens of a prompt with what it is taken to grow by
         self._room_each = float("inf")  # tokens that each context may grow by, until all caches are full
         self._line = _Line.of(())  # of the last decision
-        self._fit: dict[str | None, FitRanks] = {}  # of each model,
+        self._fit: dict[str | None, _Fit] = {}  # of each model,
         self._epoch = 0  # as the fleet served them then
 
     def fit(self, model: str | None, ranks: Sequence[Rank], now: float) -> Sequence[Rank]:
-        """Those of a model's `ranks`, as the fleet has them, whose pods are fit."""
-        if self._epoch != self._fleet.epoch:
-            self._epoch = self._fleet.epoch
+        """Those of a model's `ranks`, as the fleet has them (in a list that does not change), whose pods are fit."""
+        fleet = self._fleet
+        if self._epoch != fleet.epoch:
+            self._epoch = fleet.epoch
             self._fit.clear()
-        known = self._fit.get(model)
-        if known is None:
-            known = self._fit[model] = FitRanks()
-        return known.of(ranks, self._fleet.standing, now)
+        known, changes = self._fit.get(model), fleet.standing.changes
+        if (
+            known is None
+            or known.ranks is not ranks
+            or known.changes != changes
+            or not known.since <= now < known.until
+        ):
+            known = self._fit[model] = _Fit.of(ranks, changes, now)
+        return known.fit
 
     def candidates(
         self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float
@@ -132,11 +129,13 @@ class Comparison:
             self._news = False
         hits = [MISS] * len(ranks)
         tokens, regulars = demand.most_tokens, line.regulars
-        candidates = (
-            _few(line, tokens, self._turns, now) if regulars is None else Crowd(regulars, tokens, self._turns, now)
-        )
-        if demand.reads_cache:
-            self._enter(candidates, hits, _found(demand, holders, line), line)
+        found = _found(demand, holders, line) if demand.reads_cache else ()
+        if regulars is not None:
+            crowd = Crowd(regulars, tokens, self._turns, now)
+            self._enter_many(crowd, hits, found, line)
+            return crowd, hits
+        candidates = _few(line, tokens, self._turns, now)
+        self._enter(candidates, hits, found, line)
         return candidates, hits
 
     @property
@@ -157,22 +156,39 @@ class Comparison:
                 line.fills = line.fills.copy()
                 line.fills[number] = rank.fill
 
-    def _enter(self, candidates: Rivals, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
+    def _enter(self, candidates: Candidates, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
         """What those found hold, and need not compute for it."""
-        speeds, asked = line.speeds, candidates.tokens
-        for numbers, hit, rule, tokens, size in _alike(found, line.trusts):
-            matched, worth = self._reused(hit, rule, tokens, size)
-            worth += asked - tokens  # what it has not got to compute either
-            middle = (matched + tokens) / 2
-            for number in numbers:
-                hits[number] = hit
-            if isinstance(candidates, Crowd):
-                candidates.hold(_new(Alike, (numbers, matched, worth, middle)))
-                continue
-            for number in numbers:
-                candidates.matched[number], candidates.worths[number] = matched, worth
-                per_token, per_position = speeds[number]
-                candidates.tokens_s[number] = per_token + per_position * middle
+        last_hit, last_rule, last_size, last_tokens = MISS, None, 0, 0
+        matched, worth, middle = 0, 0.0, 0.0
+        trusts, speeds, asked = line.trusts, line.speeds, candidates.tokens
+        all_matched, worths, tokens_s = candidates.matched, candidates.worths, candidates.tokens_s
+        for number, hit, tokens, size in found:
+            rule = trusts[number].rule
+            if hit is not last_hit or rule is not last_rule or size != last_size or tokens != last_tokens:
+                last_hit, last_rule, last_size, last_tokens = hit, rule, size, tokens  # mostly all have the same
+                matched, worth = self._reused(hit, rule, tokens, size)
+                worth += asked - tokens  # what it has not got to compute either
+                middle = (matched + tokens) / 2
+            hits[number] = hit
+            all_matched[number], worths[number] = matched, worth
+            per_token, per_position = speeds[number]
+            tokens_s[number] = per_token + per_position * middle
+
+    def _enter_many(self, crowd: Crowd, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
+        """As `_enter`, those at once that have the same."""
+        last_hit, last_rule, last_size, last_tokens = MISS, None, 0, 0
+        trusts, groups, numbers = line.trusts, list[Alike](), list[int]()
+        for number, hit, tokens, size in found:
+            rule = trusts[number].rule
+            if hit is not last_hit or rule is not last_rule or size != last_size or tokens != last_tokens:
+                last_hit, last_rule, last_size, last_tokens = hit, rule, size, tokens
+                matched, worth = self._reused(hit, rule, tokens, size)
+                numbers = []
+                groups.append(Alike(numbers, matched, worth + (crowd.tokens - tokens), (matched + tokens) / 2))
+            hits[number] = hit
+            numbers.append(number)
+        for group in groups:
+            crowd.hold(group)
 
     def _reused(self, hit: Hit, rule: Rule | None, tokens: int, size: int) -> tuple[int, float]:
         """Tokens of a hit that are reused by a rule, and what they are worth."""
@@ -241,21 +257,6 @@ def _few(line: _Line, tokens: int, turns: float, now: float) -> Candidates:
         line.ranks,
         turns,
     )
-
-
-def _alike(found: Iterable[_Found], trusts: Sequence[Trust]) -> Iterable[_Alike]:
-    """Those found, with the rule by which they reuse it: mostly many beside each other have the same."""
-    groups: list[_Alike] = []
-    numbers: list[int] = []
-    last_hit, last_rule, last_tokens, last_size = MISS, None, 0, 0
-    for number, hit, tokens, size in found:
-        rule = trusts[number].rule
-        if hit is not last_hit or rule is not last_rule or tokens != last_tokens or size != last_size:
-            last_hit, last_rule, last_tokens, last_size = hit, rule, tokens, size
-            numbers = []
-            groups.append((numbers, hit, rule, tokens, size))
-        numbers.append(number)
-    return groups
 
 
 def _found(demand: Demand, holders: Holders, line: _Line) -> Iterable[_Found]:

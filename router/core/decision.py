@@ -313,7 +313,9 @@ class Core:
             rank.trust.report(hit, theirs.tokens, cached, size_of(grain))
             return
         self._judge_late(now)
-        if cached >= placement.promised or rank.room > 0.0:
+        if cached >= placement.promised:
+            rank.feed.reported(hit, theirs.tokens, cached, size_of(grain), decision.at)
+        elif rank.room > 0.0:
             self._judge(placement, cached)
         elif not self._is_explained(placement, cached):  # what it gave up may not be told yet
             self._late.append((now + self._settings.index.predicted_grace_s, placement, cached))

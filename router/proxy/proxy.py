@@ -348,7 +348,7 @@ def _is_event_stream(response: Response) -> bool:
 
 
 def _start(response: Response, ours: Headers, send_trailers: bool) -> Message:
-    names = [name for name, _ in ours]
+    names = dict(ours)
     headers = without_hosts([field for field in response.headers if field[0] not in names])
     headers += ours
     if response.status in _NO_LENGTH_STATUSES:
