@@ -154,33 +154,12 @@ Priced: TypeAlias = Sequence[float] | Floats
 
 
 class Regulars:
-    """What stands of many candidates from one request to the next, and the loads that have moved."""
+    """What stands of many candidates from one request to the next, and their loads, if it is told when one changes."""
 
     __slots__ = (
-        "_beta",
-        "_cells",
-        "_dear",
-        "_eviction",
-        "_least_per_position",
-        "_least_per_token",
-        "_least_share",
-        "_moved",
-        "_numbers",
-        "_prefill_tokens",
-        "_requests",
-        "_shares",
-        "_working",
-        "again",
-        "each",
-        "emptiest",
-        "factors",
-        "fills",
-        "fullest",
-        "least_room",
-        "per_position",
-        "per_token",
-        "pods",
-        "rooms",
+        "_beta", "_cells", "_dear", "_eviction", "_least_per_position", "_least_per_token", "_least_share", "_numbers",
+        "_prefill_tokens", "_requests", "_shares", "_working", "again", "each", "emptiest", "factors", "fills",
+        "fullest", "least_room", "per_position", "per_token", "pods", "rooms",
     )  # fmt: skip
 
     def __init__(
@@ -203,9 +182,6 @@ class Regulars:
         self.rooms, self.again = np.array(rooms), np.array(again)
         self.least_room = min(rooms)
         self._numbers = {load: number for number, load in enumerate(loads)}
-        self._moved: set[PodLoad] = set(loads)
-        for load in loads:
-            load.moved = self._moved
         self._requests, self._prefill_tokens = np.zeros(len(loads)), np.zeros(len(loads))
         self._cells: tuple[memoryview[Any], memoryview[Any]] = self._requests.data, self._prefill_tokens.data
         self._working: dict[int, PodLoad] = {}  # those with a backlog
@@ -213,14 +189,32 @@ class Regulars:
         self._eviction, self._dear = 0.0, np.zeros(len(loads))
         self.fills = np.array(fills)
         self.emptiest, self.fullest = min(fills), max(fills)
+        for load in loads:
+            self.heed(load)
+
+    def heed(self, load: PodLoad) -> None:
+        """It has changed; nothing happens where it is none of theirs."""
+        number = self._numbers.get(load)
+        if number is None:
+            return
+        requests, prefill_tokens = self._cells
+        requests[number], prefill_tokens[number] = load.requests, load.prefill_tokens
+        if load.prefill_tokens or load.stated_s:
+            self._working[number] = load
+        else:
+            self._working.pop(number, None)
 
     def fill(self, number: int, fill: float) -> None:
         """So much of its cache is in use. Decisions keep the column that they saw."""
         before, fills = self.fills.item(number), self.fills.copy()
         fills[number], self.fills = fill, fills
-        if fill < self.emptiest or before == self.emptiest:
+        if fill <= self.emptiest:
+            self.emptiest = fill
+        elif before == self.emptiest:
             self.emptiest = fills.item(fills.argmin())
-        if fill > self.fullest or before == self.fullest:
+        if fill >= self.fullest:
+            self.fullest = fill
+        elif before == self.fullest:
             self.fullest = fills.item(fills.argmax())
 
     def shares(self, beta: float) -> Floats:
@@ -243,16 +237,7 @@ class Regulars:
 
     def loads_at(self, now: float) -> tuple[Floats, Floats, dict[int, float]]:
         """Requests and prefill tokens of each, and seconds of backlog of those that have one."""
-        (requests, prefill_tokens), working = self._cells, self._working
-        for load in self._moved:
-            number = self._numbers[load]
-            requests[number], prefill_tokens[number] = load.requests, load.prefill_tokens
-            if load.prefill_tokens or load.stated_s:
-                working[number] = load
-            else:
-                working.pop(number, None)
-        self._moved.clear()
-        busy_s = {number: load.backlog_s(now) for number, load in working.items()}
+        busy_s = {number: load.backlog_s(now) for number, load in self._working.items()}
         return self._requests.copy(), self._prefill_tokens.copy(), busy_s
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from scorer.candidates import Candidates, Stranger
@@ -14,9 +13,10 @@ from scorer.crowd import MANY, Alike, Crowd, Regulars
 from scorer.load import PodLoad, Ticket
 from scorer.pick import pick
 from scorer.policies import POLICIES, PolicyName, Settings, policy_of
-from tests.fakes.cores import NOBODY, SERVED, asked, core_of, route
+from tests.fakes.cores import MODEL, NOBODY, SERVED, asked, core_of, route
 
 INFINITE = float("inf")
+LOOKED_MAX = 32  # ranks at one look
 
 
 class Drawn:
@@ -36,6 +36,10 @@ class Drawn:
         self.regulars = Regulars(self.pods, self.loads, self.speeds, self.factors, self.rooms, self.again, self.fills)
         self.tickets: list[Ticket] = []
 
+        self.moved: set[PodLoad] = set()
+        for load in self.loads:
+            load.moved = self.moved
+
     def move(self, now: float) -> None:
         """Somebody comes, begins, or goes."""
         for _ in range(self.rnd.randrange(4)):
@@ -52,6 +56,9 @@ class Drawn:
 
     def both(self, now: float) -> tuple[Crowd, Candidates]:
         """The candidates of one request, either way."""
+        for load in self.moved:
+            self.regulars.heed(load)
+        self.moved.clear()
         rnd, tokens, turns = self.rnd, self.rnd.randrange(1, 20_000), self.rnd.choice((0.5, 3.0, 9.0))
         crowd = Crowd(self.regulars, tokens, turns, now)
         matched, middles = [0] * len(self.loads), [tokens / 2] * len(self.loads)
@@ -133,27 +140,41 @@ def test_what_is_filled_counts_for_who_comes_next() -> None:
     after, _ = drawn.both(0.0)
     assert before.listed().fills == drawn.fills and after.fills[7] == 0.9
     assert drawn.regulars.emptiest == min(after.fills) and drawn.regulars.fullest == max(after.fills)
-    drawn.regulars.fill(7, 2.0)
-    assert drawn.regulars.fullest == 2.0 and np.count_nonzero(drawn.regulars.fills == 2.0) == 1
+    for _ in range(200):
+        number, fill = drawn.rnd.randrange(40), drawn.rnd.choice((0.0, 0.1, 0.5, 0.95, 2.0))
+        drawn.regulars.fill(number, fill)
+        fills = drawn.regulars.fills.tolist()
+        assert fills[number] == fill and (drawn.regulars.emptiest, drawn.regulars.fullest) == (min(fills), max(fills))
 
 
 @pytest.mark.parametrize("pods", [MANY - 1, MANY, 40])
 def test_a_large_fleet_is_picked_from_as_a_small_one(pods: int) -> None:
-    """Each decision is that of its candidates one by one, with what is in flight then, whatever has come and gone."""
+    """Each decision is that of its candidates one by one, with what is in flight and in use then, whatever has come and
+    gone, and whatever model it was for: some pods serve several."""
     core, rnd, open_ones = core_of(pods, index={"blocks_max": 100_000}), random.Random(pods), []
+    for number, pod in enumerate(core.fleet.pods.values()):
+        others = [{"id": f"m-{each}"} for each in range(6) if number >= each]
+        core.fleet.learned_models(pod, [{"id": MODEL}, *others])
     for number in range(150):
         now = number / 20
         for pod in core.fleet.pods.values() if number == 50 else ():
             pod.blocks = 40
-        loads = [rank.load for rank in core.fleet.ranks]
+        model = rnd.choice((MODEL, MODEL, *(f"m-{each}" for each in range(rnd.choice((1, 6))))))
+        ranks = core.fleet.serving(model)
+        loads = [rank.load for rank in ranks]
         in_flight = [(load.requests, load.prefill_tokens, load.backlog_s(now)) for load in loads]
         turn = core.turn
-        placement = route(core, replace(asked(core, rnd.randrange(12), 320), tells_prefill=True), NOBODY, now)
+        demand = replace(asked(core, rnd.randrange(12), 320), model=model, tells_prefill=True)
+        placement = route(core, demand, NOBODY, now)
         decision = placement.decision
         seen = decision.pick.candidates
         again = pick(seen, policy_of(core.scoring), turn)
         assert (again.best, again.reason, again.prices) == (decision.pick.best, decision.reason, decision.pick.prices)
         assert list(zip(seen.requests, seen.prefill_tokens, seen.backlogs_s, strict=True)) == in_flight
+        picked = decision.pick.best.number
+        if pods < LOOKED_MAX:  # else some were looked at, and others not yet
+            assert all(seen.fills[place] == rank.fill for place, rank in enumerate(ranks) if place != picked)
+            assert placement.rank.pod.blocks is None or placement.rank.fill >= seen.fills[picked]
         assert decision.hits[decision.pick.best.number] == placement.hit
         open_ones.append(placement)
         core.first_byte(rnd.choice(open_ones), True, now + 0.01)

@@ -21,6 +21,7 @@ from scorer.load import PodLoad
 
 _LOOK_S = 0.1  # between two looks at what changes little
 _LOOKED_MAX = 32  # ranks at one look, so that no decision pays for more: about 0.1 ms
+_LINES_MAX = 4
 _FULL_S = 30.0  # a pod that has given up something within this time has no room
 
 _Found: TypeAlias = tuple[int, Hit, int, int]
@@ -46,7 +47,8 @@ class _Line:
     regulars: Regulars | None = None  # where they are many: then what is priced is there
 
     @classmethod
-    def of(cls, ranks: Sequence[Rank]) -> _Line:
+    def of(cls, ranks: Sequence[Rank], moved: set[PodLoad]) -> _Line:
+        """`moved`: where loads of many enter themselves when they change."""
         line = cls(
             ranks,
             {rank.id: number for number, rank in enumerate(ranks)},
@@ -61,6 +63,8 @@ class _Line:
             [rank.stood for rank in ranks],
         )
         if len(ranks) >= MANY:
+            for load in line.loads:
+                load.moved = moved
             line.regulars = Regulars(ranks, line.loads, line.speeds, line.factors, line.rooms, line.again, line.fills)
         return line
 
@@ -98,7 +102,9 @@ class Comparison:
         self._turns = chains.mix.turns  # as of the last look
         self._next = 1.0  # tokens of a prompt with what it is taken to grow by
         self._room_each = float("inf")  # tokens that each context may grow by, until all caches are full
-        self._line = _Line.of(())  # of the last decision
+        self._moved: set[PodLoad] = set()  # since the last decision
+        self._line = _Line.of((), self._moved)  # of the last decision
+        self._lines: list[_Line] = []  # of the last ones, the newest first
         self._fit: dict[str | None, _Fit] = {}  # of each model,
         self._epoch = 0  # as the fleet served them then
 
@@ -122,11 +128,8 @@ class Comparison:
         self, demand: Demand, holders: Holders, ranks: Sequence[Rank], now: float
     ) -> tuple[Rivals, list[Hit]]:
         """All of `ranks` (at least one) beside each other, and what each of them holds of the prompt."""
-        line = self._line
         self.look(now)
-        if self._news or (ranks is not line.ranks and ranks != line.ranks):  # ranks are equal to themselves alone
-            line = self._line = _Line.of(ranks)
-            self._news = False
+        line = self._line = self._line_of(ranks)
         hits = [MISS] * len(ranks)
         tokens, regulars = demand.most_tokens, line.regulars
         found = _found(demand, holders, line) if demand.reads_cache else ()
@@ -138,6 +141,24 @@ class Comparison:
         self._enter(candidates, hits, found, line)
         return candidates, hits
 
+    def _line_of(self, ranks: Sequence[Rank]) -> _Line:
+        """Them beside each other. Each model has its own, and few are asked for by turns."""
+        if self._news:
+            self._lines.clear()
+            self._news = False
+        if self._moved:
+            for line in self._lines:
+                if line.regulars is not None:
+                    for load in self._moved:
+                        line.regulars.heed(load)
+            self._moved.clear()
+        for line in self._lines:
+            if ranks is line.ranks or ranks == line.ranks:  # ranks are equal to themselves alone
+                return line
+        line = _Line.of(ranks, self._moved)
+        self._lines = [line, *self._lines[: _LINES_MAX - 1]]
+        return line
+
     @property
     def states(self) -> Sequence[str]:
         """Of the feeds of the last decision's ranks, as of the last look. Nobody changes it: decisions keep it."""
@@ -146,15 +167,19 @@ class Comparison:
     def placed(self, number: int, tokens: int, begins: bool) -> None:
         """So many tokens more will be held by one of the last decision's ranks, and what follows if a context begins:
         who comes before the next look must know. Decisions keep the columns that they saw."""
-        line = self._line
-        rank = line.ranks[number]
-        if capacity := rank.capacity:
-            rank.fill += (tokens + (self._ahead if begins else 0.0)) / capacity
+        rank = self._line.ranks[number]
+        if not (capacity := rank.capacity):
+            return
+        rank.fill += (tokens + (self._ahead if begins else 0.0)) / capacity
+        for line in self._lines:
+            place = line.numbers.get(rank.id)
+            if place is None:
+                continue
             if line.regulars is not None:
-                line.regulars.fill(number, rank.fill)
+                line.regulars.fill(place, rank.fill)
             else:
                 line.fills = line.fills.copy()
-                line.fills[number] = rank.fill
+                line.fills[place] = rank.fill
 
     def _enter(self, candidates: Candidates, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
         """What those found hold, and need not compute for it."""
@@ -177,7 +202,9 @@ class Comparison:
     def _enter_many(self, crowd: Crowd, hits: list[Hit], found: Iterable[_Found], line: _Line) -> None:
         """As `_enter`, those at once that have the same."""
         last_hit, last_rule, last_size, last_tokens = MISS, None, 0, 0
-        trusts, groups, numbers = line.trusts, list[Alike](), list[int]()
+        trusts = line.trusts
+        groups: list[Alike] = []
+        numbers: list[int] = []
         for number, hit, tokens, size in found:
             rule = trusts[number].rule
             if hit is not last_hit or rule is not last_rule or size != last_size or tokens != last_tokens:
@@ -264,12 +291,14 @@ def _found(demand: Demand, holders: Holders, line: _Line) -> Iterable[_Found]:
     if holders.others or demand.by_version is not None:
         return _best(demand, holders, line.ranks)
     numbers, grains, by_text, tokens = line.numbers, line.grains, demand.text is not None, demand.tokens
-    return [
-        (number, hit, tokens, TEXT_BLOCK_TOKENS if by_text else size_of(grain))
-        for grain, hits in holders.known[demand].items()
-        for name, hit in hits.items()
-        if (number := numbers.get(name)) is not None and (by_text or grains[number] == grain)
-    ]
+    found: list[_Found] = []
+    for grain, hits in holders.known[demand].items():
+        size = TEXT_BLOCK_TOKENS if by_text else size_of(grain)
+        for name, hit in hits.items():
+            number = numbers.get(name)
+            if number is not None and (by_text or grains[number] == grain):
+                found.append((number, hit, tokens, size))
+    return found
 
 
 def _best(demand: Demand, holders: Holders, ranks: Sequence[Rank]) -> Iterable[_Found]:
