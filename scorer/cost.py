@@ -180,7 +180,10 @@ class PrefillRate:
 
     def cost_s(self, tokens: float, start: int = 0) -> float:
         """Predicted seconds of prefill of `tokens` uncached tokens behind `start` cached ones."""
-        return tokens * self.slowness() * self.fleet.token_s(start + tokens / 2)
+        fleet = self.fleet
+        if self._at != fleet.samples:
+            self._fade()
+        return tokens * self.factor * (fleet.per_token + fleet.per_position * (start + tokens / 2))
 
     def learn(self, tokens: float, seconds: float, start: float = 0.0, count: float = 1.0) -> None:
         """`tokens` uncached tokens behind `start` cached ones took `seconds`, on a pod without other prefill.

@@ -175,9 +175,9 @@ class Regulars:
         """By column, at least one of each; `speeds`: seconds a token, and for each one before it."""
         self.pods = pods
         self.each = list(zip(speeds, factors, rooms, again, strict=True))
-        self.per_token, self.per_position = np.array(speeds).T.copy()
-        self._least_per_token = min([per_token for per_token, _ in speeds])
-        self._least_per_position = min([per_position for _, per_position in speeds])
+        per_token, per_position = [one for one, _ in speeds], [more for _, more in speeds]
+        self.per_token, self.per_position = np.array(per_token), np.array(per_position)
+        self._least_per_token, self._least_per_position = min(per_token), min(per_position)
         self.factors = np.array(factors)
         self.rooms, self.again = np.array(rooms), np.array(again)
         self.least_room = min(rooms)
@@ -190,7 +190,8 @@ class Regulars:
         self.fills = np.array(fills)
         self.emptiest, self.fullest = min(fills), max(fills)
         for load in loads:
-            self.heed(load)
+            if load.requests or load.stated_s:
+                self.heed(load)
 
     def heed(self, load: PodLoad) -> None:
         """It has changed; nothing happens where it is none of theirs."""
