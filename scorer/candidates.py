@@ -76,6 +76,10 @@ class Candidates:
     pods: Sequence[PodFacts]
     turns: float = 4.0  # that are taken to follow, of the context that the prompt begins or continues
 
+    def delay(self, later_s: Sequence[float]) -> None:
+        """Each one's prefill starts so much later."""
+        self.backlogs_s = [backlog_s + more for backlog_s, more in zip(self.backlogs_s, later_s, strict=True)]
+
     @property
     def longest(self) -> int:
         """The most that anyone has matched."""

@@ -6,7 +6,7 @@ looks only at the loads that have changed since the one before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -109,6 +109,10 @@ class Crowd:
                 self._backlogs_s[number] = backlog_s
         return self._backlogs_s
 
+    def delay(self, later_s: Sequence[float]) -> None:
+        """As of `Candidates`."""
+        self._backlogs_s = self.backlogs_s + np.array(later_s)
+
     @property
     def holder(self) -> int:
         """As of `Candidates`."""
@@ -165,14 +169,15 @@ class Regulars:
     def __init__(
         self,
         pods: Sequence[PodFacts],
-        loads: Sequence[PodLoad],
+        loads: Mapping[PodLoad, int],
         speeds: Sequence[tuple[float, float]],
         factors: Sequence[float],
         rooms: Sequence[float],
         again: Sequence[float],
         fills: Sequence[float],
     ) -> None:
-        """By column, at least one of each; `speeds`: seconds a token, and for each one before it."""
+        """By column, at least one of each; `loads`: with their numbers, in order; `speeds`: seconds a token, and for
+        each one before it."""
         self.pods = pods
         self.each = list(zip(speeds, factors, rooms, again, strict=True))
         per_token, per_position = [one for one, _ in speeds], [more for _, more in speeds]
@@ -181,7 +186,7 @@ class Regulars:
         self.factors = np.array(factors)
         self.rooms, self.again = np.array(rooms), np.array(again)
         self.least_room = min(rooms)
-        self._numbers = {load: number for number, load in enumerate(loads)}
+        self._numbers = loads
         self._requests, self._prefill_tokens = np.zeros(len(loads)), np.zeros(len(loads))
         self._cells: tuple[memoryview[Any], memoryview[Any]] = self._requests.data, self._prefill_tokens.data
         self._working: dict[int, PodLoad] = {}  # those with a backlog

@@ -33,7 +33,8 @@ class Drawn:
         self.rooms = [INFINITE if seed % 4 == 0 else rnd.choice((0.0, -16.0, 1000.0, 1e6)) for _ in range(count)]
         self.again = [rnd.choice((0.0, 0.5, rnd.random())) for _ in range(count)]
         self.fills = [1.0 if seed % 5 == 0 else rnd.choice((0.1, 0.12, rnd.random())) for _ in range(count)]
-        self.regulars = Regulars(self.pods, self.loads, self.speeds, self.factors, self.rooms, self.again, self.fills)
+        places = {load: number for number, load in enumerate(self.loads)}
+        self.regulars = Regulars(self.pods, places, self.speeds, self.factors, self.rooms, self.again, self.fills)
         self.tickets: list[Ticket] = []
 
         self.moved: set[PodLoad] = set()
@@ -103,6 +104,10 @@ def test_the_pick_is_the_same(seed: int, beta: float) -> None:
         drawn.move(float(turn))
         crowd, listed = drawn.both(turn + 0.5)
         slowness = [drawn.rnd.choice((1.0, 1.5)) for _ in drawn.loads] if turn % 3 == 0 else None
+        if turn % 4 == 1:
+            later_s = [drawn.rnd.choice((0.0, 0.3)) for _ in drawn.loads]
+            for seen in (crowd, listed):
+                seen.delay(later_s)
         ours, theirs = pick(crowd, policy, turn, slowness), pick(listed, policy, turn, slowness)
         assert (ours.best, ours.reason, ours.prices) == (theirs.best, theirs.reason, theirs.prices)
         assert ours.candidates == listed

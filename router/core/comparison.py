@@ -35,7 +35,7 @@ class _Line:
 
     ranks: Sequence[Rank]
     numbers: Mapping[Holder, int]
-    loads: Sequence[PodLoad]
+    loads: Mapping[PodLoad, int]  # likewise
     trusts: Sequence[Trust]
     grains: Sequence[Grain | None]
     speeds: Sequence[tuple[float, float]]  # seconds: per token, and per token for each one before it
@@ -52,7 +52,7 @@ class _Line:
         line = cls(
             ranks,
             {rank.id: number for number, rank in enumerate(ranks)},
-            [rank.load for rank in ranks],
+            {rank.load: number for number, rank in enumerate(ranks)},
             [rank.trust for rank in ranks],
             [rank.grain for rank in ranks],
             [(rank.load.rate.per_token, rank.load.rate.per_position) for rank in ranks],
@@ -140,6 +140,14 @@ class Comparison:
         candidates = _few(line, tokens, self._turns, now)
         self._enter(candidates, hits, found, line)
         return candidates, hits
+
+    def delay(self, candidates: Rivals, later_s: Mapping[PodLoad, float], least: int) -> None:
+        """A prefill starts so much later there: of those of the last decision that have more than so many tokens to
+        compute."""
+        for load, seconds in later_s.items():
+            number = self._line.loads.get(load)
+            if number is not None and candidates.tokens - candidates.worths[number] > least:
+                candidates.backlogs_s[number] += seconds
 
     def _line_of(self, ranks: Sequence[Rank]) -> _Line:
         """Them beside each other. Each model has its own, and few are asked for by turns."""

@@ -420,15 +420,11 @@ class Core:
         candidates, hits = self._comparison.candidates(demand, holders, ranks, now)
         adapter = self.fleet.adapter_of(demand.model)
         if adapter is not None:
-            for number, rank in enumerate(ranks):
-                candidates.backlogs_s[number] += self._settings.adapter_load_s * rank.adapters.loads(adapter)
+            candidates.delay([self._settings.adapter_load_s * rank.adapters.loads(adapter) for rank in ranks])
         if held is not None and self.hold.planned:  # for those that go before it
-            for number, rank in enumerate(ranks):
-                candidates.backlogs_s[number] += self.hold.planned.get(rank.load, 0.0)
+            self._comparison.delay(candidates, self.hold.planned, -1)
         if self.hold.rests and demand.tokens > self.piece_tokens:  # who is short goes between the pieces of another
-            for number, rank in enumerate(ranks):
-                if candidates.tokens - candidates.worths[number] > self.piece_tokens:
-                    candidates.backlogs_s[number] += self.hold.rests.get(rank.load, 0.0)
+            self._comparison.delay(candidates, self.hold.rests, self.piece_tokens)
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
         asked = self._asked(demand, session) if self._knows_request else None
         picked = pick(candidates, self._policy, self.turn, slow, asked)
