@@ -243,11 +243,12 @@ class Comparison:
             self._free, self._contexts = 0.0, 0
             self._turns = self._chains.mix.turns
             self._next = max(1.0, self._chains.mix.tokens + self._chains.ahead)
+        ahead = self._ahead
         for rank in self._unseen[-_LOOKED_MAX:]:
             rank.load.rate.look()
             rank.stood = rank.state
             if rank.pod.blocks is not None and rank.feed is not None:
-                self._look_at_room(rank, rank.pod.blocks, now)
+                self._look_at_room(rank, rank.pod.blocks, ahead, now)
         del self._unseen[-_LOOKED_MAX:]
         if not self._unseen:
             self._news = True
@@ -258,8 +259,9 @@ class Comparison:
         """Tokens that a context is taken to grow by: together, by no more than the caches have room for."""
         return min(self._chains.ahead, self._room_each)
 
-    def _look_at_room(self, rank: Rank, blocks: int, now: float) -> None:
-        """Of a pod that has given up something a moment ago there is none: what seems free is in use."""
+    def _look_at_room(self, rank: Rank, blocks: int, ahead: float, now: float) -> None:
+        """Of a pod that has given up something a moment ago there is none: what seems free is in use. `ahead`: tokens
+        that each context is taken to grow by."""
         size, removed, held = rank.block_size or 0, self._index.removed(rank.id), self._index.held(rank.id)
         if removed != rank.removed:
             rank.removed, rank.removed_at = removed, now
@@ -268,7 +270,7 @@ class Comparison:
         contexts = rank.lives.contexts(now)
         self._free += max(0.0, rank.room)
         self._contexts += contexts
-        taken = held * size + contexts * self._ahead
+        taken = held * size + contexts * ahead
         rank.fill = 1.0 if full else min(1.0, taken / max(1, blocks * size))
         parts, chance = rank.recency.gives_up(held * size, self._next, now), self._chains.reuse.chance
         rank.again = sum([tokens * chance(idle_s) for tokens, idle_s in parts]) / self._next
