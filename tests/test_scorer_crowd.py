@@ -182,18 +182,22 @@ def test_a_large_fleet_is_picked_from_as_a_small_one(pods: int) -> None:
             core.finish(open_ones.pop(rnd.randrange(8)), SERVED, now + 0.02)
 
 
-@pytest.mark.parametrize("per_position", [0.0, 1e-6])
-def test_where_others_come_near_they_are_priced(per_position: float) -> None:
+@pytest.mark.parametrize(
+    ("per_position", "factor", "again", "fill"),
+    [(0.0, 1.0, 0.0, 0.1), (1e-6, 1.0, 0.0, 0.1), (0.0, 0.5, 0.0, 0.1), (0.0, 1.0, 0.01, 0.9)],
+)
+def test_where_others_come_near_they_are_priced(per_position: float, factor: float, again: float, fill: float) -> None:
     """To the token: who has most of a prompt and no room for it is left as soon as another one is as good. Nobody is
-    taken to be slower than the quickest one is."""
+    taken to be slower than the quickest one is, and all that the first one costs counts."""
     fleet, count = FleetRate(8000), 20
     loads = {PodLoad(PrefillRate(8000, fleet)): number for number in range(count)}
     pods = [Stranger(f"pod-{number}", 1000) for number in range(count)]
     speeds = [(1e-4, per_position if number > 9 else 0.0) for number in range(count)]
-    rooms = [0.0, *[INFINITE] * (count - 1)]
-    regulars = Regulars(pods, loads, speeds, [1.0] * count, rooms, [0.0] * count, [1.0] * count)
+    columns = ((factor, 1.0), (0.0, INFINITE), (fill, 0.1))
+    factors, rooms, fills = ([first, *[other] * (count - 1)] for first, other in columns)
+    regulars = Regulars(pods, loads, speeds, factors, rooms, [again] * count, fills)
     policy, went = policy_of(Settings()), []
-    for matched in range(60, 140):
+    for matched in range(60, 460, 2):
         crowd = Crowd(regulars, 1000, 4.0, 0.0)
         crowd.hold(Alike([0], matched, float(matched), (1000 + matched) / 2))
         went.append(pick(crowd, policy, 0).best.number)

@@ -176,7 +176,7 @@ def test_the_reason_is_what_made_the_difference() -> None:
         (a_candidate(0, 4000, requests=9999), "less loaded than"),
         (a_candidate(0, 4000, **slow), "computes it sooner than"),
         (a_candidate(0, 4000, evicted=4000, again=0.9), "gives up less than"),
-        (a_candidate(0, 4000, evicted=1000, again=0.9, **slow_too), "gives up less than"),
+        (a_candidate(0, 4000, evicted=600, again=0.9, **slow_too), "gives up less than"),
     ]
     for holder, reason in cases:
         picked = Fleet("predicted-ttft").ask([holder, a_candidate(1)])
