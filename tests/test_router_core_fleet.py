@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from indexer.feed import Feed
 from router.core.fleet import Fleet, Pod, RankId
-from router.errors import UnknownModel
+from router.errors import BadRequest, UnknownModel
 from tests.fakes.cores import MODEL, NOBODY, asked, core_of, route
 
 
@@ -261,3 +262,37 @@ def test_the_history_of_a_pod_that_was_started_anew_is_asked_for() -> None:
             assert rank.feed.mend(1.0) == 0 and rank.feed.mend(1.0) is None
         else:
             assert rank.trust.proofs == 0
+
+
+def test_counters_prove_what_was_foretold_of_one_rank() -> None:
+    """Where a pod has several, nobody knows whose they are; figures count how often it was started anew."""
+    for ranks, equal in ((1, 1), (2, 0)):
+        fleet, pod = (core := core_of(1, ranks=ranks)).fleet, core.fleet.pods["pod-0"]
+        for asked_tokens, queries, hits in ((0, 0.0, 0.0), (160, 160.0, 96.0)):
+            pod.evidence.unreported(asked_tokens, 96)
+            pod.evidence.predicted_tokens = 96
+            fleet.measured(pod, {"cache_queries": queries, "cache_hits": hits, "started": 1.0})
+        told = [rank.feed.counts.predictions_equal for rank in pod.ranks if rank.feed is not None]
+        assert told == [equal] * ranks
+        fleet.measured(pod, {"started": 2.0})
+        assert pod.restarts == 1
+
+
+def test_a_request_without_a_model_is_told_which_there_are() -> None:
+    """Where pods serve different ones; it is fine where one is everybody's."""
+    core = core_of(2)
+    core.fleet.check_unnamed()
+    core.fleet.learned_models(core.fleet.pods["pod-1"], [{"id": "other"}])
+    with pytest.raises(BadRequest, match=f"Known models: {MODEL}, other."):
+        core.fleet.check_unnamed()
+
+
+def test_of_a_silent_pod_nothing_is_exact() -> None:
+    """What was not known before is known no better."""
+    core = core_of(2)
+    exact, blind = (pod.ranks[0] for pod in core.fleet.pods.values())
+    blind.feed = Feed(core.index, RankId("never heard", 0), 100)
+    assert (exact.state, blind.state) == ("exact", "blind")
+    for rank in (exact, blind):
+        rank.pod.believe(False)
+    assert (exact.state, blind.state) == ("degraded", "blind")
