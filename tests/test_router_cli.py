@@ -261,6 +261,16 @@ def test_check_finds_what_is_wrong(fleet: list[PodProcess], tmp_path: Path) -> N
     assert f"Wrong: {len(wrong)}." in result.output
 
 
+def test_check_of_a_fleet_without_events(fleet: list[PodProcess], tmp_path: Path) -> None:
+    """That is wrong, unless the policy goes by what it has sent, or knows nothing of caches."""
+    config = config_of(fleet[:1], tokenizer=str(TOKENIZER))
+    config["discovery"]["static"] = [{name: config["discovery"]["static"][0][name] for name in ("name", "address")}]
+    for policy, mark, code in (("predicted-ttft", "✗", 1), ("approximate", " ", 0), ("round-robin", " ", 0)):
+        result = check(tmp_path, config | {"scoring": {"policy": policy}})
+        (line,) = [line for line in result.output.splitlines() if "no event feed is configured" in line]
+        assert line.startswith(f"{mark} pod-0: ") and result.exit_code == code, result.output
+
+
 def test_check_sees_events(fleet: list[PodProcess], tmp_path: Path) -> None:
     """What a pod publishes while it is looked at is said; the wait ends with it."""
     address = fleet[0].address

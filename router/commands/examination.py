@@ -28,6 +28,7 @@ from router.upstream.pool import Tls
 
 _JOIN_GRACE_S = 1.0  # beside the replay's own timeout, for connecting
 _CACHING_OFF = 'enable_prefix_caching="False"'
+_BY_CACHES = frozenset(("predicted-ttft", "affinity-until-saturated", "overlap"))  # policies that want events
 
 
 class Examination:
@@ -114,7 +115,9 @@ class Examination:
     async def _feeds(self, metrics_size: int | None) -> None:
         pod = self._pod
         if pod.events is None and self._bound is None:
-            self._findings.wrong("no event feed is configured: it is routed by what was sent to it.")
+            by_caches = self._config.scoring.policy in _BY_CACHES
+            say = self._findings.wrong if by_caches else self._findings.note
+            say("no event feed is configured: it is routed by what was sent to it.")
             self._block_size(metrics_size, None)
             return
         readers = [self._reader(rank) for rank in range(pod.data_parallel_size)]

@@ -39,6 +39,10 @@ class Findings:
     def fine(self, sentence: str) -> None:
         self.all.append(Finding(self._about, True, sentence))
 
+    def note(self, sentence: str) -> None:
+        """Neither right nor wrong."""
+        self.all.append(Finding(self._about, None, sentence))
+
     def wrong(self, sentence: str) -> None:
         self.all.append(Finding(self._about, False, sentence))
 
