@@ -130,7 +130,7 @@ class Hold:
         if held is None:
             return waits or lacks_room
         before_s, held.cost_s, held.placed_at = held.cost_s, cost_s, now
-        if abs(cost_s - before_s) > _MOVES * before_s:
+        if abs(cost_s - before_s) > _MOVES * before_s and held in self._waiting:
             held.place = (held.priority, cost_s + _WAITED * held.since)
             self._ordered = self._flows[held.flow].ordered = False
         held.load = None if lacks_room and not waits else load

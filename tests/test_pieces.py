@@ -48,11 +48,11 @@ async def http(served: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def complete(http: httpx.AsyncClient, prompt: list[int], **more: Any) -> dict[str, Any]:
-    """The answer to one prompt."""
+    """The answer to one prompt, and what the pod was to have cached of it when it came there."""
     body = {"model": MODEL, "prompt": prompt, "max_tokens": 4, "temperature": 0, **more}
     answer = await http.post("/v1/completions", json=body)
     assert answer.status_code == 200, answer.text
-    return dict(answer.json())
+    return {**answer.json(), "matched": int(answer.headers["x-warmroute-matched-tokens"])}
 
 
 def predictions(served: GatewayProcess) -> dict[str, int]:
@@ -71,7 +71,7 @@ async def test_answers_stay_and_figures_are_true(
     answer = await complete(http, ids(2, LONG))
     (told, *_) = served.get("/decisions?limit=1").json()["decisions"]
     assert (told["pieces"], pod.served() - before) == (3, 4)
-    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 3 * PIECE
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == answer["matched"] == 3 * PIECE
     assert answer["choices"] == (await http.post(f"{pod.address}/v1/completions", json=direct)).json()["choices"]
     assert served.metric("warmroute_actual_cached_tokens_total") == actual
     assert {name: count for name, count in predictions(served).items() if "equal" not in name} == wrong

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scorer.cost import PrefillRate
-from scorer.hold import Held, Hold, HoldLimits
+from scorer.hold import Held, Hold, HoldLimits, overdue
 from scorer.load import PodLoad, Ticket
 
 LIMITS = HoldLimits(0.5, 60.0, 100)
@@ -281,6 +281,15 @@ def test_whose_pod_stays_busy_is_offered_now_and_then() -> None:
             while hold.serve(loads, now, lambda held, now=now, offer=offer: offer(held, now)):  # type: ignore[misc]
                 pass
             assert offered[0] == times * count and gate.gone == []
+
+
+def test_who_finds_no_place_to_wait_goes() -> None:
+    """However busy its pod is, and whatever it costs there; nothing of it is kept."""
+    hold, load = Hold(HoldLimits(0.5, 60.0, 1)), a_load()
+    busy(load, 9.0)
+    assert hold.put("first", "", 0, 1.0, 0.0) is not None and hold.put("second", "", 0, 1.0, 0.0) is None
+    assert not hold.must_wait(load, 5.0, True, overdue(), 0.0)
+    assert (hold.waiting, hold.flows) == (1, 1)
 
 
 def test_flows_are_forgotten_when_nobody_waits() -> None:

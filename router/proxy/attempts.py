@@ -223,8 +223,7 @@ class Attempt:
     """The proxy's `Assignment`: one pod, taken for one attempt."""
 
     __slots__ = (
-        "_dispatch", "_first_at", "_placement", "_routing", "_told", "preparation", "request_headers",
-        "response_headers", "upstream",
+        "_dispatch", "_first_at", "_placement", "_routing", "_told", "preparation", "request_headers", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -236,9 +235,9 @@ class Attempt:
         self._placement = placement
         self._first_at: float | None = None  # its first byte, monotonic
         self._told = False  # how it ended
-        rank, request_id = placement.rank, routing.request.id
+        rank = placement.rank
         self.upstream = dispatch.upstreams[rank.id.pod]
-        self.request_headers: Headers = [(b"x-request-id", request_id)]
+        self.request_headers: Headers = [(b"x-request-id", routing.request.id)]
         if len(rank.pod.ranks) > 1:
             number = rank.pod.global_rank(rank.id.rank)
             if number is not None:  # else it picks one itself, and its events will say which
@@ -249,10 +248,15 @@ class Attempt:
             self.request_headers = [*self.request_headers, (b"traceparent", sent)]
         if dispatch.shows_own_keys:
             self.request_headers = [*self.request_headers, *self.upstream.own_key()]
-        self.response_headers: Headers = [(b"x-warmroute-pod", rank.id.pod.encode()), (b"x-request-id", request_id)]
-        if dispatch.tells_matches:
-            matched = b"%d" % placement.decision.matched_tokens
-            self.response_headers = [*self.response_headers, (b"x-warmroute-matched-tokens", matched)]
+
+    @property
+    def response_headers(self) -> Headers:
+        """As of now: what the pod is to have cached is more once the prompt's pieces are there."""
+        placement = self._placement
+        told = [(b"x-warmroute-pod", placement.rank.id.pod.encode()), (b"x-request-id", self._routing.request.id)]
+        if self._dispatch.tells_matches:
+            told.append((b"x-warmroute-matched-tokens", b"%d" % placement.promised))
+        return told
 
     @property
     def pod(self) -> str:
