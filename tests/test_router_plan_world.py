@@ -88,6 +88,15 @@ def test_every_policy_is_played(policy: PolicyName) -> None:
         assert found.hit > by_chance.hit + 0.1
 
 
+def test_nobody_is_refused() -> None:
+    """Where more come than a gateway would let in, the question is how long they wait."""
+    config = Config.model_validate(
+        {"gateway": {"requests_max": 1}, "admission": {"pod_requests_max": 1, "pod_prefill_tokens_max": 1}}
+    )
+    fronts = [VirtualGateway(core_settings(config), PODS, SIZE, 8000.0)]
+    assert World(PODS, SIZE, fronts, 1).play(chats()).requests == played("predicted-ttft").requests
+
+
 def test_one_seed_one_result() -> None:
     """To the last digit."""
     assert played("predicted-ttft") == played("predicted-ttft")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -14,7 +16,7 @@ from indexer.feed import Feed
 from router.core.decision import Core
 from router.core.demand import Demand, End, Placement
 from router.core.fleet import Pod, Rank, RankId
-from router.core.settings import CoreSettings
+from router.core.settings import Bounds, CoreSettings
 from router.errors import Busy
 from router.pieces import InPieces, Pieces
 from router.plan.profiles import PodPlan
@@ -28,6 +30,7 @@ _MODEL = "m"
 _HELD_MAX = 10_000  # batches that wait for others
 _NOBODY: frozenset[str] = frozenset()
 _SEED = 1  # of keys
+_NO_BOUNDS = Bounds(requests=sys.maxsize, prefill_tokens=None, pod_requests=None, pod_prefill_tokens=None)
 
 
 class SentOn(NamedTuple):
@@ -50,10 +53,13 @@ class VirtualGateway:
     def __init__(
         self, settings: CoreSettings, pods: PodPlan, size: int, tokens_per_s: float, board: Board | None = None
     ) -> None:
-        """`size`: tokens a block; `tokens_per_s`: of prefill, assumed before anything was seen."""
+        """`size`: tokens a block; `tokens_per_s`: of prefill, assumed before anything was seen.
+
+        Nobody is refused, however many come: how long they wait is what is asked.
+        """
         self._size = size
         self._space = KeySpace(_SEED)
-        self.core = Core(settings, self._space, board)
+        self.core = Core(replace(settings, bounds=_NO_BOUNDS), self._space, board)
         self._pieces = Pieces(self.core) if settings.piece_tokens else None
         self._ranks: list[Rank] = []
         self._publishers: list[Publisher] = []
