@@ -19,6 +19,7 @@ from router.service import core_settings
 from scorer.board import Board, row_of
 
 BOUND = "bound"
+_PIECES = PiecesConfig()
 
 
 def settings_of(options: argparse.Namespace, pods: PodPlan, size: int) -> tuple[CoreSettings, float]:
@@ -27,17 +28,13 @@ def settings_of(options: argparse.Namespace, pods: PodPlan, size: int) -> tuple[
     given = {
         "scoring": {
             "policy": options.policy,
-            "pieces": PiecesConfig() if options.pieces is None else _pieces(options.pieces),
+            "pieces": {"enabled": options.pieces > 0, "tokens": options.pieces or _PIECES.tokens},
         },
-        "admission": {"look_ahead": options.look_ahead, "queue_max": 100_000},
+        "admission": {"look_ahead": options.look_ahead},
         "index": {"blocks_max": blocks},
     }
     config = Config.model_validate(given)
     return core_settings(config), config.scoring.prefill_tokens_per_second
-
-
-def _pieces(tokens: int) -> dict[str, object]:
-    return {"enabled": True, "tokens": tokens} if tokens else {"enabled": False}
 
 
 def world_of(options: argparse.Namespace, pods: PodPlan, size: int) -> World:
@@ -90,6 +87,7 @@ def parser(text: str | None = None) -> argparse.ArgumentParser:
     made.add_argument("--event-loss", type=float, default=0.0, help="share of the frames")
     made.add_argument("--slow-half", type=float, default=1.0, help="factor by which half of the pods is slower")
     made.add_argument("--look-ahead", type=float, default=0.5, help="seconds of prefill that a pod is promised; 0: any")
-    made.add_argument("--pieces", type=int, help="tokens that long prompts go in pieces of; 0: whole")
+    usual = _PIECES.tokens if _PIECES.enabled else 0
+    made.add_argument("--pieces", type=int, default=usual, help="tokens that long prompts go in pieces of; 0: whole")
     made.add_argument("--json", action="store_true")
     return made

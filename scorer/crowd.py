@@ -78,17 +78,13 @@ class Crowd:
     @property
     def matched(self) -> Floats:
         if self._matched is None:
-            self._matched = np.zeros(len(self.pods))
-            for group in self.groups:
-                self._matched[np.array(group.numbers)] = group.matched
+            self._matched = self._of_groups([group.matched for group in self.groups])
         return self._matched
 
     @property
     def worths(self) -> Floats:
         if self._worths is None:
-            self._worths = np.zeros(len(self.pods))
-            for group in self.groups:
-                self._worths[np.array(group.numbers)] = group.worth
+            self._worths = self._of_groups([group.worth for group in self.groups])
         return self._worths
 
     @property
@@ -140,6 +136,13 @@ class Crowd:
             factor,
         )  # fmt: skip
         return _new(Candidate, figures)
+
+    def _of_groups(self, values: Sequence[float]) -> Floats:
+        """A column of what each group has; who has nothing has 0."""
+        column = np.zeros(len(self.pods))
+        for group, value in zip(self.groups, values, strict=True):
+            column[np.array(group.numbers)] = value
+        return column
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self.listed())

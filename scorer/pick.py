@@ -54,12 +54,16 @@ def pick(
     `slowness`: factors of the candidates' prices (see `slow_start`), None if there is nothing to raise. `asked`: for a
     policy that knows requests.
     """
-    if isinstance(candidates, Crowd):
-        if policy.knows_crowds:
-            return _pick_of_many(candidates, policy, turn, slowness)
-        candidates = candidates.listed()
-    seen = policy.view(candidates, asked)
-    prices = policy.prices(seen, turn, asked)
+    seen: Rivals
+    prices: Priced
+    if isinstance(candidates, Crowd) and policy.knows_crowds:
+        sure = _surely(candidates, policy) if slowness is None else None
+        if sure is not None:
+            return Pick(sure, candidates, None, HOLDS_LONGEST, policy)
+        seen, prices = candidates, policy.prices_of_many(candidates)
+    else:
+        listed = policy.view(candidates.listed() if isinstance(candidates, Crowd) else candidates, asked)
+        seen, prices = listed, policy.prices(listed, turn, asked)
     best = _cheapest(seen, prices, policy.alike, turn)
     if slowness is None:
         return Pick(seen[best], seen, prices, policy.reason(seen, prices, best, asked), policy)
@@ -67,20 +71,6 @@ def pick(
     spared, best = best, _cheapest(seen, slowed, policy.alike, turn)
     spares = slowness[spared] > slowness[best]
     return Pick(seen[best], seen, slowed, _SPARED if spares else policy.reason(seen, prices, best, asked), policy)
-
-
-def _pick_of_many(crowd: Crowd, policy: Policy, turn: int, slowness: Sequence[float] | None) -> Pick:
-    sure = _surely(crowd, policy) if slowness is None else None
-    if sure is not None:
-        return Pick(sure, crowd, None, HOLDS_LONGEST, policy)
-    prices = policy.prices_of_many(crowd)
-    best = _cheapest_of_many(crowd, prices, policy.alike, turn)
-    if slowness is None:
-        return Pick(crowd[best], crowd, prices, policy.reason(crowd, prices, best, None), policy)
-    slowed = prices * np.array(slowness)
-    spared, best = best, _cheapest_of_many(crowd, slowed, policy.alike, turn)
-    spares = slowness[spared] > slowness[best]
-    return Pick(crowd[best], crowd, slowed, _SPARED if spares else policy.reason(crowd, prices, best, None), policy)
 
 
 def _surely(crowd: Crowd, policy: Policy) -> Candidate | None:
@@ -111,7 +101,9 @@ def _cheapest_of_many(crowd: Crowd, prices: Floats, share: float, turn: int) -> 
     return int(alike[int(turn * _TURN % 1.0 * len(alike))])
 
 
-def _cheapest(candidates: Candidates, prices: list[float], share: float, turn: int) -> int:
+def _cheapest(candidates: Rivals, prices: Priced, share: float, turn: int) -> int:
+    if isinstance(candidates, Crowd):
+        return _cheapest_of_many(candidates, np.asarray(prices), share, turn)
     bound = min(prices) * (1.0 + share) + _CLOSE
     alike = [number for number, price in enumerate(prices) if price <= bound]
     return alike[0] if len(alike) == 1 else _first(candidates, alike, turn)

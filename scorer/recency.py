@@ -69,22 +69,11 @@ class Recency:
         """Tokens that requests use now."""
         return sum([self._tokens[owner] for owner in self._used])
 
-    def idle_s(self, held: int, now: float) -> float:
-        """How long the oldest was idle of the `held` tokens that the pod has; 0 where all is in use."""
-        idle = self._idle
-        while idle:
-            oldest = next(iter(idle))
-            if self.tokens - self._tokens[oldest] < held:
-                return now - idle[oldest]
-            del idle[oldest]
-            self._forget(oldest)
-        return 0.0
-
     def gives_up(self, held: int, tokens: float, now: float) -> Sequence[tuple[float, float]]:
         """What goes next of the `held` tokens that the pod has, if it takes so many others: how many, and how long they
         were idle. What is in use was for no time; of many owners, those behind the first are taken to be like these.
         """
-        self.idle_s(held, now)
+        self._forget_lost(held)
         gone, left = max(0, self.tokens - held), tokens  # of the oldest, some is gone
         parts, idle_s = [], 0.0
         for owner, since in islice(self._idle.items(), _LOOKED_MAX):
@@ -95,6 +84,15 @@ class Recency:
                 return parts
         parts.append((left, idle_s if len(parts) < len(self._idle) else 0.0))
         return parts
+
+    def _forget_lost(self, held: int) -> None:
+        """Those that were idle for longest, as far as the pod can have nothing of them any more."""
+        while self._idle:
+            oldest = next(iter(self._idle))
+            if self.tokens - self._tokens[oldest] < held:
+                return
+            del self._idle[oldest]
+            self._forget(oldest)
 
     def _forget(self, owner: Hashable) -> None:
         self.tokens -= self._tokens.pop(owner, 0)

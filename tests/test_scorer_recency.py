@@ -8,13 +8,19 @@ from collections import OrderedDict
 from scorer.recency import Recency
 
 
+def idle_s(recency: Recency, held: int, now: float) -> float:
+    """How long the oldest was idle of the tokens that the pod has; 0 where all is in use."""
+    (_, oldest_s), *_ = recency.gives_up(held, 1.0, now)
+    return oldest_s
+
+
 def test_the_oldest_that_still_fits() -> None:
     """What the pod can't have any more is forgotten; what it has in part is the oldest."""
     recency = Recency()
     for owner in range(5):
         recency.begin(owner, 100, 100)
         recency.end(owner, True, float(owner))
-    assert [recency.idle_s(held, 10.0) for held in (500, 401, 400, 250)] == [10.0, 10.0, 9.0, 8.0]
+    assert [idle_s(recency, held, 10.0) for held in (500, 401, 400, 250)] == [10.0, 10.0, 9.0, 8.0]
     assert recency.tokens == 300
 
 
@@ -26,9 +32,9 @@ def test_what_grows_is_one() -> None:
     recency.begin("b", 100, 100)
     recency.end("b", True, 1.0)
     recency.begin("a", 50, 120)
-    assert recency.idle_s(220, 5.0) == 4.0 and recency.tokens == 220
+    assert idle_s(recency, 220, 5.0) == 4.0 and recency.tokens == 220
     recency.end("a", True, 6.0)
-    assert recency.idle_s(120, 7.0) == 1.0
+    assert idle_s(recency, 120, 7.0) == 1.0
 
 
 def test_what_is_shared_belongs_to_who_used_it_last() -> None:
@@ -44,7 +50,7 @@ def test_what_is_shared_belongs_to_who_used_it_last() -> None:
     recency.begin("newer", 100, 800, "old", 700)
     recency.end("newer", True, 4.0)
     assert recency.tokens == 1900
-    assert [recency.idle_s(held, 10.0) for held in (1900, 1700, 1500, 1100, 600, 100)] == [
+    assert [idle_s(recency, held, 10.0) for held in (1900, 1700, 1500, 1100, 600, 100)] == [
         9.0, 9.0, 8.0, 7.0, 7.0, 6.0,
     ]  # fmt: skip
 
@@ -55,7 +61,7 @@ def test_what_is_in_use_stays() -> None:
     recency.begin("a", 100, 100)
     recency.begin("a", 0, 100)
     recency.end("a", True, 1.0)
-    assert recency.idle_s(10, 50.0) == 0.0 and recency.tokens == 100
+    assert idle_s(recency, 10, 50.0) == 0.0 and recency.tokens == 100
 
 
 def test_what_goes_next() -> None:
@@ -87,7 +93,7 @@ def test_what_was_not_served_is_not_there() -> None:
     recency = Recency()
     recency.begin("a", 100, 100)
     recency.end("a", False, 1.0)
-    assert recency.tokens == 0 and recency.idle_s(0, 5.0) == 0.0
+    assert recency.tokens == 0 and idle_s(recency, 0, 5.0) == 0.0
 
 
 def test_as_a_cache_does() -> None:
@@ -102,7 +108,7 @@ def test_as_a_cache_does() -> None:
         cache.move_to_end(owner)
         if len(cache) > 20:
             cache.popitem(last=False)
-        assert recency.idle_s(10 * len(cache), now) == now - next(iter(cache.values()))
+        assert idle_s(recency, 10 * len(cache), now) == now - next(iter(cache.values()))
 
 
 def test_what_requests_use() -> None:

@@ -94,7 +94,6 @@ class Planner:
         blocks = max(65_536, 4 * pods * kv_tokens // size)
         given = {
             "scoring": {"policy": policy},
-            "admission": {"queue_max": 100_000},
             "index": {"blocks_max": blocks, "pods_max": max(512, pods)},
         }
         config = Config.model_validate(given)

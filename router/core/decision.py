@@ -327,12 +327,12 @@ class Core:
             self._judge(placement, cached)
 
     def _judge(self, placement: Placement, cached: int) -> None:
-        """A report speaks for what was foretold, or against it, unless something explains it."""
+        """A report of less than was foretold speaks against that, unless something explains it."""
         decision, rank = placement.decision, placement.rank
         theirs, grain = decision.demand.of(rank), rank.grain or 0
         if rank.feed is None or grain not in theirs.keys:  # its blocks have another size by now
             return
-        if cached >= placement.promised or not self._is_explained(placement, cached):
+        if not self._is_explained(placement, cached):
             rank.feed.reported(placement.hit, theirs.tokens, cached, size_of(grain), decision.at)
 
     def _is_explained(self, placement: Placement, cached: int) -> bool:
@@ -377,8 +377,9 @@ class Core:
             left = _long_enough(left, demand.tokens + answer)
         if exclude:
             left = [rank for rank in left if rank.id.pod not in exclude]
-        fit = self._comparison.fit(demand.model, ranks, now)
-        if left is not ranks:
+        if left is ranks:
+            fit = self._comparison.fit(demand.model, ranks, now)
+        else:
             fit = [rank for rank in left if rank.pod.fit(now)]
         if not fit:  # a suspect or an ejected one is better than nobody; on a retry, not one that asked for peace
             willing = [rank for rank in left if not (exclude and rank.pod.breaker.avoided(now))]

@@ -59,7 +59,8 @@ class VirtualGateway:
         """
         self._size = size
         self._space = KeySpace(_SEED)
-        self.core = Core(replace(settings, bounds=_NO_BOUNDS), self._space, board)
+        hold = settings.hold._replace(waiting_max=sys.maxsize)
+        self.core = Core(replace(settings, bounds=_NO_BOUNDS, hold=hold), self._space, board)
         self._pieces = Pieces(self.core) if settings.piece_tokens else None
         self._ranks: list[Rank] = []
         self._publishers: list[Publisher] = []
