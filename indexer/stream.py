@@ -155,11 +155,14 @@ class Stream(Generic[_T]):
             ready = self._from_the_start()
             ready.apply = self.replayed(number, clock, batch, size).apply
             return ready
+        first: list[_T] = []
         if self.replaying and not self.expected and number:
-            self._begin_late(number)
+            first = self._contiguous()  # all that its publisher said from 0 on came by itself
+            if not first:
+                self._begin_late(number)
         if not self.replaying or number < self.expected:
             if self._proven or number != self.expected - 1:
-                return Ready("duplicate")
+                return Ready("duplicate", apply=first)
             if clock != self._applied_clock:
                 self._newest = (-1, self._applied_clock)
                 return self._begin_anew(clock)
@@ -167,10 +170,10 @@ class Stream(Generic[_T]):
             return Ready("duplicate")
         if number > self.expected or not self._proven:
             self._hold(number, clock, batch, size)
-            return Ready("held")
+            return Ready("held", apply=first)
         self._drop(number)  # it came late by itself, too
         self.expected, self._applied_clock = number + 1, clock
-        apply = [batch, *self._contiguous()]
+        apply = [*first, batch, *self._contiguous()]
         self._close()
         return Ready("replayed", apply=apply)
 
@@ -197,10 +200,11 @@ class Stream(Generic[_T]):
         return Ready("lost" if lost else "closed", forget=lost, apply=apply)
 
     def missing(self) -> int | None:
-        """The first hole behind something that a replay brought (pods drop silently when they send much at once)."""
+        """The first hole before something that came, after a replay. Pods drop silently when they send much at once; or
+        the replay has brought nothing, as nothing had been said when it was asked for."""
         following = self.expected
         for number in sorted(self._held):
-            if number != following and following > 0:
+            if number != following:
                 return following
             following = number + 1
         return None

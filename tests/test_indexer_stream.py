@@ -310,11 +310,38 @@ def test_what_waits_for_a_proof_is_not_missing() -> None:
     assert stream.missing() == 5
 
 
-def test_what_came_before_we_joined_is_no_hole() -> None:
-    """Where the publisher's history begins is not known yet."""
+def test_a_history_that_was_empty_when_it_was_asked_for() -> None:
+    """What has come meanwhile says that there is one now; where it begins, nothing is missing before."""
     stream = _stream()
     stream.live(60, 60.0, 60)
-    assert stream.missing() is None
+    assert stream.missing() == 0
+    assert stream.replayed(58, 58.0, 58).apply == [58]
+    assert stream.missing() == 59 and stream.truncated
+
+
+def test_a_new_publisher_whose_history_was_empty_and_of_whom_something_was_lost_then() -> None:
+    """What it said first came by itself, and nothing was before it: only the hole is asked for, and all is known."""
+    stream = _stream()
+    assert stream.connected().replay_from == 0
+    for number in (0, 1, 2, 5, 6):
+        assert stream.live(number, float(number), number).verdict == "held"
+    assert stream.missing() == 3
+    ready = stream.replayed(3, 3.0, 3)
+    assert (ready.verdict, ready.apply) == ("replayed", [0, 1, 2, 3])
+    assert stream.replayed(4, 4.0, 4).apply == [4, 5, 6]
+    assert not stream.truncated and not stream.replaying and stream.caught_up
+
+
+@pytest.mark.parametrize("number, verdict", [(1, "duplicate"), (5, "held")])
+def test_what_a_new_publisher_said_first_is_known_whatever_its_history_brings(number: int, verdict: str) -> None:
+    """Something in the middle of it, or something further on."""
+    stream = _stream()
+    stream.connected()
+    for said in (0, 1, 2):
+        stream.live(said, float(said), said)
+    ready = stream.replayed(number, float(number), number)
+    assert (ready.verdict, ready.apply) == (verdict, [0, 1, 2])
+    assert stream.missing() == (3 if number == 5 else None) and not stream.truncated
 
 
 def test_held_is_bounded() -> None:
