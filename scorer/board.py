@@ -20,8 +20,12 @@ from scorer.load import PodLoad, Ticket
 from scorer.sendings import Sendings, ring_fields
 
 LOOK_S = 0.005  # between two looks at the others: 10 ms are early enough, and decisions share the cost of one
-_FIELDS = 6  # of a cell: name, requests, prefill tokens, their seconds, those owed behind the head, busy until
+FIELDS = 8
+"""Of a cell: name, requests, prefill tokens, their seconds, those that streams are owed, since when the first of these
+is computed, what it costs, busy until."""
 _NAME_BITS = 53  # as many as a float holds exactly
+_HERE = -1  # this worker, among others
+_NOBODY = 0.0, 0.0
 
 Cell: TypeAlias = list[float]
 
@@ -32,7 +36,7 @@ class SharedLoad(PodLoad):
     `requests`, `prefill_tokens` and the backlog are those of all workers, as last heard; `own_…` are those of this one.
     """
 
-    __slots__ = ("_cell", "_others_promised_s", "_others_requests", "_others_tokens")
+    __slots__ = ("_cell", "_front", "_fronts", "_others_requests", "_others_tokens")
 
     def __init__(self, rate: PrefillRate, cell: memoryview[float] | None) -> None:
         """`cell`: where to tell the others; None: there is no room."""
@@ -40,7 +44,8 @@ class SharedLoad(PodLoad):
         self._cell = cell
         self._others_requests = 0
         self._others_tokens = 0
-        self._others_promised_s = 0.0
+        self._fronts: dict[int, tuple[float, float]] = {}  # of each worker: since when, what it costs; -1: of this one
+        self._front: int | None = None  # whose is the first of all
 
     @property
     def own_requests(self) -> int:
@@ -49,6 +54,10 @@ class SharedLoad(PodLoad):
     @property
     def own_prefill_tokens(self) -> int:
         return self.prefill_tokens - self._others_tokens
+
+    @property
+    def owes(self) -> bool:
+        return self._front is not None
 
     def admit(self, tokens: int, now: float, start: int = 0, tells: bool = False) -> Ticket:
         ticket = super().admit(tokens, now, start, tells)
@@ -64,30 +73,52 @@ class SharedLoad(PodLoad):
         self._tell()
         return released
 
-    def hear(self, requests: int, tokens: int, promised_s: float, owed_s: float, busy_until: float) -> None:
-        """Another worker has so much more here (or less); by what it knew, the pod is busy until then.
-
-        `owed_s` of it can't have begun: streams whose turn has not come.
-        """
+    def hear(self, worker: int, before: Cell, after: Cell, now: float) -> None:
+        """Another worker has other figures here than before."""
         if self.moved is not None:
             self.moved.add(self)
-        self._others_requests += requests
-        self.requests += requests
-        self._others_tokens += tokens
-        self.prefill_tokens += tokens
+        _, requests, tokens, promised_s, owed_s = (after[field] - before[field] for field in range(5))
+        self._others_requests += int(requests)
+        self.requests += int(requests)
+        self._others_tokens += int(tokens)
+        self.prefill_tokens += int(tokens)
         self._others_promised_s += promised_s
         self._promised_s += promised_s
         self._others_owed_s += owed_s
-        if busy_until > self._busy_until:
-            self._busy_until = busy_until
         if not self._others_tokens:  # what is left are rounding errors
             self._promised_s -= self._others_promised_s
-            self._others_promised_s = 0.0
-            self._others_owed_s = 0.0
+            self._others_promised_s = self._others_owed_s = 0.0
+        if promised_s < 0.0:  # something has begun: at most the rest is left
+            self._busy_until = min(self._busy_until, now + self._promised_s)
+        else:
+            self._busy_until = max(self._busy_until, after[7])
+        self._stand(worker, after[5], after[6], now)
 
     def fall_silent(self) -> None:
         """Tell no more: what is still in flight ends where nobody counts it."""
         self._cell = None
+
+    def _lead(self, head: Ticket | None, head_at: float, now: float) -> None:
+        self._head, self._head_at = head, head_at
+        self._stand(_HERE, head_at, 0.0 if head is None else head.cost_s, now)
+
+    def _stand(self, worker: int, front_at: float, front_s: float, now: float) -> None:
+        """The first of a worker's that tell. The pod computes what came first: that of one worker, no other's."""
+        fronts, before = self._fronts, self._fronts.get(worker)
+        if before == (front_at, front_s):
+            return
+        if front_s > 0.0:
+            fronts[worker] = front_at, front_s
+        else:
+            fronts.pop(worker, None)
+        has_gone = worker == self._front and before is not None and before[1] != front_s
+        first = self._front = min(fronts, key=fronts.__getitem__, default=None)
+        if first is None:
+            self._front_at = self._front_s = 0.0
+            return
+        self._front_at, self._front_s = fronts[first]
+        if has_gone and self._front_at < now:  # only now
+            self._front_at = now
 
     def _tell(self) -> None:
         cell = self._cell
@@ -95,9 +126,9 @@ class SharedLoad(PodLoad):
             cell[1] = self.requests - self._others_requests
             cell[2] = self.prefill_tokens - self._others_tokens
             cell[3] = self._promised_s - self._others_promised_s
-            head = self._head
-            cell[4] = 0.0 if head is None else self._owed_s - head.cost_s
-            cell[5] = self._busy_until
+            cell[4] = self._owed_s
+            cell[5], cell[6] = self._fronts.get(_HERE, _NOBODY)
+            cell[7] = self._busy_until
 
 
 class Sent(NamedTuple):
@@ -137,8 +168,8 @@ class Board:
         self._ranks: dict[float, Hashable] = {}
         self._loads: dict[float, SharedLoad] = {}
         self._workers = workers
-        self._seen = np.zeros((workers + guests, 0, _FIELDS))  # cells that anybody has used; nothing of our own
-        self._look_at = float("-inf")
+        self._seen = np.zeros((workers + guests, 0, FIELDS))  # cells that anybody has used; nothing of our own
+        self._looked_at = float("-inf")
         self._look_s = look_s
         self.in_flight = 0
 
@@ -147,13 +178,13 @@ class Board:
         number, cell = _number(name), None
         if self._free:
             place = self._places[rank] = self._free.pop()
-            cell = self._cells[place * _FIELDS : (place + 1) * _FIELDS]
+            cell = self._cells[place * FIELDS : (place + 1) * FIELDS]
             cell[0] = number
             self._used[self._own] = max(int(self._used[self._own]), place + 1)
         self._numbers[rank], self._ranks[number] = number, rank
         load = self._loads[number] = SharedLoad(rate, cell)
-        for heard in self._seen[self._seen[..., 0] == number].tolist():
-            _hear(load, heard, 1)
+        for worker, place in zip(*np.nonzero(self._seen[..., 0] == number), strict=True):
+            load.hear(int(worker), _nothing(number), self._seen[worker, place].tolist(), self._looked_at)
         return load
 
     def leave(self, rank: Hashable) -> None:
@@ -163,15 +194,15 @@ class Board:
         self._loads.pop(number).fall_silent()
         place = self._places.pop(rank, None)
         if place is not None:
-            for field in range(_FIELDS):
-                self._cells[place * _FIELDS + field] = 0.0
+            for field in range(FIELDS):
+                self._cells[place * FIELDS + field] = 0.0
             self._free.append(place)
 
     def listen(self, now: float) -> None:
         """Have what the others have, if it was not looked at a moment ago."""
-        if now < self._look_at:
+        if now < self._looked_at + self._look_s:
             return
-        self._look_at = now + self._look_s
+        self._looked_at = now
         self._sendings.listen()
         width = max(self._seen.shape[1], *self._used.tolist())
         if width > self._seen.shape[1]:
@@ -180,12 +211,12 @@ class Board:
         cells[self._own] = 0.0
         changed = np.flatnonzero(cells != self._seen)
         if len(changed):
-            places = list(dict.fromkeys((changed // _FIELDS).tolist()))
-            cells_before, cells_after = (each.reshape(-1, _FIELDS)[places].tolist() for each in (self._seen, cells))
+            places = list(dict.fromkeys((changed // FIELDS).tolist()))
+            cells_before, cells_after = (each.reshape(-1, FIELDS)[places].tolist() for each in (self._seen, cells))
             for place, before, after in zip(places, cells_before, cells_after, strict=True):
                 if place < self._workers * width:
                     self.in_flight += int(after[1] - before[1])
-                self._change(before, after)
+                self._change(place // width, before, after, now)
             self._seen = cells
 
     def tell(self, rank: Hashable, keys: Keys, start: int, expires: float) -> None:
@@ -199,25 +230,26 @@ class Board:
             return None
         return Sent(found[0], self._ranks[found[1]], found[2])
 
-    def _change(self, before: Cell, after: Cell) -> None:
+    def _change(self, worker: int, before: Cell, after: Cell, now: float) -> None:
         if before[0] != after[0]:  # a pod has left, and another one has its place
-            _hear(self._loads.get(before[0]), before, -1)
-            before = [after[0], 0.0, 0.0, 0.0, 0.0, 0.0]
+            gone = self._loads.get(before[0])
+            if gone is not None:
+                gone.hear(worker, before, _nothing(before[0]), now)
+            before = _nothing(after[0])
         load = self._loads.get(after[0])
         if load is not None:
-            requests, tokens, promised_s, owed_s = (after[field] - before[field] for field in range(1, 5))
-            load.hear(int(requests), int(tokens), promised_s, owed_s, after[5])
+            load.hear(worker, before, after, now)
 
 
 def row_of(ranks_max: int, sendings_max: int) -> np.dtype[Any]:
     """What one worker writes. A row of zeros is that of a worker that has nothing in flight."""
-    loads = [("used", "u8"), ("loads", "f8", (ranks_max, _FIELDS))]
+    loads = [("used", "u8"), ("loads", "f8", (ranks_max, FIELDS))]
     return np.dtype([*loads, *ring_fields(sendings_max)])
 
 
-def _hear(load: SharedLoad | None, cell: Cell, sign: int) -> None:
-    if load is not None:
-        load.hear(sign * int(cell[1]), sign * int(cell[2]), sign * cell[3], sign * cell[4], cell[5])
+def _nothing(name: float) -> Cell:
+    """The cell of a pod that has nothing to do."""
+    return [name, *[0.0] * (FIELDS - 1)]
 
 
 def _number(name: bytes) -> float:

@@ -36,8 +36,9 @@ class PodLoad:
     """The load of one candidate; `rate` is what was learned of its speed."""
 
     __slots__ = (
-        "_busy_until", "_head", "_head_at", "_line", "_others_owed_s", "_owed_s", "_promised_s", "_stated_at",
-        "_telling", "_total_s", "moved", "prefill_tokens", "rate", "requests", "stated_s", "tickets",
+        "_busy_until", "_front_at", "_front_s", "_head", "_head_at", "_line", "_others_owed_s", "_others_promised_s",
+        "_owed_s", "_promised_s", "_stated_at", "_telling", "_total_s", "moved", "prefill_tokens", "rate", "requests",
+        "stated_s", "tickets",
     )  # fmt: skip
 
     def __init__(self, rate: PrefillRate) -> None:
@@ -55,6 +56,9 @@ class PodLoad:
         self._head: Ticket | None = None  # the first of these
         self._head_at = 0.0  # since when it is
         self._owed_s = 0.0  # promised to those that tell
+        self._front_at = 0.0  # since when the head of the line is computed, of those that tell: it may be another's,
+        self._front_s = 0.0  # and what it costs
+        self._others_promised_s = 0.0  # by other workers (see `board`)
         self._others_owed_s = 0.0
         self.stated_s = 0.0  # waits by the pod's own account
         self._stated_at = 0.0
@@ -78,12 +82,12 @@ class PodLoad:
         left = self._busy_until - now
         if left > self._promised_s:
             left = self._promised_s
-        owed, head = self._others_owed_s, self._head
-        if head is not None:
-            spent = now - self._head_at
-            owed += self._owed_s - (spent if spent < head.cost_s else head.cost_s)
-        if owed > left:
-            left = owed
+        owed = self._owed_s + self._others_owed_s
+        if owed > 0.0:
+            spent, front_s = now - self._front_at, self._front_s
+            owed -= spent if spent < front_s else front_s
+            if owed > left:
+                left = owed
         if self.stated_s:
             stated = self.stated_s - (now - self._stated_at)
             if stated > left:
@@ -111,14 +115,14 @@ class PodLoad:
             self._telling[ticket] = None
             self._owed_s += cost_s
             if self._head is None:
-                self._head, self._head_at = ticket, now + backlog_s
+                self._lead(ticket, now + backlog_s, now)
         return ticket
 
     def first_byte(self, ticket: Ticket, now: float, measured: bool) -> None:
         """The prefill of `ticket` is done. `measured`: just now."""
         if not ticket.in_prefill:
             return
-        behind_s = self._total_s - ticket.behind_s
+        behind_s = self._total_s - ticket.behind_s + self._others_promised_s
         self._prefilled(ticket, now)
         until = now + behind_s
         if measured or until < self._busy_until:
@@ -165,11 +169,16 @@ class PodLoad:
         if not ticket.tells:
             head = self._head
             if head is not None and ticket.behind_s < head.behind_s:  # its turn comes so much earlier
-                self._head_at = min(self._head_at, max(now, self._head_at - ticket.cost_s))
+                self._lead(head, min(self._head_at, max(now, self._head_at - ticket.cost_s)), now)
             return
         del self._telling[ticket]
         self._owed_s -= ticket.cost_s
-        if ticket is self._head:
-            self._head, self._head_at = next(iter(self._telling), None), now
-        if self._head is None:
+        if not self._telling:
             self._owed_s = 0.0
+        if ticket is self._head:
+            self._lead(next(iter(self._telling), None), now, now)
+
+    def _lead(self, head: Ticket | None, head_at: float, now: float) -> None:
+        """It is the first of those that tell, and its turn is then."""
+        self._head, self._head_at = head, head_at
+        self._front_at, self._front_s = head_at, 0.0 if head is None else head.cost_s

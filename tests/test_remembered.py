@@ -225,7 +225,7 @@ async def test_two_know_what_is_in_flight(tmp_path: Path) -> None:
             stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             with stranger:
                 for size in range(1, 1400, 7):
-                    stranger.sendto(b"wr1\n" + bytes(size), ("127.0.0.1", one))
+                    stranger.sendto(b"wr2\n" + bytes(size), ("127.0.0.1", one))
             async with httpx.AsyncClient(base_url=second.url, **PLAIN) as client:
                 body = {"model": MODEL, "prompt": _prompt(1), "max_tokens": 500, "ignore_eos": True, "stream": True}
                 async with client.stream("POST", "/v1/completions", json=body) as answer:

@@ -151,6 +151,7 @@ async def test_a_gap_of_one_of_them() -> None:
         speaking(port, "kv@pod-0@m", ports=replays[:2]) as first,
         speaking(port, "kv@pod-1@m", ports=replays[2:]) as second,
     ):
+        await until(lambda: not any(room.feed(each.name).replaying for each in pods))  # nothing was said yet
         for number in range(20):
             await first.publish(lost=number in (7, 8))
             await second.publish()

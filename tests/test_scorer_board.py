@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from indexer.blocks import Keys, KeySpace
-from scorer.board import Board, SharedLoad, row_of
+from scorer.board import FIELDS, Board, SharedLoad, row_of
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad, Ticket
 
@@ -90,6 +90,48 @@ def test_what_another_worker_waits_for_does_not_decay() -> None:
     second.load.first_byte(second, 61.0, True)
     host.boards[1].listen(61.0)
     assert host.loads[1]["a"].backlog_s(61.0) == 0.0
+
+
+def test_a_first_byte_leaves_the_work_of_others() -> None:
+    """It proves that what came before is done. What other workers have promised since is still to come."""
+    host = Host()
+    mine = host.loads[0]["a"].admit(1000, 0.0, tells=True)
+    host.boards[1].listen(0.1)
+    host.loads[1]["a"].admit(2000, 0.1, tells=True)
+    host.boards[0].listen(0.9)
+    mine.load.first_byte(mine, 1.0, True)
+    for number in range(WORKERS):
+        host.boards[number].listen(1.0)
+        assert host.loads[number]["a"].backlog_s(1.0) == pytest.approx(2.0)
+        assert host.loads[number]["a"].backlog_s(2.5) == pytest.approx(0.5)
+
+
+def test_the_pod_computes_one_prompt_at_a_time() -> None:
+    """The first streams of several workers: only what came first shrinks with the time, by what it costs; with its
+    first byte it is the next one's turn."""
+    host = Host()
+    tickets = []
+    for number in range(WORKERS):
+        host.boards[number].listen(0.1 * number)
+        tickets.append(host.loads[number]["a"].admit(1000, 0.1 * number, tells=True))
+    for now, left in ((0.5, 2.5), (1.0, 2.0), (60.0, 2.0)):
+        for number in range(WORKERS):
+            host.boards[number].listen(now)
+            assert host.loads[number]["a"].backlog_s(now) == pytest.approx(left)
+    tickets[0].load.first_byte(tickets[0], 60.0, True)
+    for now, left in ((60.0, 2.0), (60.5, 1.5), (61.0, 1.0), (70.0, 1.0)):
+        for number in range(WORKERS):
+            host.boards[number].listen(now)
+            assert host.loads[number]["a"].backlog_s(now) == pytest.approx(left), (now, number)
+
+
+def test_who_comes_first_may_be_heard_later() -> None:
+    """Who looks seldom learns of a prompt that is computed long since: its time counts from its beginning."""
+    host = Host()
+    host.loads[0]["a"].admit(3000, 0.0, tells=True)
+    host.loads[1]["a"].admit(1000, 1.0, tells=True)  # it does not know of the other
+    host.boards[1].listen(2.0)
+    assert host.loads[1]["a"].backlog_s(2.0) == pytest.approx(2.0)
 
 
 def test_alone_is_alone_in_all_workers() -> None:
@@ -274,11 +316,15 @@ def test_a_new_worker_tells_from_the_start() -> None:
 
 def test_rounding_leaves_nothing() -> None:
     """Seconds of work that come and go in unlike parts: where nothing is left, it is nothing, and told as nothing."""
-    cell = array("d", [0.0] * 6)
+    cell = array("d", [0.0] * FIELDS)
     load = SharedLoad(PrefillRate(1000), memoryview(cell))
+    told = [
+        [1.0, requests, tokens, s, s, 0.0, 0.0, 0.0]
+        for requests, tokens, s in ((0, 0, 0), (1, 100, 0.1), (2, 300, 0.3))
+    ]
     for _ in range(3):
-        for requests, tokens, promised_s in ((1, 100, 0.1), (1, 200, 0.2), (-2, -300, -0.3)):
-            load.hear(requests, tokens, promised_s, 0.0, 0.0)
+        for before, after in zip(told, [*told[1:], told[0]], strict=True):
+            load.hear(1, before, after, 0.0)
         assert load.backlog_s(0.0) == 0.0
     ticket = load.admit(500, 0.0)
     assert (load.own_requests, load.own_prefill_tokens) == (1, 500)

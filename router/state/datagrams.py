@@ -21,11 +21,11 @@ from scorer.guests import CELL, SENDING, News, OwnRow
 BYTES_MAX = 1400
 """Of a datagram: what nobody on the way takes apart."""
 _HEAD = struct.Struct("<4sQHQQHH")
-_MAGIC = b"wr1\n"
+_MAGIC = b"wr2\n"
 _SEAL = 16
 _ROOM = BYTES_MAX - _HEAD.size - _SEAL
 _AT_ONCE = 8
-"""Datagrams for one time: enough for some 350 ranks, or 500 sendings."""
+"""Datagrams for one time: enough for some 280 ranks, or 500 sendings."""
 
 
 class Heard(NamedTuple):
