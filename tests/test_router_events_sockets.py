@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -135,3 +137,47 @@ async def test_addresses() -> None:
     assert has_name("tcp://vllm-0.vllm:5557")
     with pytest.raises(OSError, match="no name of a host"):
         await addresses("tcp://vllm-0..vllm:5557")
+
+
+UNREAD = """
+import sys
+import zmq
+from router.config.events import EventsConfig
+from router.events.sockets import FeedLimits, subscriber
+def taken():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+socket = subscriber(zmq.Context(), FeedLimits.of(EventsConfig()))
+monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+socket.connect(sys.argv[1])
+socket.recv_multipart()
+before = taken()
+print("ready", flush=True)
+monitor.recv_multipart()
+print(taken() - before, flush=True)
+for number in range({batches}):
+    assert socket.recv_multipart(zmq.NOBLOCK)[1] == number.to_bytes(8, "big")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is told by /proc")
+def test_what_waits_takes_what_it_weighs() -> None:
+    """Batches that nobody has read yet, when all of them are there: their publisher has left."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    batches, size = 900, 4100
+    with context.socket(zmq.XPUB) as pub:
+        pub.setsockopt(zmq.SNDHWM, 0)
+        port = pub.bind_to_random_port("tcp://127.0.0.1")
+        command = [sys.executable, "-c", UNREAD.format(batches=batches), f"tcp://127.0.0.1:{port}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            pub.recv()
+            pub.send_multipart([b"kv", bytes(8), b"the first"])
+            assert child.stdout.readline() == b"ready\n"
+            for number in range(batches):
+                pub.send_multipart([b"kv", number.to_bytes(8, "big"), bytes(size)])
+            pub.close(linger=-1)
+            taken_kib = int(child.stdout.readline())
+    assert child.returncode == 0
+    context.term()
+    weight_kib = batches * size / 1024
+    assert weight_kib / 2 < taken_kib < 1.5 * weight_kib

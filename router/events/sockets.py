@@ -30,6 +30,7 @@ Resolve: TypeAlias = Callable[[str], Awaitable[list[str]]]
 
 _PATIENT = 4  # where there is one address only, ZMQ itself mostly comes back to it
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_ZERO_COPY_RECV = 10  # of a context, in zmq_draft.h of libzmq 4.3: pyzmq has no name for it
 
 
 @dataclass(slots=True, frozen=True)
@@ -233,8 +234,14 @@ def asker(context: zmq.Context[zmq.Socket[bytes]], limits: FeedLimits) -> zmq.So
 
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, limits: FeedLimits) -> zmq.Socket[bytes]:
-    """One that finds out soon that nobody is there any more, or is again."""
+    """One that finds out soon that nobody is there any more, or is again.
+
+    What it has received is copied: by default each message that waits, however small, keeps the 17 KiB of memory into
+    which it was read, so that a flood of events takes many times what it weighs, in pieces between what stays.
+    """
     context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))  # counts with the first one; a feed takes three
+    with contextlib.suppress(zmq.ZMQError):  # an older library
+        context.set(_ZERO_COPY_RECV, 0)
     made = context.socket(kind)
     made.setsockopt(zmq.MAXMSGSIZE, limits.batch_bytes_max)  # whoever sends more is cut off
     made.setsockopt(zmq.IPV6, 1)
