@@ -20,9 +20,9 @@ from scorer.load import PodLoad, Ticket
 from scorer.sendings import Sendings, ring_fields
 
 LOOK_S = 0.005  # between two looks at the others: 10 ms are early enough, and decisions share the cost of one
-FIELDS = 8
+FIELDS = 10
 """Of a cell: name, requests, prefill tokens, their seconds, those that streams are owed, since when the first of these
-is computed, what it costs, busy until."""
+is computed, what it costs, busy until; the turn of the first that waits for the pod, until when to believe that."""
 _NAME_BITS = 53  # as many as a float holds exactly
 _HERE = -1  # this worker, among others
 _NOBODY = 0.0, 0.0
@@ -36,7 +36,7 @@ class SharedLoad(PodLoad):
     `requests`, `prefill_tokens` and the backlog are those of all workers, as last heard; `own_…` are those of this one.
     """
 
-    __slots__ = ("_cell", "_front", "_fronts", "_others_requests", "_others_tokens")
+    __slots__ = ("_cell", "_front", "_fronts", "_others_requests", "_others_tokens", "_turns")
 
     def __init__(self, rate: PrefillRate, cell: memoryview[float] | None) -> None:
         """`cell`: where to tell the others; None: there is no room."""
@@ -46,6 +46,7 @@ class SharedLoad(PodLoad):
         self._others_tokens = 0
         self._fronts: dict[int, tuple[float, float]] = {}  # of each worker: since when, what it costs; -1: of this one
         self._front: int | None = None  # whose is the first of all
+        self._turns: dict[int, tuple[float, float]] = {}  # of the first that waits with each, until when it counts
 
     @property
     def own_requests(self) -> int:
@@ -93,6 +94,15 @@ class SharedLoad(PodLoad):
         else:
             self._busy_until = max(self._busy_until, after[7])
         self._stand(worker, after[5], after[6], now)
+        if after[8:] != before[8:]:
+            self._turns[worker] = after[8], after[9]
+            self._turns = {each: told for each, told in self._turns.items() if told[1] > now}
+            self._others_turn, self._others_until = min(self._turns.values(), default=_NOBODY)
+
+    def await_here(self, turn: float, until: float) -> None:
+        cell = self._cell
+        if cell is not None:
+            cell[8], cell[9] = turn, until
 
     def fall_silent(self) -> None:
         """Tell no more: what is still in flight ends where nobody counts it."""

@@ -13,17 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.board import FIELDS
+from scorer.hold import turn_at
 
 CELL = np.dtype(
     [("place", "<u2"), ("name", "<f8"), ("requests", "<u4"), ("tokens", "<u4"), ("promised_s", "<f4"),
-     ("owed_s", "<f4"), ("front_for_s", "<f4"), ("front_s", "<f4"), ("busy_s", "<f4")]
+     ("owed_s", "<f4"), ("front_for_s", "<f4"), ("front_s", "<f4"), ("busy_s", "<f4"), ("turn_s", "<f8"),
+     ("turn_for_s", "<f4")]
 )  # fmt: skip
 """Of one rank: as in the board, with the seconds for which its first stream is computed already (negative: not yet),
-and those that it is busy for from now on."""
+those that it is busy for from now on, the turn beside that of who comes now, and how long to believe it."""
 SENDING = np.dtype([("key", "<u8"), ("rank", "<f8"), ("left_s", "<f4")])
 """A block of a prompt that was sent to a rank, and how long to believe it."""
 
-_TOLD = ("name", "requests", "tokens", "promised_s", "owed_s", "front_for_s", "front_s", "busy_s")
+_AS_IN_THE_BOARD = tuple(name for name in CELL.fields or () if name != "place")
 _BUSY_MAX_S = 3600.0  # what is more is not believed
 
 
@@ -143,14 +145,16 @@ def _packed(cells: NDArray[np.float64], places: Sequence[int], now: float) -> ND
     told["promised_s"], told["owed_s"], told["front_s"] = chosen[:, 3], chosen[:, 4], chosen[:, 6]
     told["front_for_s"] = now - chosen[:, 5]
     told["busy_s"] = np.maximum(0.0, chosen[:, 7] - now)
+    told["turn_s"], told["turn_for_s"] = chosen[:, 8] - turn_at(now), np.maximum(0.0, chosen[:, 9] - now)
     return told
 
 
 def _unpacked(cells: NDArray[Any], now: float) -> NDArray[np.float64]:
     heard = np.zeros((len(cells), FIELDS))
-    for field, name in enumerate(_TOLD):
+    for field, name in enumerate(_AS_IN_THE_BOARD):
         heard[:, field] = np.nan_to_num(cells[name], nan=0.0, posinf=0.0, neginf=0.0)
-    heard[:, [3, 4, 6, 7]] = np.clip(heard[:, [3, 4, 6, 7]], 0.0, _BUSY_MAX_S)
+    heard[:, [3, 4, 6, 7, 9]] = np.clip(heard[:, [3, 4, 6, 7, 9]], 0.0, _BUSY_MAX_S)
     heard[:, 5] = now - np.clip(heard[:, 5], -_BUSY_MAX_S, _BUSY_MAX_S)
-    heard[:, 7] += now
+    heard[:, [7, 9]] += now
+    heard[:, 8] += turn_at(now)
     return heard

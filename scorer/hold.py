@@ -31,6 +31,8 @@ _AT_ONCE = 4  # requests that are placed again in one go: well under a milliseco
 _WHILE_S = 10.0  # who waits for longer is one of a crowd, if it has much to compute
 _NO_ROOM, _IN_PIECES = "what lives in the pod's cache leaves no room", "another prompt goes there in pieces"
 _MOVES = 0.1  # of its cost, by which a request's may change and leave it where it is in the order
+_TURN_OF_PRIORITY_S, _PRIORITY_MAX = 1e9, 1e5  # in what other workers are told of a turn
+_BELIEVED_S = 1.0  # it is told again by then, if it still holds
 _ROUND_S = 0.25  # between two rounds of those whose pod stays busy,
 _EACH_S = 0.0025  # or so much for each who waits: a small share of the time, however many they are
 
@@ -57,15 +59,32 @@ class Held:
     placed_at: float = float("-inf")
     reason: str = ""
     place: tuple[int, float] = (0, 0.0)  # in the order of its flow
+    standing: float = 0.0  # the same as one number, beside those who wait with other workers
     turn: tuple[int, float] = (0, 0.0)  # in the order of all
+
+    def stand(self, cost_s: float) -> None:
+        """In the order of its flow, and beside others."""
+        self.cost_s = cost_s
+        self.place = self.priority, cost_s + turn_at(self.since)
+        urgency = min(max(float(self.priority), -_PRIORITY_MAX), _PRIORITY_MAX)
+        self.standing = urgency * _TURN_OF_PRIORITY_S + self.place[1]
 
 
 _place, _turn = attrgetter("place"), attrgetter("turn")
 
 
+def turn_at(now: float) -> float:
+    """What the turn of somebody who comes now begins with."""
+    return _WAITED * now
+
+
 def overdue() -> Held:
     """How somebody waits who must not any longer."""
     return Held(None, None, 0, float("-inf"))
+
+
+_NOBODY = Held(None, None, 0, 0.0), 0.0
+_LAST = float("inf")  # the turn of who comes, behind all who wait
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +109,7 @@ class Hold:
         self._ordered = True
         self._flows: dict[Hashable, _Flow] = {}  # those that wait, and those that had more than these
         self._round_at = float("-inf")  # the last one's beginning
+        self._firsts: dict[PodLoad, tuple[Held, float]] = {}  # who waits for each pod, as was told, until when
 
     @property
     def waiting(self) -> int:
@@ -107,7 +127,8 @@ class Hold:
         """Somebody has to wait, whose prefill costs so much where it is best placed; None: too many do."""
         if len(self._waiting) >= self.limits.waiting_max:
             return None
-        held = Held(item, flow, priority, now, cost_s, place=(priority, cost_s + _WAITED * now))
+        held = Held(item, flow, priority, now)
+        held.stand(cost_s)
         of = self._flow(flow)
         self._waiting[held] = of.waiting[held] = None
         self._ordered = of.ordered = False
@@ -123,15 +144,20 @@ class Hold:
             flow = self._flows[held.flow]
             del self._waiting[held], flow.waiting[held]
             flow.ordered = False
+            load = held.load
+            if load is not None and self._firsts.get(load, _NOBODY)[0] is held:
+                del self._firsts[load]
+                load.await_here(0.0, 0.0)
 
     def must_wait(self, load: PodLoad, cost_s: float, lacks_room: bool, held: Held | None, now: float) -> bool:
         """Whether who is best placed there has to. `lacks_room`: beside what lives. `held`: it does already."""
         waits = self._is_busy(load, now) or load in self.planned
         if held is None:
-            return waits or lacks_room
+            return waits or lacks_room or load.is_awaited(_LAST, now)
+        waits = waits or load.is_awaited(held.standing, now)
         before_s, held.cost_s, held.placed_at = held.cost_s, cost_s, now
         if abs(cost_s - before_s) > _MOVES * before_s and held in self._waiting:
-            held.place = (held.priority, cost_s + _WAITED * held.since)
+            held.stand(cost_s)
             self._ordered = self._flows[held.flow].ordered = False
         held.load = None if lacks_room and not waits else load
         held.reason = "the pod is busy" if not lacks_room else _IN_PIECES if load in self.rests else _NO_ROOM
@@ -149,9 +175,10 @@ class Hold:
         planned, round_at, left, more = self.planned, self._round_at, _AT_ONCE, False
         busy = {load for load in loads if self._is_busy(load, now)}
         planned.clear()
+        firsts: dict[PodLoad, Held] = {}
         for held in self._in_order():
             load = held.load
-            waits = load is None or load in planned or load in busy
+            waits = load is None or load in planned or load in busy or load.is_awaited(held.standing, now)
             if not waits or held.placed_at < round_at:
                 if left > waits:  # one of them is for those that need not wait
                     left -= 1
@@ -165,8 +192,25 @@ class Hold:
                 else:
                     more = True
             if load is not None:
-                planned[load] = planned.get(load, 0.0) + held.cost_s
+                before_s = planned.get(load)
+                if before_s is None:
+                    firsts[load] = held
+                    before_s = 0.0
+                planned[load] = before_s + held.cost_s
+        self._tell(firsts, now)
         return more
+
+    def _tell(self, firsts: dict[PodLoad, Held], now: float) -> None:
+        """Other workers are told who waits for which pod, and told again before they believe it no more."""
+        told, until = self._firsts, now + _BELIEVED_S
+        for load in told.keys() - firsts.keys():
+            del told[load]
+            load.await_here(0.0, 0.0)
+        for load, held in firsts.items():
+            before, believed = told.get(load, _NOBODY)
+            if before is not held or believed < now + _BELIEVED_S / 2:
+                told[load] = held, until
+                load.await_here(held.standing, until)
 
     def _in_order(self) -> Sequence[Held]:
         """All who wait; most are where they were the last time."""

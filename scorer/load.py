@@ -37,8 +37,8 @@ class PodLoad:
 
     __slots__ = (
         "_busy_until", "_front_at", "_front_s", "_head", "_head_at", "_line", "_others_owed_s", "_others_promised_s",
-        "_owed_s", "_promised_s", "_stated_at", "_telling", "_total_s", "moved", "prefill_tokens", "rate", "requests",
-        "stated_s", "tickets",
+        "_others_turn", "_others_until", "_owed_s", "_promised_s", "_stated_at", "_telling", "_total_s", "moved",
+        "prefill_tokens", "rate", "requests", "stated_s", "tickets",
     )  # fmt: skip
 
     def __init__(self, rate: PrefillRate) -> None:
@@ -60,6 +60,8 @@ class PodLoad:
         self._front_s = 0.0  # and what it costs
         self._others_promised_s = 0.0  # by other workers (see `board`)
         self._others_owed_s = 0.0
+        self._others_turn = 0.0  # of the first that waits for it with another worker (see `hold`),
+        self._others_until = 0.0  # as long as that may be believed
         self.stated_s = 0.0  # waits by the pod's own account
         self._stated_at = 0.0
 
@@ -93,6 +95,13 @@ class PodLoad:
             if stated > left:
                 left = stated
         return left if left > 0.0 else 0.0
+
+    def is_awaited(self, turn: float, now: float) -> bool:
+        """Does somebody wait for it elsewhere whose turn is earlier?"""
+        return now < self._others_until and self._others_turn < turn
+
+    def await_here(self, turn: float, until: float) -> None:
+        """The first that waits for it here, for who may want to know."""
 
     def admit(self, tokens: int, now: float, start: int = 0, tells: bool = False) -> Ticket:
         """Promise the pod `tokens` uncached prompt tokens behind `start` others.

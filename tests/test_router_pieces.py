@@ -152,10 +152,10 @@ def test_a_piece_waits_for_its_turn() -> None:
             return False
         return True
 
-    core.hold.serve(core.loads, 1001.01, offer)
+    core.serve_held(1001.01, offer)
     assert core.hold.waiting == 1 and waits.load is between.rank.load
     core.first_byte(between, True, 1001.01)
-    core.hold.serve(core.loads, 1001.01, offer)
+    core.serve_held(1001.01, offer)
     assert (core.hold.waiting, one.end) == (0, 2 * PIECE)
 
 

@@ -133,7 +133,7 @@ def test_many_ranks_are_told_in_a_few_datagrams() -> None:
     for load in there.loads:
         load.admit(10, 0.0)
     datagrams = there.tells(0.0)
-    assert 2 <= len(datagrams) <= 4
+    assert 2 <= len(datagrams) <= 5
     here.hears(datagrams, 0.0)
     assert all(load.requests == 1 for load in here.loads)
     there.loads[127].admit(10, 0.1)

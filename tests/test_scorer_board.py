@@ -12,6 +12,7 @@ import pytest
 from indexer.blocks import Keys, KeySpace
 from scorer.board import FIELDS, Board, SharedLoad, row_of
 from scorer.cost import PrefillRate
+from scorer.hold import Held, Hold, HoldLimits
 from scorer.load import PodLoad, Ticket
 
 WORKERS = 3
@@ -132,6 +133,68 @@ def test_who_comes_first_may_be_heard_later() -> None:
     host.loads[1]["a"].admit(1000, 1.0, tells=True)  # it does not know of the other
     host.boards[1].listen(2.0)
     assert host.loads[1]["a"].backlog_s(2.0) == pytest.approx(2.0)
+
+
+class Waiting:
+    """Who waits for pod `a` with one worker of a host."""
+
+    def __init__(self, host: Host, number: int) -> None:
+        self.hold = Hold(HoldLimits(0.5, 600.0, 100))
+        self.board, self.load = host.boards[number], host.loads[number]["a"]
+
+    def put(self, cost_s: float, now: float, priority: int = 0) -> Held:
+        held = self.hold.put(None, "", priority, cost_s, now)
+        assert held is not None
+        return held
+
+    def serve(self, now: float, open_: bool = True) -> list[Held]:
+        """Who goes now; nobody does while it is not `open_`."""
+        gone: list[Held] = []
+
+        def offer(held: Held) -> bool:
+            if self.hold.must_wait(self.load, held.cost_s, False, held, now) or not open_:
+                return False
+            gone.append(held)
+            return True
+
+        self.board.listen(now)
+        self.hold.serve([self.load], now, offer)
+        return gone
+
+    def is_shut(self, now: float) -> bool:
+        """Must who comes now wait?"""
+        self.board.listen(now)
+        return self.hold.must_wait(self.load, 0.1, False, None, now)
+
+
+def test_who_waits_with_another_worker_has_its_turn() -> None:
+    """Who waits for a pod goes before those who come later elsewhere, and behind those who came earlier there; only as
+    long as it says that it waits."""
+    host = Host()
+    first, second, third = (Waiting(host, number) for number in range(WORKERS))
+    assert not third.is_shut(0.0)
+    late, early = first.put(1.0, 0.0), second.put(0.5, 0.0)
+    first.serve(0.1, open_=False)
+    second.serve(0.1, open_=False)
+    assert third.is_shut(0.2)
+    assert first.serve(0.3) == [] and second.serve(0.3) == [early], "it has less to compute"
+    assert first.serve(0.4, open_=False) == [] and third.is_shut(1.0)
+    assert not third.is_shut(1.5), "it does not say any more that it waits"
+    first.serve(1.5, open_=False)
+    assert third.is_shut(1.5)
+    first.hold.remove(late)
+    assert not third.is_shut(1.5)
+
+
+def test_who_yields_to_all_does_so_in_all_workers() -> None:
+    """A priority counts before any work or time."""
+    host = Host()
+    first, second = Waiting(host, 0), Waiting(host, 1)
+    first.put(1.0, 0.0, priority=9)
+    urgent = second.put(50.0, 300.0)
+    for each in (first, second):
+        each.serve(300.0, open_=False)
+    assert first.serve(300.3) == [] and second.serve(300.3) == [urgent]
 
 
 def test_alone_is_alone_in_all_workers() -> None:

@@ -7,7 +7,7 @@ gives back what was taken, however it ended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -113,9 +113,8 @@ class Core:
         if exclude:
             if not self.budget.take(now):
                 raise NoRetry("The retry budget is spent.")
-        else:
-            if self._bounded or self._all_in_flight >= self._bounds.requests:
-                ranks = self._with_room(ranks)
+        elif self._bounded or self._all_in_flight >= self._bounds.requests:
+            ranks = self._with_room(ranks)
         decision = self._decide(demand, holders, ranks, now, session, held)
         if self.holds and not exclude:
             self._wait_if_it_must(decision, held, now)
@@ -216,6 +215,12 @@ class Core:
         before, until = placement.suspected
         if placement.pod.suspect_until == until:
             placement.pod.suspect(before)
+
+    def serve_held(self, now: float, offer: Callable[[Held], bool]) -> bool:
+        """Place those who wait again (see `Hold.serve`)."""
+        if self.board is not None:
+            self.board.listen(now)
+        return self.hold.serve(self.loads, now, offer)
 
     def look(self, now: float) -> None:
         """At what changes little from one decision to the next: to be called often, so that it is known soon in a large
@@ -358,9 +363,7 @@ class Core:
     def _chain(self, demand: Demand, now: float) -> Chain | None:
         """Which prompts this one continues, if that can be known."""
         blocks = demand.blocks
-        if blocks is None:
-            return None
-        known = self.chains.ask(*blocks, demand.tokens, now)
+        known = None if blocks is None else self.chains.ask(*blocks, demand.tokens, now)
         return None if known is None else known.chain
 
     @property

@@ -103,7 +103,7 @@ class VirtualGateway:
                 return False
             return True
 
-        while self.core.hold.waiting and self.core.hold.serve(self.core.loads, now, offer):
+        while self.core.hold.waiting and self.core.serve_held(now, offer):
             pass
         return sent
 

@@ -144,8 +144,8 @@ class WaitingRoom(Generic[_T]):
 
     def _serve_held(self) -> None:
         self._soon = None
-        hold = self._core.hold
-        if hold.waiting and hold.serve(self._core.loads, time.monotonic(), self._place):
+        core = self._core
+        if core.hold.waiting and core.serve_held(time.monotonic(), self._place):
             self._serve_soon()
 
     def _place(self, held: Held) -> bool:

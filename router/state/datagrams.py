@@ -25,7 +25,7 @@ _MAGIC = b"wr2\n"
 _SEAL = 16
 _ROOM = BYTES_MAX - _HEAD.size - _SEAL
 _AT_ONCE = 8
-"""Datagrams for one time: enough for some 280 ranks, or 500 sendings."""
+"""Datagrams for one time: enough for some 200 ranks, or 500 sendings."""
 
 
 class Heard(NamedTuple):
