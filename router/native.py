@@ -21,8 +21,8 @@ _HOT = {
         orphans pages planes prefixes removals rule strangers stream table text_blocks trust
     """,
     "scorer": """
-        adapters board candidates chains cost crowd history hold load mix pick policies recency reuse sendings sessions
-        shadow slow_start working_set
+        adapters board candidates chains cost crowd history hold load mix other_workers pick policies recency reuse
+        sendings sessions shadow slow_start uses working_set
     """,
     "router.metrics": "generations histograms metrics",
     "router.core": "breaker comparison decision demand fleet holdings retry_budget token_proof token_states",

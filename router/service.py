@@ -243,8 +243,8 @@ class Service:
             await asyncio.sleep(_HOUSEKEEPING_S)
             now = time.monotonic()
             self.metrics.loop_lags.observe(max(0.0, now - due))
-            if self.core.board is not None:  # for who looks, where nothing is decided
-                self.core.board.listen(now)
+            if self.core.others is not None:  # for who looks, where nothing is decided
+                self.core.others.listen(now)
             self.core.look(now)
             self.core.fleet.notice_grains()
             self.encoder.judge(now)  # before what was predicted expires

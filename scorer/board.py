@@ -8,22 +8,25 @@ worker that died, is the caller's to care for.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import xxhash
 
 from indexer.blocks import Keys
+from scorer.chains import Known
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad, Ticket
 from scorer.sendings import Sendings, ring_fields
+from scorer.uses import UseBegan, UseNews, Uses, use_fields
 
 LOOK_S = 0.005  # between two looks at the others: 10 ms are early enough, and decisions share the cost of one
 FIELDS = 10
 """Of a cell: name, requests, prefill tokens, their seconds, those that streams are owed, since when the first of these
 is computed, what it costs, busy until; the turn of the first that waits for the pod, until when to believe that."""
 _NAME_BITS = 53  # as many as a float holds exactly
+_USES_MIN = 64
 _HERE = -1  # this worker, among others
 _NOBODY = 0.0, 0.0
 
@@ -172,6 +175,7 @@ class Board:
         self._cells: memoryview[float] = self._told[own].reshape(-1).data
         self._own = own
         self._sendings = Sendings(table, own)
+        self._uses = Uses(table, own)
         self._free = list(range(self._told.shape[1]))[::-1]
         self._places: dict[Hashable, int] = {}  # of ranks: the cells that are ours
         self._numbers: dict[Hashable, float] = {}
@@ -229,6 +233,23 @@ class Board:
                 self._change(place // width, before, after, now)
             self._seen = cells
 
+    def uses(self) -> Iterator[UseNews]:
+        """What prompts that others have sent use, as was told since."""
+        return self._uses.listen()
+
+    def rank(self, number: float) -> Hashable | None:
+        """The one that others mean; None: it is not known here."""
+        return self._ranks.get(number)
+
+    def begin(self, rank: Hashable, known: Known, computed: int) -> int:
+        """A prompt goes to a rank, which computes so many tokens of it. Returns the number to `end` it by."""
+        number, tokens = self._numbers[rank], known.chain.tokens
+        return self._uses.begin(UseBegan(number, known.at, known.keys, known.tokens, tokens, computed))
+
+    def end(self, number: int, served: bool) -> None:
+        """It is over. Not `served`: the pod has done nothing for it."""
+        self._uses.end(number, served)
+
     def tell(self, rank: Hashable, keys: Keys, start: int, expires: float) -> None:
         """A prompt goes to a rank that holds `keys[:start]`, and will soon hold all of them."""
         self._sendings.tell(keys, start, self._numbers[rank], expires)
@@ -254,7 +275,7 @@ class Board:
 def row_of(ranks_max: int, sendings_max: int) -> np.dtype[Any]:
     """What one worker writes. A row of zeros is that of a worker that has nothing in flight."""
     loads = [("used", "u8"), ("loads", "f8", (ranks_max, FIELDS))]
-    return np.dtype([*loads, *ring_fields(sendings_max)])
+    return np.dtype([*loads, *ring_fields(sendings_max), *use_fields(max(_USES_MIN, sendings_max // 4))])
 
 
 def _nothing(name: float) -> Cell:

@@ -58,11 +58,14 @@ class Place(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Known:
-    """What of a prompt was asked for before: its chain, which `continues` or is new, and so many leading `tokens`."""
+    """What of a prompt was asked for before: its chain, which `continues` or is new, and so many leading `tokens`, up
+    to the key `at` (0: none was known). `keys`: those that were entered."""
 
     chain: Chain
     continues: bool
     tokens: int
+    at: int
+    keys: list[int]
 
 
 class Chains:
@@ -98,27 +101,39 @@ class Chains:
         kept, apart = _kept(keys, size)
         if not kept:
             return None
-        chains = self._chains
         chain, number = self._longest(kept)
-        known = 0 if chain is None else (number + 1) * apart * size
+        if chain is None:
+            return self._enter(None, 0, kept, 0, tokens, now)
+        at = kept[number]
+        first = number + 1 if chain.end == at else number
+        return self._enter(chain, at, kept[first:], (number + 1) * apart * size, tokens, now)
+
+    def hear(self, at: int, keys: list[int], known: int, tokens: int, now: float) -> Chain | None:
+        """As `ask`, of a prompt that was sent from elsewhere: as that has it `Known`. None: it is too short."""
+        chain = self._chains.get(at)
+        if chain is None and not keys:
+            return None
+        return self._enter(chain, at, keys, known, tokens, now).chain
+
+    def _enter(self, chain: Chain | None, at: int, keys: list[int], known: int, tokens: int, now: float) -> Known:
         new = tokens - known
         self.reuse.learn(0.0 if chain is None else now - chain.used_at, known, new if new > 0 else 0)
-        continues = chain is not None and chain.end == kept[number]
+        continues = chain is not None and chain.end == at
         self.mix.learn(tokens, known, continues)
         if chain is None or not continues:
-            first, above = number, chain
-            chain = Chain(kept[-1], now)
+            above = chain
+            chain = Chain(keys[-1] if keys else at, now)
             chain.grow_from(above, known)
         else:
-            first = number + 1
             self._turns += 1
             self.growth += max(_TURN, 1.0 / self._turns) * (max(0, tokens - chain.tokens) - self.growth)
-        for key in kept[first:]:
+        chains = self._chains
+        for key in keys:
             chains[key] = chain
         while len(chains) > self._keys_max:
             chains.popitem(last=False)
-        chain.end, chain.tokens, chain.used_at = kept[-1], tokens, now
-        return Known(chain, continues, known)
+        chain.end, chain.tokens, chain.used_at = keys[-1] if keys else at, tokens, now
+        return Known(chain, continues, known, at, keys)
 
     def place(self, keys: Keys, size: int) -> Place:
         """Of a prompt, before it was asked."""

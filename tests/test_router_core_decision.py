@@ -15,7 +15,6 @@ from router.core.demand import BreakerChange, Demand, End
 from router.core.fleet import RankId
 from router.errors import Busy, Full, NoFitPod, UnknownModel
 from scorer.board import Board, row_of
-from scorer.cost import PrefillRate
 from scorer.pick import scored
 from tests.fakes.cores import (
     MODEL,
@@ -239,14 +238,8 @@ def cores_on_one_board(count: int = 2, **sections: Any) -> list[Core]:
     """Workers of one host, that look at each other at every decision."""
     row = row_of(8, 64)
     memory = memoryview(bytearray(count * row.itemsize))
-    cores = []
-    for number in range(count):
-        core = core_of(**sections)
-        core.board = Board(memory, count, number, row, look_s=0.0)
-        for rank in core.fleet.ranks:
-            rank.load = core.load_of(rank.id, PrefillRate(1000))
-        cores.append(core)
-    return cores
+    boards = [Board(memory, count, number, row, look_s=0.0) for number in range(count)]
+    return [core_of(board=board, **sections) for board in boards]
 
 
 def test_what_others_have_sent_decides() -> None:

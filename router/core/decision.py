@@ -27,10 +27,11 @@ from router.core.token_proof import TokenProof
 from router.core.token_states import Witness
 from router.errors import Busy, Full, NoFitPod, NoRetry
 from scorer.board import Board
-from scorer.chains import Chain, Chains
+from scorer.chains import Chains
 from scorer.cost import PrefillRate
 from scorer.hold import COLD_S, Held, Hold
 from scorer.load import PodLoad
+from scorer.other_workers import OtherWorkers
 from scorer.pick import Pick, pick
 from scorer.policies import AskedPrompt, Settings, policy_of, session_number
 from scorer.sessions import LiveSessions
@@ -79,13 +80,14 @@ class Core:
         self.grace_s = given.predicted_grace_s
         self.shadow = None if settings.shadow is None else Shadow(settings.shadow)
         self._comparison = Comparison(self.fleet, self.index, self.chains, settings.tier_weights)
+        self.others = None if board is None else OtherWorkers(board, self.chains, self.fleet.rank)
 
     # --- deciding ---
 
     def look_up(self, demand: Demand, others: Mapping[RankId, Hit] | None, now: float) -> Holders:
         """Who holds how much of a prompt: to be used before the next await. `others`: as other gateways know."""
-        if self.board is not None:
-            self.board.listen(now)
+        if self.others is not None:
+            self.others.listen(now)
         return self.holdings.look_up(demand, others, self.board, now)
 
     def decide(self, demand: Demand, holders: Holders, exclude: frozenset[str], now: float) -> Decision:
@@ -141,17 +143,20 @@ class Core:
         theirs = demand.of(rank)
         hit = holders.here(theirs, rank)
         expected = self.holdings.expect(theirs, rank, hit, self.board, now)
-        chain = self._chain(demand, now)
-        if chain is not None:
-            rank.recency.begin(chain, best.tokens - best.matched, chain.tokens, chain.above, chain.shared)
+        chain = use = None
+        if demand.blocks is not None and (known := self.chains.ask(*demand.blocks, demand.tokens, now)) is not None:
+            chain, new = known.chain, best.tokens - best.matched
+            rank.recency.begin(chain, new, chain.tokens, chain.above, chain.shared)
             began = rank.lives.begin(chain)
-            self._comparison.placed(best.number, best.tokens - best.matched, began)
+            self._comparison.placed(best.number, new, began)
+            if self.others is not None:
+                use = self.others.begin(rank.id, known, new)
         adapter = self.fleet.adapter_of(demand.model)
         if adapter is not None:
             rank.adapters.begin(adapter)
         removed = self.index.removed(rank.id)
         placement = Placement(
-            decision, rank, ticket, expected, hit, quiet, rank.pod, breaker.epoch, removed, adapter, chain, witness
+            decision, rank, ticket, expected, hit, quiet, rank.pod, breaker.epoch, removed, adapter, chain, use, witness
         )
         name = session or demand.session or (chain.name if chain is not None else None)
         if name is not None:
@@ -218,8 +223,8 @@ class Core:
 
     def serve_held(self, now: float, offer: Callable[[Held], bool]) -> bool:
         """Place those who wait again (see `Hold.serve`)."""
-        if self.board is not None:
-            self.board.listen(now)
+        if self.others is not None:
+            self.others.listen(now)
         return self.hold.serve(self.loads, now, offer)
 
     def look(self, now: float) -> None:
@@ -284,6 +289,8 @@ class Core:
         if chain is not None:
             placement.rank.recency.end(chain, served, now)
             placement.rank.lives.end(chain, served, now)
+        if placement.use is not None and self.others is not None:
+            self.others.end(placement.use, served)
         rank, told_by = placement.rank, now + self._settings.index.predicted_grace_s
         if placement.decision.demand.asks_full_report and rank.feed is not None:
             rank.feed.full_report_ended(told_by)
@@ -359,12 +366,6 @@ class Core:
         pod, limits, may_open = placement.pod, self._settings.breaker, self.fleet.may_eject()
         reason = pod.breaker.failed(placement.epoch, now, limits, in_row=in_row, may_open=may_open)
         return BreakerChange(pod.name, True, reason) if reason is not None else None
-
-    def _chain(self, demand: Demand, now: float) -> Chain | None:
-        """Which prompts this one continues, if that can be known."""
-        blocks = demand.blocks
-        known = None if blocks is None else self.chains.ask(*blocks, demand.tokens, now)
-        return None if known is None else known.chain
 
     @property
     def _all_in_flight(self) -> int:

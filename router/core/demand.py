@@ -172,6 +172,7 @@ class Placement:
     removed: int = 0  # blocks that the rank had given up
     adapter: str | None = None
     chain: Chain | None = None
+    use: int | None = None  # as other workers know it
     witness: Witness | None = None  # until it is judged
     session: LiveSession | None = None
     waits: bool = False  # to be judged by what the pod's events tell of it

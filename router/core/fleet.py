@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -399,7 +399,7 @@ class Fleet:
                 continue
             ranks = [rank for rank in self._serving.get(name, ()) if rank.pod is not pod]
             if name in served:
-                ranks = sorted([*ranks, *pod.ranks], key=_joined)  # whoever told first
+                ranks = sorted([*ranks, *pod.ranks], key=lambda rank: rank.pod.joined)  # whoever told first
             if ranks:
                 self._serving[name] = ranks
                 self._served[name] = ranks[0].pod.served[name]
@@ -440,16 +440,15 @@ class Fleet:
         """By which the pods that serve a model make keys, each once; raises `UnknownModel`."""
         grains = self._grains.get(model)
         if grains is None:
-            grains = list(dict.fromkeys(rank.grain for rank in self.serving(model) if rank.grain))
-            self._grains[model] = grains
+            told = dict.fromkeys(rank.grain for rank in self.serving(model) if rank.grain)
+            grains = self._grains[model] = list(told)
         return grains
 
     def versions(self, model: str | None) -> tuple[str | None, ...]:
         """What the pods that serve a model say of their vLLM, each once; raises `UnknownModel`."""
         versions = self._versions.get(model)
         if versions is None:
-            versions = tuple(dict.fromkeys(rank.pod.version for rank in self.serving(model)))
-            self._versions[model] = versions
+            versions = self._versions[model] = tuple(dict.fromkeys(rank.pod.version for rank in self.serving(model)))
         return versions
 
     def served(self, model: str) -> Served | None:
@@ -471,6 +470,11 @@ class Fleet:
     @property
     def ranks(self) -> Iterable[Rank]:
         return (rank for pod in self.pods.values() for rank in pod.ranks)
+
+    def rank(self, name: Hashable) -> Rank | None:
+        """By its name."""
+        pod = self.pods.get(name.pod) if isinstance(name, RankId) else None
+        return None if pod is None else next((rank for rank in pod.ranks if rank.id == name), None)
 
     def union_of_models(self) -> list[dict[str, Any]]:
         """One entry a model, as the first pod that serves it describes it."""
@@ -494,7 +498,3 @@ class Fleet:
             return "No pod has told its models yet."
         more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
         return f"Known models: {', '.join(names[:_NAMED_MAX])}{more}."
-
-
-def _joined(rank: Rank) -> int:
-    return rank.pod.joined

@@ -17,8 +17,8 @@ from router.core.decision import Core
 from router.core.demand import Decision, Demand, End, Placement
 from router.core.fleet import Pod, Rank, RankId
 from router.service import core_settings
+from scorer.board import Board
 from scorer.cost import PrefillRate
-from scorer.load import PodLoad
 
 MODEL = "m"
 SIZE = 16
@@ -26,15 +26,16 @@ NOBODY: frozenset[str] = frozenset()
 SERVED, VOID = End("served", 200), End("void")
 
 
-def core_of(pods: int = 2, ranks: int = 1, feeds: bool = True, **sections: Any) -> Core:
+def core_of(pods: int = 2, ranks: int = 1, feeds: bool = True, board: Board | None = None, **sections: Any) -> Core:
     """A core whose pods are there, healthy, and empty."""
-    core = Core(core_settings(Config.model_validate({"index": {"blocks_max": 10_000}, **sections})), KeySpace(3))
+    settings = core_settings(Config.model_validate({"index": {"blocks_max": 10_000}, **sections}))
+    core = Core(settings, KeySpace(3), board)
     for number in range(pods):
         pod = Pod(f"pod-{number}", f"http://pod-{number}", healthy=True, block_size=SIZE)
         for rank in range(ranks):
             name = RankId(pod.name, rank)
             feed = Feed(core.index, name, 100) if feeds else None
-            pod.ranks.append(Rank(name, pod, PodLoad(PrefillRate(1000)), feed))
+            pod.ranks.append(Rank(name, pod, core.load_of(name, PrefillRate(1000)), feed))
             if feed is not None:
                 feed.replay_ended(True, 0.0)  # it is listened to, and nothing was published
         core.fleet.join(pod)

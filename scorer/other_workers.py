@@ -1,0 +1,67 @@
+"""What prompts that other workers have sent use of the pods' caches: known here as if they had been sent from here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+from scorer.board import Board
+from scorer.chains import Chain, Chains, Known
+from scorer.recency import Recency
+from scorer.uses import UseBegan, UseEnded
+from scorer.working_set import WorkingSet
+
+
+class UsedCache(Protocol):
+    """A rank, as far as prompts use its cache."""
+
+    recency: Recency
+    lives: WorkingSet
+
+
+class OtherWorkers:
+    """Those of the same host. Each is told what the others are, and hears it when it listens."""
+
+    def __init__(self, board: Board, chains: Chains, cache_of: Callable[[Hashable], UsedCache | None]) -> None:
+        """`cache_of`: of a rank; None: it is not known."""
+        self._board = board
+        self._chains = chains
+        self._cache_of = cache_of
+        self._used: dict[tuple[int, int], tuple[UsedCache, Chain]] = {}  # by whom, and the how manieth of its
+
+    def listen(self, now: float) -> None:
+        """Have what they have told since."""
+        self._board.listen(now)
+        for worker, number, told in self._board.uses():
+            if isinstance(told, UseBegan):
+                self._begin(worker, number, told, now)
+            elif isinstance(told, UseEnded):
+                self._end((worker, told.number), told.served, now)
+            else:
+                for use in [use for use in self._used if use[0] == worker]:
+                    self._end(use, True, now)
+
+    def begin(self, rank: Hashable, known: Known, computed: int) -> int:
+        """Tell them of one of ours, of which the pod computes so many tokens; returns the number to `end` it by."""
+        return self._board.begin(rank, known, computed)
+
+    def end(self, number: int, served: bool) -> None:
+        self._board.end(number, served)
+
+    def _begin(self, worker: int, number: int, told: UseBegan, now: float) -> None:
+        rank = self._board.rank(told.rank)
+        chain = self._chains.hear(told.at, told.keys, told.known, told.tokens, now)
+        cache = None if rank is None else self._cache_of(rank)
+        if chain is not None and cache is not None:
+            cache.recency.begin(chain, told.computed, chain.tokens, chain.above, chain.shared)
+            cache.lives.begin(chain)
+            self._used[worker, number] = cache, chain
+
+    def _end(self, use: tuple[int, int], served: bool, now: float) -> None:
+        cache, chain = self._used.pop(use, (None, None))
+        if cache is None or chain is None:
+            return
+        if served:
+            self._chains.mix.answered()
+        cache.recency.end(chain, served, now)
+        cache.lives.end(chain, served, now)
