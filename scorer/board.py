@@ -19,7 +19,7 @@ from scorer.chains import Known
 from scorer.cost import PrefillRate
 from scorer.load import PodLoad, Ticket
 from scorer.sendings import Sendings, ring_fields
-from scorer.uses import UseBegan, UseNews, Uses, use_fields
+from scorer.uses import UseBegan, UseEnded, UseNews, Uses, use_fields
 
 LOOK_S = 0.005  # between two looks at the others: 10 ms are early enough, and decisions share the cost of one
 FIELDS = 10
@@ -244,11 +244,11 @@ class Board:
     def begin(self, rank: Hashable, known: Known, computed: int) -> int:
         """A prompt goes to a rank, which computes so many tokens of it. Returns the number to `end` it by."""
         number, tokens = self._numbers[rank], known.chain.tokens
-        return self._uses.begin(UseBegan(number, known.at, known.keys, known.tokens, tokens, computed))
+        return self._uses.tell(UseBegan(number, known.at, known.keys, known.tokens, tokens, computed))
 
     def end(self, number: int, served: bool) -> None:
         """It is over. Not `served`: the pod has done nothing for it."""
-        self._uses.end(number, served)
+        self._uses.tell(UseEnded(number, served))
 
     def tell(self, rank: Hashable, keys: Keys, start: int, expires: float) -> None:
         """A prompt goes to a rank that holds `keys[:start]`, and will soon hold all of them."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scorer.board import FIELDS
 from scorer.hold import turn_at
+from scorer.uses import NumberedUse, UseRing, packed
 
 CELL = np.dtype(
     [("place", "<u2"), ("name", "<f8"), ("requests", "<u4"), ("tokens", "<u4"), ("promised_s", "<f4"),
@@ -34,6 +35,7 @@ class News(NamedTuple):
 
     cells: NDArray[Any]
     sendings: NDArray[Any]
+    uses: Sequence[NumberedUse]
 
 
 class OwnRow:
@@ -47,9 +49,12 @@ class OwnRow:
         self._told: NDArray[np.float64] = np.zeros((0, self._loads.shape[2]))
         self._next = 0
         self._sent = int(self._row["told"])
+        self._uses = UseRing(table, own)
+        self._sent_uses = self._uses.count
 
     def news(self, now: float, bytes_max: int) -> News:
-        """What has changed since the last time, then what was sent, then cells in turns, as far as there is room."""
+        """What has changed since the last time, then what was sent and what prompts use, then cells in turns, as far as
+        there is room."""
         used = int(self._used[self._own])
         cells, before = self._loads[self._own, :used].copy(), self._told[:used]
         changed = np.flatnonzero((cells[: len(before)] != before).any(axis=1)).tolist()
@@ -59,20 +64,35 @@ class OwnRow:
         self._told = cells.copy()
         self._told[changed[cells_max:], 0] = np.nan  # again next time
         sendings = self._sendings(now, (bytes_max - len(chosen) * CELL.itemsize) // SENDING.itemsize)
-        cells_max = (bytes_max - len(sendings) * SENDING.itemsize) // CELL.itemsize
+        uses, left = self._news_of_uses(bytes_max - len(chosen) * CELL.itemsize - len(sendings) * SENDING.itemsize)
+        cells_max = len(chosen) + left // CELL.itemsize
         if len(chosen) < min(cells_max, used):
             turn = [(self._next + step) % used for step in range(min(used, cells_max - len(chosen)))]
             self._next = (turn[-1] + 1) % used
             chosen = list(dict.fromkeys([*chosen, *turn]))
-        return News(_packed(cells, chosen, now), sendings)
+        return News(_packed(cells, chosen, now), sendings, uses)
 
     @property
     def changed(self) -> bool:
         """Is there something that was not told?"""
         used = int(self._used[self._own])
-        if int(self._row["told"]) != self._sent or used != len(self._told):
+        if int(self._row["told"]) != self._sent or self._uses.count != self._sent_uses or used != len(self._told):
             return True
         return bool((self._loads[self._own, :used] != self._told).any())
+
+    def _news_of_uses(self, room: int) -> tuple[Sequence[NumberedUse], int]:
+        """As many as there is room for, in bytes, and the room that is left."""
+        ring, end = self._uses, self._uses.count
+        start = max(min(self._sent_uses, end), end - ring.size // 2)  # what is older may be written over
+        self._sent_uses, told = end, []
+        for number, use in ring.read(start, end):
+            size = len(packed((number, use)))
+            if size > room:
+                self._sent_uses = number
+                break
+            told.append((number, use))
+            room -= size
+        return told, room
 
     def _sendings(self, now: float, most: int) -> NDArray[Any]:
         size, end = len(self._row["keys"]), int(self._row["told"])
@@ -93,6 +113,7 @@ class Guests:
         table = np.frombuffer(memory, row)
         self._rows = table[workers:]
         self._rows[...] = np.zeros(1, row)[0]
+        self._uses = [UseRing(table, number) for number in range(workers, len(table))]
         self._free = list(range(len(self._rows)))[::-1]
         self._places: dict[object, int] = {}
         self._heard_at: dict[object, float] = {}
@@ -114,6 +135,8 @@ class Guests:
             row["loads"][cells["place"]] = _unpacked(cells, now)
             row["used"] = max(int(row["used"]), int(cells["place"].max()) + 1)
         self._keep(row, news.sendings, now)
+        for number, use in news.uses:
+            self._uses[place].put(number, use)
         return True
 
     def wipe(self, guest: object) -> None:

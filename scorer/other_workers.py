@@ -1,4 +1,7 @@
-"""What prompts that other workers have sent use of the pods' caches: known here as if they had been sent from here."""
+"""What prompts that other workers have sent use of the pods' caches: known here as if they had been sent from here.
+
+Of what comes from other hosts, the end may be lost. So nothing is taken to be in use for longer than some time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from scorer.chains import Chain, Chains, Known
 from scorer.recency import Recency
 from scorer.uses import UseBegan, UseEnded
 from scorer.working_set import WorkingSet
+
+_IN_USE_MAX_S = 600.0
 
 
 class UsedCache(Protocol):
@@ -27,7 +32,8 @@ class OtherWorkers:
         self._board = board
         self._chains = chains
         self._cache_of = cache_of
-        self._used: dict[tuple[int, int], tuple[UsedCache, Chain]] = {}  # by whom, and the how manieth of its
+        self._used: dict[tuple[int, int], tuple[UsedCache, Chain, float]] = {}
+        """By whom, and the how manieth of its: since when."""
 
     def listen(self, now: float) -> None:
         """Have what they have told since."""
@@ -40,6 +46,8 @@ class OtherWorkers:
             else:
                 for use in [use for use in self._used if use[0] == worker]:
                     self._end(use, True, now)
+        while self._used and now - next(iter(self._used.values()))[2] > _IN_USE_MAX_S:
+            self._end(next(iter(self._used)), True, now)
 
     def begin(self, rank: Hashable, known: Known, computed: int) -> int:
         """Tell them of one of ours, of which the pod computes so many tokens; returns the number to `end` it by."""
@@ -55,12 +63,12 @@ class OtherWorkers:
         if chain is not None and cache is not None:
             cache.recency.begin(chain, told.computed, chain.tokens, chain.above, chain.shared)
             cache.lives.begin(chain)
-            self._used[worker, number] = cache, chain
+            self._used[worker, number] = cache, chain, now
 
     def _end(self, use: tuple[int, int], served: bool, now: float) -> None:
-        cache, chain = self._used.pop(use, (None, None))
-        if cache is None or chain is None:
+        if use not in self._used:
             return
+        cache, chain, _ = self._used.pop(use)
         if served:
             self._chains.mix.answered()
         cache.recency.end(chain, served, now)

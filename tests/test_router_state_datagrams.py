@@ -6,15 +6,18 @@ import os
 import random
 from itertools import pairwise
 
+import numpy as np
+
 from indexer.blocks import KeySpace
 from router.state.datagrams import BYTES_MAX, Teller, heard
 from scorer.board import Board, row_of
 from scorer.cost import PrefillRate
 from scorer.guests import Guests, OwnRow
 from scorer.load import PodLoad, Ticket
+from scorer.uses import Use, UseBegan, UseEnded, Uses
 from tests.fakes.cores import tokens_of
 
-KEY, ROW = b"k" * 32, row_of(128, 64)
+KEY, ROW = b"k" * 32, row_of(128, 1024)
 SPEED = 1000.0
 
 
@@ -25,6 +28,7 @@ class Side:
         memory = memoryview(bytearray(3 * ROW.itemsize))
         self.board = Board(memory, 1, 0, ROW, look_s=0.0, guests=2)
         self.teller = Teller(KEY, name, 0, 1)
+        self.uses = Uses(np.frombuffer(memory, ROW), 0)
         self.row, self.guests = OwnRow(memory, 0, ROW), Guests(memory, 1, ROW)
         self.loads: list[PodLoad] = [
             self.board.join(rank, f"pod-{rank}/0".encode(), PrefillRate(SPEED)) for rank in range(ranks)
@@ -33,6 +37,10 @@ class Side:
     def tells(self, now: float) -> list[bytes]:
         """Its datagrams."""
         return list(self.teller.datagrams(self.row, now))
+
+    def tells_use(self, use: Use) -> None:
+        """Somebody's prompt goes to a pod, or is over."""
+        self.uses.tell(use)
 
     def hears(self, datagrams: list[bytes], now: float) -> None:
         """What reaches it, in whatever order."""
@@ -86,6 +94,25 @@ def test_where_prompts_were_sent() -> None:
     here.hears(there.tells(100.0), 3.0)
     sent = here.board.sent(keys, 3.0)
     assert sent is not None and (sent.rank, sent.blocks) == (2, 40) and 7.9 < sent.expires < 8.1
+
+
+def test_what_prompts_use_there_is_known_here() -> None:
+    """All that was told, however many datagrams it takes; what is lost is lost, and what is longer is cut."""
+    here, there = Side(1), Side(2)
+    said = [UseBegan(7.0, number, [number + 1, number + 2], 512, 1024, 512) for number in range(50)]
+    for use in said:
+        there.tells_use(use)
+    there.tells_use(UseEnded(3, True))
+    first, *rest = there.tells(100.0)
+    here.hears([first, *rest], 3.0)
+    heard_here = [use for _, _, use in here.board.uses()]
+    assert heard_here == [*said, UseEnded(3, True)] and len(rest) >= 1
+    there.tells_use(said[0])
+    there.tells(101.0)  # it does not arrive
+    there.tells_use(UseBegan(7.0, 1, list(range(10_000)), 0, 160_000, 160_000))
+    here.hears(there.tells(102.0), 5.0)
+    lost, last = [use for _, _, use in here.board.uses()]
+    assert lost == UseEnded(-1, False) and isinstance(last, UseBegan) and last.keys == list(range(9_880, 10_000))
 
 
 def test_who_falls_silent_has_nothing_in_flight() -> None:

@@ -80,6 +80,14 @@ def test_a_worker_that_died_uses_nothing() -> None:
     assert host.lives(170.0)[1] == TURN
 
 
+def test_whose_end_was_lost_is_over_some_time() -> None:
+    """Of what comes from other hosts, the end may not come."""
+    host = Host()
+    route(host.cores[0], turn(host.cores[0], 1, 1), NOBODY, 0.0)
+    assert [host.lives(now)[1] for now in (0.0, 600.0, 601.0, 650.0)] == [TURN] * 4
+    assert host.lives(700.0) == [TURN, 0]
+
+
 def test_a_pod_that_is_not_known_here_yet() -> None:
     """Nothing can be said of its cache; the conversation is known nevertheless."""
     host = Host()

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from scorer.uses import UseBegan, UseEnded, UseNews, Uses, use_fields
+from scorer.uses import NumberedUse, UseBegan, UseEnded, UseNews, UseRing, Uses, packed, unpacked, use_fields
 
 SIZE = 16  # uses in a ring
 KEYS = 8 * SIZE
@@ -38,16 +38,12 @@ def use(number: int, keys: int = 2) -> UseBegan:
 def test_all_others_hear_what_one_tells() -> None:
     """In its order, each thing once; who tells does not hear itself."""
     rows = Rows()
-    first, second = rows.each[0].begin(use(1)), rows.each[0].begin(use(2, keys=0))
-    rows.each[1].begin(use(3))
-    rows.each[0].end(second, served=True)
-    rows.each[0].end(first, served=False)
-    told: list[UseNews] = [
-        (0, 0, use(1)),
-        (0, 1, use(2, keys=0)),
-        (0, 2, UseEnded(1, True)),
-        (0, 3, UseEnded(0, False)),
-    ]
+    first, second = rows.each[0].tell(use(1)), rows.each[0].tell(use(2, keys=0))
+    rows.each[1].tell(use(3))
+    ends = UseEnded(second, True), UseEnded(first, False)
+    for each in ends:
+        rows.each[0].tell(each)
+    told: list[UseNews] = [(0, 0, use(1)), (0, 1, use(2, keys=0)), (0, 2, ends[0]), (0, 3, ends[1])]
     assert rows.heard(2) == [*told, (1, 0, use(3))]
     assert rows.heard(1) == told and rows.heard(0) == [(1, 0, use(3))]
     assert rows.heard(2) == []
@@ -57,7 +53,7 @@ def test_a_worker_that_comes_later_hears_what_is_still_there() -> None:
     """Of what is older than half a ring, nothing: it could be written over meanwhile."""
     rows = Rows()
     for number in range(3 * SIZE):
-        rows.each[0].begin(use(number))
+        rows.each[0].tell(use(number))
     rows.start(1)
     begins = 3 * SIZE - SIZE // 2
     assert rows.heard(1) == [(0, 0, None), *((0, number, use(number)) for number in range(begins, 3 * SIZE))]
@@ -66,11 +62,11 @@ def test_a_worker_that_comes_later_hears_what_is_still_there() -> None:
 def test_a_worker_that_was_started_anew() -> None:
     """What the one before it had in use is not known any more, and it is heard from its first on."""
     rows = Rows()
-    rows.each[0].begin(use(1))
-    rows.each[0].begin(use(2))
+    rows.each[0].tell(use(1))
+    rows.each[0].tell(use(2))
     rows.heard(1)
     rows.start(0)
-    rows.each[0].begin(use(3))
+    rows.each[0].tell(use(3))
     assert rows.heard(1) == [(0, 2, None), (0, 0, use(3))]
 
 
@@ -79,15 +75,15 @@ def test_a_prompt_longer_than_the_ring(keys: int) -> None:
     """Its last keys are told, by which it is continued, behind the one that was known."""
     rows = Rows()
     long = use(1, keys)
-    rows.each[0].begin(long)
+    rows.each[0].tell(long)
     assert rows.heard(1) == [(0, 0, long._replace(keys=long.keys[1 - KEYS // 2 :]))]
 
 
 def test_many_keys_at_once() -> None:
     """Uses whose keys may be written over are left out; what ends is told nevertheless."""
     rows = Rows()
-    numbers = [rows.each[0].begin(use(number, KEYS // 4 - 1)) for number in range(4)]
-    rows.each[0].end(numbers[0], served=True)
+    numbers = [rows.each[0].tell(use(number, KEYS // 4 - 1)) for number in range(4)]
+    rows.each[0].tell(UseEnded(numbers[0], True))
     heard = [(0, number, use(number, KEYS // 4 - 1)) for number in (2, 3)]
     assert rows.heard(1) == [*heard, (0, 4, UseEnded(0, True))]
 
@@ -100,13 +96,40 @@ def test_any_order_of_telling_and_hearing() -> None:
     for number in range(2000):
         if rng.random() < 0.5:
             began = use(number, rng.randrange(5))
-            rows.each[0].begin(began)
+            rows.each[0].tell(began)
             told.append((0, number, began))
         else:
-            rows.each[0].end(number, served=rng.random() < 0.5)
-            told.append((0, number, UseEnded(number, rng.random() < 2)))
+            ended = UseEnded(rng.randrange(2000), rng.random() < 0.5)
+            rows.each[0].tell(ended)
+            told.append((0, number, ended))
         if number % (SIZE // 2) == 0 or rng.random() < 0.2:
             heard += rows.heard(1)
     heard += rows.heard(1)
-    assert [each[:2] for each in heard] == [each[:2] for each in told]
-    assert [each for each in heard if isinstance(each[2], UseBegan)] == [e for e in told if isinstance(e[2], UseBegan)]
+    assert heard == told
+
+
+def test_as_bytes() -> None:
+    """What is unpacked is what was packed, of very many keys the last; of anything else it is said that it is none."""
+    uses: list[NumberedUse] = [(1 << 40, use(1)), (5, UseEnded(7, True)), (6, UseEnded(8, False)), (9, use(2, keys=0))]
+    data = b"".join(map(packed, uses))
+    assert list(unpacked(data)) == uses and unpacked(b"") == []
+    long = use(3, keys=1000)
+    assert list(unpacked(packed((1, long)))) == [(1, long._replace(keys=long.keys[-120:]))]
+    for at in (1, 37, 39, len(data) - 1):
+        with pytest.raises(ValueError, match="no uses"):
+            unpacked(data[:at])
+
+
+def test_what_comes_from_elsewhere_has_holes() -> None:
+    """What was lost on the way is nothing; what comes keeps its number, by which it ends. Who begins with 0 is new."""
+    rows = Rows()
+    ring = UseRing(rows.table, 0)
+    ring.put(1000, use(1))
+    assert rows.heard(1)[-1] == (0, 1000, use(1))
+    ring.put(1003, UseEnded(1000, True))
+    assert rows.heard(1) == [
+        *((0, lost, UseEnded(-1, False)) for lost in (1001, 1002)),
+        (0, 1003, UseEnded(1000, True)),
+    ]
+    ring.put(0, use(2))
+    assert rows.heard(1) == [(0, 1004, None), (0, 0, use(2))]

@@ -1,6 +1,6 @@
 """What a worker has in flight as datagrams for other hosts, each sealed by the key that all gateways have. Pure.
 
-    magic, gateway, worker, its start, number, cells, sendings, seal
+    magic, gateway, worker, its start, number, cells, sendings, uses, seal
 
 A datagram counts if its seal is right and it is later than all that were heard of that worker: whatever a stranger
 sends, or sends again, is dropped.
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scorer.guests import CELL, SENDING, News, OwnRow
+from scorer.uses import packed, unpacked
 
 BYTES_MAX = 1400
 """Of a datagram: what nobody on the way takes apart."""
@@ -57,7 +58,7 @@ class Teller:
         gateway, worker, born = self._who
         self._count += 1
         head = _HEAD.pack(_MAGIC, gateway, worker, born, self._count, len(news.cells), len(news.sendings))
-        text = head + news.cells.tobytes() + news.sendings.tobytes()
+        text = head + news.cells.tobytes() + news.sendings.tobytes() + b"".join(map(packed, news.uses))
         return text + _seal(self._key, text)
 
 
@@ -70,9 +71,14 @@ def heard(key: bytes, data: bytes) -> Heard | None:
         return None
     _, gateway, worker, born, count, cells, sendings = _HEAD.unpack_from(text)
     middle = _HEAD.size + cells * CELL.itemsize
-    if len(text) != middle + sendings * SENDING.itemsize:
+    end = middle + sendings * SENDING.itemsize
+    try:
+        uses = unpacked(text[end:]) if len(text) >= end else None
+    except ValueError:
         return None
-    news = News(np.frombuffer(text[_HEAD.size : middle], CELL), np.frombuffer(text[middle:], SENDING))
+    if uses is None:
+        return None
+    news = News(np.frombuffer(text[_HEAD.size : middle], CELL), np.frombuffer(text[middle:end], SENDING), uses)
     return Heard(gateway, worker, (born, count), news)
 
 
