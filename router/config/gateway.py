@@ -124,7 +124,8 @@ class GatewayConfig(Section):
         default=16_384,
         ge=16,
         le=1_048_576,
-        description="Beginnings of prompts and where they went that a worker keeps for others: the newest.",
+        description="Beginnings of prompts and where they went that a worker keeps for others, the newest; "
+        "and a quarter as many prompts, and what these use of caches.",
     )
     workers_timeout: Seconds = Field(
         default=2.0, gt=0, le=60, description="For the answers of all workers to what an operator asks one of them."
