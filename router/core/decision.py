@@ -143,8 +143,8 @@ class Core:
         theirs = demand.of(rank)
         hit = holders.here(theirs, rank)
         expected = self.holdings.expect(theirs, rank, hit, self.board, now)
-        chain = use = None
-        if demand.blocks is not None and (known := self.chains.ask(*demand.blocks, demand.tokens, now)) is not None:
+        blocks, chain, use = demand.blocks, None, None
+        if blocks is not None and (known := self.chains.ask(*blocks, demand.tokens, now)) is not None:
             chain, new = known.chain, best.tokens - best.matched
             rank.recency.begin(chain, new, chain.tokens, chain.above, chain.shared)
             began = rank.lives.begin(chain)
