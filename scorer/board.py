@@ -197,8 +197,8 @@ class Board:
             self._used[self._own] = max(int(self._used[self._own]), place + 1)
         self._numbers[rank], self._ranks[number] = number, rank
         load = self._loads[number] = SharedLoad(rate, cell)
-        for worker, place in zip(*np.nonzero(self._seen[..., 0] == number), strict=True):
-            load.hear(int(worker), _nothing(number), self._seen[worker, place].tolist(), self._looked_at)
+        for worker, place in np.argwhere(self._seen[..., 0] == number).tolist():
+            load.hear(worker, _nothing(number), self._seen[worker, place].tolist(), self._looked_at)
         return load
 
     def leave(self, rank: Hashable) -> None:
