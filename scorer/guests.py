@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scorer.board import FIELDS
 from scorer.hold import turn_at
-from scorer.uses import NumberedUse, UseRing, packed
+from scorer.uses import NumberedUse, UseRing, packed_bytes
 
 CELL = np.dtype(
     [("place", "<u2"), ("name", "<f8"), ("requests", "<u4"), ("tokens", "<u4"), ("promised_s", "<f4"),
@@ -86,7 +86,7 @@ class OwnRow:
         start = max(min(self._sent_uses, end), end - ring.size // 2)  # what is older may be written over
         self._sent_uses, told = end, []
         for number, use in ring.read(start, end):
-            size = len(packed((number, use)))
+            size = packed_bytes(use)
             if size > room:
                 self._sent_uses = number
                 break

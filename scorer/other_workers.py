@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from scorer.board import Board
-from scorer.chains import Chain, Chains, Known
+from scorer.chains import Chain, Chains
 from scorer.recency import Recency
 from scorer.uses import UseBegan, UseEnded
 from scorer.working_set import WorkingSet
@@ -25,7 +25,7 @@ class UsedCache(Protocol):
 
 
 class OtherWorkers:
-    """Those of the same host. Each is told what the others are, and hears it when it listens."""
+    """Of this host and of others, as they tell on the board."""
 
     def __init__(self, board: Board, chains: Chains, cache_of: Callable[[Hashable], UsedCache | None]) -> None:
         """`cache_of`: of a rank; None: it is not known."""
@@ -48,13 +48,6 @@ class OtherWorkers:
                     self._end(use, True, now)
         while self._used and now - next(iter(self._used.values()))[2] > _IN_USE_MAX_S:
             self._end(next(iter(self._used)), True, now)
-
-    def begin(self, rank: Hashable, known: Known, computed: int) -> int:
-        """Tell them of one of ours, of which the pod computes so many tokens; returns the number to `end` it by."""
-        return self._board.begin(rank, known, computed)
-
-    def end(self, number: int, served: bool) -> None:
-        self._board.end(number, served)
 
     def _begin(self, worker: int, number: int, told: UseBegan, now: float) -> None:
         rank = self._board.rank(told.rank)

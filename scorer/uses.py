@@ -160,6 +160,11 @@ def packed(use: NumberedUse) -> bytes:
     return head + struct.pack(f"<{len(keys)}Q", *keys)
 
 
+def packed_bytes(use: Use) -> int:
+    """How many it takes."""
+    return _HEAD.size + (0 if isinstance(use, UseEnded) else 8 * min(len(use.keys), _KEYS_SENT_MAX))
+
+
 def unpacked(data: bytes) -> Sequence[NumberedUse]:
     """All of them; raises `ValueError`: it is something else."""
     uses: list[NumberedUse] = []

@@ -7,7 +7,18 @@ import random
 import numpy as np
 import pytest
 
-from scorer.uses import NumberedUse, UseBegan, UseEnded, UseNews, UseRing, Uses, packed, unpacked, use_fields
+from scorer.uses import (
+    NumberedUse,
+    UseBegan,
+    UseEnded,
+    UseNews,
+    UseRing,
+    Uses,
+    packed,
+    packed_bytes,
+    unpacked,
+    use_fields,
+)
 
 SIZE = 16  # uses in a ring
 KEYS = 8 * SIZE
@@ -113,7 +124,9 @@ def test_as_bytes() -> None:
     uses: list[NumberedUse] = [(1 << 40, use(1)), (5, UseEnded(7, True)), (6, UseEnded(8, False)), (9, use(2, keys=0))]
     data = b"".join(map(packed, uses))
     assert list(unpacked(data)) == uses and unpacked(b"") == []
+    assert len(data) == sum(packed_bytes(use) for _, use in uses)
     long = use(3, keys=1000)
+    assert len(packed((1, long))) == packed_bytes(long)
     assert list(unpacked(packed((1, long)))) == [(1, long._replace(keys=long.keys[-120:]))]
     for at in (1, 37, 39, len(data) - 1):
         with pytest.raises(ValueError, match="no uses"):

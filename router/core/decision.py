@@ -149,8 +149,8 @@ class Core:
             rank.recency.begin(chain, new, chain.tokens, chain.above, chain.shared)
             began = rank.lives.begin(chain)
             self._comparison.placed(best.number, new, began)
-            if self.others is not None:
-                use = self.others.begin(rank.id, known, new)
+            if self.board is not None:
+                use = self.board.begin(rank.id, known, new)
         adapter = self.fleet.adapter_of(demand.model)
         if adapter is not None:
             rank.adapters.begin(adapter)
@@ -289,8 +289,8 @@ class Core:
         if chain is not None:
             placement.rank.recency.end(chain, served, now)
             placement.rank.lives.end(chain, served, now)
-        if placement.use is not None and self.others is not None:
-            self.others.end(placement.use, served)
+        if placement.use is not None and self.board is not None:
+            self.board.end(placement.use, served)
         rank, told_by = placement.rank, now + self._settings.index.predicted_grace_s
         if placement.decision.demand.asks_full_report and rank.feed is not None:
             rank.feed.full_report_ended(told_by)

@@ -440,8 +440,8 @@ class Fleet:
         """By which the pods that serve a model make keys, each once; raises `UnknownModel`."""
         grains = self._grains.get(model)
         if grains is None:
-            told = dict.fromkeys(rank.grain for rank in self.serving(model) if rank.grain)
-            grains = self._grains[model] = list(told)
+            grains = list(dict.fromkeys(rank.grain for rank in self.serving(model) if rank.grain))
+            self._grains[model] = grains
         return grains
 
     def versions(self, model: str | None) -> tuple[str | None, ...]:

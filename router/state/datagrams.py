@@ -72,11 +72,11 @@ def heard(key: bytes, data: bytes) -> Heard | None:
     _, gateway, worker, born, count, cells, sendings = _HEAD.unpack_from(text)
     middle = _HEAD.size + cells * CELL.itemsize
     end = middle + sendings * SENDING.itemsize
-    try:
-        uses = unpacked(text[end:]) if len(text) >= end else None
-    except ValueError:
+    if len(text) < end:
         return None
-    if uses is None:
+    try:
+        uses = unpacked(text[end:])
+    except ValueError:
         return None
     news = News(np.frombuffer(text[_HEAD.size : middle], CELL), np.frombuffer(text[middle:end], SENDING), uses)
     return Heard(gateway, worker, (born, count), news)
