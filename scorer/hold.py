@@ -1,9 +1,12 @@
 """Requests that wait for their pod: bound late, when the pod can soon begin with them.
 
-A pod is promised work for no longer than a look-ahead; what is beyond waits here, where it may still go elsewhere. With
-each first byte or end all who wait are placed again, in their order: short ones first, and who has waited for long. Who
-can't go yet is planned for the pod that is its best, and those behind see it as busier. Who comes is placed as if it
-were the first: it goes at once where its pod is free and nobody waits for that one.
+A pod is promised work for no longer than a look-ahead; what is beyond waits here, where it may still go elsewhere. Who
+comes with more than that waits until the pod is idle: else it would share the steps of whoever is computed, whose first
+token comes later for it, and nobody's sooner.
+
+With each first byte or end all who wait are placed again, in their order: short ones first, and who has waited long.
+Who can't go yet is planned for the pod that is its best, and those behind see it as busier. Who comes is placed as if
+it were the first: it goes at once where its pod is free and nobody waits for that one.
 
 The order is fair between flows: of each, a request stands behind all the work that its own flow has asked for ahead of
 it, and what has gone of that while others waited counts. So a flow with much to do can't keep another's few waiting.
@@ -38,7 +41,7 @@ _EACH_S = 0.0025  # or so much for each who waits: a small share of the time, ho
 
 
 class HoldLimits(NamedTuple):
-    """`look_ahead_s`: work that a pod is promised at most, but for one request; 0: nobody waits. `wait_max_s`: for
+    """`look_ahead_s`: work that a pod is promised at most, if it is not idle; 0: nobody waits. `wait_max_s`: for
     each; for room, with its prefill and what the pod has to do before. `waiting_max`: more are not kept waiting."""
 
     look_ahead_s: float
@@ -84,6 +87,7 @@ def overdue() -> Held:
 
 
 _NOBODY = Held(None, None, 0, 0.0), 0.0
+_ANY = float("inf")  # work
 _LAST = float("inf")  # the turn of who comes, behind all who wait
 
 
@@ -151,7 +155,7 @@ class Hold:
 
     def must_wait(self, load: PodLoad, cost_s: float, lacks_room: bool, held: Held | None, now: float) -> bool:
         """Whether who is best placed there has to. `lacks_room`: beside what lives. `held`: it does already."""
-        waits = self._is_busy(load, now) or load in self.planned
+        waits = cost_s > self._room_s(load, now) or load in self.planned
         if held is None:
             return waits or lacks_room or load.is_awaited(_LAST, now)
         waits = waits or load.is_awaited(held.standing, now)
@@ -173,12 +177,12 @@ class Hold:
         if now >= self._round_at + max(_ROUND_S, _EACH_S * len(self._waiting)):
             self._round_at = now
         planned, round_at, left, more = self.planned, self._round_at, _AT_ONCE, False
-        busy = {load for load in loads if self._is_busy(load, now)}
+        rooms = {load: self._room_s(load, now) for load in loads}
         planned.clear()
         firsts: dict[PodLoad, Held] = {}
         for held in self._in_order():
             load = held.load
-            waits = load is None or load in planned or load in busy or load.is_awaited(held.standing, now)
+            waits = load is None or load in planned or held.cost_s > rooms[load] or load.is_awaited(held.standing, now)
             if not waits or held.placed_at < round_at:
                 if left > waits:  # one of them is for those that need not wait
                     left -= 1
@@ -186,8 +190,8 @@ class Hold:
                     if gone:
                         self._flows[held.flow].asked_s += held.cost_s
                         self.remove(held)
-                        if load is not None and self._is_busy(load, now):
-                            busy.add(load)
+                        if load is not None:
+                            rooms[load] = self._room_s(load, now)
                         continue
                 else:
                     more = True
@@ -240,9 +244,11 @@ class Hold:
         self._flows[name] = flow
         return flow
 
-    def _is_busy(self, load: PodLoad, now: float) -> bool:
+    def _room_s(self, load: PodLoad, now: float) -> float:
+        """Of work that the pod may be promised now: who is idle takes anything."""
+        backlog_s = load.backlog_s(now)
         known = load.rate.fleet.samples >= _SAMPLES_MIN or load.owes
-        return known and load.backlog_s(now) >= self.limits.look_ahead_s
+        return self.limits.look_ahead_s - backlog_s if known and backlog_s > 0.0 else _ANY
 
 
 def _order(flow: _Flow) -> None:

@@ -6,6 +6,9 @@ all before it is done, and when the rest will be. Between two first bytes the ba
 than the prefill at the head of the line costs: as long as a stream that should have begun has not, nothing behind it
 has either, however cheap it was thought. Answers that come whole tell nothing before their end; of them the time is
 believed, and what the pod itself says is waiting (`stated`).
+
+A pod's speed is measured by who comes when nothing else is to be computed. A pod that is never idle shows only that it
+is faster than believed: by having done more in some seconds than it could have.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from scorer.cost import PrefillRate
+
+_STINT_S = 5.0
+_OUTDONE = 1.25  # times what was believed possible: a prediction may well be wrong by less
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +36,30 @@ class Ticket:
     tells: bool  # its first byte follows its prefill at once
     in_prefill: bool = True
     released: bool = False
+    guessed: bool = False  # what is computed for it
+
+
+@dataclass(slots=True)
+class _Stint:
+    """Some seconds, and what was promised since and is done: so it took no longer than that."""
+
+    since: float = float("-inf")
+    cost_s: float = 0.0
+    tokens: int = 0
+    positions: float = 0.0  # the sum of the places at which they stand
+
+    def done(self, ticket: Ticket, now: float, rate: PrefillRate) -> None:
+        """Learn what it shows, if it was long enough."""
+        if ticket.taken_at >= self.since and not ticket.guessed:
+            self.cost_s += ticket.cost_s
+            self.tokens += ticket.tokens
+            self.positions += ticket.tokens * (ticket.start + ticket.tokens / 2)
+        passed_s = now - self.since
+        if passed_s < _STINT_S:
+            return
+        if self.cost_s > _OUTDONE * passed_s:
+            rate.learn(self.tokens, passed_s, self.positions / self.tokens - self.tokens / 2)
+        self.since, self.cost_s, self.tokens, self.positions = now, 0.0, 0, 0.0
 
 
 class PodLoad:
@@ -37,8 +67,8 @@ class PodLoad:
 
     __slots__ = (
         "_busy_until", "_front_at", "_front_s", "_head", "_head_at", "_line", "_others_owed_s", "_others_promised_s",
-        "_others_turn", "_others_until", "_owed_s", "_promised_s", "_stated_at", "_telling", "_total_s", "moved",
-        "prefill_tokens", "rate", "requests", "stated_s", "tickets",
+        "_others_turn", "_others_until", "_owed_s", "_promised_s", "_stated_at", "_stint", "_telling", "_total_s",
+        "moved", "prefill_tokens", "rate", "requests", "stated_s", "tickets",
     )  # fmt: skip
 
     def __init__(self, rate: PrefillRate) -> None:
@@ -64,6 +94,7 @@ class PodLoad:
         self._others_until = 0.0  # as long as that may be believed
         self.stated_s = 0.0  # waits by the pod's own account
         self._stated_at = 0.0
+        self._stint = _Stint()
 
     @property
     def own_requests(self) -> int:
@@ -136,8 +167,9 @@ class PodLoad:
         until = now + behind_s
         if measured or until < self._busy_until:
             self._busy_until = until
-        if measured and ticket.alone:
+        if measured and ticket.alone and not ticket.guessed:
             self.rate.learn(ticket.tokens, now - ticket.taken_at, ticket.start)
+        self._stint.done(ticket, now, self.rate)
 
     def release(self, ticket: Ticket, now: float | None = None) -> bool:
         """Give a ticket back; False if it was given back before. `now` None: the time is that of the last news."""

@@ -198,7 +198,7 @@ def test_speeds_are_known_after_eight_samples() -> None:
         load.admit(500, 0.0)
         left_s = load.backlog_s(0.0)
         assert Hold(LIMITS._replace(look_ahead_s=left_s)).must_wait(load, 0.1, False, None, 0.0) is (samples == 8)
-        assert not Hold(LIMITS._replace(look_ahead_s=left_s + 0.1)).must_wait(load, 0.1, False, None, 0.0)
+        assert not Hold(LIMITS._replace(look_ahead_s=left_s + 0.2)).must_wait(load, 0.1, False, None, 0.0)
 
 
 def test_who_has_waited_is_before_those_that_cost_a_little_less() -> None:
@@ -230,7 +230,7 @@ def test_short_ones_go_together() -> None:
     gate = Gate(hold, [load, full])
     before = busy(load, 9.0)
     for number in range(3):
-        gate.put(f"{number}", load, 0.3, 0.0)
+        gate.put(f"{number}", load, 0.2, 0.0)
     assert gate.serve(0.1) == []
     load.first_byte(before, 0.15, False)
     assert gate.serve(0.15) == ["0", "1"]
@@ -238,6 +238,19 @@ def test_short_ones_go_together() -> None:
         load.first_byte(ticket, 0.2, False)
     gate.put("cold", full, 1.0, 0.0, room=False)
     assert gate.serve(0.2) == ["2"] and gate.serve(30.0) == [] and gate.serve(60.0) == ["cold"]
+
+
+def test_who_takes_long_finds_the_pod_idle() -> None:
+    """Who comes with more than a pod is promised would share the steps of who is there, and delay its first token: it
+    waits for that one's, while short ones go with it. An idle pod takes whoever comes."""
+    hold, load = Hold(LIMITS), a_load()
+    before = busy(load, 0.2)
+    assert [hold.must_wait(load, cost_s, False, None, 0.0) for cost_s in (0.29, 0.31, 9.0)] == [False, True, True]
+    gate = Gate(hold, [load])
+    gate.put("long", load, 9.0, 0.0)
+    assert gate.serve(0.1) == []
+    load.first_byte(before, 0.15, False)
+    assert gate.serve(0.15) == ["long"]
 
 
 def test_whose_prefill_has_changed_has_another_place() -> None:

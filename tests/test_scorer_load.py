@@ -251,3 +251,18 @@ def test_others_requests_leave_nobody_alone() -> None:
     load.stated(2, 0.6)
     assert load.backlog_s(0.6) == pytest.approx(2.0)
     assert not load.admit(100, 0.6).alone
+
+
+def test_a_pod_that_is_never_idle_shows_that_it_is_faster() -> None:
+    """Four times as fast as believed, and far: the next prompt is always there before the first token of the last. What
+    was done in some seconds can't have taken longer. Who is as fast as believed, or was sent guesses, shows nothing.
+    """
+    for each_s, guessed, least, most in ((0.25, False, 3000, 5000), (1.0, False, 600, 1400), (0.25, True, 999, 1001)):
+        load, waiting, now = _load(), [], 0.0
+        for number in range(200):
+            waiting.append(load.admit(1000, now, tells=True))
+            waiting[-1].guessed = guessed
+            now += each_s
+            if number:
+                load.first_byte(waiting.pop(0), now, measured=True)
+        assert least < load.rate.tokens_per_s < most, (each_s, guessed)

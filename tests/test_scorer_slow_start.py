@@ -102,5 +102,5 @@ def test_a_pod_of_unknown_speed_is_tried_at_once_and_with_care() -> None:
         core.first_byte(placed, True, number + 0.3)
         core.finish(placed, SERVED, number + 0.4)
     late.believe(True)
-    went = [route(core, asked(core, 100 + number, 1600), NOBODY, 40.0).pod.name for number in range(4)]
+    went = [route(core, asked(core, 100 + number, 1000), NOBODY, 40.0).pod.name for number in range(4)]
     assert went.count("pod-2") == went[:3].count("pod-2") == 1

@@ -59,8 +59,8 @@ class AdmissionConfig(Section):
         default=0.5,
         ge=0,
         le=60,
-        description="A pod is promised prefill for so long; what is more waits here, and may still go elsewhere. Under "
-        "policies whose prices are seconds. 0: nothing waits.",
+        description="A pod that is not idle is promised prefill for so long; what is more waits here, and may still go "
+        "elsewhere. Under policies whose prices are seconds. 0: nothing waits.",
     )
     hold_max: Seconds = Field(
         default=120.0,

@@ -137,7 +137,7 @@ class Core:
         computed = round(best.tokens - best.worth) + demand.further
         ticket = rank.load.admit(computed, now, best.matched, demand.tells_prefill)
         if demand.further or not demand.keys:
-            ticket.alone = False  # what is computed for it is a guess, and teaches nothing
+            ticket.guessed = True
         if demand.asks_full_report and rank.feed is not None:
             rank.feed.full_report_began()
         theirs = demand.of(rank)
