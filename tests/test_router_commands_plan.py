@@ -6,12 +6,14 @@ import gzip
 import json
 import random
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from router.commands.plan import Goal, Planner, WhatIf, answer, parse_goal
 from router.errors import ConfigError
+from router.plan.figures import Figures
 from router.plan.profiles import PodProfile
 from router.plan.recording import Entry, RecordedFleet, RecordedPod, Recording, line_of
 from tests.fakes.command import run
@@ -20,9 +22,9 @@ SIZE = 16
 POD = PodProfile(1 / 3000, 1e12, 0.01, 0.0, 0.0002, kv_tokens=24_000)
 
 
-def conversations(count: int = 500) -> list[Entry]:
+def conversations(count: int = 500, seed: int = 2) -> list[Entry]:
     """As they come: turns of some users, over shared prompts."""
-    rng, entries, at_ms, number = random.Random(2), [], 0.0, 1000
+    rng, entries, at_ms, number = random.Random(seed), [], 0.0, 1000
     open_ones: list[list[int]] = []
     for _ in range(count):
         at_ms += rng.expovariate(8.0) * 1e3
@@ -104,18 +106,22 @@ def test_a_trace_of_others_tells_nothing_of_pods(tmp_path: Path) -> None:
 
 def test_what_comes_is_what_was_foretold() -> None:
     """Recorded at 4 pods, foretold for 6 and 3: hit ratio within 3 points, p90 within 15%, of a fleet that the planner
-    does not know but by its recording."""
-    truth = Planner(Recording(conversations(), SIZE, told_of(4)), WhatIf(), silent)
-    truth.profile = POD._replace(front_s=0.004)
-    seen: list[Entry] = []
-    for number, entry in enumerate(conversations()):
-        seen.append(entry._replace(pod=f"pod-{number % 4}"))
-    recording = Recording(seen, SIZE, told_of(4))
-    for pods in (6, 3):
-        real = truth.ask(pods, "predicted-ttft", POD.kv_tokens)
-        foretold = answer(Planner(recording, WhatIf(pods=pods), silent), WhatIf(pods=pods))
-        assert foretold["hit"] == pytest.approx(real.hit, abs=0.03)
-        assert foretold["p90"] == pytest.approx(real.p90, rel=0.15)
+    does not know but by its recording. Of some recordings the mean: in each, p90 hangs on a few dozen requests."""
+    real: dict[int, list[Figures]] = {6: [], 3: []}
+    foretold: dict[int, list[dict[str, Any]]] = {6: [], 3: []}
+    for seed in (2, 3, 4):
+        entries = conversations(seed=seed)
+        truth = Planner(Recording(entries, SIZE, told_of(4)), WhatIf(), silent)
+        truth.profile = POD._replace(front_s=0.004)
+        seen = [entry._replace(pod=f"pod-{number % 4}") for number, entry in enumerate(entries)]
+        recording = Recording(seen, SIZE, told_of(4))
+        for pods in real:
+            real[pods].append(truth.ask(pods, "predicted-ttft", POD.kv_tokens))
+            foretold[pods].append(answer(Planner(recording, WhatIf(pods=pods), silent), WhatIf(pods=pods)))
+    for pods, each in real.items():
+        told = foretold[pods]
+        assert fmean(one["hit"] for one in told) == pytest.approx(fmean(one.hit for one in each), abs=0.03)
+        assert fmean(one["p90"] for one in told) == pytest.approx(fmean(one.p90 for one in each), rel=0.15)
 
 
 def test_what_is_older_stands_beside(tmp_path: Path) -> None:
