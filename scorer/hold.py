@@ -182,7 +182,12 @@ class Hold:
         firsts: dict[PodLoad, Held] = {}
         for held in self._in_order():
             load = held.load
-            waits = load is None or load in planned or held.cost_s > rooms[load] or load.is_awaited(held.standing, now)
+            waits = (
+                load is None
+                or load in planned
+                or held.cost_s > rooms.get(load, _ANY)
+                or load.is_awaited(held.standing, now)
+            )
             if not waits or held.placed_at < round_at:
                 if left > waits:  # one of them is for those that need not wait
                     left -= 1

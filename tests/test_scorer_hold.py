@@ -253,6 +253,19 @@ def test_who_takes_long_finds_the_pod_idle() -> None:
     assert gate.serve(0.15) == ["long"]
 
 
+def test_who_waits_for_a_pod_that_has_left_is_placed_anew() -> None:
+    """At once, wherever it is best then."""
+    hold, load, other = Hold(LIMITS), a_load(), a_load()
+    gate = Gate(hold, [load, other])
+    gate.tickets += [busy(load, 9.0), busy(other, 9.0)]
+    gate.put("waits", load, 1.0, 0.0)
+    assert gate.serve(0.1) == []
+    gate.loads.remove(load)
+    seen: list[Held] = []
+    hold.serve(gate.loads, 0.11, lambda held: seen.append(held) or False)
+    assert [held.item for held in seen] == [held.item for held in hold]
+
+
 def test_whose_prefill_has_changed_has_another_place() -> None:
     """By much: what a context costs that is cached by now. A little leaves it where it is."""
     for first_s, now_s, order in ((5.0, 1.0, ["a", "b"]), (3.1, 2.9, ["b", "a"])):
