@@ -188,6 +188,8 @@ class PrefillRate:
     def learn(self, tokens: float, seconds: float, start: float = 0.0, count: float = 1.0) -> None:
         """`tokens` uncached tokens behind `start` cached ones took `seconds`, on a pod without other prefill.
 
+        Of several prompts together, `start` is what puts the middle of such a prompt where theirs is: maybe below 0.
+
         `count`: of so many requests these are the means.
         """
         if seconds <= 0.0 or tokens <= 0:

@@ -46,7 +46,7 @@ class _Stint:
     since: float = float("-inf")
     cost_s: float = 0.0
     tokens: int = 0
-    positions: float = 0.0  # the sum of the places at which they stand
+    positions: float = 0.0  # the sum of the places at which they stand, in prompts of their own
 
     def done(self, ticket: Ticket, now: float, rate: PrefillRate) -> None:
         """Learn what it shows, if it was long enough."""
@@ -58,7 +58,8 @@ class _Stint:
         if passed_s < _STINT_S:
             return
         if self.cost_s > _OUTDONE * passed_s:
-            rate.learn(self.tokens, passed_s, self.positions / self.tokens - self.tokens / 2)
+            middle = self.positions / self.tokens
+            rate.learn(self.tokens, passed_s, middle - self.tokens / 2)  # as one prompt with its middle there
         self.since, self.cost_s, self.tokens, self.positions = now, 0.0, 0, 0.0
 
 
