@@ -231,7 +231,9 @@ def check(path: str | None, pods: tuple[str, ...], models: tuple[str, ...], wait
 @click.option("--seed", default=1, show_default=True, help="Of the workload.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
 def demo(pods: int, keep: bool, port: int | None, seed: int, as_json: bool) -> None:
-    """Compare cache-aware routing with round-robin on a simulated fleet: no GPU, under a minute.
+    """Compare cache-aware routing with round-robin on a simulated fleet: no GPU, about a minute.
+
+    Then, in virtual time, agents that overfill the pods' caches, sent on at once and held.
 
     \b
     Example: warmroute demo --keep

@@ -1,12 +1,15 @@
-"""The demo, small: real processes, the same work twice, and a table of what was measured."""
+"""The demo, small: real processes, the same work twice, agents in virtual time, and tables of what was measured."""
 
 from __future__ import annotations
 
 import io
 import socket
+from itertools import pairwise
 
+import pytest
 from rich.console import Console
 
+from router.commands.demo.agents import AgentsShape, agents_scene, sessions_of
 from router.commands.demo.processes import MODEL, fleet, forget_all, gateway
 from router.commands.demo.run import as_values, free_port, print_table
 from router.commands.demo.workload import Measured, WorkloadShape, conversations, play
@@ -64,3 +67,37 @@ async def test_cache_aware_beats_round_robin() -> None:
     print_table(console, measured, ["pod-0", "pod-1"])
     assert isinstance(console.file, io.StringIO)
     assert f"{aware.hit_ratio:.1%}" in console.file.getvalue()
+
+
+def test_a_session_grows() -> None:
+    """Every prompt of an agent continues the one before it, block by block; sessions share but their heads."""
+    work = sessions_of(AgentsShape(), 1)
+    for session in work.sessions:
+        for before, after in pairwise(session):
+            whole = before.tokens // work.size
+            assert after.blocks[:whole] == before.blocks[:whole] and after.tokens > before.tokens + before.answer
+            assert len(after.blocks) == -(-after.tokens // work.size)
+    of: dict[int, int] = {}
+    shared = {
+        block
+        for number, session in enumerate(work.sessions)
+        for block in session[-1].blocks
+        if of.setdefault(block, number) != number
+    }
+    assert shared == work.common
+    assert sessions_of(AgentsShape(), 1) == work != sessions_of(AgentsShape(), 2)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_agents_that_are_held_get_more_done(seed: int) -> None:
+    """Where contexts need more than the caches hold, whoever waits for the right pod gets more done."""
+    console, seen = Console(file=io.StringIO(), width=120), []
+    shape = AgentsShape(horizon_s=600.0)
+    measured = agents_scene(console, shape, 2, seed, lambda side, share: seen.append((side, share)))
+    plain, held = measured["sent at once"], measured["held"]
+    assert held.hit > plain.hit and held.done_per_s > 1.2 * plain.done_per_s and held.p50 < plain.p50
+    assert seen[-1] == ("held", 1.0) and all(0.0 <= share <= 1.0 for _, share in seen)
+    assert isinstance(console.file, io.StringIO)
+    told = console.file.getvalue()
+    assert "24 of them on 2 pods for 10 minutes" in told and f"{held.hit:.1%}" in told
+    assert agents_scene(console, shape, 2, seed, lambda side, share: None) == measured

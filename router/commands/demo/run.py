@@ -1,20 +1,23 @@
-"""The demo's course: the same work under round-robin and under cache-aware routing, then the table of both."""
+"""The demo's course: the same work under round-robin and cache-aware routing, then agents; tables of both sides."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import click
 import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from router.commands.demo.agents import AgentsShape, agents_scene
 from router.commands.demo.processes import MODEL, POD, SimulatedPod, fleet, forget_all, gateway
+from router.commands.demo.side_by_side import TableRow, side_by_side
 from router.commands.demo.workload import Conversation, Measured, WorkloadShape, conversations, play
 from router.errors import RouterError
+from router.plan.figures import Figures
 from router.server.listening import must_be_free
 
 _USUAL_PORT = 8080  # the gateway's own default: where programs look for it
@@ -22,18 +25,22 @@ _POLICIES = (("round-robin", "round-robin"), ("cache-aware", "predicted-ttft"))
 
 
 def run_demo(pods: int, keep: bool, port: int | None, seed: int, as_json: bool) -> None:
-    """Run it and print the table, or JSON; with `keep`, go on serving until interrupted. Raises a `RouterError`, also
+    """Run it and print the tables, or JSON; with `keep`, go on serving until interrupted. Raises a `RouterError`, also
     where requests failed."""
     if keep and port:
         must_be_free("127.0.0.1", port)
-    measured = asyncio.run(_demo(Console(stderr=as_json), pods, keep, port, seed))
+    measured, agents = asyncio.run(_demo(Console(stderr=as_json), pods, keep, port, seed))
     if as_json:
-        click.echo(orjson.dumps({title: as_values(each) for title, each in measured.items()}))
+        told: dict[str, object] = {title: as_values(each) for title, each in measured.items()}
+        told["agents"] = {title: each._asdict() for title, each in agents.items()}
+        click.echo(orjson.dumps(told))
     if failed := sum(each.failures for each in measured.values()):
         raise RouterError(f"{failed} requests failed.")
 
 
-async def _demo(console: Console, count: int, keep: bool, port: int | None, seed: int) -> dict[str, Measured]:
+async def _demo(
+    console: Console, count: int, keep: bool, port: int | None, seed: int
+) -> tuple[dict[str, Measured], dict[str, Figures]]:
     shape = WorkloadShape()
     work = conversations(shape, seed)
     port = (port or free_port(0 if port == 0 else _USUAL_PORT)) if keep else free_port()
@@ -44,6 +51,7 @@ async def _demo(console: Console, count: int, keep: bool, port: int | None, seed
         f"turns over {shape.documents} documents and {shape.systems} system prompts; no GPU, real sockets."
     )
     measured: dict[str, Measured] = {}
+    agents: dict[str, Figures] = {}
     async with fleet(count, [*POD]) as pods:
         for title, policy in _POLICIES:
             last = title == _POLICIES[-1][0]
@@ -51,11 +59,12 @@ async def _demo(console: Console, count: int, keep: bool, port: int | None, seed
                 measured[title] = await _measure(console, title, address, work, shape)
                 if last:
                     print_table(console, measured, [pod.name for pod in pods])
+                    agents = _agents(console, count, seed)
                     if keep:
                         await _stay(console, address, pods)
             if not last:
                 await forget_all(pods)
-    return measured
+    return measured, agents
 
 
 def as_values(measured: Measured) -> dict[str, object]:
@@ -90,6 +99,19 @@ async def _measure(
     return result
 
 
+def _agents(console: Console, pods: int, seed: int) -> dict[str, Figures]:
+    columns = (TextColumn("{task.description:12}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=1.0)
+        return agents_scene(
+            console,
+            AgentsShape(),
+            pods,
+            seed,
+            lambda side, share: progress.update(task, description=side, completed=share),
+        )
+
+
 def _reporter(progress: Progress, task: TaskID) -> Callable[[Measured], None]:
     def report(so_far: Measured) -> None:
         figures = f"{so_far.hit_ratio:6.1%} of prompt tokens cached, TTFT p90 {so_far.first_token_s(0.9) * 1e3:4.0f} ms"
@@ -100,29 +122,21 @@ def _reporter(progress: Progress, task: TaskID) -> Callable[[Measured], None]:
 
 def print_table(console: Console, measured: dict[str, Measured], pods: list[str]) -> None:
     """What was measured under each policy, side by side, with their ratio."""
-    plain, aware = (measured[title] for title, _ in _POLICIES)
-    table = Table(title="The same work, measured")
-    table.add_column("")
-    for title, _ in _POLICIES:
-        table.add_column(title, justify="right")
-    table.add_column("ratio", justify="right")
+    rows: list[TableRow[Measured]] = [
+        TableRow("prompt tokens cached", "{:.1%}", lambda m: m.hit_ratio),
+        TableRow("prompt tokens computed", "{:,.0f}", lambda m: m.prompt_tokens - m.cached_tokens),
+        TableRow("TTFT p50, ms", "{:,.0f}", lambda m: m.first_token_s(0.5) * 1e3),
+        TableRow("TTFT p90, ms", "{:,.0f}", lambda m: m.first_token_s(0.9) * 1e3),
+        TableRow("requests", "{:,.0f}", lambda m: m.requests, ratio=False),
+        TableRow("failed", "{:,.0f}", lambda m: m.failures, ratio=False),
+        TableRow("cached tokens predicted exactly", "{:.1%}", lambda m: m.exact / max(1, m.requests), ratio=False),
+        *(TableRow(f"requests on {pod}", "{:,.0f}", partial(_requests_on, pod), ratio=False) for pod in pods),
+    ]
+    console.print(side_by_side("The same work, measured", measured, rows))
 
-    def row(name: str, form: str, value: Callable[[Measured], float], ratio: bool = True) -> None:
-        before, after = value(plain), value(aware)
-        table.add_row(
-            name, form.format(before), form.format(after), f"{after / before:.2f}x" if ratio and before > 0 else ""
-        )
 
-    row("prompt tokens cached", "{:.1%}", lambda m: m.hit_ratio)
-    row("prompt tokens computed", "{:,.0f}", lambda m: m.prompt_tokens - m.cached_tokens)
-    row("TTFT p50, ms", "{:,.0f}", lambda m: m.first_token_s(0.5) * 1e3)
-    row("TTFT p90, ms", "{:,.0f}", lambda m: m.first_token_s(0.9) * 1e3)
-    row("requests", "{:,.0f}", lambda m: m.requests, ratio=False)
-    row("failed", "{:,.0f}", lambda m: m.failures, ratio=False)
-    row("cached tokens predicted exactly", "{:.1%}", lambda m: m.exact / max(1, m.requests), ratio=False)
-    for pod in pods:
-        row(f"requests on {pod}", "{:,.0f}", lambda m, pod=pod: m.by_pod[pod], ratio=False)  # type: ignore[misc]
-    console.print(table)
+def _requests_on(pod: str, measured: Measured) -> int:
+    return measured.by_pod[pod]
 
 
 async def _stay(console: Console, address: str, pods: list[SimulatedPod]) -> None:
