@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import quality_table
 from benchmarks.quality_runs import BOUND, parser, run
 from router.config.reading import parse_policy
-from router.errors import ConfigError
+from router.errors import BadRecording, ConfigError
 from router.plan.figures import Figures
 
 
@@ -36,7 +36,12 @@ def main() -> None:
         parse_policy(options.policy, BOUND)
     except ConfigError as error:
         sys.exit(error.message)
-    found = shown(run(options))
+    try:
+        found = shown(run(options))
+    except BadRecording as error:
+        sys.exit(f"{options.trace}: {error.message}")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        sys.exit(f"{options.trace}: can't be read: {getattr(error, 'strerror', None) or error}")
     print(json.dumps(found) if options.json else "  ".join(f"{name} {value}" for name, value in found.items()))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from router.config.settings import Config, PiecesConfig
@@ -57,7 +59,7 @@ def world_of(options: argparse.Namespace, pods: PodPlan, size: int) -> World:
 
 
 def run(options: argparse.Namespace) -> Figures:
-    """What comes of one fleet and one trace."""
+    """What comes of one fleet and one trace. Raises `BadRecording` where the trace is none, or too short."""
     name = Path(options.trace)
     with gzip.open(name, "rt") if name.suffix == ".gz" else name.open() as lines:
         trace = read_trace(lines, options.seed, options.copies, options.speed)
@@ -69,25 +71,41 @@ def run(options: argparse.Namespace) -> Figures:
     return world.play(trace)
 
 
+def above(least: float, kind: Callable[[str], float], most: float = math.inf) -> Callable[[str], float]:
+    """Reads a number that is no less, and no more."""
+
+    def number(given: str) -> float:
+        value = kind(given)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{given} is not from {least:g} to {most:g}")
+        return value
+
+    return number
+
+
 def parser(text: str | None = None) -> argparse.ArgumentParser:
     """`text`: what is said of it all."""
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--trace", required=True)
-    made.add_argument("--pods", type=int, default=16)
+    made.add_argument("--pods", type=above(1, int), default=16)
     made.add_argument("--profile", choices=sorted(POD_PROFILES), default="70b")
-    made.add_argument("--copies", type=int, default=1)
-    made.add_argument("--speed", type=float, default=1.0)
-    made.add_argument("--users", type=int, default=64)
-    made.add_argument("--horizon", type=float, default=3600.0, help="seconds")
-    made.add_argument("--kv-tokens", type=int, help="of each pod's cache")
+    made.add_argument("--copies", type=above(1, int), default=1)
+    made.add_argument("--speed", type=above(1e-6, float), default=1.0)
+    made.add_argument("--users", type=above(1, int), default=64)
+    made.add_argument("--horizon", type=above(1, float), default=3600.0, help="seconds")
+    made.add_argument("--kv-tokens", type=above(1, int), help="of each pod's cache")
     made.add_argument("--policy", default="predicted-ttft")
     made.add_argument("--seed", type=int, default=1)
-    made.add_argument("--workers", type=int, default=1)
-    made.add_argument("--event-delay", type=float, default=0.0, help="seconds")
-    made.add_argument("--event-loss", type=float, default=0.0, help="share of the frames")
-    made.add_argument("--slow-half", type=float, default=1.0, help="factor by which half of the pods is slower")
-    made.add_argument("--look-ahead", type=float, default=0.5, help="seconds of prefill that a pod is promised; 0: any")
+    made.add_argument("--workers", type=above(1, int), default=1)
+    made.add_argument("--event-delay", type=above(0, float), default=0.0, help="seconds")
+    made.add_argument("--event-loss", type=above(0, float, 1), default=0.0, help="share of the frames")
+    made.add_argument(
+        "--slow-half", type=above(1e-6, float), default=1.0, help="factor by which half of them is slower"
+    )
+    made.add_argument(
+        "--look-ahead", type=above(0, float, 60), default=0.5, help="seconds of prefill promised to a pod; 0: any"
+    )
     usual = _PIECES.tokens if _PIECES.enabled else 0
-    made.add_argument("--pieces", type=int, default=usual, help="tokens that long prompts go in pieces of; 0: whole")
+    made.add_argument("--pieces", type=above(0, int), default=usual, help="tokens of a long prompt's; 0: whole")
     made.add_argument("--json", action="store_true")
     return made

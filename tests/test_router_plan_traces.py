@@ -6,7 +6,12 @@ import json
 import random
 from itertools import islice
 
+import pytest
+
+from router.errors import BadRecording
 from router.plan.traces import Arrivals, Numbers, Sessions, read_trace
+
+SESSION = {"bs": 64, "models": ["m"], "tool": 0, "sys": 0, "reqs": [[0, 640, 5, 0, 0, "", [0, 10]]]}
 
 
 def line(timestamp: int, blocks: list[int], session: int | None = None, tokens: int = 0) -> str:
@@ -94,3 +99,27 @@ def test_users_ask_session_after_session() -> None:
     assert len({turn.blocks[0] for turn in turns}) == 1
     assert len({turn.blocks[3] for turn in turns}) == len(replays)
     assert turns == list(islice(found.user(Numbers(), random.Random(1)), 40)), "by its seed alone"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([], "there is no request in it"),
+        (["garbage"], "line 1: it is no JSON object with timestamp"),
+        (["[1]"], "line 1"),
+        ([line(1, [1]), "", line(2, [2])[:-9]], "line 3"),
+        (
+            [line(1, [1]), json.dumps({"timestamp": 1, "input_length": None, "output_length": 1, "hash_ids": []})],
+            "line 2",
+        ),
+        ([line(1, [1]), json.dumps(SESSION)], "line 2: it is no JSON object with timestamp"),
+        ([json.dumps(SESSION), line(1, [1])], "line 2: it is no JSON object with bs"),
+        ([json.dumps({**SESSION, "reqs": [[0, 1]]})], "line 1"),
+        ([json.dumps({**SESSION, "models": []})], "line 1"),
+        ([json.dumps({**SESSION, "reqs": [[0, 200_000, 1, 0, 0, "", [0, 3125]]]})], "no session begins with less"),
+    ],
+)
+def test_what_is_no_trace_is_said(lines: list[str], words: str) -> None:
+    """With the line, and with what was expected."""
+    with pytest.raises(BadRecording, match=words):
+        read_trace(lines, 1)

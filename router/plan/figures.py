@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from math import nan
 from typing import NamedTuple
 
+from router.errors import BadRecording
+
 _SLO_S = 2.0  # until the first token, and so much more for each of a prompt's
 
 
@@ -36,20 +38,22 @@ class Figures(NamedTuple):
 
 
 def figures(outcomes: Sequence[Answered], work_s: Sequence[float], since: float, until: float, slo_s: float) -> Figures:
-    """Of what arrived from `since` on; `slo_s`: for each token of a prompt."""
+    """Of what arrived from `since` on; `slo_s`: for each token of a prompt. Raises `BadRecording` if nothing did."""
     counted = [each for each in outcomes if each.arrived >= since]
-    times = sorted([each.ttft_s for each in counted]) or [0.0]
+    if not counted:
+        raise BadRecording("no request comes after the first fifth of the time, which is not counted")
+    times = sorted([each.ttft_s for each in counted])
     good = sum([each.began and each.ttft_s <= _SLO_S + each.tokens * slo_s for each in counted])
     done = sum([each.ended is not None and since <= each.ended <= until for each in counted])
     tokens = sum([each.tokens for each in counted])
     return Figures(
-        hit=sum([each.cached for each in counted]) / max(1, tokens),
+        hit=sum([each.cached for each in counted]) / tokens,
         mean=sum(times) / len(times),
         p50=value_at(0.5, times),
         p90=value_at(0.9, times),
         p99=value_at(0.99, times),
         done_per_s=done / (until - since),
-        in_slo=good / max(1, len(counted)),
+        in_slo=good / len(counted),
         requests=len(counted),
         imbalance=max(work_s) * len(work_s) / (sum(work_s) or 1.0),
     )

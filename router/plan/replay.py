@@ -87,9 +87,10 @@ def as_recorded(recording: Recording, slo_s: float) -> Figures | None:
         outcomes.append(Answered(arrived, each.ttft_s, True, ended, each.tokens, each.cached))
         work[each.pod] = work.get(each.pod, 0.0) + each.tokens - each.cached
     length_s = max(1e-3, (ends_ms - begins_ms) / 1e3)
-    if not outcomes:
+    since = length_s * _WARM
+    if all(each.arrived < since for each in outcomes):
         return None
-    return figures(outcomes, list(work.values()), length_s * _WARM, length_s, slo_s)
+    return figures(outcomes, list(work.values()), since, length_s, slo_s)
 
 
 def profile_of(recording: Recording, usual: PodProfile) -> PodProfile | None:

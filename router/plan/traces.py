@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from router.errors import BadRecording
+
 _COMMON_SHARE = 0.02  # of requests: what so many begin with, other users' requests begin with, too
 _SIZES = [1 << power for power in range(3, 14)]  # of blocks, in tokens
 _BATCH_MS = 1000  # timestamps that are multiples of more than this were rounded: within, requests are spread
@@ -91,12 +93,39 @@ class Numbers:
 
 def read_trace(lines: Iterable[str], seed: int, copies: int = 1, speed: float = 1.0) -> Arrivals | Sessions:
     """A trace of either format. `copies`, of requests alone: so many at once, moved in time, with prompts of their own
-    but for what sessions share; `speed`: by which the times between requests are divided."""
-    entries = [json.loads(line) for line in lines if not line.isspace()]
+    but for what sessions share; `speed`: by which the times between requests are divided. Raises `BadRecording` naming
+    the first line that is not as the first one."""
+    entries: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            entries.append(_entry_of(line, number, sessions="reqs" in entries[0] if entries else None))
+    if not entries:
+        raise BadRecording("there is no request in it")
     if "reqs" in entries[0]:
         return _sessions(entries, speed)
     entries.sort(key=lambda entry: int(entry["timestamp"]))  # of gateways' recordings, lines come as requests end
     return _stream(entries, random.Random(seed), copies, speed)
+
+
+def _entry_of(line: str, number: int, sessions: bool | None) -> dict[str, Any]:
+    """Such that all that is read of it is there. `sessions`: what it must be; None: either."""
+    try:
+        entry: dict[str, Any] = json.loads(line)
+        if sessions is None:
+            sessions = "reqs" in entry
+        numbers: list[Any] = []
+        if sessions:
+            numbers += [entry["bs"], entry["tool"], entry["sys"], len(entry["models"][0])]
+            for at, tokens, answer, think_s, _, _, stretches in entry["reqs"]:
+                numbers += [at, tokens, answer, think_s, *stretches]
+        else:
+            numbers += [entry["timestamp"], entry["input_length"], entry["output_length"], *entry["hash_ids"]]
+        if all(isinstance(each, (int, float)) for each in numbers):
+            return entry
+    except (ValueError, LookupError, TypeError):
+        pass
+    known = "bs, models, tool, sys and reqs" if sessions else "timestamp, input_length, output_length and hash_ids"
+    raise BadRecording(f"line {number}: it is no JSON object with {known}")
 
 
 def _stream(entries: Sequence[dict[str, Any]], rng: random.Random, copies: int, speed: float) -> Arrivals:
@@ -111,7 +140,7 @@ def _stream(entries: Sequence[dict[str, Any]], rng: random.Random, copies: int, 
         for number, (time_s, entry) in enumerate(zip(times, entries, strict=True)):
             blocks = [numbers.common(block) if block in common else own[block] for block in entry["hash_ids"]]
             session = sessions[entry.get("session", -1 - number)]
-            turn = Turn(entry["input_length"], max(1, entry["output_length"]), blocks, session)
+            turn = Turn(max(1, entry["input_length"]), max(1, entry["output_length"]), blocks, session)
             turns.append(((time_s + moved_s) % length_s / speed, turn))
     turns.sort(key=lambda each: each[0])
     return Arrivals(size, turns)
@@ -158,6 +187,8 @@ def _sessions(entries: Sequence[dict[str, Any]], speed: float) -> Sessions:
         if turns:
             sessions.append(turns)
             users.update({block for turn in turns for block in turn.blocks})
+    if not sessions:
+        raise BadRecording(f"no session begins with less than {_CONTEXT_MAX} tokens")
     common = frozenset(block for block, count in users.items() if count > 1)
     return Sessions(entries[0]["bs"] * _JOINED, sessions, common)
 

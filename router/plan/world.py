@@ -20,6 +20,7 @@ from router.plan.traces import Arrivals, Numbers, Sessions, Turn
 _WARM = 0.2  # of the time, which is not counted
 _LOOK_S = 0.05  # between two looks while somebody waits
 _DRAIN_S = 600.0  # after the last request came
+_SHORTEST_S = 1e-3  # a run
 _WATCHED = 2_000  # things that happen between two looks of who watches
 _STREAM_SLO_S, _SESSION_SLO_S = 1 / 4000, 1e-4
 
@@ -76,10 +77,10 @@ class World:
         heappush(self._agenda, (time, self._count, call))
 
     def play(self, arrivals: Arrivals) -> Figures:
-        """All of a trace."""
+        """All of a trace. Raises `BadRecording` if nothing of it counts, as do the others."""
         for time, turn in arrivals.turns:
             self._come_at(time, turn, None)
-        last = arrivals.turns[-1][0]
+        last = max(_SHORTEST_S, arrivals.turns[-1][0])
         self._run(last + _DRAIN_S)
         return self._figures(last * _WARM, last, _STREAM_SLO_S)
 
