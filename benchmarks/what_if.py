@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import sys
 import tempfile
@@ -102,10 +101,8 @@ async def _ask(client: httpx.AsyncClient, ask: Ask) -> Seen:
 
 async def run(pods: int, asks: list[Ask], record: Path | None) -> dict[str, float]:
     """The work before so many pods, for real."""
-    os.environ.pop("WARMROUTE_RECORD__PATH", None)
-    if record is not None:
-        os.environ["WARMROUTE_RECORD__PATH"] = str(record)
-    async with fleet(pods, _POD) as there, gateway(there, "predicted-ttft", free_port()) as address:
+    environ = {"WARMROUTE_RECORD__PATH": str(record)} if record is not None else {}
+    async with fleet(pods, _POD) as there, gateway(there, "predicted-ttft", free_port(), environ) as address:
         seen = await play(address, asks)
     length_s = asks[-1].at_s
     counted = [each for each in seen if each.at_s >= _WARM * length_s]

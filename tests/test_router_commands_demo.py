@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -50,15 +51,21 @@ def test_quantiles_of_first_tokens() -> None:
     assert Measured().first_token_s(0.5) != Measured().first_token_s(0.5)
 
 
-async def test_cache_aware_beats_round_robin() -> None:
-    """On a fleet whose pods can't hold all conversations, cache-aware routing finds more of their tokens cached."""
+async def test_cache_aware_beats_round_robin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fleet whose pods can't hold all conversations, cache-aware routing finds more of their tokens cached.
+
+    Its gateway has the settings that it is given, and none of somebody's own.
+    """
+    monkeypatch.setenv("WARMROUTE_SCORING__POLICY", "nonsense")
     work, measured = conversations(SMALL, 1), {}
     async with fleet(2, ["--num-blocks", "120", "--time-scale", "0.1"]) as pods:
         for title, policy in (("round-robin", "round-robin"), ("cache-aware", "predicted-ttft")):
-            async with gateway(pods, policy, free_port()) as address:
+            environ = {"WARMROUTE_RECORD__PATH": str(tmp_path / policy)}
+            async with gateway(pods, policy, free_port(), environ) as address:
                 measured[title] = await play(address, MODEL, work, SMALL, lambda so_far: None)
             await forget_all(pods)
     plain, aware = measured["round-robin"], measured["cache-aware"]
+    assert {len((tmp_path / policy).read_text().splitlines()) for policy in ("round-robin", "predicted-ttft")} == {24}
     assert plain.requests == aware.requests == 24 and not plain.failures + aware.failures
     assert plain.by_pod == {"pod-0": 12, "pod-1": 12}
     assert aware.hit_ratio > plain.hit_ratio

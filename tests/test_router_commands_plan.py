@@ -84,6 +84,23 @@ def test_the_fewest_pods_that_keep_a_promise(tmp_path: Path) -> None:
     assert many.advise(Goal("p50", 1e-9), "round-robin", 1000)[0] is None
 
 
+def test_who_waited_for_answers_does_before_faster_pods(tmp_path: Path) -> None:
+    """All is over sooner there: the same requests are counted for all that, and no promise is kept by nobody."""
+    entries: list[Entry] = []
+    for user in range(8):
+        blocks = [*range(1000 * user, 1000 * user + 40)]
+        for turn in range(6):
+            blocks = [*blocks, *range(1000 * user + 100 + 20 * turn, 1000 * user + 120 + 20 * turn)]
+            entries.append(Entry(12_000 * turn + 50 * user, SIZE * len(blocks), 10, blocks, "pod-0", took_s=11.5))
+    entries.sort(key=lambda entry: entry.at_ms)
+    path = written(tmp_path / "r.jsonl", entries, told_of(1))
+    one, eight = planned(path, "--pods", 1), planned(path, "--pods", 8)
+    assert one["waits"] == eight["waits"] == 40
+    assert one["requests"] == eight["requests"] == 38 and 0.0 < eight["p90"] < one["p90"]
+    advice = planned(path, "--advise", f"ttft_p90={eight['p90']}s")
+    assert all(tried["requests"] == 38 for tried in advice["advice"]["tried"].values())
+
+
 def test_the_table_says_the_same(tmp_path: Path) -> None:
     """For people."""
     path = written(tmp_path / "r.jsonl", conversations(100), told_of(2))
@@ -141,13 +158,15 @@ def test_what_is_older_stands_beside(tmp_path: Path) -> None:
         (("plan", "{bare}", "--policy", "overlp"), "there is no policy 'overlp': did you mean overlap?"),
         (("plan", "{bare}", "--advise", "soon"), "--advise: 'soon' is no target: write ttft_p90=2s"),
         (("plan", "{bare}", "--advise", "ttft_p90=2x"), "--advise: unit 'x' is not one of"),
+        (("plan", "{one}"), "no request comes after the first fifth of the time"),
         (("plan", "{bare}", "--profile", "7b"), "'7b' is not one of 8b, 32b, 70b; did you mean"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     """And no traceback."""
     bare = written(tmp_path / "bare.jsonl", conversations(5), None)
-    result = run(*(str(each).replace("{bare}", str(bare)) for each in arguments))
+    one = written(tmp_path / "one.jsonl", conversations(1), None)
+    result = run(*(str(each).replace("{bare}", str(bare)).replace("{one}", str(one)) for each in arguments))
     assert result.exit_code != 0 and result.output.count("\n") == 1 and words in result.output
 
 

@@ -42,6 +42,13 @@ def test_who_did_not_wait_does_not() -> None:
     assert len(rerun_of(patient, waits=False).chains) == 2 and len(rerun_of(patient).chains) == 1
 
 
+def test_the_same_are_counted_however_fast_it_goes() -> None:
+    """Those that came after the first fifth of the time when it was recorded."""
+    entries = [entry(0, [1]), entry(1999, [2]), entry(2000, [3]), entry(2001, [1, 4]), entry(10_000, [5])]
+    assert rerun_of(Recording(entries, SIZE, fleet())).counted_from == 2
+    assert rerun_of(Recording(entries[:1], SIZE, fleet())).counted_from == 1, "there is no time after it"
+
+
 def test_two_that_continue_one() -> None:
     """The first of them waits, the other one is another chain."""
     entries = [entry(0, [1, 2]), entry(3000, [1, 2, 3]), entry(4000, [1, 2, 9])]

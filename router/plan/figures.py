@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from router.errors import BadRecording
 
+_SHORTEST_S = 1e-3  # that is counted
 _SLO_S = 2.0  # until the first token, and so much more for each of a prompt's
 
 
@@ -52,7 +53,7 @@ def figures(outcomes: Sequence[Answered], work_s: Sequence[float], since: float,
         p50=value_at(0.5, times),
         p90=value_at(0.9, times),
         p99=value_at(0.99, times),
-        done_per_s=done / (until - since),
+        done_per_s=done / max(_SHORTEST_S, until - since),
         in_slo=good / len(counted),
         requests=len(counted),
         imbalance=max(work_s) * len(work_s) / (sum(work_s) or 1.0),

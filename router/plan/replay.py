@@ -7,6 +7,7 @@ many did not wait (a trace that was played by the clock), all come when they cam
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
@@ -29,10 +30,14 @@ _WARM = 0.2  # of the time, which is not counted
 
 
 class Rerun(NamedTuple):
-    """`chains`: when their first requests come (s), and all of their requests. `length_s`: until the last one came."""
+    """`chains`: when their first requests come (s), and all of their requests. `length_s`: until the last one came.
+
+    `counted_from`: the `session` of the first one that is counted, as are all above: whatever time they take again.
+    """
 
     chains: Sequence[tuple[float, Sequence[Turn]]]
     length_s: float
+    counted_from: int
     waits: int
     """Requests that come after the answers to others."""
 
@@ -64,7 +69,8 @@ def rerun_of(recording: Recording, waits: bool | None = None) -> Rerun:
             followed.add(first)
             of[number] = of[first]
             of[first].append(turn)
-    return Rerun(chains, max(1e-3, *times_s[-1:]), len(followed))
+    length_s = max(1e-3, *times_s[-1:])
+    return Rerun(chains, length_s, bisect_left(times_s, length_s * _WARM), len(followed))
 
 
 def _times_s(recording: Recording, entries: Sequence[Entry]) -> Sequence[float]:

@@ -82,7 +82,7 @@ class World:
             self._come_at(time, turn, None)
         last = max(_SHORTEST_S, arrivals.turns[-1][0])
         self._run(last + _DRAIN_S)
-        return self._figures(last * _WARM, last, _STREAM_SLO_S)
+        return self._figures(self._asked, last * _WARM, last, _STREAM_SLO_S)
 
     def replay(self, replay: Rerun) -> Figures:
         """Requests of which some wait for the answers to others."""
@@ -90,7 +90,9 @@ class World:
             user = iter(turns)
             self._come_at(time, next(user), user)
         self._run(replay.length_s + _DRAIN_S)
-        return self._figures(replay.length_s * _WARM, replay.length_s, _STREAM_SLO_S)
+        counted = [asked for asked in self._asked if asked.turn.session >= replay.counted_from]
+        since = min([asked.arrived for asked in counted], default=0.0)
+        return self._figures(counted, since, self._asked[-1].arrived, _STREAM_SLO_S)
 
     def serve(self, sessions: Sessions, users: int, horizon: float) -> Figures:
         """Users, for so many seconds."""
@@ -100,7 +102,7 @@ class World:
             user = sessions.user(numbers, rng)
             self._come_at(sessions.begins_s(rng), next(user), user)
         self._run(horizon)
-        return self._figures(horizon * _WARM, horizon, _SESSION_SLO_S)
+        return self._figures(self._asked, horizon * _WARM, horizon, _SESSION_SLO_S)
 
     # What engines tell
 
@@ -237,8 +239,8 @@ class World:
     def _cached(self, engine: Engine, turn: Turn) -> int:
         return engine.cache.held(turn.blocks[: (turn.tokens - 1) // self._size]) * self._size
 
-    def _figures(self, since: float, until: float, slo_s: float) -> Figures:
-        outcomes = [self._outcome(asked) for asked in self._asked]
+    def _figures(self, asked: Sequence[_Asked], since: float, until: float, slo_s: float) -> Figures:
+        outcomes = [self._outcome(each) for each in asked]
         return figures(outcomes, [engine.prefill_s for engine in self._engines], since, until, slo_s)
 
     def _outcome(self, asked: _Asked) -> Answered:

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import json
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -58,14 +59,17 @@ async def fleet(count: int, arguments: list[str]) -> AsyncIterator[list[Simulate
 
 
 @contextlib.asynccontextmanager
-async def gateway(pods: list[SimulatedPod], policy: str, port: int) -> AsyncIterator[str]:
-    """A gateway in front of the pods, ready; yields its address. Raises `ConfigError` where the port is taken."""
+async def gateway(
+    pods: list[SimulatedPod], policy: str, port: int, environ: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[str]:
+    """A gateway in front of the pods, ready; yields its address. Raises `ConfigError` where the port is taken.
+    `environ`: more of its settings."""
     with as_file(files("simulator") / "tiny") as folder:
         flags = [flag for pod in pods for flag in ("--pod", pod.flag)]
         flags += ["--model", f"name={MODEL},tokenizer={Path(folder)}", "--policy", policy]
         flags += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]  # alerts are for operators
         must_be_free("127.0.0.1", port)  # else whoever listens there would be taken for it
-        async with _process(["router", "serve", *flags]) as process:
+        async with _process(["router", "serve", *flags], environ) as process:
             address = f"http://127.0.0.1:{port}"
             await _ready(address, process)
             yield address
@@ -79,9 +83,10 @@ async def forget_all(pods: list[SimulatedPod]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _process(arguments: list[str]) -> AsyncIterator[Process]:
+async def _process(arguments: list[str], more: Mapping[str, str] = MappingProxyType({})) -> AsyncIterator[Process]:
     settings = "WARMROUTE_"  # somebody's own gateway has those
     environ = {name: value for name, value in environment_of_ours().items() if not name.startswith(settings)}
+    environ.update(more)
     process = await asyncio.create_subprocess_exec(*command_of(*arguments), env=environ, stdin=DEVNULL, stdout=PIPE)
     try:
         yield process
