@@ -39,16 +39,24 @@ def settings_of(options: argparse.Namespace, pods: PodPlan, size: int) -> tuple[
     return core_settings(config), config.scoring.prefill_tokens_per_second
 
 
+def boards_of(workers: int, pods: int) -> list[Board] | list[None]:
+    """By which the workers of one gateway hear of each other's requests; a single one has nobody to hear of."""
+    if workers == 1:
+        return [None]
+    row = row_of(max(64, pods), 16_384)
+    memory = memoryview(bytearray(workers * row.itemsize))
+    return [Board(memory, workers, own, row) for own in range(workers)]
+
+
 def world_of(options: argparse.Namespace, pods: PodPlan, size: int) -> World:
     """Gateways before pods."""
     if options.policy == BOUND:
         return World(pods, size, [], options.seed)
     settings, tokens_per_s = settings_of(options, pods, size)
-    row = row_of(max(64, pods.pods), 16_384)
-    memory = memoryview(bytearray(options.workers * row.itemsize))
-    boards = [Board(memory, options.workers, own, row) for own in range(options.workers)]
     gateways = [
-        VirtualGateway(settings, pods, size, tokens_per_s, board if options.workers > 1 else None) for board in boards
+        VirtualGateway(settings, pods, size, tokens_per_s, board)
+        for _ in range(options.replicas)
+        for board in boards_of(options.workers, pods.pods)
     ]
     world = World(pods, size, gateways, options.seed)
     if options.event_delay or options.event_loss:
@@ -97,6 +105,7 @@ def parser(text: str | None = None) -> argparse.ArgumentParser:
     made.add_argument("--policy", default="predicted-ttft")
     made.add_argument("--seed", type=int, default=1)
     made.add_argument("--workers", type=above(1, int), default=1)
+    made.add_argument("--replicas", type=above(1, int), default=1, help="gateways that hear of each other by events")
     made.add_argument("--event-delay", type=above(0, float), default=0.0, help="seconds")
     made.add_argument("--event-loss", type=above(0, float, 1), default=0.0, help="share of the frames")
     made.add_argument(

@@ -101,6 +101,27 @@ def test_who_waited_for_answers_does_before_faster_pods(tmp_path: Path) -> None:
     assert all(tried["requests"] == 38 for tried in advice["advice"]["tried"].values())
 
 
+def test_answers_are_cached_too(tmp_path: Path) -> None:
+    """Where those who continued found them cached, they are found again: on the same pods, as much as was recorded."""
+    entries: list[Entry] = []
+    for user in range(6):
+        blocks, cached = list[int](), 0
+        for turn in range(6):
+            blocks = [*blocks, *range(1000 * user + 40 * turn, 1000 * user + 40 * turn + 20)]
+            answer = [1000 * user + 40 * turn + 20 + number for number in range(8)]
+            told = {"pod": f"pod-{user % 2}", "ttft_s": 0.1, "took_s": 2.0, "cached": cached}
+            entries.append(Entry(5_000 * turn + 90 * user, SIZE * len(blocks), 8 * SIZE + 1, blocks, **told))  # type: ignore[arg-type]
+            blocks = [*blocks, *answer]
+            cached = SIZE * len(blocks)
+    entries.sort(key=lambda entry: entry.at_ms)
+    told_kept = planned(written(tmp_path / "kept.jsonl", entries, told_of(2)))
+    assert told_kept["recorded"]["hit"] == pytest.approx(told_kept["replayed"]["hit"], abs=0.002)
+    entries = [entry._replace(cached=max(0, (entry.cached or 0) - 8 * SIZE)) for entry in entries]
+    told_lost = planned(written(tmp_path / "lost.jsonl", entries, told_of(2)))
+    assert told_lost["recorded"]["hit"] == pytest.approx(told_lost["replayed"]["hit"], abs=0.002)
+    assert told_lost["hit"] < told_kept["hit"] - 0.05
+
+
 def test_the_table_says_the_same(tmp_path: Path) -> None:
     """For people."""
     path = written(tmp_path / "r.jsonl", conversations(100), told_of(2))

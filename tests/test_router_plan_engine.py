@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.plan.cache import BlockCache, Pool, PooledCache, Taken
+from router.plan.cache import BlockCache, NewBlocks, Pool, PooledCache, Taken
 from router.plan.engine import Engine, Job
 from router.plan.profiles import POD_PROFILES
 
@@ -20,6 +20,7 @@ class Log:
         self.admitted_jobs: list[tuple[object, Taken]] = []
         self.first: dict[object, float] = {}
         self.last: dict[object, float] = {}
+        self.stored: dict[object, NewBlocks] = {}
 
     def admitted(self, number: int, job: Job, taken: Taken) -> None:
         self.admitted_jobs.append((job.ticket, taken))
@@ -27,8 +28,9 @@ class Log:
     def began(self, number: int, job: Job) -> None:
         self.first[job.ticket] = self.now
 
-    def ended(self, number: int, job: Job) -> None:
+    def ended(self, number: int, job: Job, stored: NewBlocks) -> None:
         self.last[job.ticket] = self.now
+        self.stored[job.ticket] = stored
 
 
 def run(engine: Engine, log: Log, until: float = float("inf")) -> None:
@@ -89,6 +91,21 @@ def test_least_recently_used_blocks_go_and_a_prompts_last_first() -> None:
     taken = cache.take([11, 12, 13, 14, 15, 16, 17], 700, 100)
     assert taken == Taken(0, [(0, 7)], [3]) and cache.used_tokens == 800
     assert cache.held([1, 2, 3]) == 2
+
+
+def test_what_was_said_stays() -> None:
+    """Blocks that an answer filled are those of who continues it; the last of them goes first, before the prompt's."""
+    log = Log()
+    engine = Engine(0, PROFILE, cache := BlockCache(1000, SIZE), log)
+    engine.put(Job(250, 210, [1, 2], "a", said=[3, 4]), 0.0)
+    engine.put(Job(250, 210, [1, 2], "b", said=[3, 4]), 0.0)
+    run(engine, log)
+    assert (log.stored["a"], log.stored["b"]) == ([(2, 4)], []) and cache.used_tokens == 0
+    taken = cache.take([1, 2, 3, 4, 5], 500, 10)
+    assert taken == Taken(400, [(4, 5)], [])
+    cache.give_back([1, 2, 3, 4, 5], 500, 10)
+    assert cache.take([11, 12, 13, 14, 15, 16], 600, 100) == Taken(0, [(0, 6)], [5, 4])
+    assert cache.held([1, 2, 3, 4, 5]) == 3
 
 
 def test_pooled_caches_are_one() -> None:

@@ -49,6 +49,17 @@ def test_the_same_are_counted_however_fast_it_goes() -> None:
     assert rerun_of(Recording(entries[:1], SIZE, fleet())).counted_from == 1, "there is no time after it"
 
 
+@pytest.mark.parametrize(
+    ("cached", "said"), [(64, [[3, 4], []]), (48, [[3, 4], []]), (32, [[], []]), (16, [[], []]), (None, [[], []])]
+)
+def test_what_was_said_is_found_where_it_was(cached: int | None, said: list[list[int]]) -> None:
+    """Two blocks are whole with the answer, and who continued it found one of them at least. Who found none, or not
+    even all of the prompt, tells of none."""
+    first = entry(0, [1, 2, 9], answer=33)._replace(tokens=47)
+    found = rerun_of(Recording([first, entry(3000, [1, 2, 3, 4, 5, 6], cached=cached)], SIZE, fleet()))
+    assert [list(turn.said) for turn in found.chains[0][1]] == said
+
+
 def test_two_that_continue_one() -> None:
     """The first of them waits, the other one is another chain."""
     entries = [entry(0, [1, 2]), entry(3000, [1, 2, 3]), entry(4000, [1, 2, 9])]

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+NewBlocks: TypeAlias = Sequence[tuple[int, int]]
+"""Stretches of them: the number of the first, and of the one behind the last."""
 
 
 class Taken(NamedTuple):
     """What becomes of the cache when a request is admitted."""
 
     cached: int  # tokens that are not computed
-    stored: Sequence[tuple[int, int]] = ()  # stretches of its blocks that are new: first, behind the last
+    stored: NewBlocks = ()  # of its own
     removed: Sequence[int] = ()
 
 
@@ -50,7 +53,7 @@ class BlockCache:
         if self.used_tokens + needed * size + private > self._tokens_max and self.used_tokens:
             return None
         cached = self.held(blocks[: (tokens - 1) // size]) * size
-        stored: list[tuple[int, int]] = []
+        new = []
         for number, block in enumerate(blocks):
             if block in used:
                 used[block] += 1
@@ -58,19 +61,25 @@ class BlockCache:
             used[block] = 1
             if block in free:
                 del free[block]
-            elif stored and stored[-1][1] == number:
-                stored[-1] = (stored[-1][0], number + 1)
             else:
-                stored.append((number, number + 1))
+                new.append(number)
         self._private += private
         removed = []
         while free and (len(used) + len(free)) * size + self._private > self._tokens_max:
             removed.append(free.popitem(last=False)[0])
-        return Taken(cached, stored, removed)
+        return Taken(cached, _new_blocks(new), removed)
 
-    def give_back(self, blocks: Sequence[int], tokens: int, answer: int) -> None:
-        """Such a request is over: its blocks stay, as long as nothing else needs their place; the last goes first."""
+    def give_back(self, blocks: Sequence[int], tokens: int, answer: int, said: Sequence[int] = ()) -> NewBlocks:
+        """Such a request is over: its blocks stay, as long as nothing else needs their place; the last goes first.
+
+        So do those that its answer filled, `said`: which of them are new, counted from the first of `blocks`.
+        """
         used, free = self._used, self._free
+        new = [number for number, block in enumerate(said, len(blocks)) if block not in used and block not in free]
+        for block in reversed(said):
+            if block not in used:
+                free[block] = None
+                free.move_to_end(block)
         for block in reversed(blocks):
             users = used[block] - 1
             if users:
@@ -79,6 +88,18 @@ class BlockCache:
                 del used[block]
                 free[block] = None
         self._private -= tokens - len(blocks) * self._size + answer
+        return _new_blocks(new)
+
+
+def _new_blocks(numbers: Sequence[int]) -> NewBlocks:
+    """Of numbers in order."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number:
+            found[-1] = (found[-1][0], number + 1)
+        else:
+            found.append((number, number + 1))
+    return found
 
 
 class Pool:
@@ -124,6 +145,7 @@ class PooledCache:
         self._pool.use(blocks)
         return Taken(cached)
 
-    def give_back(self, blocks: Sequence[int], tokens: int, answer: int) -> None:
-        """As `BlockCache.give_back`."""
+    def give_back(self, blocks: Sequence[int], tokens: int, answer: int, said: Sequence[int] = ()) -> NewBlocks:
+        """As `BlockCache.give_back`, but of answers nothing stays."""
         self.used_tokens -= tokens + answer
+        return ()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol
 
-from router.plan.cache import Taken
+from router.plan.cache import NewBlocks, Taken
 from router.plan.profiles import PodProfile
 
 _AT_ONCE = 4  # steps that are taken as one while something waits for room
@@ -27,17 +27,19 @@ class Cache(Protocol):
     def used_tokens(self) -> int: ...
     def held(self, blocks: Sequence[int]) -> int: ...
     def take(self, blocks: Sequence[int], tokens: int, answer: int) -> Taken | None: ...
-    def give_back(self, blocks: Sequence[int], tokens: int, answer: int) -> None: ...
+    def give_back(self, blocks: Sequence[int], tokens: int, answer: int, said: Sequence[int] = ()) -> NewBlocks: ...
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request at a pod. `blocks`: the whole ones of its prompt; `ticket`: the caller's own."""
+    """A request at a pod. `blocks`: the whole ones of its prompt; `said`: those behind them that its answer fills;
+    `ticket`: the caller's own."""
 
     tokens: int
     answer: int
     blocks: Sequence[int]
     ticket: object
+    said: Sequence[int] = ()
     cached: int = 0  # tokens, once it runs
     computed: int = 0  # tokens, those that were cached among them
     awaited: int = 0  # tokens expected to be cached, while it waits
@@ -48,7 +50,7 @@ class Watcher(Protocol):
 
     def admitted(self, number: int, job: Job, taken: Taken) -> None: ...
     def began(self, number: int, job: Job) -> None: ...
-    def ended(self, number: int, job: Job) -> None: ...
+    def ended(self, number: int, job: Job, stored: NewBlocks) -> None: ...
 
 
 class Engine:
@@ -138,8 +140,8 @@ class Engine:
         return lacking / (used / max(1.0, 200 * step_s)) if lacking > 0 and used else 0.0
 
     def _end(self, job: Job) -> None:
-        self.cache.give_back(job.blocks, job.tokens, job.answer)
-        self._watcher.ended(self.number, job)
+        stored = self.cache.give_back(job.blocks, job.tokens, job.answer, job.said)
+        self._watcher.ended(self.number, job, stored)
 
     def _until(self, ends_at: float) -> bool:
         self.ends_at = ends_at

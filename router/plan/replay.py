@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -50,6 +50,7 @@ def rerun_of(recording: Recording, waits: bool | None = None) -> Rerun:
     answers = [each.answer for each in entries if each.status < _ERROR]
     usual = round(fmean(answers)) if answers else 1
     before = _continued(entries, recording.size)
+    said = _said(entries, before, recording)
     thinks = {number: _think_s(entries[first], entries[number]) for number, first in before.items()}
     hasty = sum(think_s is None for think_s in thinks.values())
     if waits is False or (waits is None and hasty > _HASTY_SHARE * len(before)):
@@ -60,7 +61,12 @@ def rerun_of(recording: Recording, waits: bool | None = None) -> Rerun:
     for number, entry in enumerate(entries):
         think_s, first = thinks.get(number), before.get(number)
         turn = Turn(
-            entry.tokens, entry.answer if entry.status < _ERROR else usual, entry.blocks, number, think_s or 0.0
+            entry.tokens,
+            entry.answer if entry.status < _ERROR else usual,
+            entry.blocks,
+            number,
+            think_s or 0.0,
+            said.get(number, ()),
         )
         if think_s is None or first is None or first in followed:
             of[number] = [turn]
@@ -181,6 +187,21 @@ def _continued(entries: Sequence[Entry], size: int) -> dict[int, int]:
         if whole:
             ends[whole[-1]] = number
     return found
+
+
+def _said(entries: Sequence[Entry], before: Mapping[int, int], recording: Recording) -> dict[int, Sequence[int]]:
+    """Blocks that answers filled, as who continued has them; none where pods did not find them: not all clients give
+    an answer back as it was."""
+    fleet, size = recording.fleet, recording.size
+    fine = fleet.block_size if fleet is not None else size
+    found, said = [], dict[int, Sequence[int]]()
+    for number, first in before.items():
+        then, asked = entries[number], entries[first]
+        computed = asked.tokens + asked.answer - 1  # the last token of an answer is not
+        if computed // fine * fine > asked.tokens and (then.cached or 0) >= asked.tokens // fine * fine:
+            found.append((then.cached or 0) > asked.tokens)
+        said.setdefault(first, then.blocks[asked.tokens // size : min(computed, then.tokens) // size])
+    return said if 2 * sum(found) > len(found) else {}
 
 
 def _think_s(first: Entry, then: Entry) -> float | None:

@@ -30,13 +30,17 @@ _BETWEEN_S = 20.0  # two sessions of a user
 
 
 class Turn(NamedTuple):
-    """One request of a trace. `blocks`: of its prompt, the last may not be whole; `session`: whose it is."""
+    """One request of a trace. `blocks`: of its prompt, the last may not be whole; `session`: whose it is.
+
+    `said`: blocks that its answer fills, beginning with that last one, as prompts that continue it have them.
+    """
 
     tokens: int
     answer: int
     blocks: Sequence[int]
     session: int
     think_s: float = 0.0  # after the answer to the one before it
+    said: Sequence[int] = ()
 
 
 class Arrivals(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import TypeAlias
 
-from router.plan.cache import BlockCache, Pool, PooledCache, Taken
+from router.plan.cache import BlockCache, NewBlocks, Pool, PooledCache, Taken
 from router.plan.engine import Engine, Job
 from router.plan.figures import Answered, Figures, figures
 from router.plan.gateway import SentOn, VirtualGateway, tokens_of
@@ -107,15 +107,7 @@ class World:
     # What engines tell
 
     def admitted(self, number: int, job: Job, taken: Taken) -> None:
-        if not taken.stored and not taken.removed:
-            return
-        stretches = [
-            Stretch(job.blocks[start:end], job.blocks[start - 1] if start else None, tokens, self._size)
-            for start, end in taken.stored
-            for tokens in (tokens_of(job.blocks[start:end], self._size),)
-        ]
-        for gateway in self._gateways:
-            gateway.changed(number, stretches, taken.removed, self.now)
+        self._changed(number, job.blocks, taken.stored, taken.removed)
 
     def began(self, number: int, job: Job) -> None:
         asked = job.ticket
@@ -127,7 +119,8 @@ class World:
             asked.gateway.began(asked.sent.placement, self.now)
             self._freed(asked.gateway)
 
-    def ended(self, number: int, job: Job) -> None:
+    def ended(self, number: int, job: Job, stored: NewBlocks) -> None:
+        self._changed(number, [*job.blocks, *job.said] if stored else (), stored, ())
         asked = job.ticket
         assert isinstance(asked, _Asked)
         if job.tokens < asked.turn.tokens:
@@ -143,6 +136,18 @@ class World:
                 self._come_at(self.now + turn.think_s, turn, asked.user)
 
     # Inside
+
+    def _changed(self, number: int, blocks: Sequence[int], stored: NewBlocks, removed: Sequence[int]) -> None:
+        """Gateways hear of it."""
+        if not stored and not removed:
+            return
+        stretches = [
+            Stretch(blocks[start:end], blocks[start - 1] if start else None, tokens, self._size)
+            for start, end in stored
+            for tokens in (tokens_of(blocks[start:end], self._size),)
+        ]
+        for gateway in self._gateways:
+            gateway.changed(number, stretches, removed, self.now)
 
     def _freed(self, gateway: VirtualGateway) -> None:
         """A pod may take more, once its step has begun."""
@@ -206,7 +211,7 @@ class World:
 
     def _send(self, asked: _Asked, number: int) -> None:
         turn, engine, piece = asked.turn, self._engines[number], None if asked.sent is None else asked.sent.tokens
-        job = Job(turn.tokens, turn.answer, self._whole(turn), asked)
+        job = Job(turn.tokens, turn.answer, self._whole(turn), asked, turn.said)
         if piece is not None:
             job = Job(piece, 1, turn.blocks[: piece // self._size], asked)
         asked.job = asked.job or job
