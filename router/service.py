@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from indexer.blocks import KeySpace
@@ -37,7 +38,7 @@ from router.upstream.upstreams import Upstreams
 from router.warmup.warmup import Warmup
 from router.workers.peers import Peers
 from router.workers.worker import Worker, rows_of
-from scorer.hold import HoldLimits
+from scorer.hold import HoldLimits, PodBounds
 from scorer.policies import PolicyName, Settings, Weights
 from scorer.sessions import SessionLimits
 
@@ -264,6 +265,7 @@ def core_settings(config: Config) -> CoreSettings:
     """What the decision is set to by a configuration."""
     gateway, admission, breaker, index = config.gateway, config.admission, config.breaker, config.index
     weights, upstream, scoring, kept = index.tier_weights, config.upstream, config.scoring, config.prefix_store_config
+    pods = PodBounds(admission.pod_requests_max or inf, admission.pod_prefill_tokens_max or inf)
     return CoreSettings(
         index=IndexSettings(
             blocks_max=index.blocks_max,
@@ -282,12 +284,11 @@ def core_settings(config: Config) -> CoreSettings:
         bounds=Bounds(
             requests=gateway.requests_max,
             prefill_tokens=admission.prefill_tokens_max,
-            pod_requests=admission.pod_requests_max,
-            pod_prefill_tokens=admission.pod_prefill_tokens_max,
+            pods=pods,
         ),
         queue_max=admission.queue_max,
         flow_queue_max=admission.flow_queue_max,
-        hold=HoldLimits(admission.look_ahead, admission.hold_max, admission.queue_max),
+        hold=HoldLimits(admission.look_ahead, admission.hold_max, admission.queue_max, pods),
         piece_tokens=scoring.pieces.tokens if scoring.pieces.enabled else 0,
         breaker=BreakerLimits(
             in_row_max=breaker.failures_in_row,

@@ -40,13 +40,26 @@ _ROUND_S = 0.25  # between two rounds of those whose pod stays busy,
 _EACH_S = 0.0025  # or so much for each who waits: a small share of the time, however many they are
 
 
+class PodBounds(NamedTuple):
+    """A pod with so many requests, or so many tokens of prompts that wait there, takes no more."""
+
+    requests: float = float("inf")
+    prefill_tokens: float = float("inf")
+
+    def allow(self, load: PodLoad) -> bool:
+        """Another request."""
+        return load.requests < self.requests and load.prefill_tokens < self.prefill_tokens
+
+
 class HoldLimits(NamedTuple):
     """`look_ahead_s`: work that a pod is promised at most, if it is not idle; 0: nobody waits. `wait_max_s`: for
-    each; for room, with its prefill and what the pod has to do before. `waiting_max`: more are not kept waiting."""
+    each; for room, with its prefill and what the pod has to do before. `waiting_max`: more are not kept waiting.
+    `pods`: what each takes."""
 
     look_ahead_s: float
     wait_max_s: float
     waiting_max: int
+    pods: PodBounds
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +100,7 @@ def overdue() -> Held:
 
 
 _NOBODY = Held(None, None, 0, 0.0), 0.0
-_ANY = float("inf")  # work
+_ANY, _NOTHING = float("inf"), -1.0  # work
 _LAST = float("inf")  # the turn of who comes, behind all who wait
 
 
@@ -250,7 +263,9 @@ class Hold:
         return flow
 
     def _room_s(self, load: PodLoad, now: float) -> float:
-        """Of work that the pod may be promised now: who is idle takes anything."""
+        """Of work that the pod may be promised now: who is idle takes anything, who has as much as it may nothing."""
+        if not self.limits.pods.allow(load):
+            return _NOTHING
         backlog_s = load.backlog_s(now)
         known = load.rate.fleet.samples >= _SAMPLES_MIN or load.owes
         return self.limits.look_ahead_s - backlog_s if known and backlog_s > 0.0 else _ANY

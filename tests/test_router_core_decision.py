@@ -15,6 +15,7 @@ from router.core.demand import BreakerChange, Demand, End
 from router.core.fleet import RankId
 from router.errors import Busy, Full, NoFitPod, UnknownModel
 from scorer.board import Board, row_of
+from scorer.hold import overdue
 from scorer.pick import scored
 from tests.fakes.cores import (
     MODEL,
@@ -567,6 +568,37 @@ def test_a_decision_keeps_the_states_that_it_saw() -> None:
     after = decide(core, asked(core, 1), NOBODY, 9.0)
     assert feed.state != "degraded" and after.states[1] == feed.state
     assert before.states[1] == "degraded"
+
+
+@pytest.mark.parametrize("bound", ["pod_requests_max", "pod_prefill_tokens_max"])
+def test_a_full_pod_is_waited_for_while_that_is_worth_it(bound: str) -> None:
+    """Who has much of its prompt there waits, until it could have computed it elsewhere meanwhile; others go there."""
+    core = core_of(2, admission={bound: 1})
+    store(core, "pod-1", 1, 3200)
+    first = route(core, asked(core, 1, 3200), NOBODY, 0.0)
+    demand, guest = asked(core, 1, 3200), core.hold.put("who", None, 0, 0.1, 0.0)
+    assert first.pod.name == "pod-1"
+    with pytest.raises(Busy):
+        route(core, demand, NOBODY, 0.0)
+
+    def again(now: float, waits: Any) -> str:
+        return core.route(demand, core.look_up(demand, None, now), NOBODY, now, None, waits).pod.name
+
+    with pytest.raises(Busy):
+        again(2.0, guest)
+    assert again(30.0, guest) == "pod-0"
+    with pytest.raises(Full) as full:
+        route(core, asked(core, 2), NOBODY, 30.0)
+    assert not isinstance(full.value, Busy)
+    core.finish(first, SERVED, 30.0)
+    assert again(30.0, guest) == "pod-1"
+    for waits, section in ((overdue(), {}), (None, {"look_ahead": 0})):
+        core = core_of(2, admission={bound: 1, **section})
+        store(core, "pod-1", 1, 3200)
+        assert [again(0.0, None), again(0.0, waits)] == ["pod-1", "pod-0"]
+    core = core_of(2, admission={bound: 1})
+    store(core, "pod-1", 1)
+    assert [route(core, asked(core, seed), NOBODY, 0.0).pod.name for seed in (1, 9)] == ["pod-1", "pod-0"]
 
 
 def test_bounds_on_prompts_that_wait() -> None:

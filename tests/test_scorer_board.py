@@ -12,7 +12,7 @@ import pytest
 from indexer.blocks import Keys, KeySpace
 from scorer.board import FIELDS, Board, SharedLoad, row_of
 from scorer.cost import PrefillRate
-from scorer.hold import Held, Hold, HoldLimits
+from scorer.hold import Held, Hold, HoldLimits, PodBounds
 from scorer.load import PodLoad, Ticket
 
 WORKERS = 3
@@ -139,7 +139,7 @@ class Waiting:
     """Who waits for pod `a` with one worker of a host."""
 
     def __init__(self, host: Host, number: int) -> None:
-        self.hold = Hold(HoldLimits(0.5, 600.0, 100))
+        self.hold = Hold(HoldLimits(0.5, 600.0, 100, PodBounds()))
         self.board, self.load = host.boards[number], host.loads[number]["a"]
 
     def put(self, cost_s: float, now: float, priority: int = 0) -> Held:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from scorer.cost import PrefillRate
-from scorer.hold import Held, Hold, HoldLimits, overdue
+from scorer.hold import Held, Hold, HoldLimits, PodBounds, overdue
 from scorer.load import PodLoad, Ticket
 
-LIMITS = HoldLimits(0.5, 60.0, 100)
+LIMITS = HoldLimits(0.5, 60.0, 100, PodBounds())
 
 
 def a_load(measured: bool = True) -> PodLoad:
@@ -309,9 +309,23 @@ def test_whose_pod_stays_busy_is_offered_now_and_then() -> None:
             assert offered[0] == times * count and gate.gone == []
 
 
+def test_who_waits_for_a_full_pod_is_not_asked_again_and_again() -> None:
+    """But in rounds, and as soon as somebody ends there."""
+    hold, load = Hold(LIMITS._replace(pods=PodBounds(requests=1))), a_load()
+    gate = Gate(hold, [load])
+    ticket = load.admit(10, 0.0, tells=True)
+    load.first_byte(ticket, 0.01, True)
+    gate.put("a", load, 0.1, 1.0)
+    assert gate.serve(1.0) == [] and hold.must_wait(load, 0.1, False, None, 1.0)
+    asked: list[Held] = []
+    assert not hold.serve([load], 1.1, lambda held: bool(asked.append(held))) and not asked
+    load.release(ticket, 1.1)
+    assert gate.serve(1.2) == ["a"]
+
+
 def test_who_finds_no_place_to_wait_goes() -> None:
     """However busy its pod is, and whatever it costs there; nothing of it is kept."""
-    hold, load = Hold(HoldLimits(0.5, 60.0, 1)), a_load()
+    hold, load = Hold(HoldLimits(0.5, 60.0, 1, PodBounds())), a_load()
     busy(load, 9.0)
     assert hold.put("first", "", 0, 1.0, 0.0) is not None and hold.put("second", "", 0, 1.0, 0.0) is None
     assert not hold.must_wait(load, 5.0, True, overdue(), 0.0)

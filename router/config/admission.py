@@ -47,10 +47,15 @@ class AdmissionConfig(Section):
         default=None, ge=1, description="Prompt tokens that wait to be computed, over all pods. null: no bound."
     )
     pod_requests_max: Count | None = Field(
-        default=None, ge=1, description="Requests at one pod (at one rank, if it has several). null: no bound."
+        default=None,
+        ge=1,
+        description="Requests at one pod (at one rank, if it has several). Whoever would be served sooner there than "
+        "elsewhere waits for it. null: no bound.",
     )
     pod_prefill_tokens_max: Count | None = Field(
-        default=None, ge=1, description="Prompt tokens that wait at one pod (or rank). null: no bound."
+        default=None,
+        ge=1,
+        description="Prompt tokens that wait at one pod (or rank), likewise. null: no bound.",
     )
     queue_max: Count = Field(default=256, ge=0, le=100_000, description="Requests that wait. 0: 429 at once.")
     flow_queue_max: Count = Field(default=64, ge=1, le=100_000, description="Requests of one flow that wait.")

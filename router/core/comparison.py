@@ -17,7 +17,9 @@ from router.core.holdings import Holders
 from scorer.candidates import Candidates
 from scorer.chains import Chains
 from scorer.crowd import MANY, Alike, Crowd, Regulars, Rivals
+from scorer.hold import Held
 from scorer.load import PodLoad
+from scorer.pick import Pick
 
 _LOOK_S = 0.1  # between two looks at what changes little
 _LOOKED_MAX = 32  # ranks at one look, so that no decision pays for more: about 0.1 ms
@@ -333,3 +335,30 @@ def slow_starts_s(ranks: Sequence[Rank], now: float) -> list[float]:
             if not rank.load.rate.samples and not rank.load.requests:
                 left_s[number] = min(left_s[number], least_s)
     return left_s
+
+
+def waits_for_full(picked: Pick, ranks: Sequence[Rank], roomy: Sequence[Rank], held: Held | None, now: float) -> bool:
+    """Whether the pick of all stands: it is one with room, or so much better that it is worth to wait for. Nobody waits
+    for a full pod for longer than the best one with room is later."""
+    allowed = set(roomy)
+    if ranks[picked.best.number] in allowed:
+        return True
+    prices = picked.prices
+    elsewhere = min([price for price, rank in zip(prices, ranks, strict=True) if rank in allowed])
+    return (0.0 if held is None else now - held.since) < elsewhere - prices[picked.best.number]
+
+
+def long_enough(ranks: Sequence[Rank], tokens: int) -> Sequence[Rank]:
+    """Those whose context takes so much; if none does, those with the longest, whose refusal the client gets."""
+    lengths = [rank.pod.context_tokens for rank in ranks]
+    enough = min(tokens, max((length for length in lengths if length is not None), default=0))
+    if None in lengths:  # it may take any length
+        enough = tokens
+    return [rank for rank, length in zip(ranks, lengths, strict=True) if length is None or length >= enough]
+
+
+def reason_of(demand: Demand, best: Pick) -> str:
+    """Why it is the pick, in words."""
+    if demand.reason is None:
+        return best.reason
+    return f"{demand.reason}; its text: {best.reason}" if best.best.matched else demand.reason

@@ -16,7 +16,7 @@ from indexer.index import PrefixIndex
 from indexer.losses import Losses
 from indexer.match import Hit
 from indexer.prefixes import PrefixStore
-from router.core.comparison import Comparison, slow_starts_s
+from router.core.comparison import Comparison, long_enough, reason_of, slow_starts_s, waits_for_full
 from router.core.demand import NOT_DONE, BreakerChange, Decision, Demand, End, Placement
 from router.core.fair_queue import FairQueue
 from router.core.fleet import Fleet, Pod, Rank, RankId
@@ -32,7 +32,7 @@ from scorer.cost import PrefillRate
 from scorer.hold import COLD_S, Held, Hold
 from scorer.load import PodLoad
 from scorer.other_workers import OtherWorkers
-from scorer.pick import Pick, pick
+from scorer.pick import pick
 from scorer.policies import AskedPrompt, Settings, policy_of, session_number
 from scorer.sessions import LiveSessions
 from scorer.shadow import Shadow
@@ -112,12 +112,11 @@ class Core:
         Raises `Busy`, `Full`, `NoRetry`, and what `decide` raises.
         """
         ranks = self._fit(demand, exclude, now)
-        if exclude:
-            if not self.budget.take(now):
-                raise NoRetry("The retry budget is spent.")
-        elif self._bounded or self._all_in_flight >= self._bounds.requests:
-            ranks = self._with_room(ranks)
-        decision = self._decide(demand, holders, ranks, now, session, held)
+        if exclude and not self.budget.take(now):
+            raise NoRetry("The retry budget is spent.")
+        bounded = not exclude and (self._bounded or self._all_in_flight >= self._bounds.requests)
+        decide = self._decide_in_bounds if bounded else self._decide
+        decision = decide(demand, holders, ranks, now, session, held)
         if self.holds and not exclude:
             self._wait_if_it_must(decision, held, now)
         if self._knows_request:
@@ -378,7 +377,7 @@ class Core:
             ranks = left = [rank for rank in ranks if rank.id.pod in demand.pods]
         answer, shortest = demand.answer, self.fleet.shortest
         if answer is not None and shortest is not None and demand.tokens + answer > shortest:
-            left = _long_enough(left, demand.tokens + answer)
+            left = long_enough(left, demand.tokens + answer)
         if exclude:
             left = [rank for rank in left if rank.id.pod not in exclude]
         if left is ranks:
@@ -404,14 +403,27 @@ class Core:
             queued = sum(rank.load.prefill_tokens for rank in self.fleet.ranks)
             if queued >= bounds.prefill_tokens:
                 raise Full(f"{queued} prompt tokens wait to be computed, and no more may.")
-        requests, tokens = bounds.pod_requests, bounds.pod_prefill_tokens
-        if requests is not None:
-            ranks = [rank for rank in ranks if rank.load.requests < requests]
-        if tokens is not None:
-            ranks = [rank for rank in ranks if rank.load.prefill_tokens < tokens]
-        if not ranks:
+        roomy = [rank for rank in ranks if bounds.pods.allow(rank.load)]
+        if not roomy:
             raise Full("All pods for this request have as much to do as they may.")
-        return ranks
+        return roomy if len(roomy) < len(ranks) else ranks
+
+    def _decide_in_bounds(
+        self,
+        demand: Demand,
+        holders: Holders,
+        ranks: Sequence[Rank],
+        now: float,
+        session: str | None,
+        held: Held | None,
+    ) -> Decision:
+        """Who is best placed at a full pod may wait for that one; raises `Full` where there is no room anywhere."""
+        roomy = self._with_room(ranks)
+        if self.holds and roomy is not ranks:
+            decision = self._decide(demand, holders, ranks, now, session, held)
+            if waits_for_full(decision.pick, ranks, roomy, held, now):
+                return decision
+        return self._decide(demand, holders, roomy, now, session, held)
 
     def _decide(
         self,
@@ -433,7 +445,7 @@ class Core:
         slow = self._slowness(ranks, now) if self.fleet.cold or now < self._slow_until else None
         asked = self._asked(demand, session) if self._knows_request else None
         picked = pick(candidates, self._policy, self.turn, slow, asked)
-        best, reason, states = picked.best, _reason(demand, picked), self._comparison.states
+        best, reason, states = picked.best, reason_of(demand, picked), self._comparison.states
         matched, rank = best.matched if demand.text is None else 0, ranks[best.number]
         return Decision(now, demand, rank, matched, ranks, hits, picked, reason, states, holders.known)
 
@@ -483,18 +495,3 @@ class Core:
     def _start_slowly(self, pod: Pod, now: float) -> None:
         pod.slow_until = now + self._settings.slow_start_s
         self._slow_until = max(self._slow_until, pod.slow_until)
-
-
-def _long_enough(ranks: Sequence[Rank], tokens: int) -> Sequence[Rank]:
-    """Those whose context takes so much; if none does, those with the longest, whose refusal the client gets."""
-    lengths = [rank.pod.context_tokens for rank in ranks]
-    enough = min(tokens, max((length for length in lengths if length is not None), default=0))
-    if None in lengths:  # it may take any length
-        enough = tokens
-    return [rank for rank, length in zip(ranks, lengths, strict=True) if length is None or length >= enough]
-
-
-def _reason(demand: Demand, best: Pick) -> str:
-    if demand.reason is None:
-        return best.reason
-    return f"{demand.reason}; its text: {best.reason}" if best.best.matched else demand.reason

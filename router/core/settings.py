@@ -6,24 +6,23 @@ from dataclasses import dataclass
 
 from indexer.prefixes import PrefixLimits
 from router.core.breaker import BreakerLimits
-from scorer.hold import HoldLimits
+from scorer.hold import HoldLimits, PodBounds
 from scorer.policies import Settings
 from scorer.sessions import SessionLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What may be on its way at most; None: any number. Of ranks, where a pod has several."""
+    """What may be on its way at most; None: any number. `pods`: at each, or each rank, where a pod has several."""
 
     requests: int
     prefill_tokens: int | None
-    pod_requests: int | None
-    pod_prefill_tokens: int | None
+    pods: PodBounds
 
     @property
     def by_load(self) -> bool:
         """By more than the number of requests."""
-        return any(bound is not None for bound in (self.prefill_tokens, self.pod_requests, self.pod_prefill_tokens))
+        return self.prefill_tokens is not None or self.pods != PodBounds()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

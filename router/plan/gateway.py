@@ -24,13 +24,13 @@ from router.plan.publisher import At, EventPath, Publisher, Stretch
 from router.plan.traces import Turn
 from scorer.board import Board
 from scorer.cost import FleetRate, PrefillRate
-from scorer.hold import Held, overdue
+from scorer.hold import Held, PodBounds, overdue
 
 _MODEL = "m"
 _HELD_MAX = 10_000  # batches that wait for others
 _NOBODY: frozenset[str] = frozenset()
 _SEED = 1  # of keys
-_NO_BOUNDS = Bounds(requests=sys.maxsize, prefill_tokens=None, pod_requests=None, pod_prefill_tokens=None)
+_NO_BOUNDS = Bounds(requests=sys.maxsize, prefill_tokens=None, pods=PodBounds())
 
 
 class SentOn(NamedTuple):
@@ -59,7 +59,7 @@ class VirtualGateway:
         """
         self._size = size
         self._space = KeySpace(_SEED)
-        hold = settings.hold._replace(waiting_max=sys.maxsize)
+        hold = settings.hold._replace(waiting_max=sys.maxsize, pods=_NO_BOUNDS.pods)
         self.core = Core(replace(settings, bounds=_NO_BOUNDS, hold=hold), self._space, board)
         self._pieces = Pieces(self.core) if settings.piece_tokens else None
         self._ranks: list[Rank] = []
