@@ -182,7 +182,7 @@ class Visitor:
         self.group: str | None = MODEL
 
     def enter(self, held: Held | None = None) -> str:
-        if self.house.busy and held is not None and held.since > 0.0:
+        if self.house.busy and (held is None or held.since > 0.0):
             raise Busy("busy")
         if self.house.refusal is not None:
             raise self.house.refusal
@@ -244,6 +244,23 @@ async def test_who_waits_for_a_pod_goes_when_it_may() -> None:
     house.busy = False
     assert await tasks[1] == "b"
     assert (hold.waiting, house.places, sum(house.results.values())) == (0, 7, 0)
+
+
+async def test_who_has_its_turn_may_wait_for_one_pod() -> None:
+    """There is room, but not at the pod that is best for it: others take it; in the end it takes any."""
+    for waits, asked in ((30.0, False), (0.1, True)):
+        house = House(wait_max_s=waits)
+        task = await house.visit("a")
+        house.busy, house.places = True, 1
+        house.admission.serve()
+        assert (house.queue.waiting, house.core.hold.waiting, house.places, task.done()) == (0, 1, 1, False)
+        house.busy = asked
+        assert await task == "a"
+        house.admission.serve()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert house.core.hold.waiting == 0
+        assert (house.places, house.results) == (0, {"granted": 1})
 
 
 async def test_full_and_too_long() -> None:

@@ -167,7 +167,9 @@ class WaitingRoom(Generic[_T]):
         if future.done():  # its client left, or its time is over, a moment ago
             return True
         try:
-            future.set_result(guest.enter(overdue()))  # it has waited enough
+            taken = self._enter_or_hold(guest, future)
+            if taken is not None:
+                future.set_result(taken)
         except Full:
             return False
         except RouterError as error:
@@ -178,12 +180,29 @@ class WaitingRoom(Generic[_T]):
             self._grants.come(time.monotonic())
         return True
 
+    def _enter_or_hold(self, guest: Guest[_T], future: asyncio.Future[_T]) -> _T | None:
+        """There is room somewhere; None: a pod without is better for it, and it waits for that one from now on."""
+        try:
+            return guest.enter()
+        except Busy as busy:
+            item, now = (guest, future), time.monotonic()
+            if self._core.hold.put(item, guest.flow, guest.priority, busy.cost_s, now) is not None:
+                return None
+            return guest.enter(overdue())
+
     def _too_long(self, entry: Waiting, future: asyncio.Future[_T], full: Full) -> None:
-        if not future.done():
+        if future.done():
+            return
+        guest, _ = cast("tuple[Guest[_T], asyncio.Future[_T]]", entry.item)
+        self._queue.remove(entry)
+        try:
+            future.set_result(guest.enter(overdue()))  # it may wait for one pod, and find room at another
+        except Full:
             self.results["timeout"] += 1
-            self._queue.remove(entry)
             text = f"{full.message} No room came within {self._wait_max_s:g} s."
             future.set_exception(Saturated(text, self._again_s()))
+        except RouterError as error:
+            future.set_exception(error)
 
     def _again_s(self) -> int:
         return self._grants.again_s(self._queue.waiting, time.monotonic())
