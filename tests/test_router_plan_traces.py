@@ -107,6 +107,7 @@ def test_users_ask_session_after_session() -> None:
         ([], "there is no request in it"),
         (["garbage"], "line 1: it is no JSON object with timestamp"),
         (["[1]"], "line 1"),
+        ([line(1, [1]).replace("1,", "NaN,", 1)], "line 1"),
         ([line(1, [1]), "", line(2, [2])[:-9]], "line 3"),
         (
             [line(1, [1]), json.dumps({"timestamp": 1, "input_length": None, "output_length": 1, "hash_ids": []})],

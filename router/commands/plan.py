@@ -97,8 +97,7 @@ class Planner:
             "index": {"blocks_max": blocks, "pods_max": max(512, pods)},
         }
         config = Config.model_validate(given)
-        speed = config.scoring.prefill_tokens_per_second
-        world = World(plan, size, [VirtualGateway(core_settings(config), plan, size, speed)], _SEED)
+        world = world_of(config, plan, size, _SEED)
         length_s, title = self.replay.length_s, f"{pods} pod{'s' if pods > 1 else ''}, {policy}"
         world.watch = lambda now: self._watch(title, min(1.0, now / length_s))
         found = world.replay(self.replay)
@@ -124,6 +123,12 @@ class Planner:
             middle = (enough + short) // 2
             short, enough = (short, middle) if meets(middle) else (middle, enough)
         return enough, tried
+
+
+def world_of(config: Config, pods: PodPlan, size: int, seed: int) -> World:
+    """Virtual pods behind one gateway of this configuration. `size`: tokens a block."""
+    speed = config.scoring.prefill_tokens_per_second
+    return World(pods, size, [VirtualGateway(core_settings(config), pods, size, speed)], seed)
 
 
 def plan(path: str, question: WhatIf, as_json: bool) -> None:

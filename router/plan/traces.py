@@ -8,13 +8,14 @@ of which is [time, input tokens, output tokens, think time s, …, …, [first b
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import orjson
 
 from router.errors import BadRecording
 
@@ -114,7 +115,7 @@ def read_trace(lines: Iterable[str], seed: int, copies: int = 1, speed: float = 
 def _entry_of(line: str, number: int, sessions: bool | None) -> dict[str, Any]:
     """Such that all that is read of it is there. `sessions`: what it must be; None: either."""
     try:
-        entry: dict[str, Any] = json.loads(line)
+        entry: dict[str, Any] = orjson.loads(line)
         if sessions is None:
             sessions = "reqs" in entry
         numbers: list[Any] = []

@@ -14,13 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from router.commands.demo.side_by_side import TableRow, side_by_side
+from router.commands.plan import world_of
 from router.config.settings import Config
 from router.plan.figures import Figures
-from router.plan.gateway import VirtualGateway
 from router.plan.profiles import POD_PROFILES, PodPlan
 from router.plan.traces import Sessions, Turn
-from router.plan.world import World
-from router.service import core_settings
 
 _PROFILE = POD_PROFILES["32b"]
 _SIZE = 256  # tokens a block
@@ -59,9 +57,7 @@ def agents_scene(
     )
     measured = {}
     for title, admission in _SIDES.items():
-        config = Config.model_validate({"admission": admission})
-        speed = config.scoring.prefill_tokens_per_second
-        world = World(plan, _SIZE, [VirtualGateway(core_settings(config), plan, _SIZE, speed)], seed)
+        world = world_of(Config.model_validate({"admission": admission}), plan, _SIZE, seed)
         world.watch = lambda now, title=title: watch(title, now / shape.horizon_s)
         measured[title] = world.serve(work, agents, shape.horizon_s)
         watch(title, 1.0)
