@@ -60,6 +60,13 @@ def test_what_was_said_is_found_where_it_was(cached: int | None, said: list[list
     assert [list(turn.said) for turn in found.chains[0][1]] == said
 
 
+def test_a_fleet_that_has_told_nothing_yet() -> None:
+    """Blocks are as large as the entries say."""
+    entries = [entry(0, [1, 2], answer=40), entry(3000, [1, 2, 3, 4], cached=48)]
+    found = rerun_of(Recording(entries, SIZE, fleet()._replace(block_size=0)))
+    assert [list(turn.said) for turn in found.chains[0][1]] == [[3, 4], []]
+
+
 def test_two_that_continue_one() -> None:
     """The first of them waits, the other one is another chain."""
     entries = [entry(0, [1, 2]), entry(3000, [1, 2, 3]), entry(4000, [1, 2, 9])]

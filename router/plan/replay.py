@@ -193,7 +193,7 @@ def _said(entries: Sequence[Entry], before: Mapping[int, int], recording: Record
     """Blocks that answers filled, as who continued has them; none where pods did not find them: not all clients give
     an answer back as it was."""
     fleet, size = recording.fleet, recording.size
-    fine = fleet.block_size if fleet is not None else size
+    fine = (0 if fleet is None else fleet.block_size) or size  # of a fleet that has told nothing yet it is 0
     found, said = [], dict[int, Sequence[int]]()
     for number, first in before.items():
         then, asked = entries[number], entries[first]
